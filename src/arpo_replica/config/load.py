@@ -1,0 +1,66 @@
+"""Read a study's YAML into a ``StudyConfig``; every mistake becomes one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
+
+
+def load_config(path: Path) -> StudyConfig:
+    """Read and check ``path``. Raises ``UserError`` with the key at fault."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"Config {path} cannot be read: {error.strerror}; give an existing file.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"Config {path} is no valid YAML: {' '.join(str(error).split())}.") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Any, source: str) -> StudyConfig:
+    """Check a mapping as Snakemake hands it over. ``source`` names it in messages."""
+    if not isinstance(raw, dict):
+        raise UserError(f"Config {source} must be a mapping of keys, see configs/README.md.")
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"Config {source}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a validation error in one sentence with the key and a fix."""
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if isinstance(part, str | int)]
+    key = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), known_keys(location[:-1]), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "configs/README.md lists the known keys."
+        return f"unknown key '{key}'; {hint}{more}"
+    if first["type"] == "missing":
+        return f"the key '{key}' is missing; configs/README.md says what it means.{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{message}.{more}"
+    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}.{more}"
+
+
+def known_keys(location: list[str | int]) -> list[str]:
+    """The keys allowed at a place of the config."""
+    model: Any = StudyConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

@@ -1,0 +1,50 @@
+"""What every desktop provider offers. The episode loop knows nothing else of a desktop."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from arpo_replica.actions.types import Action
+from arpo_replica.tasks.model import Task
+
+
+class Desktop(Protocol):
+    """One desktop with one user in front of it. All methods raise ``DesktopError`` when it is broken."""
+
+    screen: tuple[int, int]
+    """Width and height in pixels."""
+
+    async def reset(self, task: Task) -> None:
+        """Bring the desktop to a clean state, run the task's set-up steps, return when it is ready."""
+
+    async def screenshot(self) -> bytes:
+        """The screen with the mouse pointer, as PNG bytes."""
+
+    async def act(self, action: Action, action_id: str) -> None:
+        """Apply the action at most once: an id seen before is ignored, a lost answer is never retried.
+
+        Returns when the effect of the action can be seen. ``Finished`` and ``Fail`` never get here.
+        """
+
+    async def evaluate(self, task: Task, last_action: Action | None) -> float:
+        """Score in [0, 1] of the state as it is (hard protocol), by the task's own evaluator.
+
+        ``last_action`` is what the policy did last: a ``Fail`` scores 1 on an infeasible task and
+        0 on any other without running the evaluator, as OSWorld does.
+        """
+
+    async def close(self) -> None:
+        """Stop it. No process and no file stays behind. Never raises."""
+
+
+class DesktopProvider(Protocol):
+    """Makes desktops of one kind. Start and close may run concurrently."""
+
+    def check(self) -> None:
+        """Refuse early, with a ``UserError``, when this machine cannot run such desktops."""
+
+    async def start(self, name: str) -> Desktop:
+        """A running desktop, ready for ``reset``; ``name`` is unique in this process (for logs)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for provenance: provider, versions of browser and guest, isolation, screen."""

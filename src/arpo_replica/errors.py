@@ -1,0 +1,21 @@
+"""The errors that a user or the episode loop may meet, each with one meaning."""
+
+
+class UserError(Exception):
+    """A mistake in a config, file, id or endpoint.
+
+    The message is one sentence that names the key or file and the fix. Entry points print it
+    without a traceback and exit with status 2.
+    """
+
+
+class DesktopError(Exception):
+    """The desktop, its set-up or its evaluator failed: the episode is an ``env_error``, never a score."""
+
+
+class PolicyError(Exception):
+    """The policy's endpoint failed or did not answer: the episode is an ``env_error`` too."""
+
+
+class FormatError(ValueError):
+    """Model text that is no valid action. The episode loop turns it into the format penalty."""

@@ -1,0 +1,184 @@
+"""Episodes on disk: one directory per episode, written whole or not at all.
+
+    {root}/{domain}.{task_id}/episode.json   summary, one JSON object (``EpisodeRecord``)
+    {root}/{domain}.{task_id}/steps.jsonl    one JSON object per step (``StepRecord``)
+    {root}/{domain}.{task_id}/step_000.webp  what the policy saw before step 0, and so on;
+                                             the last one shows the state that was evaluated
+
+``episodes.jsonl`` beside the directories is the index, written last: its existence means "complete".
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+Outcome = Literal["success", "failure", "truncated", "env_error"]
+
+
+class StepRecord(BaseModel):
+    """One reply of the policy and what became of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int
+    text: str
+    """Raw text of the policy, never trusted, never executed."""
+    action: dict[str, Any] | None
+    """``Action.to_json()`` in screen pixels, or None when the text was no valid action."""
+    action_id: str | None
+    format_error: str | None
+    screenshot: str
+    """File name of what the policy saw."""
+    model_s: float
+    env_s: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class EpisodeRecord(BaseModel):
+    """The summary of one episode."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: str
+    domain: str
+    task_sha256: str
+    instruction: str
+    infeasible: bool
+    arm: str
+    seed: int
+    stage: str
+    split: str
+    trial: int
+    size: str
+    """Size mark of the study (``nano``, ``2b``, ``7b``)."""
+    desktop: str
+    """Provider, e.g. ``process``."""
+    checkpoint_sha256: str
+    sampling: dict[str, Any]
+    outcome: Outcome
+    hard_score: float | None
+    """Evaluator's score of the state as it was left; None for ``env_error``."""
+    standard_score: float | None
+    """The same, but an episode cut at the step limit counts as FAIL (ARPO p. 6; OSWorld runner)."""
+    format_errors: int
+    n_steps: int
+    attempts: int
+    """1 + number of retries after an ``env_error``."""
+    errors: list[str]
+    """One line for each attempt that ended in an ``env_error``."""
+    final_screenshot: str | None
+    started_at: float
+    """Unix time, seconds."""
+    duration_s: float
+
+
+def to_webp(png: bytes) -> bytes:
+    """Lossless WebP of a PNG screenshot: what the policy saw can be recovered to the pixel."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(out, "WEBP", lossless=True, quality=30, method=2)
+    return out.getvalue()
+
+
+def episode_dir(root: Path, domain: str, task_id: str) -> Path:
+    """Where an episode lies."""
+    return root / f"{domain}.{task_id}"
+
+
+def write_episode(
+    root: Path, record: EpisodeRecord, steps: Iterable[StepRecord], screenshots: dict[str, bytes]
+) -> Path:
+    """Write an episode whole or not at all: temporary directory, flush, rename.
+
+    ``screenshots`` maps file name to WebP bytes. An episode that exists is never touched: raises
+    FileExistsError.
+    """
+    final = episode_dir(root, record.domain, record.task_id)
+    if final.exists():
+        raise FileExistsError(final)
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".tmp-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        lines = "".join(step.model_dump_json() + "\n" for step in steps)
+        files = {**screenshots, "steps.jsonl": lines.encode()}
+        files["episode.json"] = (record.model_dump_json(indent=1) + "\n").encode()
+        for name, data in files.items():
+            _write_flushed(temporary / name, data)
+        _flush_directory(temporary)
+        temporary.rename(final)
+        _flush_directory(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def read_episode(path: Path) -> tuple[EpisodeRecord, list[StepRecord]]:
+    """Read one episode directory."""
+    record = EpisodeRecord.model_validate_json((path / "episode.json").read_bytes())
+    lines = (path / "steps.jsonl").read_text().splitlines()
+    return record, [StepRecord.model_validate_json(line) for line in lines]
+
+
+def finished_episodes(root: Path) -> dict[tuple[str, str], Path]:
+    """(domain, task id) -> directory of every finished episode under ``root``."""
+    found = {}
+    for path in sorted(root.glob("*/episode.json")):
+        if not path.parent.name.startswith(".tmp-"):
+            domain, _, task_id = path.parent.name.partition(".")
+            found[domain, task_id] = path.parent
+    return found
+
+
+def clear_unfinished(root: Path) -> None:
+    """Remove what a killed writer left behind."""
+    for path in root.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_index(root: Path) -> Path:
+    """Write ``episodes.jsonl``: the summaries of all episodes, sorted by domain and task id."""
+    lines = []
+    for path in finished_episodes(root).values():
+        record = json.loads((path / "episode.json").read_bytes())
+        lines.append(json.dumps({**record, "directory": path.name}, sort_keys=True) + "\n")
+    index = root / "episodes.jsonl"
+    write_atomically(index, "".join(lines).encode())
+    return index
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a reader sees the old or the new file, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    _write_flushed(temporary, data)
+    temporary.replace(path)
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

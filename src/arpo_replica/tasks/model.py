@@ -1,0 +1,59 @@
+"""A task: OSWorld's task JSON, unchanged (github.com/xlang-ai/OSWorld, evaluation_examples)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.errors import UserError
+
+REQUIRED_KEYS = ("id", "instruction", "config", "evaluator")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task file. ``domain`` is the folder it lies in (``chrome``, ``miniwob`` ...)."""
+
+    id: str
+    domain: str
+    instruction: str
+    config: list[dict[str, Any]]
+    evaluator: dict[str, Any]
+    raw: dict[str, Any]
+    sha256: str
+
+    @property
+    def infeasible(self) -> bool:
+        """True if only a final FAIL solves it: OSWorld marks this by the evaluator, not by a list."""
+        return self.evaluator.get("func") == "infeasible"
+
+    @property
+    def needs_network(self) -> bool:
+        """True if the task file declares that its desktop needs the outside network."""
+        return bool(self.raw.get("arpo_network", False))
+
+
+def load_task(path: Path) -> Task:
+    """Read one task file. Raises ``UserError`` that names the file and what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        raw = json.loads(data)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Task file {path} cannot be read ({error}); restore it or drop its id.") from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(raw, dict) or key not in raw]
+    if missing and not (missing == ["config"]):
+        raise UserError(f"Task file {path} lacks the key '{missing[0]}'; every OSWorld task file has it.")
+    if raw["id"] != path.stem:
+        raise UserError(f"Task file {path} has the id '{raw['id']}'; file name and id must be equal.")
+    return Task(
+        id=raw["id"],
+        domain=path.parent.name,
+        instruction=raw["instruction"],
+        config=raw.get("config", []),
+        evaluator=raw["evaluator"],
+        raw=raw,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
