@@ -1,0 +1,31 @@
+"""What the episode loop asks of a policy; the same for an HTTP endpoint, verl and a scripted expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from arpo_replica.tasks.model import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply of the policy, as text, with its token counts."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Conversation(Protocol):
+    """One episode's exchange of screenshots and replies. Raises ``PolicyError`` when the endpoint fails."""
+
+    async def reply(self, screenshot: bytes) -> Reply:
+        """Show the newest screenshot (PNG bytes), get the next reply. History is kept inside."""
+
+
+class Policy(Protocol):
+    """Starts conversations."""
+
+    def start(self, task: Task, trial: int) -> Conversation:
+        """A fresh conversation about a task; ``trial`` enters the sampling seed."""

@@ -1,0 +1,119 @@
+"""The episode loop: screenshot, reply, action, until the policy ends it or the step limit is reached.
+
+Rollouts for evaluation and rollouts inside verl both run this very function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from arpo_replica.actions.types import Action, Fail, Finished
+from arpo_replica.desktop.interface import Desktop
+from arpo_replica.errors import DesktopError, FormatError
+from arpo_replica.policy.interface import Policy
+from arpo_replica.rollout.parser import ReplyParser
+from arpo_replica.rollout.records import Outcome, StepRecord, to_webp
+from arpo_replica.tasks.model import Task
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """When an episode ends and what counts as a success."""
+
+    max_steps: int
+    success_above: float
+    timeout_s: float
+
+
+@dataclass
+class EpisodeResult:
+    """What one attempt at a task gave. Never made for a broken desktop: that raises."""
+
+    outcome: Outcome
+    hard_score: float
+    standard_score: float
+    format_errors: int
+    steps: list[StepRecord] = field(default_factory=list)
+    screenshots: dict[str, bytes] = field(default_factory=dict)
+    """File name -> WebP bytes."""
+    final_screenshot: str | None = None
+
+
+async def run_episode(
+    task: Task, trial: int, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+) -> EpisodeResult:
+    """Run one episode on a desktop that is started but not yet reset.
+
+    An unparsable reply ends the episode (released code: verl/trainer/gui_agent.py:814-819); the
+    evaluator still runs. Raises ``DesktopError`` or ``PolicyError``: the attempt is an ``env_error``.
+    """
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _run(task, trial, desktop, policy, parser, limits)
+    except TimeoutError as error:
+        raise DesktopError(f"episode took longer than {limits.timeout_s:g} s") from error
+
+
+async def _run(
+    task: Task, trial: int, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+) -> EpisodeResult:
+    await desktop.reset(task)
+    conversation = policy.start(task, trial)
+    episode = uuid.uuid4().hex
+    steps: list[StepRecord] = []
+    screenshots: dict[str, bytes] = {}
+    last: Action | None = None
+    ended = False
+    format_errors = 0
+    started = time.monotonic()
+    png = await desktop.screenshot()
+    for index in range(limits.max_steps):
+        name = f"step_{index:03d}.webp"
+        screenshots[name] = to_webp(png)
+        observed = time.monotonic()
+        reply = await conversation.reply(png)
+        replied = time.monotonic()
+        action, problem, action_id = None, None, None
+        try:
+            action = parser.parse(reply.text)
+        except FormatError as error:
+            problem = str(error)
+            format_errors += 1
+        if isinstance(action, Finished | Fail) or problem is not None:
+            ended = True
+            last = action
+        elif action is not None:
+            action_id = f"{episode}-{index}"
+            last = action
+            await desktop.act(action, action_id)
+            png = await desktop.screenshot()
+        acted = time.monotonic()
+        steps.append(
+            StepRecord(
+                index=index,
+                text=reply.text,
+                action=None if action is None else action.to_json(),
+                action_id=action_id,
+                format_error=problem,
+                screenshot=name,
+                model_s=round(replied - observed, 4),
+                env_s=round(acted - replied + (observed - started), 4),
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+            )
+        )
+        started = acted
+        if ended:
+            break
+    final = f"step_{len(steps):03d}.webp"
+    screenshots[final] = to_webp(png)
+    hard = await desktop.evaluate(task, last)
+    if ended:
+        outcome: Outcome = "success" if hard > limits.success_above else "failure"
+        standard = hard
+    else:
+        outcome, standard = "truncated", float(task.infeasible)
+    return EpisodeResult(outcome, hard, standard, format_errors, steps, screenshots, final)
