@@ -224,7 +224,7 @@ class StudyConfig(Section):
     """Size mark that every result carries."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     """Training seeds."""
-    arms: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"base": {}})
+    arms: dict[str, dict[str, Any]] = Field(default={"base": {}})
     """Arm -> overrides of `training`; `base` is the untrained policy."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Which locked environment (envs/cpu or envs/gpu) serves and trains."""

@@ -27,5 +27,5 @@ class Conversation(Protocol):
 class Policy(Protocol):
     """Starts conversations."""
 
-    def start(self, task: Task, trial: int) -> Conversation:
-        """A fresh conversation about a task; ``trial`` enters the sampling seed."""
+    def start(self, task: Task) -> Conversation:
+        """A fresh conversation about a task."""

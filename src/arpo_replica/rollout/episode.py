@@ -43,7 +43,7 @@ class EpisodeResult:
 
 
 async def run_episode(
-    task: Task, trial: int, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+    task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
 ) -> EpisodeResult:
     """Run one episode on a desktop that is started but not yet reset.
 
@@ -52,16 +52,16 @@ async def run_episode(
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
-            return await _run(task, trial, desktop, policy, parser, limits)
+            return await _run(task, desktop, policy, parser, limits)
     except TimeoutError as error:
         raise DesktopError(f"episode took longer than {limits.timeout_s:g} s") from error
 
 
 async def _run(
-    task: Task, trial: int, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+    task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
 ) -> EpisodeResult:
     await desktop.reset(task)
-    conversation = policy.start(task, trial)
+    conversation = policy.start(task)
     episode = uuid.uuid4().hex
     steps: list[StepRecord] = []
     screenshots: dict[str, bytes] = {}
