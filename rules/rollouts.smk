@@ -1,0 +1,25 @@
+# Needs: a manifest of weights, the evaluated splits, desktops, vLLM. Makes: one index of episodes for each
+# split and trial. One job, and one start of vLLM, for all splits and trials of a checkpoint; the episodes lie
+# beside their index in folders that Snakemake does not know: a killed job keeps all that it finished.
+
+
+rule collect_rollouts:
+    input:
+        manifest="<results>/<model>/manifest.json",
+        splits=expand(
+            "<results>/splits/{split}.json", split=study.config.evaluation.splits
+        ),
+    output:
+        study.episode_indexes("<results>/<episodes>"),
+    log:
+        "<logs>/collect_rollouts/{arm}.seed_{seed}.{stage}.log",
+    benchmark:
+        "<benchmarks>/collect_rollouts/{arm}.seed_{seed}.{stage}.tsv"
+    threads: study.config.threads
+    resources:
+        mem_mb=10000,
+        runtime=120,
+    params:
+        decides=study.rollout_params(),
+    script:
+        "../scripts/collect_rollouts.py"

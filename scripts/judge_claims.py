@@ -1,0 +1,11 @@
+"""Put each claim of the paper beside what was measured."""
+
+from pathlib import Path
+
+from arpo_replica.evaluation.claims import judge_claims
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    judge_claims(
+        config, Path(snakemake.input.summary), Path(snakemake.input.claims), Path(snakemake.output[0])
+    )

@@ -1,0 +1,10 @@
+"""Let the scripted expert solve tasks in real desktops and keep what it did."""
+
+import asyncio
+from pathlib import Path
+
+from arpo_replica.nano.demonstrations import record_demonstrations
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    asyncio.run(record_demonstrations(config, Path(snakemake.output[0]).parent))

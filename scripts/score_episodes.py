@@ -1,0 +1,10 @@
+"""Collect the scores of all episodes in one table."""
+
+from pathlib import Path
+
+from arpo_replica.evaluation.scores import score_episodes
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    roots = [Path(index).parent for index in snakemake.input.indexes]
+    score_episodes(config, roots, Path(snakemake.output[0]))

@@ -1,0 +1,16 @@
+"""Train one stage of one arm through verl."""
+
+from pathlib import Path
+
+from arpo_replica.training.run import train_stage
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    train_stage(
+        config,
+        arm=snakemake.wildcards.arm,
+        seed=int(snakemake.wildcards.seed),
+        stage=snakemake.wildcards.stage,
+        parent=Path(snakemake.input.parent),
+        out=Path(snakemake.output.manifest).parent,
+    )

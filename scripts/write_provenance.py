@@ -1,0 +1,9 @@
+"""Write where every number comes from."""
+
+from pathlib import Path
+
+from arpo_replica.evaluation.provenance import write_provenance
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    write_provenance(config, Path(snakemake.output[0]))

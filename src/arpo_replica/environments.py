@@ -1,0 +1,79 @@
+"""The locked Python environments and how one process calls into another one.
+
+The controller must stay light and the heavy stacks cannot share one environment, so they are joined by
+processes, not by imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from arpo_replica.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+Environment = Literal["controller", "cpu", "gpu"]
+PR_SET_PDEATHSIG = 1
+
+
+def heavy_environment(accelerator: Literal["cpu", "cuda"]) -> Environment:
+    """The environment that serves and trains on an accelerator."""
+    return "cpu" if accelerator == "cpu" else "gpu"
+
+
+def python_of(environment: Environment) -> Path:
+    """Its interpreter. Raises ``UserError`` if the environment was not prepared."""
+    python = ROOT / "envs" / environment / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise UserError(f"envs/{environment} is not installed; run 'python3 envs/prepare.py {environment}'.")
+    return python
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (for ``preexec_fn``)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_module(environment: Environment, module: str, *arguments: object, threads: int = 2) -> None:
+    """Run ``python -m module arguments`` in an environment, output passed through, until it ends.
+
+    Exit status 2 means a user's mistake that the child has already explained: it becomes a ``UserError``
+    with the child's last line. Raises ``RuntimeError`` for any other failure.
+    """
+    command = [str(python_of(environment)), "-m", module, *(str(part) for part in arguments)]
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    child = subprocess.Popen(
+        command,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation
+    )
+    last = ""
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            last = line.strip() or last
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        status = child.wait()
+    if status == 2:
+        raise UserError(last)
+    if status:
+        raise RuntimeError(f"{module} ended with status {status}: {last}")

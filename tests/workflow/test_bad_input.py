@@ -1,0 +1,55 @@
+"""A user's mistake gets one clear sentence and a failing status before any work starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def refusal(workspace, *arguments: str) -> str:
+    done = workspace.run("--dry-run", *arguments)
+    assert done.returncode != 0
+    shown = done.stdout + done.stderr
+    assert "Traceback" not in shown
+    assert not (workspace.root / "results").exists()
+    return " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("  trials: 2", "  trails: 2", "unknown key 'evaluation.trails'; did you mean 'trials'?"),
+        ("  trials: 2", "  trials: two", "'evaluation.trials' is 'two'"),
+        ("size: nano", "size: 70b", "'size' is '70b'"),
+        ("  tasks_per_step: 4", "  tasks_per_step: 6", "training.tasks_per_step (6) must be a multiple of"),
+        ("  rollouts_per_task: 4", "  rollouts_per_task: 1", "'training.rollouts_per_task' is 1"),
+        ("splits: [test_in, test_out]", "splits: [test_inn]", "evaluation.splits names the split 'test_inn'"),
+        ("  model: nano", "  model: /no/such/folder", "policy.model '/no/such/folder' is no model folder"),
+    ],
+)
+def test_config_mistakes(checkout, old, new, sentence):
+    checkout.edit("configs/demo.yaml", old, new)
+    assert sentence in refusal(checkout)
+
+
+def test_unknown_task_id_is_named(checkout):
+    path = checkout.root / "data/splits/miniwob_train_4.json"
+    split = json.loads(path.read_text())
+    next(iter(split["tasks"].values()))[0] = "click-nothing-s001"
+    path.write_text(json.dumps(split))
+    assert "miniwob/click-nothing-s001" in refusal(checkout)
+
+
+def test_a_model_folder_without_weights_is_refused(checkout):
+    folder = checkout.root / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    checkout.edit("configs/demo.yaml", "  model: nano", "  model: model")
+    assert "policy.model 'model' is no model folder with config.json and *.safetensors" in refusal(checkout)
+
+
+def test_missing_config_file(checkout):
+    done = checkout.run("--dry-run", "--configfile", "configs/none.yaml")
+    assert done.returncode != 0
+    assert "configs/none.yaml" in done.stdout + done.stderr
