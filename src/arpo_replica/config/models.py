@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -215,6 +215,15 @@ class EvaluationConfig(Section):
     """Hard score above which an episode is a success."""
 
 
+class ReportConfig(Section):
+    """The page (`reports/{study}/index.html`)."""
+
+    screenshots_mb: float = Field(default=12, ge=0)
+    """Most that the page's screenshots may take, in MB; the page says which episodes have none."""
+    screenshot_width: Positive = 960
+    """Wider screenshots are reduced to this width, in pixels."""
+
+
 class StudyConfig(Section):
     """A study: everything that decides its result."""
 
@@ -246,6 +255,8 @@ class StudyConfig(Section):
     """GRPO and replay."""
     evaluation: EvaluationConfig
     """Evaluation."""
+    report: ReportConfig = ReportConfig()
+    """The page."""
 
     @field_validator("seeds")
     @classmethod
@@ -270,10 +281,20 @@ class StudyConfig(Section):
             self.recipe(arm)
         return self
 
+    def _arm_error(self, arm: str, error: ValidationError) -> ValueError:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["arms", arm, *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            return ValueError(f"unknown key '{key}'; configs/README.md lists the keys of 'training'")
+        return ValueError(f"'{key}' is {first['input']!r}: {first['msg']}")
+
     def recipe(self, arm: str) -> TrainingConfig:
         """The training config of one arm: `training` with the arm's overrides merged in."""
         merged = merge(self.training.model_dump(), self.arms[arm])
-        recipe = TrainingConfig.model_validate(merged)
+        try:
+            recipe = TrainingConfig.model_validate(merged)
+        except ValidationError as error:
+            raise self._arm_error(arm, error) from None
         if recipe.tasks_per_step % recipe.minibatch_tasks:
             raise ValueError(
                 f"training.tasks_per_step ({recipe.tasks_per_step}) must be a multiple of "

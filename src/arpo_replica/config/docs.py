@@ -1,0 +1,85 @@
+"""``configs/README.md``, generated from the config models so that it cannot drift from them."""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from arpo_replica.config.models import StudyConfig
+
+HEADER = """# Configs
+
+One YAML file is one study. Every key, its type, its default and its meaning; the file is generated from
+`src/arpo_replica/config/models.py` by `python -m arpo_replica docs`, and a test fails when it drifts.
+
+| study | what it is for |
+| --- | --- |
+| [demo.yaml](demo.yaml) | the default: the whole pipeline in minutes on two cores |
+| [nano.yaml](nano.yaml) | the same parts for about an hour: does replay make the nano policy learn? |
+| [ci.yaml](ci.yaml) | the smallest study, for continuous integration |
+
+Run another study with `snakemake --configfile configs/nano.yaml`. An arm is a set of overrides of
+`training`, for example `arpo: {replay: {enabled: true}}`.
+"""
+
+
+def render_docs() -> str:
+    """The whole page as Markdown."""
+    sections = [HEADER]
+    queue: list[tuple[str, type[BaseModel]]] = [("", StudyConfig)]
+    while queue:
+        prefix, model = queue.pop(0)
+        title = f"`{prefix.rstrip('.')}`" if prefix else "Top level"
+        summary = (model.__doc__ or "").strip().splitlines()[0]
+        rows = [f"\n## {title}\n\n{summary}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |"]
+        for name, field in model.model_fields.items():
+            nested = nested_model(field.annotation)
+            if nested is not None:
+                many = "[]." if get_origin(field.annotation) is list else "."
+                queue.append((f"{prefix}{name}{many}", nested))
+            default = field.default
+            if field.is_required():
+                shown = "required"
+            elif nested is not None or default is PydanticUndefined:
+                shown = "see below" if nested else "empty"
+            else:
+                shown = f"`{default}`"
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            rows.append(f"| `{prefix}{name}` | {type_name(field.annotation)} | {shown} | {meaning} |")
+        sections.append("\n".join(rows) + "\n")
+    return "".join(sections)
+
+
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or a list of."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def type_name(annotation: Any) -> str:
+    """A type as a user would say it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    names = {"NoneType": "none", "int": "integer", "float": "number", "str": "text", "bool": "true or false"}
+    if origin is Annotated:
+        name = type_name(arguments[0])
+    elif origin is Literal:
+        name = " or ".join(f"`{value}`" for value in arguments)
+    elif origin in (Union, types.UnionType):
+        name = " or ".join(type_name(argument) for argument in arguments)
+    elif origin is list:
+        name = f"list of {type_name(arguments[0])}"
+    elif origin is tuple:
+        name = "[" + ", ".join(type_name(argument) for argument in arguments) + "]"
+    elif origin is dict:
+        name = "mapping"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        name = "section"
+    else:
+        raw = getattr(annotation, "__name__", str(annotation))
+        name = names.get(raw, raw.lower())
+    return name

@@ -1,0 +1,80 @@
+"""The config model: what it refuses and how it says so, and that its documentation is up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arpo_replica.config import load_config, parse_config
+from arpo_replica.config.docs import render_docs
+from arpo_replica.config.models import merge
+from arpo_replica.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_config_is_valid_and_named_after_its_file(path):
+    assert load_config(path).study == path.stem
+
+
+def test_docs_are_up_to_date():
+    assert (ROOT / "configs" / "README.md").read_text() == render_docs(), "run: python -m arpo_replica docs"
+
+
+def test_every_key_has_a_meaning():
+    for line in render_docs().splitlines():
+        if line.startswith("| `"):
+            assert not line.rstrip(" |").endswith(("`", "required")), line
+
+
+def test_the_arms_differ_in_the_replay_switch_alone():
+    config = load_config(DEMO)
+    grpo, arpo = config.recipe("grpo").model_dump(), config.recipe("arpo").model_dump()
+    assert grpo["replay"].pop("enabled") is False
+    assert arpo["replay"].pop("enabled") is True
+    assert grpo == arpo
+
+
+def test_merge_replaces_scalars_and_lists_and_descends_into_mappings():
+    assert merge({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [9]}}) == {"a": {"b": 1, "c": [9]}, "d": 3}
+
+
+def changed(**changes):
+    return merge(yaml.safe_load(DEMO.read_text()), changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"desktop": {"screen": [0, 224]}}, "'desktop.screen.0' is 0"),
+        ({"arms": {"grpo": {"learning_rat": 1}}}, "unknown key 'arms.grpo.learning_rat'"),
+        ({"arms": {"base": {"learning_rate": 1}}}, "arms.base must be empty"),
+        ({"seeds": [1, 1]}, "a seed is listed twice"),
+        ({"evaluation": {"trials": 0}}, "'evaluation.trials' is 0"),
+        ({"training": {"stages": [{"name": "a", "split": "nope", "steps": 1}]}}, "names the split 'nope'"),
+    ],
+)
+def test_mistakes_name_the_key(changes, sentence):
+    with pytest.raises(UserError) as refused:
+        parse_config(changed(**changes), "x.yaml")
+    assert sentence in str(refused.value)
+    assert str(refused.value).startswith("Config x.yaml:")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_section_is_named():
+    raw = changed()
+    del raw["evaluation"]
+    with pytest.raises(UserError, match="the key 'evaluation' is missing"):
+        parse_config(raw, "x.yaml")
+
+
+def test_a_file_that_is_no_yaml(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1,")
+    with pytest.raises(UserError, match="is no valid YAML"):
+        load_config(path)
