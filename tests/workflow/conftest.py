@@ -49,27 +49,29 @@ class Workspace:
         path.write_text(text.replace(old, new))
 
 
+def make_checkout(root: Path) -> Workspace:
+    """Copy the workflow as it stands into an empty folder."""
+    for name in ("rules", "scripts", "profiles", "configs", "data", "src"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", root)
+    return Workspace(root)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Workspace:
     """The workflow as it stands, in an empty folder."""
-    for name in ("rules", "scripts", "profiles", "configs", "data", "src"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", tmp_path)
-    return Workspace(tmp_path)
+    return make_checkout(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def finished_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo study, 'finished' by scripts that only write their outputs."""
-    root = tmp_path_factory.mktemp("finished")
-    for name in ("rules", "scripts", "profiles", "configs", "data", "src"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", root)
-    for script in (root / "scripts").glob("*.py"):
+    workspace = make_checkout(tmp_path_factory.mktemp("finished"))
+    for script in (workspace.root / "scripts").glob("*.py"):
         script.write_text(STUB)
-    done = Workspace(root).run("--cores", "4")
+    done = workspace.run("--cores", "4")
     assert done.returncode == 0, done.stderr[-3000:]
-    return root
+    return workspace.root
 
 
 @pytest.fixture
