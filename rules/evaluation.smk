@@ -34,6 +34,7 @@ rule judge_claims:
     input:
         summary="<results>/summary.json",
         claims="data/paper/claims.yaml",
+        published="data/paper/results.yaml",
     output:
         "<results>/claims.json",
     log:

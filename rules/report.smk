@@ -8,6 +8,7 @@ rule render_report:
         summary="<results>/summary.json",
         claims="<results>/claims.json",
         provenance="<results>/provenance.json",
+        deviations="data/paper/deviations.yaml",
         templates=study.report_templates(),
     output:
         report(

@@ -3,8 +3,11 @@
 import asyncio
 from pathlib import Path
 
+from arpo_replica.desktop.providers import make_provider
 from arpo_replica.nano.demonstrations import record_demonstrations
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
-    asyncio.run(record_demonstrations(config, Path(snakemake.output[0]).parent))
+    asyncio.run(
+        record_demonstrations(config, Path(snakemake.output[0]).parent, make_provider(config.desktop))
+    )

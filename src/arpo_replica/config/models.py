@@ -62,22 +62,23 @@ class NanoConfig(Section):
     """Episodes that the scripted expert records in the real desktop."""
     seed: int = 0
     """Seed of demonstrations, weights and training order."""
-    epochs: Positive = 8
-    """Passes of supervised learning over the demonstrations."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of supervised learning."""
+    epochs: Positive = 2
+    """Passes of supervised learning over the demonstrations. More passes, or more demonstrations, make a
+    better base policy; beyond three passes it learns demonstrations by heart."""
+    learning_rate: float = Field(default=4e-3, gt=0)
+    """Peak learning rate of supervised learning (AdamW's; Muon's is 2.5 times this)."""
     batch_size: Positive = 32
-    """Demonstration steps per update."""
+    """Demonstrations per update."""
     hidden_size: Positive = 192
     """Width of the language model; a multiple of 64."""
     layers: Positive = 4
     """Depth of the language model."""
     vision_hidden_size: Positive = 128
     """Width of the vision tower; a multiple of 64."""
-    vision_layers: Positive = 3
+    vision_layers: Positive = 1
     """Depth of the vision tower."""
     vocabulary: Annotated[int, Field(ge=400)] = 1024
-    """Size of the byte-pair vocabulary, special tokens included."""
+    """Largest vocabulary: special tokens, bytes, coordinates, phrases, words."""
 
 
 class PolicyConfig(Section):
@@ -120,6 +121,8 @@ class ServingConfig(Section):
     """Requests that vLLM runs at once."""
     enforce_eager: bool = True
     """No CUDA graphs or compilation: faster start, slower tokens."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; `auto`: float32 on a CPU, the model's own on a GPU."""
 
 
 class RolloutConfig(Section):

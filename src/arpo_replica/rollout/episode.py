@@ -6,6 +6,7 @@ Rollouts for evaluation and rollouts inside verl both run this very function.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from arpo_replica.desktop.interface import Desktop
 from arpo_replica.errors import DesktopError, FormatError
 from arpo_replica.policy.interface import Policy
 from arpo_replica.rollout.parser import ReplyParser
-from arpo_replica.rollout.records import Outcome, StepRecord, to_webp
+from arpo_replica.rollout.records import Outcome, StepRecord
 from arpo_replica.tasks.model import Task
 
 
@@ -38,8 +39,12 @@ class EpisodeResult:
     format_errors: int
     steps: list[StepRecord] = field(default_factory=list)
     screenshots: dict[str, bytes] = field(default_factory=dict)
-    """File name -> WebP bytes."""
+    """File name in the record (``step_000.webp``) -> PNG bytes as they came; ``write_episode`` converts."""
     final_screenshot: str | None = None
+    reset_s: float = 0.0
+    """Seconds until the desktop showed the task."""
+    evaluate_s: float = 0.0
+    """Seconds of the evaluator."""
 
 
 async def run_episode(
@@ -50,16 +55,20 @@ async def run_episode(
     An unparsable reply ends the episode (released code: verl/trainer/gui_agent.py:814-819); the
     evaluator still runs. Raises ``DesktopError`` or ``PolicyError``: the attempt is an ``env_error``.
     """
+    scope = asyncio.timeout(limits.timeout_s)
     try:
-        async with asyncio.timeout(limits.timeout_s):
+        async with scope:
             return await _run(task, desktop, policy, parser, limits)
     except TimeoutError as error:
-        raise DesktopError(f"episode took longer than {limits.timeout_s:g} s") from error
+        if scope.expired():
+            raise DesktopError(f"episode took longer than {limits.timeout_s:g} s") from error
+        raise DesktopError(f"something in the episode timed out: {error}") from error
 
 
 async def _run(
     task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
 ) -> EpisodeResult:
+    began = time.monotonic()
     await desktop.reset(task)
     conversation = policy.start(task)
     episode = uuid.uuid4().hex
@@ -68,11 +77,11 @@ async def _run(
     last: Action | None = None
     ended = False
     format_errors = 0
-    started = time.monotonic()
     png = await desktop.screenshot()
+    reset_s = time.monotonic() - began
     for index in range(limits.max_steps):
         name = f"step_{index:03d}.webp"
-        screenshots[name] = to_webp(png)
+        screenshots[name] = png
         observed = time.monotonic()
         reply = await conversation.reply(png)
         replied = time.monotonic()
@@ -82,15 +91,13 @@ async def _run(
         except FormatError as error:
             problem = str(error)
             format_errors += 1
-        if isinstance(action, Finished | Fail) or problem is not None:
+        last = action
+        if action is None or isinstance(action, Finished | Fail):
             ended = True
-            last = action
-        elif action is not None:
+        else:
             action_id = f"{episode}-{index}"
-            last = action
             await desktop.act(action, action_id)
             png = await desktop.screenshot()
-        acted = time.monotonic()
         steps.append(
             StepRecord(
                 index=index,
@@ -100,20 +107,32 @@ async def _run(
                 format_error=problem,
                 screenshot=name,
                 model_s=round(replied - observed, 4),
-                env_s=round(acted - replied + (observed - started), 4),
+                env_s=round(time.monotonic() - replied, 4),
                 prompt_tokens=reply.prompt_tokens,
                 completion_tokens=reply.completion_tokens,
             )
         )
-        started = acted
         if ended:
             break
     final = f"step_{len(steps):03d}.webp"
-    screenshots[final] = to_webp(png)
+    screenshots[final] = png
+    finished = time.monotonic()
     hard = await desktop.evaluate(task, last)
+    if not (math.isfinite(hard) and 0 <= hard <= 1):
+        raise DesktopError(f"the evaluator gave {hard!r}, which is no score in [0, 1]")
     if ended:
         outcome: Outcome = "success" if hard > limits.success_above else "failure"
         standard = hard
     else:
         outcome, standard = "truncated", float(task.infeasible)
-    return EpisodeResult(outcome, hard, standard, format_errors, steps, screenshots, final)
+    return EpisodeResult(
+        outcome=outcome,
+        hard_score=hard,
+        standard_score=standard,
+        format_errors=format_errors,
+        steps=steps,
+        screenshots=screenshots,
+        final_screenshot=final,
+        reset_s=round(reset_s, 4),
+        evaluate_s=round(time.monotonic() - finished, 4),
+    )

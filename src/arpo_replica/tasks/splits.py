@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arpo_replica.errors import UserError
+from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.model import Task, load_task
 
 
@@ -51,3 +52,13 @@ def load_split(path: Path, task_root: Path) -> list[Task]:
     if missing:
         raise UserError(f"Split {path} names tasks that {task_root} does not have: {', '.join(missing)}.")
     return tasks
+
+
+def resolve_split(path: Path, task_root: Path, out: Path) -> None:
+    """Write the split with the sha256 of each task file: a changed task is then a changed file."""
+    tasks = load_split(path, task_root)
+    content = {
+        "split": path.stem,
+        "tasks": [{"domain": task.domain, "id": task.id, "sha256": task.sha256} for task in tasks],
+    }
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())

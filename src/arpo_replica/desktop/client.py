@@ -1,0 +1,165 @@
+"""Client of a desktop's guest server. Nothing is ever sent twice: a lost answer is a lost answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from arpo_replica.actions.types import Action
+from arpo_replica.errors import DesktopError
+
+Command = str | list[str]
+COMMAND_S = 130.0
+"""The guest gives up on a command after 120 s."""
+
+
+class GuestClient:
+    """One desktop's HTTP API (OSWorld's, and our /act, /rest, /reset, /health).
+
+    Every method raises ``DesktopError`` when the guest does not answer or refuses.
+    """
+
+    def __init__(
+        self,
+        connector: Callable[[], aiohttp.BaseConnector],
+        screen: tuple[int, int],
+        timeout_s: float = 15.0,
+        base_url: str = "http://localhost",
+    ) -> None:
+        """``timeout_s`` bounds each call that names no time of its own."""
+        self.screen = screen
+        self._connector = connector
+        self._base = base_url
+        self._timeout_s = timeout_s
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> GuestClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; the desktop goes on."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def _call(
+        self, method: str, path: str, timeout_s: float | None = None, **body: Any
+    ) -> tuple[bytes, Any]:
+        limit = self._timeout_s if timeout_s is None else timeout_s
+        if self._http is None:
+            self._http = aiohttp.ClientSession(connector=self._connector())
+        try:
+            async with self._http.request(
+                method, self._base + path, timeout=aiohttp.ClientTimeout(total=limit), **body
+            ) as answer:
+                data = await answer.read()
+                if answer.status != 200:
+                    text = data[:300].decode(errors="replace").strip()
+                    raise DesktopError(f"the guest refused {path} with {answer.status}: {text}")
+                return data, answer.headers
+        except TimeoutError as error:
+            raise DesktopError(f"the guest did not answer {path} within {limit:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise DesktopError(f"the guest did not answer {path}: {error!r}") from error
+
+    async def _json(self, method: str, path: str, timeout_s: float | None = None, **body: Any) -> Any:
+        data, _ = await self._call(method, path, timeout_s, **body)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise DesktopError(f"the guest answered {path} with no JSON: {data[:80]!r}") from error
+
+    # -- seeing and acting ------------------------------------------------------------------------
+
+    async def health(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Facts of a desktop that is up; waits for one that is still starting."""
+        facts: dict[str, Any] = await self._json("GET", "/health", timeout_s)
+        return facts
+
+    async def screenshot(self) -> bytes:
+        """The screen with the mouse pointer, PNG."""
+        return (await self._call("GET", "/screenshot"))[0]
+
+    async def act(self, action: Action, action_id: str) -> tuple[dict[str, Any], bytes]:
+        """Apply the action unless its id was seen before; the facts and the screen at rest, PNG.
+
+        Facts: ``status`` (``applied`` or ``duplicate``), ``ignored`` (names of keys that do not exist).
+        """
+        body = {"id": action_id, "action": action.to_json(), "screenshot": True}
+        png, headers = await self._call("POST", "/act", json=body)
+        try:
+            facts: dict[str, Any] = json.loads(headers["X-Desktop-Act"])
+        except (KeyError, ValueError) as error:
+            raise DesktopError("the guest answered /act without its facts") from error
+        return facts, png
+
+    async def rest(self) -> None:
+        """Return when the screen has come to rest (or keeps changing for a second)."""
+        await self._json("POST", "/rest")
+
+    async def reset(self, relaunch: bool, windows: int, timeout_s: float) -> str:
+        """Clean the desktop; ``kept``, ``relaunched`` or ``none``: what became of its browser.
+
+        ``windows``: how many clean ones the browser has; with any other number it is relaunched.
+        """
+        body = {"relaunch": relaunch, "windows": windows}
+        answer = await self._json("POST", "/reset", timeout_s, json=body)
+        return str(answer["browser"])
+
+    # -- OSWorld's set-up steps and getters -------------------------------------------------------
+
+    async def execute(self, command: Command, shell: bool = False) -> dict[str, Any]:
+        """Run a command to its end; ``{output, error, returncode}``."""
+        body = {"command": command, "shell": shell}
+        result: dict[str, Any] = await self._json("POST", "/setup/execute", COMMAND_S, json=body)
+        return result
+
+    async def launch(self, command: Command, shell: bool = False) -> None:
+        """Start a program, do not wait for it."""
+        await self._call("POST", "/setup/launch", json={"command": command, "shell": shell})
+
+    async def upload(self, path: str, data: bytes) -> None:
+        """Write a file in the desktop, with its folders."""
+        form = aiohttp.FormData()
+        form.add_field("file_path", path)
+        form.add_field("file_data", data, filename=path.rsplit("/", 1)[-1])
+        await self._call("POST", "/setup/upload", COMMAND_S, data=form)
+
+    async def file(self, path: str) -> bytes:
+        """A file of the desktop. There being none is an error too."""
+        return (await self._call("POST", "/file", COMMAND_S, data={"file_path": path}))[0]
+
+    async def open_file(self, path: str) -> None:
+        """Open a file with its program and wait for the window."""
+        await self._call("POST", "/setup/open_file", COMMAND_S, json={"path": path})
+
+    async def activate_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
+        """Bring a window to the front."""
+        await self._window("/setup/activate_window", name, strict, by_class)
+
+    async def close_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
+        """Close a window."""
+        await self._window("/setup/close_window", name, strict, by_class)
+
+    async def _window(self, path: str, name: str, strict: bool, by_class: bool) -> None:
+        body = {"window_name": name, "strict": strict, "by_class": by_class}
+        await self._call("POST", path, json=body)
+
+    async def accessibility(self) -> str:
+        """The accessibility tree as XML."""
+        return str((await self._json("GET", "/accessibility", COMMAND_S))["AT"])
+
+    async def list_directory(self, path: str) -> dict[str, Any]:
+        """A folder as nested ``{type, name, children}``."""
+        tree: dict[str, Any] = await self._json("POST", "/list_directory", json={"path": path})
+        return dict(tree["directory_tree"])
+

@@ -1,0 +1,181 @@
+"""The read-only files of a desktop: browser wrapper and policy, window manager and toolkit settings.
+
+Who makes the desktop (sandbox, container image) puts them in place; nobody inside may change them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import GuestConfig
+
+POLICY = "/etc/chromium/policies/managed/desktop.json"
+
+BROWSER_FLAGS = (
+    # The desktop is the sandbox; the browser's own would need namespaces inside namespaces.
+    "--no-sandbox",
+    "--test-type",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--password-store=basic",
+    # Software rendering without a GPU process: least CPU time per frame.
+    "--disable-gpu",
+    "--disable-software-rasterizer",
+    "--in-process-gpu",
+    "--num-raster-threads=1",
+    "--force-device-scale-factor=1",
+    "--force-color-profile=srgb",
+    "--disable-lcd-text",
+    "--disable-smooth-scrolling",
+    # Nothing of its own accord: no updates, no pings, no reports, no pop-ups.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-domain-reliability",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
+    "--disable-breakpad",
+    "--disable-client-side-phishing-detection",
+    "--disable-session-crashed-bubble",
+    "--hide-crash-restore-bubble",
+    "--disable-prompt-on-repost",
+    "--disable-search-engine-choice-screen",
+    "--no-pings",
+    "--no-service-autorun",
+    "--mute-audio",
+    # Parts of the browser's own surface that start renderers of their own (0.5 s CPU per window).
+    "--disable-features=WebUIOmniboxAimPopup,WebUIOmniboxPopup,WebUIOmniboxFullPopup,AiModeOmniboxEntryPoint,"
+    "PreloadTopChromeWebUI,SpareRendererForSitePerProcess,InitialWebUI,Translate,OptimizationHints,"
+    "MediaRouter,DialMediaRouteProvider,CalculateNativeWinOcclusion,HttpsUpgrades,BackForwardCache",
+)
+FULLSCREEN_FLAGS = (
+    "--no-startup-window",
+    "--kiosk",
+    # A page behind another window or without focus must go on as if it were in front.
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--disable-background-timer-throttling",
+)
+WINDOWED_FLAGS = ("--start-maximized", "--force-renderer-accessibility")
+
+GTK_SETTINGS = """[Settings]
+gtk-cursor-blink=0
+gtk-enable-animations=0
+gtk-primary-button-warps-slider=0
+"""
+
+OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
+<openbox_config xmlns="http://openbox.org/3.4/rc">
+  <focus><focusNew>yes</focusNew><followMouse>no</followMouse><raiseOnFocus>yes</raiseOnFocus></focus>
+  <placement><policy>Smart</policy></placement>
+  <theme><animateIconify>no</animateIconify></theme>
+  <desktops><number>1</number><popupTime>0</popupTime></desktops>
+  <keyboard>
+    <keybind key="A-F4"><action name="Close"/></keybind>
+    <keybind key="A-Tab"><action name="NextWindow"/></keybind>
+  </keyboard>
+  <mouse>
+    <context name="Titlebar">
+      <mousebind button="Left" action="Drag"><action name="Move"/></mousebind>
+      <mousebind button="Left" action="DoubleClick"><action name="ToggleMaximize"/></mousebind>
+    </context>
+    <context name="Client">
+      <mousebind button="Left" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Middle" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Right" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
+    </context>
+    <context name="Close">
+      <mousebind button="Left" action="Click"><action name="Close"/></mousebind>
+    </context>
+    <context name="Maximize">
+      <mousebind button="Left" action="Click"><action name="ToggleMaximize"/></mousebind>
+    </context>
+    <context name="Iconify">
+      <mousebind button="Left" action="Click"><action name="Iconify"/></mousebind>
+    </context>
+  </mouse>
+  <applications>
+    <application class="*" type="normal"><focus>yes</focus></application>
+  </applications>
+</openbox_config>
+"""
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """Text and permission bits of one file."""
+
+    text: str
+    mode: int = 0o644
+
+
+def static_files(config: GuestConfig) -> dict[str, StaticFile]:
+    """Absolute path -> file."""
+    share, wrappers = Path(config.share), Path(config.bin)
+    files = {
+        str(share / "openbox.xml"): StaticFile(OPENBOX),
+        str(share / "gtk-3.0" / "settings.ini"): StaticFile(GTK_SETTINGS),
+        str(share / "gtk-4.0" / "settings.ini"): StaticFile(GTK_SETTINGS),
+        str(wrappers / "python"): StaticFile('#!/bin/sh\nexec /usr/bin/python3 "$@"\n', 0o755),
+    }
+    for name in ("google-chrome", "chromium", "chromium-browser", "google-chrome-stable"):
+        files[str(wrappers / name)] = StaticFile(browser_wrapper(config), 0o755)
+    if config.fullscreen:
+        files[POLICY] = StaticFile(json.dumps(browser_policy(config), indent=1))
+    return files
+
+
+def profile(config: GuestConfig) -> Path:
+    """The browser's profile, where OSWorld's evaluators look for it."""
+    return Path(config.home) / ".config" / "google-chrome"
+
+
+def browser_wrapper(config: GuestConfig) -> str:
+    """Shell script: Debian's Chromium under the name and with the profile that tasks expect."""
+    flags = [
+        *BROWSER_FLAGS,
+        *(FULLSCREEN_FLAGS if config.fullscreen else WINDOWED_FLAGS),
+        f"--user-data-dir={profile(config)}",
+        *config.chromium_flags,
+    ]
+    port = f"--remote-debugging-port={config.devtools_port}"
+    if config.fullscreen:
+        flags.append(port)
+    lines = " \\\n    ".join(shlex.quote(flag) for flag in flags)
+    # The last flag wins. Tasks ask for port 1337, which desktops without a network of their own share.
+    last = "" if config.private_network else f" {port}"
+    return f'#!/bin/sh\nexec {shlex.quote(config.chromium)} \\\n    {lines} "$@"{last}\n'
+
+
+def browser_policy(config: GuestConfig) -> dict[str, object]:
+    """Chromium policy of a full-screen desktop: its site can be visited and nothing else.
+
+    So an episode leaves traces in one origin of its own browser context, and that context is disposed of.
+    """
+    return {
+        "URLBlocklist": ["*"],
+        "URLAllowlist": [
+            f"127.0.0.1:{config.site_port}",
+            f"localhost:{config.site_port}",
+            "about:blank",
+            "data:*",
+        ],
+        "DeveloperToolsAvailability": 1,
+        "PrintingEnabled": False,
+        "AllowFileSelectionDialogs": False,
+        "DownloadRestrictions": 3,
+        "BookmarkBarEnabled": False,
+        "PasswordManagerEnabled": False,
+        "AutofillAddressEnabled": False,
+        "AutofillCreditCardEnabled": False,
+        "TranslateEnabled": False,
+        "MetricsReportingEnabled": False,
+        "SearchSuggestEnabled": False,
+        "NetworkPredictionOptions": 2,
+        "BackgroundModeEnabled": False,
+        "BrowserGuestModeEnabled": False,
+        "BrowserAddPersonEnabled": False,
+    }

@@ -1,0 +1,185 @@
+"""Mouse and keyboard: typed actions to XTEST events, inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from Xlib import X
+from Xlib.display import Display
+from Xlib.ext import xtest
+
+from .keymap import CAPS_LOCK, FIRST_KEYCODE, SHIFT, Layout, Stroke, char_keysym, key_keysym
+
+BUTTONS = {"up": 4, "down": 5, "left": 6, "right": 7}
+SCROLL_NOTCHES = 5
+DOUBLE_CLICK_PAUSE_S = 0.03
+DRAG_MOVES = 8
+DRAG_PAUSE_S = 0.008
+WAIT_S = 0.5
+MULTI_CLICK_S = 0.55
+"""Programs join clicks closer than 0.5 s at one place to a double click: single ones keep this apart."""
+MULTI_CLICK_PX = 8
+REMAP_S = 0.2
+"""Programs fetch a changed keyboard mapping when they get to it: leave them time before changing it again."""
+
+
+class InputDevice:
+    """The one mouse and the one keyboard of the desktop."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._root = display.screen().root
+        self._read_layout()
+        self._last_click = (-1000.0, -1000, -1000)
+        self.last_sent = time.monotonic()
+        """When the last event of the last action went out."""
+
+    def _read_layout(self) -> None:
+        count = self._display.display.info.max_keycode - FIRST_KEYCODE + 1
+        self._layout = Layout(self._display.get_keyboard_mapping(FIRST_KEYCODE, count))
+
+    async def perform(self, action: dict[str, Any]) -> list[str]:
+        """Apply one action (``Action.to_json`` of the pipeline). Returns the key names it ignored.
+
+        Raises ValueError, KeyError or TypeError for anything that is no action; nothing was done then.
+        """
+        kind = action["type"]
+        if kind == "wait":
+            await asyncio.sleep(WAIT_S)
+        elif kind in ("click", "double_click", "right_click"):
+            x, y = int(action["x"]), int(action["y"])
+            await self._apart(x, y)
+            button = 3 if kind == "right_click" else 1
+            self._move(x, y)
+            self._button(button)
+            if kind == "double_click":
+                # Two clicks in the same millisecond are one to some programs.
+                self._send()
+                await asyncio.sleep(DOUBLE_CLICK_PAUSE_S)
+                self._button(button)
+            self._last_click = (time.monotonic(), x, y)
+        elif kind == "drag":
+            await self._drag(*(int(action[key]) for key in ("x", "y", "to_x", "to_y")))
+        elif kind == "scroll":
+            button = BUTTONS[action["direction"]]
+            if action.get("x") is not None and action.get("y") is not None:
+                self._move(int(action["x"]), int(action["y"]))
+            for _ in range(SCROLL_NOTCHES):
+                self._button(button)
+        elif kind == "hotkey":
+            return self._hotkey([str(key) for key in action["keys"]])
+        elif kind == "type_text":
+            await self._type(str(action["text"]))
+        else:
+            raise ValueError(f"no such action: {kind!r}")
+        self._send()
+        return []
+
+    async def _apart(self, x: int, y: int) -> None:
+        when, last_x, last_y = self._last_click
+        if abs(x - last_x) <= MULTI_CLICK_PX and abs(y - last_y) <= MULTI_CLICK_PX:
+            await asyncio.sleep(max(0.0, when + MULTI_CLICK_S - time.monotonic()))
+
+    def _send(self) -> None:
+        self.last_sent = time.monotonic()
+        self._display.sync()
+
+    def _move(self, x: int, y: int) -> None:
+        xtest.fake_input(self._display, X.MotionNotify, x=_coordinate(x), y=_coordinate(y))
+
+    def _button(self, button: int) -> None:
+        xtest.fake_input(self._display, X.ButtonPress, button)
+        xtest.fake_input(self._display, X.ButtonRelease, button)
+
+    async def _drag(self, x: int, y: int, to_x: int, to_y: int) -> None:
+        await self._apart(x, y)
+        self._move(x, y)
+        xtest.fake_input(self._display, X.ButtonPress, 1)
+        for step in range(1, DRAG_MOVES + 1):
+            self._send()
+            await asyncio.sleep(DRAG_PAUSE_S)
+            self._move(x + (to_x - x) * step // DRAG_MOVES, y + (to_y - y) * step // DRAG_MOVES)
+        self._send()
+        await asyncio.sleep(DRAG_PAUSE_S)
+        xtest.fake_input(self._display, X.ButtonRelease, 1)
+        self._send()
+
+    def _hotkey(self, names: list[str]) -> list[str]:
+        keysyms = {name: key_keysym(name) for name in names}
+        strokes = [self._stroke(keysym) for keysym in keysyms.values() if keysym is not None]
+        shift = self._stroke(SHIFT).keycode
+        codes = [shift] if any(stroke.shift for stroke in strokes) else []
+        codes += [stroke.keycode for stroke in strokes if stroke.keycode not in codes]
+        for code in codes:
+            xtest.fake_input(self._display, X.KeyPress, code)
+        for code in reversed(codes):
+            xtest.fake_input(self._display, X.KeyRelease, code)
+        self._send()
+        return [name for name, keysym in keysyms.items() if keysym is None]
+
+    async def _type(self, text: str) -> None:
+        self._unlock()
+        shift = self._stroke(SHIFT).keycode
+        pieces = self._layout.chunks(text.replace("\r\n", "\n"))
+        for number, piece in enumerate(pieces):
+            if number:
+                await asyncio.sleep(REMAP_S)
+            # All keycodes are lent before the first key goes down: programs read the mapping late.
+            strokes = [self._stroke(keysym) for keysym in map(char_keysym, piece) if keysym is not None]
+            held = False
+            for stroke in strokes:
+                if stroke.shift != held:
+                    xtest.fake_input(self._display, X.KeyPress if stroke.shift else X.KeyRelease, shift)
+                    held = stroke.shift
+                xtest.fake_input(self._display, X.KeyPress, stroke.keycode)
+                xtest.fake_input(self._display, X.KeyRelease, stroke.keycode)
+            if held:
+                xtest.fake_input(self._display, X.KeyRelease, shift)
+            self._send()
+
+    def _stroke(self, keysym: int) -> Stroke:
+        stroke = self._layout.stroke(keysym)
+        if stroke is None:
+            keycode = self._layout.lend(keysym)
+            self._display.change_keyboard_mapping(keycode, [(keysym, keysym)])
+            stroke = Stroke(keycode, False)
+        return stroke
+
+    def _unlock(self) -> None:
+        """Switch Caps Lock off: text has to arrive as it is written."""
+        if self._root.query_pointer().mask & X.LockMask:
+            code = self._stroke(CAPS_LOCK).keycode
+            xtest.fake_input(self._display, X.KeyPress, code)
+            xtest.fake_input(self._display, X.KeyRelease, code)
+            self._send()
+
+    def position(self) -> tuple[int, int]:
+        """Where the pointer is."""
+        pointer = self._root.query_pointer()
+        return pointer.root_x, pointer.root_y
+
+    def pressed(self) -> tuple[list[int], list[int]]:
+        """Keycodes and mouse buttons that are down."""
+        keymap = self._display.query_keymap()
+        keys = [8 * i + bit for i, byte in enumerate(keymap) for bit in range(8) if byte >> bit & 1]
+        mask = self._root.query_pointer().mask
+        return keys, [n for n in range(1, 6) if mask & (X.Button1Mask << (n - 1))]
+
+    def rest(self, x: int, y: int) -> None:
+        """Release everything, switch locks off, put the pointer at (x, y)."""
+        keys, buttons = self.pressed()
+        for button in buttons:
+            xtest.fake_input(self._display, X.ButtonRelease, button)
+        for key in keys:
+            xtest.fake_input(self._display, X.KeyRelease, key)
+        self._unlock()
+        self._move(x, y)
+        self._send()
+        self._last_click = (-1000.0, -1000, -1000)
+
+
+def _coordinate(value: int) -> int:
+    """X coordinates are 16 bits; the server clips to the screen."""
+    return max(0, min(value, 32767))

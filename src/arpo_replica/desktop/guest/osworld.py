@@ -1,0 +1,385 @@
+"""OSWorld's guest API (desktop_env/server/main.py there), so that OSWorld's own client can drive us.
+
+Only set-up steps and evaluators use it; their commands come from task files, never from a policy.
+Commands run as the desktop's user inside the desktop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import shlex
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from .session import Session
+
+COMMAND_S = 120.0
+PYTHON_S = 30.0
+OPEN_S = 30.0
+RECORDING = "recording.mp4"
+WALLPAPER_KEY = ["org.gnome.desktop.background", "picture-uri"]
+
+
+class OsworldApi:
+    """Handlers of OSWorld's endpoints other than /screenshot."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._recorder: asyncio.subprocess.Process | None = None
+        self._accessibility = asyncio.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Endpoint table."""
+        post: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+            "/execute": self.execute,
+            "/setup/execute": self.execute,
+            "/execute_with_verification": self.execute_with_verification,
+            "/setup/execute_with_verification": self.execute_with_verification,
+            "/setup/launch": self.launch,
+            "/setup/upload": self.upload,
+            "/setup/open_file": self.open_file,
+            "/setup/activate_window": self.activate_window,
+            "/setup/close_window": self.close_window,
+            "/setup/change_wallpaper": self.change_wallpaper,
+            "/wallpaper": self.wallpaper,
+            "/file": self.file,
+            "/screen_size": self.screen_size,
+            "/window_size": self.window_size,
+            "/desktop_path": self.desktop_path,
+            "/list_directory": self.list_directory,
+            "/start_recording": self.start_recording,
+            "/end_recording": self.end_recording,
+            "/run_python": self.run_python,
+            "/run_bash_script": self.run_bash_script,
+        }
+        get: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+            "/terminal": self.terminal,
+            "/accessibility": self.accessibility,
+            "/platform": self.platform,
+            "/cursor_position": self.cursor_position,
+        }
+        return [
+            *(web.post(path, handler) for path, handler in post.items()),
+            *(web.get(path, handler) for path, handler in get.items()),
+        ]
+
+    # -- programs ---------------------------------------------------------------------------------
+
+    async def execute(self, request: web.Request) -> web.Response:
+        """``{command, shell}`` -> ``{status, output, error, returncode}``."""
+        body = await request.json()
+        return await self._finished(self._command(body.get("command", []), bool(body.get("shell"))), COMMAND_S)
+
+    async def execute_with_verification(self, request: web.Request) -> web.Response:
+        """As execute; then waits until the window exists and the check command succeeds."""
+        body = await request.json()
+        command = self._command(body.get("command", []), bool(body.get("shell")))
+        wanted = body.get("verification") or {}
+        try:
+            code, output, error = await self._run(command, COMMAND_S)
+        except (OSError, ValueError, TimeoutError) as problem:
+            return _failure(problem)
+        result = {"output": output, "error": error, "returncode": code}
+        deadline = time.monotonic() + float(body.get("max_wait_time", 10))
+        while True:
+            if await self._verified(wanted):
+                return web.json_response({"status": "success", **result, "verification": "success"})
+            if time.monotonic() > deadline:
+                return web.json_response({"status": "verification_failed", **result}, status=500)
+            await asyncio.sleep(min(float(body.get("check_interval", 1)), 1.0))
+
+    async def _verified(self, wanted: dict[str, Any]) -> bool:
+        window = wanted.get("window_exists")
+        if window and not (
+            self.session.windows.find(window, False, False) or self.session.windows.find(window, False, True)
+        ):
+            return False
+        check = wanted.get("command_success")
+        if not check:
+            return True
+        try:
+            return (await self._run(self._command(check, True), 5.0))[0] == 0
+        except (OSError, TimeoutError):
+            return False
+
+    async def launch(self, request: web.Request) -> web.Response:
+        """``{command, shell}``: start a program, do not wait for it."""
+        body = await request.json()
+        command = self._command(body.get("command", []), bool(body.get("shell")))
+        if self._runs_already(command):
+            return web.Response(text=f"{shlex.join(command)} runs already")
+        try:
+            await self.session.spawn(command)
+        except (OSError, ValueError) as problem:
+            return _failure(problem)
+        return web.Response(text=f"{shlex.join(command)} launched successfully")
+
+    def _runs_already(self, command: list[str]) -> bool:
+        """A full-screen desktop has its browser and its DevTools relay from the start."""
+        if not self.session.config.fullscreen or not command:
+            return False
+        program = Path(command[0]).name
+        if program in ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser"):
+            return self.session.browser_alive and all(word.startswith("--") for word in command[1:])
+        return program == "socat" and any(word.startswith("tcp-listen:9222") for word in command[1:])
+
+    async def run_python(self, request: web.Request) -> web.Response:
+        """``{code}`` -> ``{status, output, error, return_code}``."""
+        body = await request.json()
+        return await self._finished(
+            ["/usr/bin/python3", "-c", str(body.get("code", ""))], PYTHON_S, code_key="return_code"
+        )
+
+    async def run_bash_script(self, request: web.Request) -> web.Response:
+        """``{script, timeout, working_dir}``; stdout and stderr come merged in ``output``."""
+        body = await request.json()
+        script = f"exec 2>&1\n{body.get('script', '')}"
+        folder = body.get("working_dir")
+        limit = float(body.get("timeout", PYTHON_S))
+        return await self._finished(["/bin/bash", "-c", script], limit, folder)
+
+    async def _finished(
+        self, command: list[str], limit_s: float, folder: str | None = None, code_key: str = "returncode"
+    ) -> web.Response:
+        try:
+            code, output, error = await self._run(command, limit_s, folder)
+        except (OSError, ValueError, TimeoutError) as problem:
+            return _failure(problem)
+        answer = {"status": "success", "output": output, "error": error, code_key: code}
+        if code_key != "returncode":
+            answer["status"] = "success" if code == 0 else "error"
+        return web.json_response(answer)
+
+    async def _run(
+        self, command: list[str], limit_s: float, folder: str | None = None
+    ) -> tuple[int, str, str]:
+        if not command:
+            raise ValueError("no command")
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=self.session.environment,
+            cwd=folder or self.session.config.home,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            output, error = await asyncio.wait_for(process.communicate(), limit_s)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise TimeoutError(f"{shlex.join(command)[:200]} took longer than {limit_s:g} s") from None
+        return process.returncode or 0, output.decode(errors="replace"), error.decode(errors="replace")
+
+    def _command(self, command: str | list[str], shell: bool) -> list[str]:
+        if shell:
+            text = command if isinstance(command, str) else " ".join(command)
+            return ["/bin/bash", "-c", text]
+        words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
+        return [self._expand(word) for word in words]
+
+    def _expand(self, text: str) -> str:
+        return f"{self.session.config.home}/{text[2:]}" if text.startswith("~/") else text
+
+    # -- files ------------------------------------------------------------------------------------
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """Multipart ``file_path``, ``file_data``: write the file, make its folders."""
+        form = await request.post()
+        place, data = form.get("file_path"), form.get("file_data")
+        if not isinstance(place, str) or not isinstance(data, web.FileField):
+            return web.Response(text="file_path and file_data are wanted", status=400)
+        path = Path(self._expand(place))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data.file.read())
+        except OSError as problem:
+            return _failure(problem)
+        return web.Response(text="File Uploaded")
+
+    async def file(self, request: web.Request) -> web.Response:
+        """Form ``file_path`` -> bytes; 404 if there is no such file."""
+        form = await request.post()
+        path = Path(self._expand(str(form.get("file_path", ""))))
+        try:
+            return web.Response(body=path.read_bytes(), content_type="application/octet-stream")
+        except (FileNotFoundError, IsADirectoryError):
+            return web.json_response({"error": "File not found"}, status=404)
+        except OSError as problem:
+            return _failure(problem)
+
+    async def desktop_path(self, request: web.Request) -> web.Response:
+        """``{desktop_path}``."""
+        del request
+        return web.json_response({"desktop_path": f"{self.session.config.home}/Desktop"})
+
+    async def list_directory(self, request: web.Request) -> web.Response:
+        """``{path}`` -> ``{directory_tree}``, nested ``{type, name, children}``."""
+        path = Path(self._expand(str((await request.json()).get("path", ""))))
+        if not path.is_dir():
+            return web.json_response({"error": f"{path} is no folder"}, status=400)
+        return web.json_response({"directory_tree": _tree(path)})
+
+    async def open_file(self, request: web.Request) -> web.Response:
+        """``{path}``: open a file (or start a program of that name) and wait for its window."""
+        place = str((await request.json()).get("path", ""))
+        path = Path(self._expand(place))
+        try:
+            if path.exists():
+                await self.session.spawn(["xdg-open", str(path)])
+            else:
+                await self.session.spawn([place])
+        except OSError as problem:
+            return _failure(problem)
+        deadline = time.monotonic() + OPEN_S
+        while (window := self.session.windows.find(path.stem, False, False)) is None:
+            if time.monotonic() > deadline:
+                return web.Response(text=f"no window shows {path.name}", status=500)
+            await asyncio.sleep(0.05)
+        self.session.windows.activate(window)
+        return web.Response(text="File opened and window activated successfully")
+
+    # -- windows and screen -----------------------------------------------------------------------
+
+    async def activate_window(self, request: web.Request) -> web.Response:
+        """``{window_name, strict, by_class}``."""
+        return await self._window(request, self.session.windows.activate)
+
+    async def close_window(self, request: web.Request) -> web.Response:
+        """``{window_name, strict, by_class}``."""
+        return await self._window(request, self.session.windows.close)
+
+    async def _window(self, request: web.Request, act: Callable[[Any], None]) -> web.Response:
+        body = await request.json()
+        name = str(body.get("window_name", ""))
+        window = self.session.windows.find(name, bool(body.get("strict")), bool(body.get("by_class")))
+        if not name or window is None:
+            return web.Response(text=f"Window {name!r} not found", status=404 if name else 400)
+        act(window)
+        return web.Response(text="done")
+
+    async def screen_size(self, request: web.Request) -> web.Response:
+        """``{width, height}``."""
+        del request
+        width, height = self.session.config.screen
+        return web.json_response({"width": width, "height": height})
+
+    async def window_size(self, request: web.Request) -> web.Response:
+        """Form ``app_class_name`` -> ``{width, height}``."""
+        name = str((await request.post()).get("app_class_name", ""))
+        window = self.session.windows.find(name, False, True)
+        if not name or window is None:
+            return web.json_response({"error": f"no window of class {name!r}"}, status=404)
+        width, height = self.session.windows.size(window)
+        return web.json_response({"width": width, "height": height})
+
+    async def change_wallpaper(self, request: web.Request) -> web.Response:
+        """``{path}``."""
+        path = Path(self._expand(str((await request.json()).get("path", ""))))
+        if not path.is_file():
+            return web.Response(text="File not found", status=404)
+        return await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
+
+    async def wallpaper(self, request: web.Request) -> web.Response:
+        """The wallpaper's bytes."""
+        del request
+        try:
+            _, output, _ = await self._run(["gsettings", "get", *WALLPAPER_KEY], PYTHON_S)
+            path = output.strip().strip("'").removeprefix("file://")
+            return web.Response(body=Path(path).read_bytes(), content_type="image/png")
+        except (OSError, TimeoutError) as problem:
+            return _failure(problem)
+
+    async def terminal(self, request: web.Request) -> web.Response:
+        """Text of the terminal in front; also what OSWorld's client tests the connection with."""
+        del request
+        try:
+            output = await self._at_spi("--terminal")
+        except (OSError, TimeoutError, RuntimeError):
+            output = ""  # no accessibility bus, so no terminal that could be read
+        return web.json_response({"output": output, "status": "success"})
+
+    async def accessibility(self, request: web.Request) -> web.Response:
+        """``{"AT": xml}``."""
+        del request
+        try:
+            return web.json_response({"AT": await self._at_spi("--tree")})
+        except (OSError, TimeoutError, RuntimeError) as problem:
+            return _failure(problem)
+
+    async def _at_spi(self, what: str) -> str:
+        # A process of its own, one at a time: AT-SPI's library crashes when several threads use it.
+        if self.session.config.fullscreen:
+            raise RuntimeError("this desktop has no accessibility bus")
+        source = resources.files(__package__).joinpath("accessibility.py").read_text()
+        async with self._accessibility:
+            code, output, error = await self._run(["/usr/bin/python3", "-c", source, what], COMMAND_S)
+        if code != 0:
+            raise RuntimeError(error.strip()[-300:])
+        return output
+
+    async def platform(self, request: web.Request) -> web.Response:
+        """Name of the system, as text."""
+        del request
+        return web.Response(text=platform.system())
+
+    async def cursor_position(self, request: web.Request) -> web.Response:
+        """``[x, y]``."""
+        del request
+        return web.json_response(list(self.session.input.position()))
+
+    # -- recording --------------------------------------------------------------------------------
+
+    async def start_recording(self, request: web.Request) -> web.Response:
+        """Film the screen with ffmpeg until /end_recording."""
+        del request
+        if self._recorder is not None and self._recorder.returncode is None:
+            return web.json_response({"status": "error", "message": "a recording runs already"}, status=400)
+        width, height = self.session.config.screen
+        command = ["ffmpeg", "-y", "-f", "x11grab", "-draw_mouse", "1", "-s", f"{width}x{height}"]
+        command += ["-framerate", "30", "-i", self.session.environment["DISPLAY"]]
+        command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", str(self._film())]
+        try:
+            self._recorder = await self.session.spawn(command)
+        except OSError as problem:
+            return _failure(problem)
+        return web.json_response({"status": "success", "message": "Started recording"})
+
+    async def end_recording(self, request: web.Request) -> web.Response:
+        """The film as mp4."""
+        del request
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return web.json_response({"status": "error", "message": "no recording runs"}, status=400)
+        with contextlib.suppress(ProcessLookupError):
+            recorder.send_signal(signal.SIGINT)
+        await recorder.wait()
+        try:
+            return web.Response(body=self._film().read_bytes(), content_type="video/mp4")
+        except OSError as problem:
+            return _failure(problem)
+
+    def _film(self) -> Path:
+        return self.session.private / RECORDING
+
+
+def _failure(problem: Exception) -> web.Response:
+    return web.json_response({"status": "error", "message": str(problem) or repr(problem)}, status=500)
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    if path.is_dir() and not path.is_symlink():
+        children = [_tree(child) for child in sorted(path.iterdir())]
+        return {"type": "directory", "name": path.name, "children": children}
+    return {"type": "file", "name": path.name}

@@ -1,0 +1,122 @@
+"""The desktop's processes, read from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+_PROC = "/proc"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of /proc."""
+
+    pid: int
+    parent: int
+    name: str
+    alive: bool
+    """False for a zombie. One whose threads still end counts as alive: it may hold sockets open."""
+
+
+def become_reaper() -> None:
+    """Orphans among the descendants become children of this process instead of being lost to init."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def descendants(root: int) -> dict[int, Process]:
+    """All processes below ``root``, zombies included."""
+    children: dict[int, list[Process]] = {}
+    for entry in os.listdir(_PROC):
+        if entry.isdigit():
+            process = _read(int(entry))
+            if process is not None:
+                children.setdefault(process.parent, []).append(process)
+    found: dict[int, Process] = {}
+    queue = [root]
+    while queue:
+        for process in children.get(queue.pop(), []):
+            found[process.pid] = process
+            queue.append(process.pid)
+    return found
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        with open(f"{_PROC}/{pid}/stat", "rb") as file:  # noqa: PTH123 - hot path
+            head, _, tail = file.read().rpartition(b")")
+    except OSError:
+        return None  # it has ended since the listing
+    values = tail.split()
+    name = head.partition(b"(")[2].decode(errors="replace")
+    alive = values[0] not in (b"Z", b"X") or int(values[17]) > 1
+    return Process(pid, int(values[1]), name, alive)
+
+
+def runs(pid: int, program: str) -> bool:
+    """True if the process runs that program file, whatever it calls itself."""
+    try:
+        return os.readlink(f"{_PROC}/{pid}/exe") == program  # noqa: PTH115 - hot path
+    except OSError:
+        return False
+
+
+def private_memory_mb(pids: list[int]) -> float:
+    """Memory of the processes that no file backs, MiB."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"{_PROC}/{pid}/status", "rb") as file:  # noqa: PTH123
+                for line in file:
+                    if line.startswith(b"RssAnon:"):
+                        total += int(line.split()[1])
+                        break
+        except OSError:
+            continue
+    return total / 1024
+
+
+def any_running(pids: list[int]) -> bool:
+    """True if a thread of these processes runs or waits for a processor right now."""
+    for pid in pids:
+        tasks = f"{_PROC}/{pid}/task"
+        try:
+            threads = os.listdir(tasks)
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"{tasks}/{thread}/stat", "rb") as file:  # noqa: PTH123
+                    if file.read(300).rpartition(b")")[2][1:2] == b"R":
+                        return True
+            except OSError:
+                continue
+    return False
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL to each that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def reap(known: set[int]) -> None:
+    """Collect ended children other than ``known`` (those have their own waiters)."""
+    for process in descendants(os.getpid()).values():
+        if not process.alive and process.parent == os.getpid() and process.pid not in known:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+
+
+def folder_mb(path: Path) -> float:
+    """Used space of the file system that holds ``path``, MiB."""
+    facts = os.statvfs(path)
+    return (facts.f_blocks - facts.f_bfree) * facts.f_frsize / 2**20

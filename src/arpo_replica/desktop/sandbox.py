@@ -1,0 +1,200 @@
+"""The sandbox around one desktop: bubblewrap's command line, and the plain fallback without namespaces.
+
+bubblewrap gives each desktop its own network (loopback only), processes, mounts and memory file systems;
+when its first process ends, the kernel ends all others and forgets the files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+from arpo_replica.desktop.guest.config import GuestConfig
+from arpo_replica.desktop.guest.files import StaticFile
+
+CHROMIUM = Path("/usr/lib/chromium/chromium")
+PYTHON = "/usr/bin/python3"
+USER_ID = 1000
+"""The desktop's user as seen inside: OSWorld's ``user``."""
+ETC = (
+    "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "fonts", "localtime", "X11", "xdg",
+    "gtk-3.0", "mime.types", "ssl/certs", "nsswitch.conf", "dbus-1", "dconf", "timezone",
+)  # fmt: skip
+DYNAMIC_IDS = range(61184, 65520)
+"""User ids that systemd reserves for services without an account (systemd.io/UIDS-GIDS)."""
+ACCOUNTS = {
+    "/etc/passwd": f"root:x:0:0::/root:/bin/sh\nuser:x:{USER_ID}:{USER_ID}:User:/home/user:/bin/bash\n",
+    "/etc/group": f"root:x:0:\nuser:x:{USER_ID}:\n",
+    "/etc/hosts": "127.0.0.1 localhost desktop\n::1 localhost\n",
+    "/etc/hostname": "desktop\n",
+    "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+}
+
+
+def unprivileged_id(number: int) -> int | None:
+    """User id of the desktop with that number; None if we are not root and so cannot choose.
+
+    Each desktop gets another id, so that limits per user are limits per desktop.
+    """
+    if os.geteuid() != 0:
+        return None
+    return DYNAMIC_IDS[(os.getpid() * 61 + number) % len(DYNAMIC_IDS)]
+
+
+def unprivileged(number: int) -> list[str]:
+    """Command prefix that drops root for good; empty if we are not root."""
+    user = unprivileged_id(number)
+    if user is None:
+        return []
+    return [
+        "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
+        "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs",
+    ]  # fmt: skip
+
+
+class DataFiles:
+    """Contents handed to a child by file descriptor: no file on disk, no path that it must be able to read."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def add(self, data: bytes) -> str:
+        """A descriptor's number, as bubblewrap's --ro-bind-data takes it."""
+        fd = os.memfd_create("desktop")
+        self.fds.append(fd)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        return str(fd)
+
+    def close(self) -> None:
+        """Close our copies."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+def pack_folder(folder: Path, prefix: str = "", suffixes: tuple[str, ...] = ()) -> bytes:
+    """A folder as an uncompressed zip archive, the same bytes each time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and (not suffixes or path.suffix in suffixes):
+                name = prefix + path.relative_to(folder).as_posix()
+                archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    return buffer.getvalue()
+
+
+def pack_guest() -> bytes:
+    """The guest's code as a zip archive that Python imports as the package ``guest``."""
+    spec = importlib.util.find_spec("arpo_replica.desktop.guest")
+    assert spec is not None and spec.submodule_search_locations
+    return pack_folder(Path(next(iter(spec.submodule_search_locations))), "guest/", (".py",))
+
+
+def guest_command(config: GuestConfig) -> list[str]:
+    """Start of the guest; its code is found by PYTHONPATH."""
+    return [PYTHON, "-m", "guest", json.dumps(asdict(config))]
+
+
+def bubblewrap(
+    config: GuestConfig,
+    disk_mb: int,
+    files: dict[str, StaticFile],
+    archives: dict[str, bytes],
+    data: DataFiles,
+    info_fd: int,
+) -> list[str]:
+    """bubblewrap's command line for the guest.
+
+    ``disk_mb`` is split between home (half), /tmp and /dev/shm (a quarter each). ``archives``: path
+    inside -> content. ``info_fd``: where bubblewrap writes the id of the first process.
+    """
+    quarter = str(max(disk_mb // 4, 1) << 20)
+    half = str(max(disk_mb // 2, 1) << 20)
+    args = ["bwrap", "--info-fd", str(info_fd), "--unshare-all", "--die-with-parent", "--new-session", "--hostname", "desktop"]
+    args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv"]
+    args += ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/") / name
+        if path.is_symlink():
+            args += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            args += ["--ro-bind", str(path), str(path)]
+    for name in ETC:
+        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    args += ["--ro-bind-try", "/var/cache/fontconfig", "/var/cache/fontconfig"]
+    args += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
+    args += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
+    for place, size in ((config.home, half), (config.tmp, quarter), ("/dev/shm", quarter)):  # noqa: S108
+        args += ["--perms", "0700" if place == config.home else "1777", "--size", size, "--tmpfs", place]
+    args += _chromium(Path(config.chromium))
+    for place, text in ACCOUNTS.items():
+        args += ["--perms", "0644", "--ro-bind-data", data.add(text.encode()), place]
+    for place, file in files.items():
+        args += ["--perms", f"{file.mode:04o}", "--ro-bind-data", data.add(file.text.encode()), place]
+    for place, content in archives.items():
+        args += ["--perms", "0644", "--ro-bind-data", data.add(content), place]
+    args += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": config.home, "LANG": "C.UTF-8", "PYTHONPATH": GUEST_ARCHIVE}
+    for key, value in environment.items():
+        args += ["--setenv", key, value]
+    return [*args, "--chdir", config.home, "--", *guest_command(config)]
+
+
+GUEST_ARCHIVE = "/opt/desktop/guest.zip"
+
+
+def _chromium(program: Path) -> list[str]:
+    """Debian's Chromium at another place, so that its processes are called what tasks expect: ``chrome``."""
+    args: list[str] = []
+    for entry in sorted(CHROMIUM.parent.iterdir()):
+        if entry == CHROMIUM:
+            args += ["--ro-bind", str(entry), str(program)]
+        else:
+            args += ["--symlink", str(entry), str(program.parent / entry.name)]
+    return args
+
+
+class PlainFolder:
+    """The fallback's stand-in for the sandbox's file systems: one folder on disk, removed at the end."""
+
+    def __init__(self, owner: int | None) -> None:
+        """``owner``: user id that gets the folder; None: the present user."""
+        self.path = Path(tempfile.mkdtemp(prefix="arpo-"))
+        self._owner = owner
+
+    def write(self, name: str, data: bytes, mode: int = 0o644) -> Path:
+        """Write a file the desktop cannot change if it has a user of its own."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(mode)
+        return path
+
+    def private(self, name: str) -> Path:
+        """Make a folder for the desktop's user."""
+        path = self.path / name
+        path.mkdir(parents=True)
+        path.chmod(0o700)
+        if self._owner is not None:
+            os.chown(path, self._owner, self._owner)
+        return path
+
+    def open_to_all(self) -> None:
+        """Let the desktop's user in; what is private stays so."""
+        for path in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
+            if path.stat().st_uid == os.geteuid() and path.name not in ("home", "tmp"):
+                path.chmod(0o755)
+
+    def remove(self) -> None:
+        """Remove everything. Never raises."""
+        shutil.rmtree(self.path, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""Training metrics and manifests on disk -> learning curves and model facts.
+
+results/{study}/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl   one object per step
+results/{study}/models/{arm}/seed_{seed}/stage_{stage}/manifest.json   what the stage made
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.schema import Curve, CurvePoint, ModelFacts, SwapFact, shown_path
+from arpo_replica.manifest import file_sha256, read_manifest
+
+NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps"}
+SECONDS = re.compile(r"^(?:timing_s/|seconds[_/.]|time[_/.])(?P<phase>.+?)(?:_s)?$")
+"""Flat keys that hold the seconds of a phase; a mapping under ``seconds`` is read as well."""
+PLACE = re.compile(r"(?P<arm>[^/]+)/seed_(?P<seed>\d+)/stage_(?P<stage>[^/]+)$")
+
+
+def read_curve(path: Path) -> Curve:
+    """One stage's metrics. A step written twice (a resumed run repeats some) counts as last written.
+
+    Raises ``UserError`` that names file and line if it is no metrics file.
+    """
+    arm, seed, stage = place_of(path)
+    points: dict[int, CurvePoint] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            point = _point(raw)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}, is no training step; train this stage again.") from error
+        points[point.step] = point
+    ordered = [points[step] for step in sorted(points)]
+    return Curve(arm=arm, seed=seed, stage=stage, source=shown_path(path), points=ordered)
+
+
+def _point(raw: dict[str, Any]) -> CurvePoint:
+    named: dict[str, Any] = {"step": int(raw["step"])}
+    seconds: dict[str, float] = {}
+    other: dict[str, float] = {}
+    for name, value in sorted(raw.items()):
+        key = name.removeprefix("arpo/")
+        if key == "seconds" and isinstance(value, dict):
+            seconds.update({phase: number for phase, number in value.items() if _is_number(number)})
+        elif not _is_number(value) or key == "step":
+            continue
+        elif key in NAMED:
+            named[key] = value
+        elif match := SECONDS.match(key):
+            seconds[match["phase"]] = value
+        else:
+            other[key] = value
+    return CurvePoint(**named, seconds=seconds, other=other, swaps=_swaps(raw))
+
+
+def _swaps(raw: dict[str, Any]) -> list[SwapFact]:
+    """Which tasks got a replayed trajectory, from ``tasks`` (the groups) and ``swaps`` of a row."""
+    groups = raw.get("tasks") or []
+    return [
+        SwapFact(task=str(groups[swap["group"]]["task"]), age=int(raw["step"]) - int(swap["step"]))
+        for swap in raw.get("swaps") or []
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def place_of(path: Path) -> tuple[str, int, str]:
+    """(arm, seed, stage) of a file in ``{arm}/seed_{seed}/stage_{stage}/``."""
+    found = PLACE.search(path.resolve().parent.as_posix())
+    if not found:
+        raise UserError(f"{path} is not in <arm>/seed_<seed>/stage_<stage>/; give the file there.")
+    return found["arm"], int(found["seed"]), found["stage"]
+
+
+def read_model(path: Path) -> ModelFacts:
+    """The facts of a manifest that the report shows. Raises ``UserError`` if it is no manifest."""
+    manifest = read_manifest(path)
+    return ModelFacts(
+        **manifest.model_dump(include={"arm", "seed", "stage", "step", "parent", "weights"}),
+        manifest=shown_path(path),
+        manifest_sha256=file_sha256(path),
+        identity=manifest.sha256,
+    )

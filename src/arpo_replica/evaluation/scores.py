@@ -1,0 +1,166 @@
+"""From episode indexes to one table: a row per episode (``scores.parquet`` and the same as CSV)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.schema import shown_path
+from arpo_replica.rollout.records import EpisodeRecord, StepRecord
+
+KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
+"""What names an episode."""
+COLUMNS: dict[str, str] = {
+    "study": "string",
+    "size": "string",
+    "desktop": "string",
+    "arm": "string",
+    "stage": "string",
+    "seed": "int64",
+    "split": "string",
+    "trial": "int64",
+    "domain": "string",
+    "task_id": "string",
+    "task_sha256": "string",
+    "instruction": "string",
+    "infeasible": "bool",
+    "checkpoint_sha256": "string",
+    "sampling": "string",
+    "outcome": "string",
+    "valid": "bool",
+    "hard_score": "Float64",
+    "standard_score": "Float64",
+    "success_hard": "boolean",
+    "success_standard": "boolean",
+    "format_errors": "int64",
+    "n_steps": "int64",
+    "attempts": "int64",
+    "failed_attempts": "int64",
+    "model_s": "Float64",
+    "env_s": "Float64",
+    "prompt_tokens": "Int64",
+    "completion_tokens": "Int64",
+    "started_at": "float64",
+    "duration_s": "float64",
+    "directory": "string",
+}
+"""Columns of the table. ``directory`` is relative to the study's folder of episodes."""
+
+
+def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path) -> pd.DataFrame:
+    """Read the indexes under ``roots``, write ``out_parquet`` and its CSV twin, return the table.
+
+    A root is an ``episodes.jsonl`` or a folder that holds some at any depth. An ``env_error`` has no
+    success at all (null), never a failure. Raises ``UserError`` for an index that cannot be read, an
+    episode twice, and an episode of another size or of an arm or split the config does not know.
+    """
+    rows = [row for index in find_indexes(roots) for row in _read_index(config, index)]
+    table = as_table(rows)
+    twice = table[table.duplicated(KEY, keep=False)]
+    if len(twice):
+        first = "/".join(str(twice.iloc[0][key]) for key in KEY)
+        raise UserError(f"The episode {first} is in two indexes; name each folder of episodes once.")
+    out_parquet.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(out_parquet, index=False)
+    table.to_csv(out_parquet.with_suffix(".csv"), index=False)
+    return table
+
+
+def as_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows in the order of ``KEY``, with the types of ``COLUMNS`` even if there is no row."""
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
+    return table.sort_values(KEY, kind="stable", ignore_index=True)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """The table as written by ``score_episodes``."""
+    return pd.read_parquet(path).astype(COLUMNS)
+
+
+def find_indexes(roots: Sequence[Path]) -> list[Path]:
+    """Every ``episodes.jsonl`` that the roots name or hold, sorted, each once."""
+    found: set[Path] = set()
+    for root in roots:
+        if root.is_file():
+            found.add(root)
+        elif root.is_dir():
+            found.update(root.rglob("episodes.jsonl"))
+        else:
+            raise UserError(f"{root} does not exist; it should hold the episodes to score.")
+    return sorted(found)
+
+
+def _read_index(config: StudyConfig, index: Path) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(index.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
+        try:
+            raw = json.loads(line)
+            name = str(raw.pop("directory", f"{raw['domain']}.{raw['task_id']}"))
+            directory = index.parent / Path(name).name
+            record = EpisodeRecord.model_validate(raw)
+        except (ValueError, KeyError, AttributeError, ValidationError) as error:
+            raise UserError(
+                f"{index}, line {number}, is no episode record; run the rollouts of this folder again."
+            ) from error
+        _check_belongs(config, record, f"{index}, line {number}")
+        yield _row(config, record, directory)
+
+
+def _check_belongs(config: StudyConfig, record: EpisodeRecord, where: str) -> None:
+    if record.size != config.size:
+        raise UserError(
+            f"{where}: the episode has the size mark '{record.size}', the study is '{config.size}'; "
+            "results of two sizes never go into one study."
+        )
+    if record.arm not in config.arms:
+        raise UserError(f"{where}: the arm '{record.arm}' is not in arms; add it or leave the folder out.")
+    if record.split not in config.tasks.splits:
+        raise UserError(
+            f"{where}: the split '{record.split}' is not in tasks.splits; add it or leave the folder out."
+        )
+
+
+def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[str, Any]:
+    above = config.evaluation.success_above
+    valid = record.outcome != "env_error" and record.hard_score is not None
+    hard, standard = record.hard_score, record.standard_score
+    steps = read_steps(directory)
+    return {
+        **record.model_dump(include=set(COLUMNS)),
+        "study": config.study,
+        "sampling": json.dumps(record.sampling, sort_keys=True),
+        "valid": valid,
+        "success_hard": hard > above if valid and hard is not None else None,
+        "success_standard": standard > above if valid and standard is not None else None,
+        "failed_attempts": len(record.errors),
+        "model_s": sum(step.model_s for step in steps) if steps else None,
+        "env_s": sum(step.env_s for step in steps) if steps else None,
+        "prompt_tokens": sum(step.prompt_tokens for step in steps) if steps else None,
+        "completion_tokens": sum(step.completion_tokens for step in steps) if steps else None,
+        "directory": _relative_to_episodes(directory),
+    }
+
+
+def read_steps(directory: Path) -> list[StepRecord]:
+    """The steps of an episode; none if the file is missing or broken (the summary still counts)."""
+    try:
+        text = (directory / "steps.jsonl").read_text(encoding="utf-8")
+        # Not splitlines(): model text may hold U+2028 and the like, which are no ends of JSON lines.
+        return [StepRecord.model_validate_json(line) for line in text.split("\n") if line]
+    except (OSError, ValueError):
+        return []
+
+
+def _relative_to_episodes(directory: Path) -> str:
+    """``{arm}/seed_{seed}/stage_{stage}/{split}/trial_{trial}/{episode}``: the contract's last six parts."""
+    if len(directory.parts) < 6:
+        return shown_path(directory)
+    return Path(*directory.parts[-6:]).as_posix()

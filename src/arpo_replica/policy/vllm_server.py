@@ -1,0 +1,233 @@
+"""vLLM as a child of the job that needs it: started, awaited, watched, and surely stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from arpo_replica.actions.coordinates import FACTOR
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import ROOT, heavy_environment, python_of
+from arpo_replica.errors import UserError
+from arpo_replica.policy import guard
+
+SERVED_NAME = "policy"
+GRACE_S = 5.0
+"""Seconds between SIGTERM and SIGKILL when vLLM is stopped."""
+POLL_S = 0.2
+LOG_LINES = 20
+"""Lines of vLLM's log in an error message."""
+SERVE_MODULE = "arpo_replica.policy.serve"
+
+
+def serve_command(config: StudyConfig, model: Path, port: int) -> list[str]:
+    """The command line that serves ``model`` on loopback. Raises ``UserError`` without its environment."""
+    python = python_of(heavy_environment(config.accelerator))
+    if config.accelerator == "cpu":
+        start = [str(python), "-m", SERVE_MODULE, "--model", str(model)]
+    else:
+        start = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+    policy, serving = config.policy, config.serving
+    pixels = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
+    return [
+        *start,
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME),
+        *("--dtype", serving_dtype(config), "--seed", "0"),
+        # The model folder's own sampling defaults (top_k, repetition penalty) would change the policy.
+        *("--generation-config", "vllm"),
+        *("--max-model-len", str(policy.max_model_len)),
+        *("--max-num-seqs", str(serving.max_num_seqs)),
+        *("--max-num-batched-tokens", str(batched_tokens(config))),
+        *("--gpu-memory-utilization", str(serving.gpu_memory_utilization)),
+        *("--limit-mm-per-prompt", json.dumps({"image": policy.max_images, "video": 0})),
+        *("--mm-processor-kwargs", json.dumps(pixels)),
+        "--skip-mm-profiling",
+        "--enable-prefix-caching",
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+        *(["--enforce-eager"] if serving.enforce_eager else []),
+        # One process for engine and worker: half the start-up.
+        *(["--distributed-executor-backend", "uni"] if config.accelerator == "cpu" else []),
+    ]
+
+
+def serving_dtype(config: StudyConfig) -> str:
+    """float32 on a CPU, where few have fast bfloat16; on a GPU what the model is stored in."""
+    if config.serving.dtype != "auto":
+        return config.serving.dtype
+    return "float32" if config.accelerator == "cpu" else "auto"
+
+
+def batched_tokens(config: StudyConfig) -> int:
+    """Tokens per engine step: at least one whole image, so that its encoder runs once."""
+    image = config.policy.max_pixels // FACTOR**2 + 2
+    return max(image, min(config.policy.max_model_len, 8192), 2048)
+
+
+def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[str, str]:
+    """Environment of vLLM: quiet, offline, with its sockets and caches in ``scratch``."""
+    variables = dict(os.environ)
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # byte code saves half of every later start
+    variables |= {
+        "VLLM_API_KEY": api_key,  # not an argument: those are public
+        "VLLM_RPC_BASE_PATH": str(scratch),
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(scratch),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if config.accelerator == "cpu":
+        variables |= {
+            "OMP_NUM_THREADS": str(config.threads),
+            "VLLM_CPU_KVCACHE_SPACE": str(config.serving.cpu_kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
+            "VLLM_PLUGINS": "",
+        }
+    return variables
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class GuardedServer(ABC):
+    """A server program under a guard (``policy.guard``). Use as an async context manager.
+
+    Entering starts it and returns at once; ``ready`` waits for it; leaving stops it with all its children.
+    They are stopped too if this process is killed.
+    """
+
+    def __init__(self, log: Path, *, start_timeout_s: float) -> None:
+        """``log``: file that takes the server's output."""
+        self.log = log
+        self.start_timeout_s = start_timeout_s
+        self.port = free_port()
+        self.api_key = secrets.token_urlsafe(24)
+        self.started_at = 0.0
+        self._scratch: Path | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @abstractmethod
+    def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
+        """Command line and environment. ``scratch``: a folder with a short path, removed in the end."""
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        # A short path: UNIX sockets go below it, and their paths end at 107 bytes.
+        self._scratch = Path(tempfile.mkdtemp(prefix="arpo-", dir="/tmp"))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command, environment = self.command(self._scratch)
+        with self.log.open("wb") as log:
+            self._guard = subprocess.Popen(
+                [
+                    *(sys.executable, "-IS", guard.__file__),
+                    *("--grace", str(GRACE_S), "--remove", str(self._scratch), "--", *command),
+                ],
+                env=environment,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C goes to us alone; we stop it in order
+            )
+        self.started_at = time.monotonic()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        guarded = self._guard
+        if guarded is None:
+            return
+        assert guarded.stdin is not None
+        guarded.stdin.close()
+        guarded.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.shield(asyncio.to_thread(guarded.wait, GRACE_S + 10))
+        except subprocess.TimeoutExpired:
+            guarded.kill()
+            guarded.wait()
+
+    def check_alive(self) -> None:
+        """Raises ``RuntimeError`` with the end of the log if the server has died."""
+        if self._guard is None or self._guard.poll() is not None:
+            status = None if self._guard is None else self._guard.returncode
+            raise RuntimeError(f"vLLM ended with status {status}; the end of {self.log}:\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last lines of the log."""
+        with contextlib.suppress(OSError):
+            lines = self.log.read_bytes().decode("utf-8", "replace").split("\n")
+            return "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
+        return ""
+
+    async def ready(self) -> float:
+        """Wait until the server answers; seconds since its start.
+
+        Raises ``UserError`` if it is not ready in time, ``RuntimeError`` if it dies before.
+        """
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+            for path in ("/health", "/v1/models"):
+                while not await self._answers(session, path):
+                    self.check_alive()
+                    if time.monotonic() - self.started_at > self.start_timeout_s:
+                        raise UserError(
+                            f"vLLM was not ready after {self.start_timeout_s:g} s (its log: {self.log}); "
+                            "raise serving.start_timeout_s or free cores and memory."
+                        )
+                    await asyncio.sleep(POLL_S)
+        return time.monotonic() - self.started_at
+
+    async def _answers(self, session: aiohttp.ClientSession, path: str) -> bool:
+        try:
+            async with session.get(self.url + path) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+
+class VllmServer(GuardedServer):
+    """vLLM for one checkpoint."""
+
+    def __init__(self, config: StudyConfig, model: Path, log: Path) -> None:
+        super().__init__(log, start_timeout_s=config.serving.start_timeout_s)
+        self.config = config
+        self.model = model.resolve()
+
+    def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
+        """See ``GuardedServer``."""
+        return (
+            serve_command(self.config, self.model, self.port),
+            serve_environment(self.config, scratch, self.api_key),
+        )

@@ -1,0 +1,297 @@
+"""The page's figures, as SVG with the palette's classes. No figure for no data: None."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from arpo_replica.evaluation.schema import Curve, CurvePoint, RateRow
+from arpo_replica.report.svg import PALETTE, embed
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10.0,
+    "text.color": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.edgecolor": PALETTE["muted"],
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": PALETTE["grid"],
+    "grid.linewidth": 0.8,
+    "xtick.color": PALETTE["muted"],
+    "ytick.color": PALETTE["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
+TOTALS = {"step", "total"}
+"""Phases that are the sum of the others."""
+
+
+def arm_colour(arm: str, arms: Sequence[str]) -> str:
+    """The palette's name of an arm's colour, the same in every figure and table."""
+    if arm in MARKERS:
+        return arm
+    others = [name for name in arms if name not in MARKERS]
+    return f"other{others.index(arm) % 3 + 1}" if arm in others else "muted"
+
+
+@contextmanager
+def _styled(salt: str) -> Iterator[None]:
+    settings: Any = {**STYLE, "svg.hashsalt": salt}
+    with mpl.rc_context(settings):
+        yield
+
+
+def _embedded(figure: Figure, prefix: str, title: str, description: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return embed(out.getvalue(), prefix, title, description)
+
+
+def forest_plot(rows: Sequence[RateRow], arms: Sequence[str], size: str) -> str | None:
+    """Success rate of each arm on each split: filled marks for hard, open ones for standard."""
+    shown = [row for row in rows if row.of_valid is not None]
+    if not shown:
+        return None
+    splits = list(dict.fromkeys(row.split for row in shown))
+    keys = list(dict.fromkeys((row.split, row.arm, row.stage, row.seed) for row in shown))
+    places, labels, y = {}, [], 0.0
+    headings = []
+    for split in splits:
+        headings.append((y, split))
+        y += 1
+        for key in (key for key in keys if key[0] == split):
+            places[key] = y
+            labels.append((y, label_of(key[1], key[2], key[3], keys)))
+            y += 1
+        y += 0.4
+    with _styled("forest"):
+        figure = Figure(figsize=(8.2, 0.42 * y + 0.9), layout="constrained")
+        axes = figure.subplots()
+        for row in shown:
+            assert row.of_valid is not None
+            colour = PALETTE[arm_colour(row.arm, arms)]
+            at = places[row.split, row.arm, row.stage, row.seed] + (-0.17 if row.protocol == "hard" else 0.17)
+            low, value, high = (100 * v for v in (row.of_valid.low, row.of_valid.value, row.of_valid.high))
+            axes.plot([low, high], [at, at], color=colour, linewidth=1.8, solid_capstyle="butt")
+            axes.plot(
+                [value], [at], MARKERS.get(row.arm, "^"), color=colour, markersize=6,
+                markerfacecolor=colour if row.protocol == "hard" else "none", markeredgewidth=1.5,
+            )  # fmt: skip
+        axes.set_yticks([at for at, _ in labels], [text for _, text in labels])
+        for at, split in headings:
+            axes.text(0, at, split, va="center", fontweight="bold", color=PALETTE["ink"])
+        axes.set_ylim(y - 0.3, -0.6)
+        axes.set_xlim(-1, 101)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"success, % of valid episodes, 95 % interval   [{size}]")
+        return _embedded(
+            figure,
+            "forest",
+            "Success rates with 95 % intervals",
+            "; ".join(_spoken(row) for row in shown),
+        )
+
+
+def label_of(arm: str, stage: str, seed: int | None, keys: Sequence[tuple[str, str, str, int | None]]) -> str:
+    """Name of a row; stage and seed only where the arm has several."""
+    stages = {key[2] for key in keys if key[1] == arm}
+    seeds = {key[3] for key in keys if key[1] == arm}
+    text = arm
+    if len(stages) > 1:
+        text += f", {stage}"
+    if len(seeds) > 1:
+        text += ", all seeds" if seed is None else f", seed {seed}"
+    return text
+
+
+def _spoken(row: RateRow) -> str:
+    assert row.of_valid is not None
+    interval = row.of_valid
+    return (
+        f"{row.split}, {row.arm}, {row.protocol}: {100 * interval.value:.0f} % "
+        f"({100 * interval.low:.0f} to {100 * interval.high:.0f})"
+    )
+
+
+def learning_curves(
+    curves: Sequence[Curve], arms: Sequence[str], stages: Sequence[str], size: str
+) -> str | None:
+    """Reward before and after replacement, success, and groups, over the stages of training."""
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return None
+    names = [name for name in stages if any(curve.stage == name for curve in curves)]
+    names += sorted({curve.stage for curve in curves} - set(names))
+    lengths = [max(curve.points[-1].step for curve in curves if curve.stage == name) for name in names]
+    trained = list(dict.fromkeys(curve.arm for curve in curves))
+    with _styled("curves"):
+        figure = Figure(figsize=(8.2, 7.2), layout="constrained")
+        grid = figure.subplots(
+            3, len(names), sharex="col", sharey="row", squeeze=False,
+            gridspec_kw={"width_ratios": [max(n, max(lengths) / 3) for n in lengths]},
+        )  # fmt: skip
+        for column, name in enumerate(names):
+            for index, arm in enumerate(trained):
+                group = [curve for curve in curves if curve.arm == arm and curve.stage == name]
+                colour = PALETTE[arm_colour(arm, arms)]
+                _Pen(arm, colour).curves(grid[0][column], group, lambda p: p.reward_after)
+                _Pen(arm, colour, main=False).curves(grid[0][column], group, lambda p: p.reward_before)
+                _Pen(arm, colour).curves(grid[1][column], group, lambda p: _times(p.success, 100))
+                _groups(grid[2][column], group, colour, index, len(trained))
+            grid[0][column].set_title(f"stage {name}", loc="left", fontsize=10, fontweight="bold")
+            grid[2][column].set_xlabel(f"update   [{size}]")
+            grid[2][column].xaxis.get_major_locator().set_params(integer=True)
+        for line, label in zip(
+            grid, ("mean reward", "success of rollouts, %", "all-fail groups"), strict=True
+        ):
+            line[0].set_ylabel(label)
+        grid[2][0].yaxis.get_major_locator().set_params(integer=True)
+        for arm in trained:
+            _Pen(arm, PALETTE[arm_colour(arm, arms)]).line(grid[0][0], [], [], label=arm)
+        figure.legend(loc="outside upper left", ncols=len(trained), fontsize=11)
+        return _embedded(
+            figure, "curves", "Training of each arm over its stages", "; ".join(map(_curve_spoken, curves))
+        )
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: int) -> None:
+    """Groups that failed altogether, as outlined bars; the part that replay swapped, filled."""
+    width = 0.8 / count
+    for field, filled in (("all_fail_groups", False), ("swapped_groups", True)):
+        per_step: dict[int, list[float]] = {}
+        for curve in curves:
+            for point in curve.points:
+                value = getattr(point, field)
+                if value is not None:
+                    per_step.setdefault(point.step, []).append(value)
+        steps = sorted(per_step)
+        axes.bar(
+            [step - 0.4 + width * (index + 0.5) for step in steps],
+            [float(np.mean(per_step[step])) for step in steps],
+            width * 0.86, facecolor=colour if filled else "none", edgecolor=colour, linewidth=1,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Pen:
+    """How an arm's series is drawn: the main one solid with marks, the other one dotted."""
+
+    arm: str
+    colour: str
+    main: bool = True
+
+    def line(
+        self, axes: Any, x: Sequence[int], y: Sequence[float], *, thin: bool = False, label: str | None = None
+    ) -> None:
+        axes.plot(
+            x,
+            y,
+            color=self.colour,
+            linewidth=(0.8 if thin else 2.0) if self.main else (0.6 if thin else 1.1),
+            linestyle="solid" if self.main else (0, (2, 2)),
+            marker=MARKERS.get(self.arm, "^") if self.main and not thin else None,
+            markersize=3.6,
+            markevery=max(1, len(x) // 12),
+            alpha=0.6 if thin else 1,
+            label=label,
+        )
+
+    def curves(
+        self, axes: Any, curves: Sequence[Curve], value_of: Callable[[CurvePoint], float | None]
+    ) -> None:
+        """Each seed thin and, with several seeds, their mean thick."""
+        per_step: dict[int, list[float]] = {}
+        for curve in curves:
+            steps = [point.step for point in curve.points if value_of(point) is not None]
+            values = [value for point in curve.points if (value := value_of(point)) is not None]
+            for step, value in zip(steps, values, strict=True):
+                per_step.setdefault(step, []).append(value)
+            if steps:
+                self.line(axes, steps, values, thin=len(curves) > 1)
+        if len(curves) > 1 and per_step:
+            steps = sorted(per_step)
+            self.line(axes, steps, [float(np.mean(per_step[step])) for step in steps])
+
+
+def _curve_spoken(curve: Curve) -> str:
+    first, last = curve.points[0], curve.points[-1]
+    text = f"{curve.arm}, {curve.stage}, seed {curve.seed}: {len(curve.points)} steps"
+    if first.success is not None and last.success is not None:
+        text += f", success {100 * first.success:.0f} % to {100 * last.success:.0f} %"
+    return text
+
+
+def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
+    """Seconds of training by phase, one bar for each arm, stage and seed."""
+    totals = [(curve, phase_totals(curve)) for curve in curves]
+    totals = [(curve, phases) for curve, phases in totals if phases]
+    if not totals:
+        return None
+    weight: dict[str, float] = {}
+    for _, phases in totals:
+        for phase, seconds in phases.items():
+            weight[phase] = weight.get(phase, 0.0) + seconds
+    ordered = sorted(weight, key=lambda phase: (-weight[phase], phase))
+    named, rest = ordered[:5], ordered[5:]
+    with _styled("phases"):
+        figure = Figure(figsize=(8.2, 0.42 * len(totals) + 1.5), layout="constrained")
+        axes = figure.subplots()
+        for y, (_, phases) in enumerate(totals):
+            left = 0.0
+            parts = [(phase, phases.get(phase, 0.0)) for phase in named]
+            parts.append(("other", sum(phases.get(phase, 0.0) for phase in rest)))
+            for index, (_, seconds) in enumerate(parts):
+                axes.barh(y, seconds, left=left, height=0.6, color=PALETTE[f"shade{index + 1}"])
+                left += seconds
+        labels = [*named, "other"] if rest else named
+        for index, phase in enumerate(labels):
+            axes.barh(-5, 0, color=PALETTE[f"shade{index + 1}"], label=phase)
+        axes.set_yticks(range(len(totals)), [f"{c.arm}, {c.stage}, seed {c.seed}" for c, _ in totals])
+        axes.set_ylim(len(totals) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"seconds   [{size}]")
+        figure.legend(
+            loc="outside upper left", ncols=len(labels), fontsize=9, handlelength=1, columnspacing=1.4
+        )
+        spoken = "; ".join(f"{phase}: {weight[phase]:.0f} s" for phase in ordered)
+        return _embedded(figure, "phases", "Seconds of training by phase", spoken)
+
+
+def phase_totals(curve: Curve) -> dict[str, float]:
+    """Phase -> seconds over the whole stage; what a step's total leaves unnamed is the phase "rest"."""
+    totals: dict[str, float] = {}
+    rest = 0.0
+    for point in curve.points:
+        named = {phase: seconds for phase, seconds in point.seconds.items() if phase not in TOTALS}
+        for phase, seconds in named.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+        whole = [point.seconds[phase] for phase in TOTALS if phase in point.seconds]
+        if whole:
+            rest += max(0.0, whole[0] - sum(named.values()))
+    return {**totals, "rest": rest} if rest > 0.01 * sum(totals.values()) else totals

@@ -1,0 +1,265 @@
+"""Episodes as the page shows them: screenshots within a budget, and where the policy clicked."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from arpo_replica.actions.types import Action, Drag, Scroll, from_json
+from arpo_replica.evaluation.scores import read_steps
+from arpo_replica.report.overlay import Drawing, drawing, mark_of
+from arpo_replica.rollout.records import StepRecord
+
+LARGEST_SCREENSHOT = 32 * 2**20
+"""A file above this is no screenshot of ours; bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A screenshot in the page's store."""
+
+    id: str
+    width: int
+    height: int
+    """Of the screen, in pixels, whatever the size of the stored image."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One frame of the viewer."""
+
+    title: str
+    action: str
+    """What was done, in words; empty for the end state."""
+    detail: str
+    """Typed text, keys or the final word of the policy."""
+    text: str
+    problem: str
+    shot: Shot | None
+    drawing: Drawing | None
+    """Where the action touched the screen."""
+    model_s: float | None = None
+    env_s: float | None = None
+    tokens: int | None = None
+
+
+@dataclass(slots=True)
+class EpisodeView:
+    """One card of the gallery."""
+
+    id: str
+    row: dict[str, Any]
+    steps: list[StepView]
+    errors: list[str]
+    has_shots: bool = False
+    thumbnail: StepView | None = None
+
+
+@dataclass
+class Gallery:
+    """All episodes with what the page needs to show them."""
+
+    episodes: list[EpisodeView]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    """id, width, height, data URI of each distinct screenshot."""
+    with_shots: int = 0
+    without_files: int = 0
+    """Episodes whose screenshots are not on disk."""
+    over_budget: int = 0
+    """Episodes left without screenshots because the budget was spent."""
+    used_bytes: int = 0
+
+
+class _Store:
+    """Distinct screenshots within a budget of bytes (as they stand in the page)."""
+
+    def __init__(self, budget: int, width: int) -> None:
+        self.budget = budget
+        self.width = width
+        self.used = 0
+        self.images: dict[str, dict[str, Any]] = {}
+
+    def add(self, files: Iterable[Path]) -> dict[str, Shot] | None:
+        """All of an episode's screenshots or, if they do not fit, none (None). Broken files are left out."""
+        shots: dict[str, Shot] = {}
+        new: dict[str, dict[str, Any]] = {}
+        for file in files:
+            loaded = self._load(file)
+            if loaded is None:
+                continue
+            shots[file.name] = Shot(loaded["id"], loaded["screen"][0], loaded["screen"][1])
+            if loaded["id"] not in self.images:
+                new[loaded["id"]] = loaded
+        cost = sum(len(image["uri"]) for image in new.values())
+        if self.used + cost > self.budget:
+            return None
+        self.used += cost
+        self.images.update(new)
+        return shots
+
+    def _load(self, file: Path) -> dict[str, Any] | None:
+        try:
+            if file.stat().st_size > LARGEST_SCREENSHOT:
+                return None
+            data = file.read_bytes()
+            with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+                screen = image.size
+                if image.width > self.width:
+                    height = max(1, round(image.height * self.width / image.width))
+                    out = io.BytesIO()
+                    image.convert("RGB").resize((self.width, height), Image.Resampling.LANCZOS).save(
+                        out, "WEBP", quality=70, method=4
+                    )
+                    data = out.getvalue()
+                else:
+                    image.load()
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+        return {
+            "id": f"i{hashlib.sha256(data).hexdigest()[:16]}",
+            "screen": screen,
+            "uri": f"data:image/webp;base64,{base64.b64encode(data).decode()}",
+        }
+
+
+def build_gallery(scores: pd.DataFrame, root: Path, *, budget_mb: float, width: int) -> Gallery:
+    """Read the episodes of ``scores`` below ``root`` (the study's folder of episodes).
+
+    Where the budget does not reach for all, screenshots go in turn to arms, splits and outcomes, so that
+    each kind is seen; text, actions and timing are there for every episode.
+    """
+    known = scores.astype(object).where(scores.notna(), None)
+    records = [{str(k): v for k, v in row.items()} for row in known.to_dict("records")]
+    records.sort(key=_place)
+    raw_steps = [read_steps(root / row["directory"]) for row in records]
+    finals = [_record_of(root / row["directory"]) for row in records]
+    store = _Store(round(budget_mb * 1e6), width)
+    gallery = Gallery(episodes=[])
+    shots: dict[int, dict[str, Shot]] = {}
+    for index in _fair_order(records):
+        names = [step.screenshot for step in raw_steps[index]]
+        final = finals[index].get("final_screenshot")
+        names += [final] if isinstance(final, str) else []
+        folder = root / records[index]["directory"]
+        files = [folder / Path(name).name for name in dict.fromkeys(names)]
+        present = [file for file in files if file.is_file()]
+        if not present:
+            gallery.without_files += 1
+            continue
+        added = store.add(present)
+        if added is None:
+            gallery.over_budget += 1
+        elif not added:
+            gallery.without_files += 1
+        else:
+            shots[index] = added
+    for index, row in enumerate(records):
+        gallery.episodes.append(_view(index, row, raw_steps[index], finals[index], shots.get(index, {})))
+    gallery.images = [
+        {"id": key, "uri": image["uri"], "width": image["screen"][0], "height": image["screen"][1]}
+        for key, image in sorted(store.images.items())
+    ]
+    gallery.with_shots = len(shots)
+    gallery.used_bytes = store.used
+    return gallery
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["split"],
+        row["arm"],
+        row["stage"],
+        row["seed"],
+        natural(row["domain"], row["task_id"]),
+        row["trial"],
+    )
+
+
+def natural(domain: str, task_id: str) -> tuple[str, list[str | int]]:
+    """Sort key in which numbers inside a task's name count as numbers."""
+    parts = re.split(r"([0-9]+)", task_id)
+    return domain, [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def _fair_order(records: list[dict[str, Any]]) -> Iterable[int]:
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for index, row in enumerate(records):
+        groups.setdefault((row["split"], row["arm"], row["outcome"]), []).append(index)
+    for turn in zip_longest(*groups.values()):
+        yield from (index for index in turn if index is not None)
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads((folder / "episode.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _view(
+    index: int,
+    row: dict[str, Any],
+    steps: list[StepRecord],
+    record: dict[str, Any],
+    shots: dict[str, Shot],
+) -> EpisodeView:
+    frames = [_frame(step, shots.get(step.screenshot)) for step in steps]
+    final = shots.get(str(record.get("final_screenshot")))
+    if final is not None:
+        frames.append(StepView("End state", "", "", "", "", final, None))
+    errors = [str(line) for line in record.get("errors", [])]
+    view = EpisodeView(f"ep{index}", row, frames, errors, has_shots=bool(shots))
+    acted = [frame for frame in frames if frame.drawing]
+    pictured = [frame for frame in frames if frame.shot]
+    view.thumbnail = next(iter(reversed(acted or pictured)), None)
+    return view
+
+
+def _frame(step: StepRecord, shot: Shot | None) -> StepView:
+    action, detail = None, ""
+    words = "no valid action"
+    if step.action is not None:
+        try:
+            action = from_json(step.action)
+            words, detail = describe_action(action)
+        except (ValueError, TypeError):
+            words = "unknown action"
+    mark = mark_of(action)
+    return StepView(
+        title=f"Step {step.index + 1}",
+        action=words,
+        detail=detail,
+        text=step.text,
+        problem=step.format_error or "",
+        shot=shot,
+        drawing=drawing(mark, shot.width, shot.height) if mark and shot else None,
+        model_s=step.model_s,
+        env_s=step.env_s,
+        tokens=step.completion_tokens,
+    )
+
+
+def describe_action(action: Action) -> tuple[str, str]:
+    """(what was done, its text) of an action, in words."""
+    values = action.to_json()
+    words = str(values.pop("type")).replace("_", " ")
+    if isinstance(action, Drag):
+        return f"{words} ({action.x}, {action.y}) to ({action.to_x}, {action.to_y})", ""
+    if isinstance(action, Scroll):
+        words += f" {action.direction}"
+    if isinstance(values.get("x"), int):
+        return f"{words} at ({values['x']}, {values['y']})", ""
+    detail = values.get("keys") or values.get("text") or values.get("content") or values.get("reason") or ""
+    return words, " + ".join(map(str, detail)) if isinstance(detail, tuple | list) else str(detail)

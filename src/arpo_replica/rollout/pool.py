@@ -1,0 +1,352 @@
+"""The rollout pool: one event loop, N desktops, one policy, many episodes, no barrier.
+
+Every worker owns at most one desktop and takes the next episode as soon as it is free. An episode whose
+desktop or policy fails is tried again on a fresh desktop, then recorded as ``env_error`` without a score.
+What is finished on disk stays as it is, byte for byte, whatever kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.desktop.interface import Desktop, DesktopProvider
+from arpo_replica.errors import DesktopError, PolicyError, UserError
+from arpo_replica.policy.interface import Policy
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
+from arpo_replica.rollout.parser import ReplyParser
+from arpo_replica.rollout.progress import Progress, say
+from arpo_replica.rollout.records import (
+    EpisodeRecord,
+    Outcome,
+    clear_unfinished,
+    discard_episode,
+    finished_episodes,
+    read_summary,
+    write_episode,
+    write_index,
+)
+from arpo_replica.tasks.model import Task
+
+CLOSE_TIMEOUT_S = 30.0
+"""Longest time that closing a desktop may take before it is left to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What all episodes of a job have in common, as it goes into their records."""
+
+    arm: str
+    seed: int
+    stage: str
+    size: str
+    desktop: str
+    checkpoint_sha256: str
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRoot:
+    """Where the episodes of one split and trial go."""
+
+    path: Path
+    split: str
+    trial: int
+    tasks: Sequence[Task]
+
+
+@dataclass
+class Episode:
+    """One episode to be collected, and what its attempts gave so far."""
+
+    task: Task
+    root: OutputRoot
+    errors: list[str] = field(default_factory=list)
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How the pool works."""
+
+    desktops: int
+    limits: EpisodeLimits
+    retries: int
+    """Attempts after the first one."""
+    start_timeout_s: float
+    """Longest time that starting one desktop may take."""
+
+
+def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
+    """The episodes that are still to be collected, trial by trial.
+
+    Removes what a killed writer left, and finished episodes that belong to another checkpoint, task
+    version or sampling than this job's: they answer another question.
+    """
+    todo = []
+    for root in roots:
+        clear_unfinished(root.path)
+        wanted = {(task.domain, task.id): task for task in root.tasks}
+        kept = set()
+        for key, directory in finished_episodes(root.path).items():
+            task = wanted.get(key)
+            if task is not None and belongs(read_summary(directory), root, task, labels):
+                kept.add(key)
+            else:
+                say(f"{directory} belongs to another checkpoint, task or sampling: removed")
+                discard_episode(directory)
+        todo += [Episode(task, root) for key, task in wanted.items() if key not in kept]
+    return todo
+
+
+def belongs(summary: dict[str, Any], root: OutputRoot, task: Task, labels: Labels) -> bool:
+    """True if a finished episode is one that this job would collect."""
+    expected = {
+        "arm": labels.arm,
+        "seed": labels.seed,
+        "stage": labels.stage,
+        "size": labels.size,
+        "desktop": labels.desktop,
+        "checkpoint_sha256": labels.checkpoint_sha256,
+        "sampling": labels.sampling,
+        "split": root.split,
+        "trial": root.trial,
+        "task_sha256": task.sha256,
+    }
+    return all(summary.get(key) == value for key, value in expected.items())
+
+
+async def collect_episodes(
+    roots: Sequence[OutputRoot],
+    *,
+    provider: DesktopProvider,
+    policy: Callable[[OutputRoot], Policy],
+    parser: ReplyParser,
+    labels: Labels,
+    settings: PoolSettings,
+    policy_ready: Callable[[], Awaitable[object]] | None = None,
+    check_policy: Callable[[], Awaitable[None]] | None = None,
+    heartbeat: Path | None = None,
+) -> Progress:
+    """Collect every missing episode of all roots and write their indexes.
+
+    ``policy`` gives the policy for a root (its trial decides the seeds). ``policy_ready`` is awaited once,
+    while desktops start. ``check_policy`` is called after a ``PolicyError``; what it raises ends the job:
+    a dead server must not turn every remaining episode into an ``env_error``.
+
+    Raises ``UserError`` if no desktop can be started at all.
+    """
+    todo = open_episodes(roots, labels)
+    total = sum(len(root.tasks) for root in roots)
+    progress = Progress(total, total - len(todo), heartbeat=heartbeat)
+    if todo:
+        pool = _Pool(
+            provider=provider,
+            policy=policy,
+            parser=parser,
+            labels=labels,
+            settings=settings,
+            progress=progress,
+            check_policy=check_policy,
+        )
+        await pool.run(todo, policy_ready)
+    for root in roots:
+        await asyncio.to_thread(write_index, root.path)
+    progress.tick(now=True)
+    return progress
+
+
+@dataclass
+class _Pool:
+    provider: DesktopProvider
+    policy: Callable[[OutputRoot], Policy]
+    parser: ReplyParser
+    labels: Labels
+    settings: PoolSettings
+    progress: Progress
+    check_policy: Callable[[], Awaitable[None]] | None
+    queue: deque[Episode] = field(default_factory=deque)
+    missing: dict[Path, int] = field(default_factory=dict)
+    """Episodes still to come, per root."""
+    started: int = 0
+    """Desktops started so far."""
+    start_failures: int = 0
+    """Failed starts in a row, over all workers."""
+    workers: int = 0
+
+    async def run(self, todo: list[Episode], policy_ready: Callable[[], Awaitable[object]] | None) -> None:
+        self.queue.extend(todo)
+        for episode in todo:
+            self.missing[episode.root.path] = self.missing.get(episode.root.path, 0) + 1
+        self.workers = min(self.settings.desktops, len(todo))
+        try:
+            async with asyncio.TaskGroup() as group:
+                ready = group.create_task(_ready(policy_ready))
+                ticker = group.create_task(self._tick(ready))
+                workers = [group.create_task(self._work(number, ready)) for number in range(self.workers)]
+                await asyncio.wait(workers)
+                ticker.cancel()
+        except BaseExceptionGroup as errors:
+            # The first one ended the job; the others are its consequences.
+            raise errors.exceptions[0] from None
+
+    async def _tick(self, ready: asyncio.Task[None]) -> None:
+        while True:
+            self.progress.tick()
+            done, _ = await asyncio.wait([ready], timeout=1)
+            if done:
+                break
+        self.progress.policy_is_ready()
+        while True:
+            self.progress.tick()
+            await asyncio.sleep(1)
+
+    async def _work(self, number: int, ready: asyncio.Task[None]) -> None:
+        desktop: Desktop | None = None
+        starts = 0
+        try:
+            while self.queue:
+                episode = self.queue.popleft()
+                episode.started_at = episode.started_at or time.time()
+                if desktop is None:
+                    starts += 1
+                    try:
+                        desktop = await self._start(f"desktop-{number}-{starts}")
+                    except _StartError as error:
+                        await self._failed(episode, error)
+                        continue
+                    self.progress.restarts += starts > 1
+                await asyncio.shield(ready)
+                try:
+                    result = await run_episode(
+                        episode.task,
+                        desktop,
+                        self.policy(episode.root),
+                        self.parser,
+                        self.settings.limits,
+                    )
+                except UserError:
+                    raise
+                except Exception as error:
+                    # Also what no contract foresees: one odd page must not end the study. It is counted
+                    # and shown, never scored.
+                    broken, desktop = desktop, None
+                    await self._close(broken)
+                    await self._failed(episode, error)
+                else:
+                    await self._record(episode, result)
+        finally:
+            await asyncio.shield(self._close(desktop))
+
+    async def _start(self, name: str) -> Desktop:
+        try:
+            async with asyncio.timeout(self.settings.start_timeout_s):
+                desktop = await self.provider.start(name)
+        except Exception as error:
+            self.start_failures += 1
+            patience = 3 if self.started else 1
+            if self.start_failures >= patience * self.workers * (1 + self.settings.retries):
+                raise UserError(
+                    f"No desktop could be started in {self.start_failures} attempts in a row "
+                    f"({_one_line(error)}); correct the section 'desktop' of the config or what the message "
+                    "names."
+                ) from error
+            raise _StartError(f"the desktop did not start: {_one_line(error)}") from error
+        self.started += 1
+        self.start_failures = 0
+        self.progress.desktops += 1
+        return desktop
+
+    async def _close(self, desktop: Desktop | None) -> None:
+        if desktop is None:
+            return
+        self.progress.desktops -= 1
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await desktop.close()
+        except Exception as error:
+            say(f"a desktop could not be closed: {_one_line(error)}")
+
+    async def _failed(self, episode: Episode, error: Exception) -> None:
+        name = f"{episode.task.domain}/{episode.task.id}, trial {episode.root.trial}"
+        say(f"attempt {len(episode.errors) + 1} at {name} failed: {_one_line(error)}")
+        if not isinstance(error, DesktopError | PolicyError):
+            say("".join(traceback.format_exception(error)))
+        if isinstance(error, PolicyError) and self.check_policy is not None:
+            await self.check_policy()
+        if isinstance(error, _StartError) and not self.started:
+            # Not this episode's fault: no desktop has ever started. ``_start`` gives up in time.
+            self.queue.append(episode)
+            return
+        episode.errors.append(_one_line(error))
+        if len(episode.errors) <= self.settings.retries:
+            self.progress.retries += 1
+            self.queue.appendleft(episode)
+        else:
+            await self._record(episode, None)
+
+    async def _record(self, episode: Episode, result: EpisodeResult | None) -> None:
+        outcome: Outcome = "env_error" if result is None else result.outcome
+        record = make_record(episode, result, self.labels)
+        steps = [] if result is None else result.steps
+        screenshots = {} if result is None else result.screenshots
+        root = episode.root.path
+        await asyncio.shield(asyncio.to_thread(write_episode, root, record, steps, screenshots))
+        self.missing[root] -= 1
+        if not self.missing[root]:
+            await asyncio.to_thread(write_index, root)
+        self.progress.finished(outcome)
+
+
+class _StartError(DesktopError):
+    """The desktop did not even start."""
+
+
+async def _ready(policy_ready: Callable[[], Awaitable[object]] | None) -> None:
+    if policy_ready is not None:
+        await policy_ready()
+
+
+def make_record(episode: Episode, result: EpisodeResult | None, labels: Labels) -> EpisodeRecord:
+    """The summary of an episode; ``result`` None: every attempt was an environment error."""
+    task, now = episode.task, time.time()
+    return EpisodeRecord(
+        task_id=task.id,
+        domain=task.domain,
+        task_sha256=task.sha256,
+        instruction=task.instruction,
+        infeasible=task.infeasible,
+        arm=labels.arm,
+        seed=labels.seed,
+        stage=labels.stage,
+        split=episode.root.split,
+        trial=episode.root.trial,
+        size=labels.size,
+        desktop=labels.desktop,
+        checkpoint_sha256=labels.checkpoint_sha256,
+        sampling=labels.sampling,
+        outcome="env_error" if result is None else result.outcome,
+        hard_score=None if result is None else result.hard_score,
+        standard_score=None if result is None else result.standard_score,
+        format_errors=0 if result is None else result.format_errors,
+        n_steps=0 if result is None else len(result.steps),
+        attempts=len(episode.errors) + (result is not None),
+        errors=list(episode.errors),
+        final_screenshot=None if result is None else result.final_screenshot,
+        started_at=episode.started_at,
+        duration_s=round(now - episode.started_at, 3),
+        reset_s=0.0 if result is None else result.reset_s,
+        evaluate_s=0.0 if result is None else result.evaluate_s,
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    """``DesktopError: what it says``, in one line of at most 500 characters."""
+    text = str(error) if isinstance(error, _StartError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]

@@ -1,0 +1,112 @@
+"""What a running job says about itself: a line every few seconds, and a heartbeat file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from arpo_replica.rollout.records import Outcome, write_atomically
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts episodes and says how far the job is."""
+
+    def __init__(
+        self,
+        total: int,
+        kept: int,
+        *,
+        heartbeat: Path | None = None,
+        every_s: float = 5.0,
+        out: Callable[[str], None] = say,
+    ) -> None:
+        """``total`` episodes of the job, ``kept`` of them from an earlier run."""
+        self.total = total
+        self.kept = kept
+        self.heartbeat = heartbeat
+        self.every_s = every_s
+        self.out = out
+        self.outcomes: Counter[str] = Counter()
+        self.retries = 0
+        self.restarts = 0
+        """Desktops started after one broke."""
+        self.desktops = 0
+        """Desktops running now."""
+        self.began: float | None = None
+        """When the policy was ready: rate and ETA count from there."""
+        self._said = float("-inf")
+
+    @property
+    def done(self) -> int:
+        """Episodes on disk."""
+        return self.kept + sum(self.outcomes.values())
+
+    @property
+    def rate(self) -> float:
+        """Episodes per hour of this run."""
+        seconds = 0.0 if self.began is None else time.monotonic() - self.began
+        return 3600 * sum(self.outcomes.values()) / max(seconds, 1e-3)
+
+    def policy_is_ready(self) -> None:
+        """The clock starts."""
+        self.began = time.monotonic()
+
+    def finished(self, outcome: Outcome) -> None:
+        """Count an episode; say so if it is time."""
+        self.outcomes[outcome] += 1
+        self.tick()
+
+    def tick(self, *, now: bool = False) -> None:
+        """Write the heartbeat; print the line if ``every_s`` have passed or ``now``."""
+        if not now and time.monotonic() - self._said < self.every_s:
+            return
+        self._said = time.monotonic()
+        self.out(self.line())
+        if self.heartbeat is not None:
+            write_atomically(self.heartbeat, (json.dumps(self.state()) + "\n").encode())
+
+    def line(self) -> str:
+        """``episodes 12/40 | 350/h | ETA 0:04:48 | success 3, failure 8, ... | retries 1, ...``."""
+        counts = ", ".join(f"{name} {self.outcomes[name]}" for name in get_args(Outcome))
+        kept = f" | kept {self.kept}" if self.kept else ""
+        if self.began is None and self.done < self.total:
+            return (
+                f"episodes {self.done}/{self.total}{kept} | waiting for the policy | desktops {self.desktops}"
+            )
+        return (
+            f"episodes {self.done}/{self.total}{kept} | {self.rate:.0f}/h | ETA {self.eta()} | {counts} | "
+            f"retries {self.retries}, desktops {self.desktops}, restarts {self.restarts}"
+        )
+
+    def eta(self) -> str:
+        """Time left as ``h:mm:ss``, ``?`` before the first episode."""
+        if self.done >= self.total:
+            return "0:00:00"
+        if not sum(self.outcomes.values()):
+            return "?"
+        left = round(3600 * (self.total - self.done) / self.rate)
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+    def state(self) -> dict[str, object]:
+        """The same for machines; ``time`` is Unix time, in seconds."""
+        return {
+            "time": time.time(),
+            "done": self.done,
+            "total": self.total,
+            "kept": self.kept,
+            "per_hour": self.rate,
+            "outcomes": dict(self.outcomes),
+            "retries": self.retries,
+            "desktops": self.desktops,
+            "restarts": self.restarts,
+        }

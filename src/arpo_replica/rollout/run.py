@@ -1,0 +1,187 @@
+"""Collect all episodes of one checkpoint: serve it once, run every split and trial, write the indexes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.desktop.interface import DesktopProvider
+from arpo_replica.desktop.providers import make_provider
+from arpo_replica.errors import UserError
+from arpo_replica.manifest import Manifest, read_manifest
+from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
+from arpo_replica.rollout.episode import EpisodeLimits
+from arpo_replica.rollout.pool import (
+    Labels,
+    OutputRoot,
+    PoolSettings,
+    collect_episodes,
+    open_episodes,
+)
+from arpo_replica.rollout.progress import Progress, say
+from arpo_replica.rollout.records import write_index
+from arpo_replica.tasks.splits import load_split
+
+
+@dataclass
+class Serving:
+    """A policy that is being served, perhaps not yet ready."""
+
+    endpoint: Endpoint
+    server: VllmServer | None
+
+    async def ready(self) -> None:
+        """Wait until it answers."""
+        if self.server is not None:
+            seconds = await self.server.ready()
+            say(f"vLLM was ready after {seconds:.1f} s")
+        await self.endpoint.check()
+
+    async def check(self) -> None:
+        """After a failed request: raises if the server is gone, else returns."""
+        if self.server is not None:
+            self.server.check_alive()
+        await self.endpoint.check()
+
+
+def collect_rollouts(
+    config: StudyConfig,
+    *,
+    manifest: Path,
+    roots: Sequence[Path],
+    provider: DesktopProvider | None = None,
+) -> Progress:
+    """Collect the episodes of the checkpoint that ``manifest`` describes.
+
+    ``roots``: output folders ``.../{split}/trial_{n}``; each gets one folder per episode and, last of all,
+    ``episodes.jsonl``. Beside their splits lie ``heartbeat.json`` and vLLM's log. Finished episodes are
+    kept; with nothing left to do neither vLLM nor a desktop is started. Raises ``UserError`` before any
+    long work for what a user can correct.
+    """
+    model = read_manifest(manifest, verify=True)
+    outputs = [output_root(config, path) for path in roots]
+    labels = make_labels(config, model)
+    beside = outputs[0].path.parents[1]
+    if not open_episodes(outputs, labels):
+        for output in outputs:
+            write_index(output.path)
+        total = sum(len(output.tasks) for output in outputs)
+        say(f"all {total} episodes are there, indexes written")
+        return Progress(total, total)
+    provider = provider or make_provider(config.desktop)
+    provider.check()
+    serving = serve(config, model.model_path(manifest), labels, beside / "vllm.log")
+    return asyncio.run(_collect(config, outputs, labels, provider=provider, serving=serving))
+
+
+def output_root(config: StudyConfig, path: Path) -> OutputRoot:
+    """The split, trial and tasks that a folder ``.../{split}/trial_{n}`` stands for."""
+    split, number = path.parent.name, path.name.removeprefix("trial_")
+    if split not in config.tasks.splits or not number.isdigit():
+        raise UserError(
+            f"{path} is no folder for episodes; it must end in '<name of a split>/trial_<number>'."
+        )
+    tasks = load_split(config.tasks.splits[split], config.tasks.root)
+    return OutputRoot(path, split, int(number), tasks)
+
+
+def make_labels(config: StudyConfig, model: Manifest) -> Labels:
+    """What the records of all episodes of a checkpoint say alike."""
+    return Labels(
+        arm=model.arm,
+        seed=model.seed,
+        stage=model.stage,
+        size=config.size,
+        desktop=config.desktop.provider,
+        checkpoint_sha256=model.sha256,
+        sampling=describe_sampling(config),
+    )
+
+
+def describe_sampling(config: StudyConfig) -> dict[str, Any]:
+    """Everything besides task and weights that decides an episode."""
+    policy = config.policy.model_dump(mode="json", exclude={"model", "endpoint"})
+    return {
+        "temperature": config.evaluation.temperature,
+        "top_p": config.evaluation.top_p,
+        "success_above": config.evaluation.success_above,
+        "screen": list(config.desktop.screen),
+        **policy,
+    }
+
+
+async def _collect(
+    config: StudyConfig,
+    outputs: Sequence[OutputRoot],
+    labels: Labels,
+    *,
+    provider: DesktopProvider,
+    serving: AbstractAsyncContextManager[Serving],
+) -> Progress:
+    task = asyncio.current_task()
+    assert task is not None
+    # Snakemake and Slurm stop a job with SIGTERM: leave in order, so that desktops and vLLM are closed.
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    evaluation, limits = config.evaluation, config.rollout
+    settings = PoolSettings(
+        desktops=config.desktop.count,
+        limits=EpisodeLimits(config.policy.max_steps, evaluation.success_above, limits.episode_timeout_s),
+        retries=limits.env_error_retries,
+        start_timeout_s=2 * config.desktop.start_timeout_s,
+    )
+    began = time.monotonic()
+    async with serving as served:
+        # The history then holds the tokens that were sampled, special ones too (vLLM's own field).
+        extra = {"skip_special_tokens": False} if served.server else {}
+        sampling = Sampling(evaluation.temperature, evaluation.top_p, config.policy.max_new_tokens, extra)
+        progress = await collect_episodes(
+            outputs,
+            provider=provider,
+            policy=lambda root: EndpointPolicy(
+                served.endpoint, config.policy, sampling, (labels.seed, labels.stage, root.trial)
+            ),
+            parser=UITarsParser.of(config.policy, config.desktop.screen),
+            labels=labels,
+            settings=settings,
+            policy_ready=served.ready,
+            check_policy=served.check,
+            heartbeat=outputs[0].path.parents[1] / "heartbeat.json",
+        )
+    say(f"{progress.done} episodes in {time.monotonic() - began:.1f} s, indexes written")
+    return progress
+
+
+@asynccontextmanager
+async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> AsyncIterator[Serving]:
+    """Serve a checkpoint: by vLLM started here, or, for the base policy, by ``policy.endpoint``."""
+    connections = max(2, config.desktop.count)
+    timeout_s = float(config.rollout.episode_timeout_s)
+    if config.policy.endpoint is not None and labels.arm == "base":
+        async with Endpoint(
+            config.policy.endpoint, model=None, api_key=None, timeout_s=timeout_s, connections=connections
+        ) as endpoint:
+            await endpoint.check()  # before any desktop is started
+            yield Serving(endpoint, None)
+        return
+    async with (
+        VllmServer(config, model, log) as server,
+        Endpoint(
+            server.url,
+            model=SERVED_NAME,
+            api_key=server.api_key,
+            timeout_s=timeout_s,
+            connections=connections,
+        ) as endpoint,
+    ):
+        yield Serving(endpoint, server)

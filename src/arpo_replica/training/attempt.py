@@ -1,0 +1,215 @@
+"""One attempt at a stage as seen from outside: start it, watch it, end it.
+
+Runs in the light environment; the training itself is ``launch`` in the heavy one, below a guard
+(``policy.guard``) that leaves no process and no scratch file behind, whoever dies first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.environments import heavy_environment, python_of
+from arpo_replica.policy import guard
+from arpo_replica.rollout.records import write_atomically
+from arpo_replica.training.job import VARIABLE, Job
+from arpo_replica.training.metrics import collect, to_jsonl
+from arpo_replica.training.processes import descendants, memory_mb
+
+POLL_S = 0.5
+GRACE_S = 3
+TAIL_LINES = 40
+
+
+class Stalled(RuntimeError):
+    """A training that made no progress for ``training.stall_timeout_s``."""
+
+
+def environment(job: Job) -> dict[str, str]:
+    """The environment of a training: offline, no telemetry, short paths for sockets."""
+    threads, scratch = str(job.config.threads), str(job.scratch)
+    variables = {
+        **os.environ,
+        VARIABLE: str(job.work / "job.json"),
+        "ARPO_SCRATCH": scratch,
+        "ARPO_STACKS": str(job.scratch / "stacks"),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",
+        # Threads that wait must not spin: several processes share few cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(job.scratch / "huggingface"),
+        "WANDB_MODE": "disabled",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": scratch,
+        "VLLM_CONFIG_ROOT": str(job.scratch / "vllm"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": scratch,
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "HYDRA_FULL_ERROR": "1",
+        "VERL_FILE_LOGGER_PATH": str(job.verl_metrics),
+        "VERL_LOGGING_LEVEL": "INFO",
+        "VERL_USE_EXTERNAL_MODULES": "arpo_replica.training.verl_plugin",
+        "VERL_USE_EXTERNAL_PLUGINS": "none",
+    }
+    if job.config.accelerator == "cpu":
+        variables |= {
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",
+            "VLLM_CPU_KVCACHE_SPACE": str(job.config.serving.cpu_kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
+            "VLLM_PLUGINS": "",
+        }
+    return variables
+
+
+class Attempt:
+    """A running training."""
+
+    def __init__(self, job: Job, python: Path | None = None) -> None:
+        """Start it. ``python``: interpreter of the heavy environment."""
+        self.job = job
+        self.log_path = job.work / "logs" / f"train_{job.attempt:03d}.log"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        (job.scratch / "stacks").mkdir(parents=True, exist_ok=True)
+        job_file = job.work / "job.json"
+        write_atomically(job_file, job.model_dump_json(indent=1).encode())
+        python = python or python_of(heavy_environment(job.config.accelerator))
+        command = [
+            *(sys.executable, "-IS", guard.__file__),
+            *("--grace", str(GRACE_S), "--remove", str(job.scratch), "--"),
+            *(str(python), "-m", "arpo_replica.training.launch", str(job_file)),
+        ]
+        self.started = time.monotonic()
+        self.rows: list[dict[str, Any]] = []
+        self.peak_mb = 0.0
+        self._progress = (self.started, (0, 0))
+        self._measured = 0.0
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=job.work,
+                env=environment(job),
+                stdin=subprocess.PIPE,  # its end tells the guard that we are gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it ends well. Prints a line per step; raises RuntimeError, or ``Stalled``."""
+        try:
+            while (status := self._poll()) is None:
+                time.sleep(POLL_S)
+            self._read()
+        finally:
+            self.stop()
+        if status != 0:
+            raise RuntimeError(
+                f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
+            )
+
+    def stop(self) -> None:
+        """End it, and everything below it, if it still runs."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=GRACE_S + 30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def tail(self) -> str:
+        """The end of its log."""
+        with self.log_path.open(errors="replace") as file:
+            return "".join(deque(file, TAIL_LINES))
+
+    def _poll(self) -> int | None:
+        status = self.process.poll()
+        self._read()
+        now = time.monotonic()
+        marks = (len(self.rows), self._episodes())
+        if marks != self._progress[1]:
+            self._progress = (now, marks)
+        elif now - self._progress[0] > self.job.recipe.stall_timeout_s:
+            dump = self._dump()
+            raise Stalled(
+                f"the training made no progress for {self.job.recipe.stall_timeout_s} s "
+                f"(training.stall_timeout_s); its state is in {dump}"
+            )
+        if now - self._measured > 5:
+            self._measured = now
+            pids = [process.pid for process in descendants(self.process.pid)]
+            self.peak_mb = max(self.peak_mb, memory_mb(pids))
+        return status
+
+    def _read(self) -> None:
+        """Take over new steps from the logs: ``metrics.jsonl`` and a line each."""
+        rows = collect(self.job.verl_metrics.parent, self.job.steps)
+        known = {row["step"] for row in self.rows if row["attempt"] == self.job.attempt}
+        new = [r for r in rows if r["attempt"] == self.job.attempt and r["step"] not in known]
+        self.rows = rows
+        if new:
+            write_atomically(self.job.out / "metrics.jsonl", to_jsonl(rows))
+        for row in new:
+            print(self._line(row), flush=True)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        job, steps = self.job, self.job.stage.steps
+        done = row["step"] - job.resume_step
+        elapsed = time.monotonic() - self.started
+        seconds = [r["seconds"]["total"] or 0.0 for r in self.rows if r["attempt"] == job.attempt]
+        pace = sum(seconds[-5:]) / max(1, len(seconds[-5:]))
+        start = f", first step after {elapsed:.0f} s" if done == 1 else ""
+        return (
+            f"{job.arm} seed {job.seed} {job.stage_name}: step {row['step']}/{steps}  "
+            f"reward {row['reward_before']:.3f} -> {row['reward_after']:.3f}  success {row['success']:.2f}  "
+            f"swapped {row['swapped_groups']}/{row['groups']}  env errors {row['env_errors']}  "
+            f"{row['seconds']['total']:.1f} s/step  ETA {pace * (steps - row['step']):.0f} s{start}"
+        )
+
+    def _episodes(self) -> int:
+        """Recorded episodes of the step that is running."""
+        own = [row["step"] for row in self.rows if row["attempt"] == self.job.attempt]
+        step = max(own, default=self.job.resume_step) + 1
+        folder = self.job.episodes(step, 0).parent
+        return sum(1 for _ in folder.glob("rollout_*/*/episode.json"))
+
+    def _dump(self) -> Path:
+        """Write process table, stacks and the log's end to a file."""
+        below = descendants(self.process.pid)
+        stacks = self.job.scratch / "stacks"
+        for process in below:
+            if (stacks / f"{process.pid}.txt").exists():  # it handles the signal
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1)
+        lines = [f"{p.pid:8d} {p.parent:8d} {p.state} {p.cpu_s:9.1f} s  {p.command}" for p in below]
+        parts = ["pid, parent, state, CPU time, command", *lines]
+        for process in below:
+            path = stacks / f"{process.pid}.txt"
+            if path.exists():
+                parts += ["", f"--- stacks of {process.pid} {process.command}", path.read_text()]
+        parts += ["", "--- end of the log", self.tail()]
+        path = self.job.work / "logs" / f"stall_{self.job.attempt:03d}.txt"
+        write_atomically(path, "\n".join(parts).encode())
+        return path

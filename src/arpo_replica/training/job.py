@@ -1,0 +1,92 @@
+"""One attempt at a stage, as its processes see it: ``job.json``, named by ``ARPO_JOB``.
+
+The process that trains, the agent loop and the sampler live in different processes; what they share is
+this file, never an argument list.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from arpo_replica.config.models import StageConfig, StudyConfig, TrainingConfig
+
+VARIABLE = "ARPO_JOB"
+
+
+class Job(BaseModel):
+    """What decides an attempt. All paths are absolute."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: StudyConfig
+    arm: str
+    seed: int
+    stage_name: str
+    parent_model: Path
+    """Model folder that the stage starts from, Hugging Face format."""
+    parent_sha256: str
+    """Identity of those weights."""
+    out: Path
+    """The stage's directory."""
+    scratch: Path
+    """Short path for sockets and logs of this attempt; removed afterwards."""
+    attempt: int
+    """1, 2, ... counted over resumes."""
+    resume_step: int = 0
+    """Step of the checkpoint that the attempt goes on from; 0 = from the beginning."""
+    provider: str = "arpo_replica.desktop.providers:make_provider"
+    """``module:function`` that makes the desktops' provider from ``config.desktop``."""
+    preload: bool = True
+    """Import the heavy packages once and fork the processes of the training from there (``zygote``)."""
+
+    @cached_property
+    def recipe(self) -> TrainingConfig:
+        """The arm's training config."""
+        return self.config.recipe(self.arm)
+
+    @property
+    def stage(self) -> StageConfig:
+        """The stage."""
+        return self.config.stage(self.stage_name)
+
+    @property
+    def work(self) -> Path:
+        """Resumable state: verl's checkpoints, replay items, logs. Unknown to Snakemake."""
+        return self.out / "checkpoints"
+
+    @property
+    def items(self) -> Path:
+        """Stored trajectories of the replay buffer."""
+        return self.work / "replay_items"
+
+    @property
+    def steps(self) -> Path:
+        """One JSON file per step with what verl's metrics cannot hold."""
+        return self.work / "steps"
+
+    @property
+    def verl_metrics(self) -> Path:
+        """verl's own metrics of this attempt, JSON lines."""
+        return self.work / "logs" / f"verl_{self.attempt:03d}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """verl's checkpoint folder of a step."""
+        return self.work / f"global_step_{step}"
+
+    def step_file(self, step: int) -> Path:
+        """The details of a step."""
+        return self.steps / f"step_{step:06d}.json"
+
+    def episodes(self, step: int, rollout: int) -> Path:
+        """Root of the recorded episodes of one rollout index of one step."""
+        return self.out / "episodes" / f"step_{step:06d}" / f"rollout_{rollout:03d}"
+
+
+@lru_cache(maxsize=1)
+def current_job() -> Job:
+    """The job of this process."""
+    return Job.model_validate_json(Path(os.environ[VARIABLE]).read_bytes())

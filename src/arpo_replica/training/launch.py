@@ -1,0 +1,128 @@
+"""One attempt at a stage, in the heavy environment: ``python -m arpo_replica.training.launch job.json``.
+
+Writes verl's inputs, then runs verl's own entry point, ``verl.trainer.main_ppo``, in a process of its
+own: forked from the preloaded fork server (CPU), or plainly started (GPU).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.splits import load_split
+from arpo_replica.training.job import VARIABLE, Job, current_job
+from arpo_replica.training.recipe import AGENT, PACKAGE, to_arguments, verl_overrides
+
+ENTRY_POINT = "verl.trainer.main_ppo"
+FIRST_RAY_JOB = "01000000"
+# In this order: verl's external modules look for vLLM among what is imported already.
+PRELOADED = (
+    "vllm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.model_executor.models.qwen2_5_vl",
+    "vllm.entrypoints.openai.api_server",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "verl",
+    ENTRY_POINT,
+    "verl.trainer.ppo.v1",
+    "verl.workers.engine_workers",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "arpo_replica.training.agent_loop",
+    "arpo_replica.training.sampler",
+    "arpo_replica.training.weight_socket",
+    "ray._private.workers.default_worker",
+)
+
+
+def write_inputs(job: Job) -> list[str]:
+    """The parquet of tasks and the list of agent loops; verl's command line for this attempt."""
+    import pandas
+
+    tasks = load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)
+    data, agents = job.work / "tasks.parquet", job.work / "agents.yaml"
+    pandas.DataFrame([row(index, task) for index, task in enumerate(tasks)]).to_parquet(data)
+    # JSON is YAML. `Workplace` reads the rest from the job.
+    agents.write_text(
+        json.dumps([{"name": AGENT, "_target_": f"{PACKAGE}.agent_loop.DesktopAgentLoop"}]) + "\n"
+    )
+    packages = ("verl", "vllm", "torch", "transformers", "ray", "tensordict", "TransferQueue", "ui-tars")
+    versions = {name: version(name) for name in packages}
+    (job.work / "versions.json").write_text(json.dumps({"python": platform.python_version(), **versions}))
+    return to_arguments(verl_overrides(job, tasks=len(tasks), data=data, agents=agents))
+
+
+def row(index: int, task: Task) -> dict[str, object]:
+    """One task in the columns that verl's dataset reads."""
+    return {
+        "data_source": task.domain,
+        "prompt": [{"role": "user", "content": task.instruction}],  # the agent loop builds the real one
+        "ability": "gui",
+        "reward_model": {"style": "rule", "ground_truth": ""},
+        "extra_info": {"index": index, "task": f"{task.domain}/{task.id}"},
+        "agent_name": AGENT,
+    }
+
+
+def preload() -> None:
+    """Import everything that the processes of a training import."""
+    started = time.perf_counter()
+    # Ray's native library reads these when it is loaded, and its workers insist on them. A Ray that we
+    # start ourselves has one job, the first; another number would stop its workers at once. A worker
+    # ends when the second process does: here the fork server, which ends with the training.
+    early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
+    os.environ.update(early)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for name in early:
+        del os.environ[name]
+    print(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def run_forked(job: Job, arguments: list[str]) -> int:
+    """verl's entry point as the first child of a fork server."""
+    from arpo_replica.training import fork_client
+    from arpo_replica.training.fork_server import AFTER_FORK, ForkServer, Program, run_hooks, run_program
+
+    preload()
+    client = job.scratch / "python"
+    source = Path(fork_client.__file__).read_text().splitlines(keepends=True)
+    client.write_text(f"#!{sys.executable} -IS\n" + "".join(source[1:]))
+    client.chmod(0o755)
+    path = job.scratch / "fork.sock"
+    os.environ["ARPO_FORK_SERVER"], os.environ["ARPO_PYTHON"] = str(path), sys.executable
+    from arpo_replica.training import verl_plugin
+
+    AFTER_FORK.append(verl_plugin.register_stack_dump)
+
+    def train() -> None:
+        run_hooks()
+        run_program(Program("module", ENTRY_POINT, [ENTRY_POINT, *arguments]))
+
+    return ForkServer(path, client).serve(train)
+
+
+def main() -> None:
+    """Run the job named by the first argument; ends with verl's status."""
+    os.environ[VARIABLE] = sys.argv[1]
+    job = current_job()
+    arguments = write_inputs(job)
+    if job.preload:
+        status = run_forked(job, arguments)
+    else:
+        status = subprocess.run([sys.executable, "-m", ENTRY_POINT, *arguments], check=False).returncode
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""``metrics.jsonl`` of a stage: one object per step, made from verl's own log and the sampler's files.
+
+It is a pure function of what the attempts left on disk, so that a resume neither loses nor repeats a step:
+an attempt that went on from step r replaces every later row of the attempts before it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# our key -> verl's key (0.9.1)
+KEYS = {
+    "reward_before": "arpo/reward_before",
+    "reward_after": "arpo/reward_after",
+    "score_before": "arpo/score_before",
+    "score_after": "arpo/score_after",
+    "success": "arpo/success",
+    "unparsable": "arpo/unparsable",
+    "turns": "arpo/turns",
+    "groups": "arpo/groups",
+    "rollouts": "arpo/rollouts",
+    "all_fail_groups": "arpo/all_fail_groups",
+    "all_success_groups": "arpo/all_success_groups",
+    "failed_groups": "arpo/failed_groups",
+    "swapped_groups": "arpo/swapped_groups",
+    "buffer_size": "arpo/buffer_size",
+    "buffer_tasks": "arpo/buffer_tasks",
+    "replay_age": "arpo/replay_age",
+    "lost_rollouts": "arpo/lost_rollouts",
+    "env_errors": "arpo/env_errors",
+    "entropy": "actor/entropy",
+    "loss": "actor/pg_loss",
+    "kl": "actor/ppo_kl",
+    "clip_fraction": "actor/pg_clipfrac",
+    "clip_fraction_lower": "actor/pg_clipfrac_lower",
+    "grad_norm": "actor/grad_norm",
+    "learning_rate": "actor/lr",
+    "probability_difference_mean": "training/rollout_probs_diff_mean",
+    "probability_difference_max": "training/rollout_probs_diff_max",
+    "probability_correlation": "training/rollout_actor_probs_pearson_corr",
+    "prompt_tokens": "prompt_length/mean",
+    "response_tokens": "response_length/mean",
+}
+COUNTS = {
+    "groups",
+    "rollouts",
+    "all_fail_groups",
+    "all_success_groups",
+    "failed_groups",
+    "swapped_groups",
+    "buffer_size",
+    "buffer_tasks",
+    "lost_rollouts",
+    "env_errors",
+}
+SECONDS = {
+    "rollout": "timing_s/gen",
+    "old_log_probs": "timing_s/old_log_prob",
+    "update": "timing_s/update_actor",
+    "weight_sync": "timing_s/update_weights",
+    "save": "timing_s/save_checkpoint",
+    "total": "timing_s/step",
+}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; a last line that is still being written is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def collect(logs: Path, steps: Path) -> list[dict[str, Any]]:
+    """All rows so far, by step. ``logs``: folder of ``verl_{attempt}.jsonl``; ``steps``: of step files."""
+    rows: dict[int, dict[str, Any]] = {}
+    for path in sorted(logs.glob("verl_*.jsonl")):
+        entries = read_lines(path)
+        if entries:
+            first = entries[0]["step"]
+            rows = {step: row for step, row in rows.items() if step < first}
+        attempt = int(path.stem.rsplit("_", 1)[1])
+        for entry in entries:
+            rows[entry["step"]] = translate(entry["step"], attempt, entry["data"])
+    for step, row in rows.items():
+        details = steps / f"step_{step:06d}.json"
+        if details.is_file():
+            found = json.loads(details.read_bytes())
+            row["tasks"], row["swaps"] = found["groups"], found["swaps"]
+    return [rows[step] for step in sorted(rows)]
+
+
+def translate(step: int, attempt: int, data: dict[str, Any]) -> dict[str, Any]:
+    """verl's metrics of one step under our names; a metric that verl did not report is null."""
+    row: dict[str, Any] = {"step": step, "attempt": attempt}
+    for ours, theirs in KEYS.items():
+        value = data.get(theirs)
+        row[ours] = round(value) if ours in COUNTS and value is not None else value
+    row["seconds"] = {ours: data.get(theirs) for ours, theirs in SECONDS.items()}
+    return row
+
+
+def unbroken(rows: list[dict[str, Any]]) -> int:
+    """Number n such that the rows of steps 1 ... n are all there."""
+    count = 0
+    for row in rows:
+        if row["step"] != count + 1:
+            break
+        count += 1
+    return count
+
+
+def to_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as ``metrics.jsonl``."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -1,0 +1,208 @@
+"""Train one stage of one arm; resume it; publish its weights.
+
+    {out}/manifest.json        what the finished stage is; written last
+    {out}/metrics.jsonl        one object per step (``metrics``)
+    {out}/model/               weights in Hugging Face format
+    {out}/episodes/step_*/rollout_*/   recorded episodes of training
+    {out}/checkpoints/         everything that a resume needs, logs included
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
+from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_manifest
+from arpo_replica.rollout.records import write_atomically
+from arpo_replica.tasks.splits import load_split
+from arpo_replica.training.attempt import Attempt
+from arpo_replica.training.job import Job
+from arpo_replica.training.metrics import collect, to_jsonl, unbroken
+from arpo_replica.training.recipe import VERL_VERSION, check_recipe
+
+COMPLETE_FILE = "complete.json"
+
+
+def train_stage(
+    config: StudyConfig,
+    *,
+    arm: str,
+    seed: int,
+    stage: str,
+    parent: Path,
+    out: Path,
+    **options: Any,
+) -> Manifest:
+    """Train until the stage's last step is saved, going on from the newest complete checkpoint.
+
+    ``parent``: manifest of the model to start from. ``out``: the stage's directory. ``options``: other
+    fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend, RuntimeError otherwise.
+    """
+    source = read_manifest(parent, verify=True)
+    out = out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / "train.lock"), short_folder() as scratch:
+        job = Job(
+            config=resolved(config),
+            arm=arm,
+            seed=seed,
+            stage_name=stage,
+            parent_model=source.model_path(parent.absolute()),
+            parent_sha256=source.sha256,
+            out=out,
+            scratch=scratch,
+            attempt=1,
+            **{"preload": config.accelerator == "cpu", **options},
+        )
+        check_recipe(job, len(load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)))
+        prepare_work(job)
+        job = resume(job)
+        if job.resume_step < job.stage.steps:
+            attempt = Attempt(job)
+            attempt.wait()
+            print(f"peak memory {attempt.peak_mb:.0f} MB", flush=True)
+        return publish(job)
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A temporary folder with a short path: UNIX sockets go below it, and their paths end at 107 bytes.
+
+    The guard of the training removes it too, for the case that this process is killed.
+    """
+    path = Path(tempfile.mkdtemp(prefix="arpo-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def resolved(config: StudyConfig) -> StudyConfig:
+    """The config with absolute paths: the training runs in another directory."""
+    copy = config.model_copy(deep=True)
+    copy.tasks.root = config.tasks.root.absolute()
+    copy.tasks.splits = {name: path.absolute() for name, path in config.tasks.splits.items()}
+    return copy
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the kernel drops it with the process. Raises ``UserError`` if another has it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process trains this stage (it holds {path}); wait for it or stop it."
+            ) from error
+        yield
+
+
+def recipe_of(job: Job) -> dict[str, Any]:
+    """Everything that decides the result of the stage."""
+    config = job.config
+    return {
+        "training": job.recipe.model_dump(mode="json", exclude={"stages", "stall_timeout_s"}),
+        "stage": job.stage.model_dump(mode="json"),
+        "policy": config.policy.model_dump(mode="json", exclude={"endpoint"}),
+        "desktop": config.desktop.model_dump(mode="json", include={"provider", "screen", "settle_ms"}),
+        "rollout": config.rollout.model_dump(mode="json"),
+        "success_above": config.evaluation.success_above,
+        "accelerator": config.accelerator,
+        "tasks": [
+            task.sha256 for task in load_split(config.tasks.splits[job.stage.split], config.tasks.root)
+        ],
+        "verl": VERL_VERSION,
+    }
+
+
+def prepare_work(job: Job) -> None:
+    """Make the work folder; what another recipe left in it, or another parent, is dropped."""
+    decides = {"recipe": recipe_of(job), "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed}
+    identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    path = job.work / "identity"
+    if job.work.exists() and (not path.is_file() or path.read_text() != identity):
+        print(f"{job.work} belongs to another recipe or parent; starting anew", flush=True)
+        shutil.rmtree(job.work)
+        shutil.rmtree(job.out / "episodes", ignore_errors=True)
+    job.steps.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, identity.encode())
+
+
+def resume(job: Job) -> Job:
+    """The job with its attempt's number and the checkpoint to go on from; later leftovers are removed."""
+    logs = job.work / "logs"
+    attempts = [int(path.stem.rsplit("_", 1)[1]) for path in logs.glob("train_*.log")]
+    known = unbroken(collect(logs, job.steps))
+    steps = [step for step in checkpoints(job.work) if step <= known]
+    step = max(steps, default=0)
+    for path in job.work.glob("global_step_*"):
+        if int(path.name.rsplit("_", 1)[1]) > step:
+            shutil.rmtree(path)
+    for path in [*job.steps.glob("step_*.json"), *(job.out / "episodes").glob("step_*")]:
+        if int(path.stem.rsplit("_", 1)[1]) > step:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if step:
+        print(f"going on from the checkpoint of step {step}", flush=True)
+    return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
+
+
+def checkpoints(work: Path) -> list[int]:
+    """Steps of the complete checkpoints: all files that ``complete.json`` lists, in their sizes."""
+    found = []
+    for path in work.glob("global_step_*"):
+        marker = path / COMPLETE_FILE
+        if not marker.is_file():
+            continue
+        sizes = json.loads(marker.read_bytes())
+        if all((path / name).is_file() and (path / name).stat().st_size == n for name, n in sizes.items()):
+            found.append(int(path.name.rsplit("_", 1)[1]))
+    return sorted(found)
+
+
+def publish(job: Job) -> Manifest:
+    """Put the last step's weights into ``model/`` and write metrics and manifest."""
+    rows = collect(job.work / "logs", job.steps)
+    steps = job.stage.steps
+    if steps not in checkpoints(job.work) or unbroken(rows) < steps:
+        raise RuntimeError(f"the training ended without a complete checkpoint of step {steps} in {job.work}")
+    exported = job.checkpoint(steps) / "actor" / "huggingface"
+    temporary, model = job.out / ".model.tmp", job.out / "model"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    # Tokenizer, templates and image processor are the parent's, byte for byte; only weights are new.
+    for path in sorted(job.parent_model.iterdir()):
+        weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
+        if path.is_file() and not weights and path.name != "manifest.json":
+            shutil.copy2(path, temporary / path.name)
+    for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
+        shutil.copy2(path, temporary / path.name)
+    hashes, identity = hash_weights(temporary)
+    shutil.rmtree(model, ignore_errors=True)
+    temporary.rename(model)
+    write_atomically(job.out / "metrics.jsonl", to_jsonl(rows))
+    versions = job.work / "versions.json"
+    manifest = Manifest(
+        arm=job.arm,
+        seed=job.seed,
+        stage=job.stage_name,
+        step=steps,
+        size=job.config.size,
+        model=model.name,
+        weights=hashes,
+        sha256=identity,
+        parent=job.parent_sha256,
+        recipe=recipe_of(job),
+        versions=json.loads(versions.read_bytes()),
+    )
+    write_manifest(manifest, job.out / "manifest.json")
+    return manifest

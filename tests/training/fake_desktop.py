@@ -1,0 +1,75 @@
+"""A desktop without a screen, for trainings in tests. Scores follow a rule, not what was done.
+
+Every task succeeds in the first episode that is ever evaluated (``FAKE_STATE`` is a folder that remembers
+it over processes) and fails in all later ones. ``FAKE_BREAK`` names a task whose every attempt breaks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from arpo_replica.actions.types import Action
+from arpo_replica.desktop.interface import Desktop
+from arpo_replica.errors import DesktopError
+from arpo_replica.tasks.model import Task
+
+
+class FakeDesktop:
+    """A button that jumps at every action."""
+
+    def __init__(self, screen: tuple[int, int], seed: int) -> None:
+        self.screen = screen
+        self.random = random.Random(seed)
+        self.turn = 0
+
+    async def reset(self, task: Task) -> None:
+        self.turn = 0
+        if os.environ.get("FAKE_BREAK") == task.id:
+            raise DesktopError("broken on purpose")
+
+    async def screenshot(self) -> bytes:
+        image = Image.new("RGB", self.screen, (240, 240, 240))
+        draw = ImageDraw.Draw(image)
+        x, y = self.random.randrange(self.screen[0] - 50), self.random.randrange(self.screen[1] - 30)
+        draw.rectangle((x, y, x + 50, y + 30), fill=(0, 90, 200))
+        draw.text((x + 5, y + 8), f"B{self.turn}", fill=(255, 255, 255))
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        return out.getvalue()
+
+    async def act(self, action: Action, action_id: str) -> None:
+        self.turn += 1
+
+    async def evaluate(self, task: Task, last_action: Action | None) -> float:
+        try:
+            (Path(os.environ["FAKE_STATE"]) / task.id).touch(exist_ok=False)
+        except FileExistsError:
+            return 0.0
+        return 1.0
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeProvider:
+    """Makes them."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.made = 0
+
+    def check(self) -> None:
+        pass
+
+    async def start(self, name: str) -> Desktop:
+        self.made += 1
+        return FakeDesktop(self.config.screen, self.made)
+
+    def describe(self) -> dict[str, Any]:
+        return {"provider": "fake"}

@@ -1,0 +1,117 @@
+"""The episode loop: outcomes, protocols, at-most-once actions, failures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.errors import DesktopError, PolicyError
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
+from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
+
+LIMITS = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5)
+PARSER = UITarsParser("absolute", SCREEN, SCREEN)
+
+
+async def episode(*replies, provider=None, task=None, limits=LIMITS) -> tuple[EpisodeResult, FakeProvider]:
+    provider = provider or FakeProvider()
+    desktop = await provider.start("one")
+    result = await run_episode(task or make_task(), desktop, ScriptedPolicy(*replies), PARSER, limits)
+    return result, provider
+
+
+async def test_a_finished_episode_is_a_success_or_a_failure():
+    result, _ = await episode(CLICK, FINISHED)
+    assert (result.outcome, result.hard_score, result.standard_score) == ("success", 1.0, 1.0)
+    assert [step.action["type"] for step in result.steps] == ["click", "finished"]
+    assert [step.action_id is None for step in result.steps] == [False, True]
+    result, _ = await episode(FINISHED, provider=FakeProvider(score=0.5))
+    assert (result.outcome, result.hard_score) == ("failure", 0.5)
+
+
+async def test_the_step_limit_truncates_and_splits_the_protocols():
+    result, provider = await episode(CLICK)
+    assert (result.outcome, result.hard_score, result.standard_score) == ("truncated", 1.0, 0.0)
+    assert len(result.steps) == len(provider.desktops[0].actions) == LIMITS.max_steps
+
+
+async def test_an_infeasible_task_is_solved_by_saying_so():
+    task = make_task(func="infeasible")
+    result, _ = await episode("Action: call_user()", task=task)
+    assert (result.outcome, result.hard_score) == ("success", 1.0)
+    result, _ = await episode(FINISHED, task=task)
+    assert (result.outcome, result.hard_score) == ("failure", 0.0)
+    result, _ = await episode(CLICK, task=task)
+    assert (result.outcome, result.hard_score, result.standard_score) == ("truncated", 0.0, 1.0)
+
+
+async def test_an_unparsable_reply_ends_the_episode_and_reaches_no_desktop():
+    result, provider = await episode("Action: os.system('ls')", provider=FakeProvider(score=0.0))
+    assert (result.outcome, result.format_errors, len(result.steps)) == ("failure", 1, 1)
+    assert result.steps[0].action is None
+    assert result.steps[0].format_error
+    assert provider.desktops[0].actions == []
+
+
+async def test_every_action_has_an_id_of_its_own_and_is_sent_once():
+    _, provider = await episode(CLICK)
+    _, other = await episode(CLICK)
+    ids = [name for _, name in provider.desktops[0].actions + other.desktops[0].actions]
+    assert len(set(ids)) == 2 * LIMITS.max_steps
+
+
+async def test_the_record_shows_what_the_policy_saw_and_the_evaluated_state():
+    result, _ = await episode(CLICK, FINISHED)
+    assert list(result.screenshots) == ["step_000.webp", "step_001.webp", "step_002.webp"]
+    assert [step.screenshot for step in result.steps] == ["step_000.webp", "step_001.webp"]
+    assert result.final_screenshot == "step_002.webp"
+    assert result.screenshots["step_000.webp"] != result.screenshots["step_001.webp"]
+    assert result.steps[0].prompt_tokens == 100
+
+
+async def test_text_that_utf8_cannot_hold_is_recorded_harmlessly():
+    result, _ = await episode("Action: wait()\n\ud800")
+    assert result.steps[0].text == "Action: wait()\n?"
+    assert result.steps[0].format_error
+
+
+@pytest.mark.parametrize("event", ["reset", "act", "evaluate"])
+async def test_a_broken_desktop_is_an_error_not_a_score(event):
+    with pytest.raises(DesktopError, match=event):
+        await episode(CLICK, FINISHED, provider=FakeProvider(broken(event)))
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.1, 1.5])
+async def test_a_score_outside_its_range_is_an_error(score):
+    with pytest.raises(DesktopError, match="score"):
+        await episode(FINISHED, provider=FakeProvider(score=score))
+
+
+async def test_a_failing_policy_is_passed_on():
+    with pytest.raises(PolicyError, match="gone"):
+        await episode(PolicyError("gone"))
+
+
+async def test_time_runs_out_as_a_desktop_error():
+    limits = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=0.05)
+    with pytest.raises(DesktopError, match=r"longer than 0\.05 s"):
+        await episode(CLICK, provider=FakeProvider(delay_s=1), limits=limits)
+
+
+async def test_a_time_out_inside_is_not_taken_for_the_episodes_own():
+    def hook(event, desktop):
+        if event == "act":
+            raise TimeoutError("socket")
+
+    with pytest.raises(DesktopError, match="socket"):
+        await episode(CLICK, provider=FakeProvider(hook))
+
+
+async def test_cancelling_is_not_swallowed():
+    task = asyncio.create_task(episode(CLICK, provider=FakeProvider(delay_s=1)))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -1,0 +1,238 @@
+"""A policy over an OpenAI-compatible endpoint: requests, seeds, retries, refusals; against a loopback server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from arpo_replica.config.models import PolicyConfig
+from arpo_replica.errors import PolicyError, UserError
+from arpo_replica.policy import endpoint as module
+from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.prompt import first_text
+from arpo_replica.policy.seeds import request_seed
+from fakes import make_task, png
+
+POLICY = PolicyConfig(max_images=2)
+SAMPLING = Sampling(0.6, 0.9, 48, {"skip_special_tokens": False})
+
+
+class Server:
+    """Answers chat completions with what ``replies`` holds: text, a status, a body, or an action."""
+
+    def __init__(self, *replies, models=("policy",), key: str = ""):
+        self.replies, self.models, self.key = list(replies), models, key
+        self.requests: list[dict] = []
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/v1/models", self.list_models)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        self.server = TestServer(app, host="127.0.0.1")
+
+    async def __aenter__(self):
+        await self.server.start_server()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.server.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    def allowed(self, request) -> bool:
+        return not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
+
+    async def list_models(self, request):
+        if not self.allowed(request):
+            return web.Response(status=401)
+        return web.json_response({"data": [{"id": name} for name in self.models]})
+
+    async def complete(self, request):
+        self.requests.append(await request.json())
+        reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
+        if reply == "drop":
+            request.transport.abort()
+            return web.Response()
+        if reply == "hang":
+            await asyncio.sleep(60)
+        if isinstance(reply, int):
+            return web.Response(status=reply, text="no\nluck")
+        if isinstance(reply, str):
+            reply = {
+                "choices": [{"message": {"content": reply}}],
+                "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+            }
+        return web.json_response(
+            reply, dumps=lambda value: value if isinstance(value, str) else json.dumps(value)
+        )
+
+
+def connect(server: Server, **options) -> Endpoint:
+    settings = {"model": "policy", "api_key": None, "timeout_s": 5.0, "connections": 4}
+    return Endpoint(options.pop("url", server.url), **(settings | options))
+
+
+def converse(endpoint: Endpoint, *parts, number: int = 0):
+    policy = EndpointPolicy(endpoint, POLICY, SAMPLING, parts or (0, "base", 0))
+    return policy.start(make_task(number))
+
+
+async def test_a_conversation_sends_prompt_history_and_screenshots():
+    async with Server("Action: one()", "Action: two()", "Action: three()") as server, connect(server) as to:
+        await to.check()
+        conversation = converse(to)
+        shots = [png((number, 0, 0)) for number in range(3)]
+        replies = [await conversation.reply(shot) for shot in shots]
+    assert [reply.text for reply in replies] == ["Action: one()", "Action: two()", "Action: three()"]
+    assert (replies[0].prompt_tokens, replies[0].completion_tokens) == (11, 7)
+    first, _, third = server.requests
+    assert first["messages"][0]["content"][0]["text"] == first_text("Do task-000.")
+    assert {key: first[key] for key in ("model", "temperature", "top_p", "max_tokens")} == {
+        "model": "policy",
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "max_tokens": 48,
+    }
+    assert first["skip_special_tokens"] is False
+    # Two screenshots are kept; all replies are.
+    roles = [message["role"] for message in third["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+    parts = [part for message in third["messages"] for part in message["content"]]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    assert [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls] == shots[1:]
+    assert [part["text"] for part in parts[1:] if part["type"] == "text"] == [
+        "Action: one()",
+        "Action: two()",
+    ]
+
+
+async def seeds_of(*parts, number: int = 0, steps: int = 2) -> list[int]:
+    async with Server("Action: wait()") as server, connect(server) as to:
+        conversation = converse(to, *parts, number=number)
+        for _ in range(steps):
+            await conversation.reply(png())
+    return [request["seed"] for request in server.requests]
+
+
+async def test_every_request_has_its_own_seed_and_the_same_one_again():
+    known = await seeds_of(0, "base", 0)
+    assert await seeds_of(0, "base", 0) == known
+    others = [
+        *await seeds_of(1, "base", 0),
+        *await seeds_of(0, "train_4", 0),
+        *await seeds_of(0, "base", 1),
+        *await seeds_of(0, "base", 0, number=1),
+    ]
+    assert len({*known, *others}) == 10
+    assert all(0 <= seed < 2**31 for seed in known + others)
+
+
+def test_seeds_are_the_same_in_every_process():
+    code = "from arpo_replica.policy.seeds import request_seed; print(request_seed(0, 'a', 1))"
+    found = {
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env).stdout)
+        for env in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2"})
+    }
+    assert found == {request_seed(0, "a", 1)}
+    assert request_seed("ab", "c") != request_seed("a", "bc")
+
+
+async def test_a_broken_connection_is_tried_again(monkeypatch):
+    async with Server("drop", "drop", "Action: wait()") as server, connect(server) as to:
+        reply = await converse(to).reply(png())
+    assert reply.text == "Action: wait()"
+    assert len(server.requests) == 3
+    assert len({request["seed"] for request in server.requests}) == 1
+
+
+async def test_a_connection_that_stays_broken_is_a_policy_error():
+    async with Server("drop") as server, connect(server) as to:
+        with pytest.raises(PolicyError, match="does not answer"):
+            await converse(to).reply(png())
+    assert len(server.requests) == module.CONNECT_RETRIES + 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+async def test_a_bad_status_is_not_tried_again(status):
+    async with Server(status) as server, connect(server) as to:
+        with pytest.raises(PolicyError, match=f"status {status}: no luck"):
+            await converse(to).reply(png())
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"message": {"content": 5}}]},
+        {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}},
+        {"choices": [{"message": {"content": "x"}}], "usage": 3},
+    ],
+    ids=range(7),
+)
+async def test_an_answer_that_is_no_completion_is_a_policy_error(body):
+    async with Server(body) as server, connect(server) as to:
+        with pytest.raises(PolicyError):
+            await converse(to).reply(png())
+
+
+async def test_odd_but_valid_answers():
+    surrogate = {"choices": [{"message": {"content": "\ud800"}}]}
+    nothing = {"choices": [{"message": {"content": None}}], "usage": None}
+    async with Server(surrogate, nothing) as server, connect(server) as to:
+        conversation = converse(to)
+        assert (await conversation.reply(png())).text == "?"
+        reply = await conversation.reply(png())
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("", 0, 0)
+
+
+async def test_a_hanging_answer_and_an_endless_one_are_bounded(monkeypatch):
+    async with Server("hang") as server, connect(server, timeout_s=0.2) as to:
+        with pytest.raises(PolicyError):
+            await converse(to).reply(png())
+    monkeypatch.setattr(module, "MAX_ANSWER", 1000)
+    async with Server("x" * 2000) as server, connect(server) as to:
+        with pytest.raises(PolicyError, match="too long"):
+            await converse(to).reply(png())
+
+
+async def test_an_endpoint_that_does_not_answer_is_refused():
+    async with Server() as server:
+        url = server.url
+    async with Endpoint(url, model=None, api_key=None, timeout_s=5, connections=1) as to:
+        with pytest.raises(UserError, match=r"does not answer.*policy\.endpoint"):
+            await to.check()
+
+
+async def test_the_key_comes_from_the_environment(monkeypatch):
+    async with Server("Action: wait()", key="secret") as server:
+        monkeypatch.delenv("ARPO_API_KEY", raising=False)
+        async with connect(server) as to:
+            with pytest.raises(UserError, match="ARPO_API_KEY"):
+                await to.check()
+        monkeypatch.setenv("ARPO_API_KEY", "secret")
+        async with connect(server) as to:
+            await to.check()
+
+
+async def test_the_model_is_found_or_missed():
+    async with Server(models=("lab-7b", "other")) as server:
+        async with connect(server, model=None, url=server.url + "/v1/") as to:
+            await to.check()
+            assert to.model == "lab-7b"
+        async with connect(server, model="mine") as to:
+            with pytest.raises(UserError, match=r"lab-7b.*not 'mine'"):
+                await to.check()
+    async with Server(models=()) as server, connect(server, model=None) as to:
+        with pytest.raises(UserError, match="serves"):
+            await to.check()

@@ -1,0 +1,209 @@
+"""A checkpoint's rollouts from its manifest to the indexes, over a loopback endpoint and fake desktops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from arpo_replica.config import load_config
+from arpo_replica.environments import ROOT
+from arpo_replica.errors import UserError
+from arpo_replica.manifest import register_model
+from arpo_replica.rollout.records import EpisodeRecord
+from arpo_replica.rollout.run import collect_rollouts
+from fakes import CLICK, FINISHED, FakeProvider
+
+
+class Endpoint(threading.Thread):
+    """An OpenAI-compatible server in a thread: a click, then ``finished``."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.requests: list[dict] = []
+        self.loop = asyncio.new_event_loop()
+        self.url = ""
+        self.ready = threading.Event()
+        self.start()
+        assert self.ready.wait(10)
+
+    def run(self):
+        self.loop.run_until_complete(self.serve())
+        self.loop.run_forever()
+
+    async def serve(self):
+        async def models(_):
+            return web.json_response({"data": [{"id": "lab"}]})
+
+        async def complete(request):
+            body = await request.json()
+            self.requests.append(body)
+            turns = sum(message["role"] == "assistant" for message in body["messages"])
+            reply = {"message": {"content": FINISHED if turns else CLICK}}
+            return web.json_response(
+                {"choices": [reply], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+            )
+
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/v1/models", models)
+        app.router.add_post("/v1/chat/completions", complete)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        self.ready.set()
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.join(10)
+
+
+@pytest.fixture
+def endpoint():
+    server = Endpoint()
+    yield server
+    server.stop()
+
+
+def make_study(folder: Path, url: str | None):
+    """A config with three tasks, and the manifest of its (empty) base policy."""
+    tasks = folder / "tasks" / "fake"
+    tasks.mkdir(parents=True)
+    names = [f"task-{number}" for number in range(3)]
+    for name in names:
+        task = {"id": name, "instruction": f"Do {name}.", "config": [], "evaluator": {"func": "fake"}}
+        (tasks / f"{name}.json").write_text(json.dumps(task))
+    split = {"name": "mine", "source": "test", "tasks": {"fake": names}}
+    (folder / "mine.json").write_text(json.dumps(split))
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
+    raw["policy"] |= {"endpoint": url, "model": str(folder / "model")}
+    raw["tasks"] = {"root": str(folder / "tasks"), "splits": {"mine": str(folder / "mine.json")}}
+    raw["training"]["stages"] = [{"name": "one", "split": "mine", "steps": 1}]
+    raw["evaluation"] |= {"splits": ["mine"], "trials": 2}
+    (folder / "config.yaml").write_text(json.dumps(raw))
+    config = load_config(folder / "config.yaml")
+    manifest = folder / "manifest.json"
+    register_model(config, folder / "model", manifest)
+    roots = [folder / "episodes" / "mine" / f"trial_{trial}" for trial in range(2)]
+    return config, manifest, roots
+
+
+def rows(root: Path) -> list[dict]:
+    return [json.loads(line) for line in (root / "episodes.jsonl").read_text().split("\n") if line]
+
+
+def test_a_checkpoint_is_collected_and_nothing_is_done_twice(tmp_path, endpoint, capsys):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    progress = collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    assert (progress.done, progress.outcomes["success"]) == (6, 6)
+    sha256 = json.loads(manifest.read_text())["sha256"]
+    for trial, root in enumerate(roots):
+        for row in rows(root):
+            row.pop("directory")
+            record = EpisodeRecord.model_validate(row)
+            assert (record.arm, record.stage, record.split, record.trial) == ("base", "base", "mine", trial)
+            assert (record.checkpoint_sha256, record.size, record.desktop) == (sha256, "nano", "process")
+            assert record.sampling["temperature"] == config.evaluation.temperature
+            assert record.sampling["max_steps"] == config.policy.max_steps
+    # Every request has a seed of its own, and none asks a foreign server for vLLM's own fields.
+    assert len({request["seed"] for request in endpoint.requests}) == len(endpoint.requests) == 12
+    assert not any("skip_special_tokens" in request for request in endpoint.requests)
+    heartbeat = json.loads((tmp_path / "episodes" / "heartbeat.json").read_text())
+    assert (heartbeat["done"], heartbeat["total"]) == (6, 6)
+
+    before = [(root / "episodes.jsonl").read_bytes() for root in roots]
+    (roots[0] / "episodes.jsonl").unlink()
+    idle = FakeProvider()
+    endpoint.requests.clear()
+    collect_rollouts(config, manifest=manifest, roots=roots, provider=idle)
+    assert (idle.attempts, endpoint.requests) == (0, [])
+    assert [(root / "episodes.jsonl").read_bytes() for root in roots] == before
+    assert "all 6 episodes are there" in capsys.readouterr().err
+
+
+def test_a_third_trial_keeps_the_first_two(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    endpoint.requests.clear()
+    more = [*roots, roots[0].with_name("trial_2")]
+    progress = collect_rollouts(config, manifest=manifest, roots=more, provider=FakeProvider())
+    assert (progress.kept, progress.done, len(endpoint.requests)) == (6, 9, 6)
+
+
+def test_other_weights_are_another_question(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="not those it names"):
+        collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    register_model(config, tmp_path / "model", manifest)
+    progress = collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    assert (progress.kept, progress.done) == (0, 6)
+
+
+def test_a_dead_endpoint_is_refused_before_a_desktop_starts(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    endpoint.stop()
+    config.policy.endpoint = "http://127.0.0.1:9"
+    provider = FakeProvider()
+    with pytest.raises(UserError, match=r"does not answer.*policy\.endpoint"):
+        collect_rollouts(config, manifest=manifest, roots=roots, provider=provider)
+    assert provider.attempts == 0
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path, endpoint):
+    config, manifest, _ = make_study(tmp_path, endpoint.url)
+    for wrong in ("mine/run_0", "other/trial_0"):
+        with pytest.raises(UserError, match="trial_"):
+            collect_rollouts(config, manifest=manifest, roots=[tmp_path / wrong], provider=FakeProvider())
+
+
+JOB = """
+import sys
+from pathlib import Path
+from arpo_replica.config import load_config
+from arpo_replica.rollout.run import collect_rollouts
+from fakes import FakeProvider
+class Loud(FakeProvider):
+    async def start(self, name):
+        desktop = await super().start(name)
+        close = desktop.close
+        async def loudly():
+            await close()
+            print("closed", flush=True)
+        desktop.close = loudly
+        print("started", flush=True)
+        return desktop
+folder = Path(sys.argv[1])
+roots = [folder / "episodes/mine/trial_0"]
+collect_rollouts(load_config(folder / "config.yaml"), manifest=folder / "manifest.json", roots=roots,
+                 provider=Loud(delay_s=30))
+"""
+
+
+def test_sigterm_closes_the_desktops(tmp_path, endpoint):
+    make_study(tmp_path, endpoint.url)
+    job = subprocess.Popen(
+        [sys.executable, "-c", JOB, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    started = [job.stdout.readline() for _ in range(3)]
+    job.send_signal(signal.SIGTERM)
+    rest, _ = job.communicate(timeout=20)
+    assert started == [b"started\n"] * 3
+    assert rest == b"closed\n" * 3
+    assert job.returncode != 0

@@ -1,0 +1,130 @@
+"""What surrounds a training: locks, checkpoints to go on from, publication. No verl here."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from test_training_metrics import write
+from test_training_recipe import make_job
+
+from arpo_replica.errors import UserError
+from arpo_replica.training import run
+from arpo_replica.training.job import Job
+from arpo_replica.training.run import checkpoints, locked, prepare_work, publish, resume
+
+
+def add_checkpoint(job: Job, step: int) -> Path:
+    """A checkpoint as the sampler's callback leaves it."""
+    folder = job.checkpoint(step)
+    (folder / "actor" / "huggingface").mkdir(parents=True)
+    (folder / "actor" / "huggingface" / "model.safetensors").write_bytes(b"weights of %d" % step)
+    (folder / "replay.json").write_text("{}")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    (folder / "complete.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    job = make_job(tmp_path)
+    prepare_work(job)
+    return job
+
+
+def test_without_anything_it_begins(job: Job) -> None:
+    found = resume(job)
+    assert (found.attempt, found.resume_step) == (1, 0)
+
+
+def test_it_goes_on_from_the_newest_complete_checkpoint(job: Job) -> None:
+    logs = job.work / "logs"
+    write(logs, 1, [1, 2, 3])
+    (logs / "train_001.log").touch()
+    for step in (1, 2):
+        add_checkpoint(job, step)
+    torn = add_checkpoint(job, 3)
+    (torn / "replay.json").unlink()
+    for step in (2, 3):
+        job.step_file(step).write_text('{"groups": [], "swaps": []}')
+        job.episodes(step, 0).mkdir(parents=True)
+    found = resume(job)
+    assert (found.attempt, found.resume_step) == (2, 2)
+    assert not torn.exists()
+    assert [path.exists() for path in (job.step_file(2), job.step_file(3))] == [True, False]
+    assert [job.episodes(step, 0).exists() for step in (2, 3)] == [True, False]
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_checkpoint_without_its_buffer_is_not_used(job: Job, damage: str) -> None:
+    folder = add_checkpoint(job, 1)
+    assert checkpoints(job.work) == [1]
+    (folder / "replay.json").unlink() if damage == "missing" else (folder / "replay.json").write_text("")
+    assert checkpoints(job.work) == []
+
+
+def test_a_checkpoint_whose_metrics_were_lost_is_not_used(job: Job) -> None:
+    """Killed between saving step 2 and logging it: step 2 is done again rather than missing for ever."""
+    write(job.work / "logs", 1, [1])
+    for step in (1, 2):
+        add_checkpoint(job, step)
+    assert resume(job).resume_step == 1
+
+
+def test_another_recipe_starts_anew(job: Job) -> None:
+    add_checkpoint(job, 1)
+    job.episodes(1, 0).mkdir(parents=True)
+    prepare_work(job)
+    assert job.checkpoint(1).exists()
+    other = job.model_copy(update={"parent_sha256": "1" * 64})
+    prepare_work(other)
+    assert not job.checkpoint(1).exists()
+    assert not (job.out / "episodes").exists()
+
+
+def hold(path: str, ready: object, done: object) -> None:
+    with locked(Path(path)):
+        ready.set()  # type: ignore[attr-defined]
+        done.wait(20)  # type: ignore[attr-defined]
+
+
+def test_two_trainings_of_one_stage_exclude_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    path = tmp_path / "train.lock"
+    holder = context.Process(target=hold, args=(str(path), ready, done))
+    holder.start()
+    try:
+        assert ready.wait(20)
+        with pytest.raises(UserError, match=r"train\.lock"), locked(path):
+            pass
+    finally:
+        done.set()
+        holder.join(20)
+    with locked(path):
+        assert holder.exitcode == 0
+
+
+def test_publication(job: Job) -> None:
+    job.parent_model.mkdir()
+    (job.parent_model / "config.json").write_text("{}")
+    (job.parent_model / "tokenizer.json").write_text("parent's")
+    (job.parent_model / "model.safetensors").write_bytes(b"old")
+    (job.work / "versions.json").write_text('{"verl": "0.9.1"}')
+    add_checkpoint(job, 3)
+    with pytest.raises(RuntimeError, match="step 3"):
+        publish(job)  # its metrics are missing
+    write(job.work / "logs", 1, [1, 2, 3])
+    manifest = publish(job)
+    model = job.out / "model"
+    assert (model / "model.safetensors").read_bytes() == b"weights of 3"
+    assert (model / "tokenizer.json").read_text() == "parent's"
+    found = run.read_manifest(job.out / "manifest.json", verify=True)
+    assert found == manifest
+    assert (found.step, found.parent, found.stage) == (3, job.parent_sha256, "train_4")
+    assert len((job.out / "metrics.jsonl").read_text().splitlines()) == 3
+    again = publish(job)
+    assert again.sha256 == manifest.sha256
