@@ -40,10 +40,9 @@ def model(tmp_path_factory):
 
 
 def noise(seed: int, size: tuple[int, int] = (168, 224)) -> bytes:
+    data = bytes((i * (seed + 7) // 3) % 256 for i in range(size[0] * size[1] * 3))
     out = io.BytesIO()
-    Image.frombytes(
-        "RGB", size, bytes((i * (seed + 7) // 3) % 256 for i in range(size[0] * size[1] * 3))
-    ).save(out, "PNG")
+    Image.frombytes("RGB", size, data).save(out, "PNG")
     return out.getvalue()
 
 

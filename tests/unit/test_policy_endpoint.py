@@ -1,10 +1,9 @@
-"""A policy over an OpenAI-compatible endpoint: requests, seeds, retries, refusals; against a loopback server."""
+"""A policy over an OpenAI-compatible endpoint (on loopback): requests, seeds, retries, refusals."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import subprocess
 import sys
 
@@ -69,9 +68,7 @@ class Server:
                 "choices": [{"message": {"content": reply}}],
                 "usage": {"prompt_tokens": 11, "completion_tokens": 7},
             }
-        return web.json_response(
-            reply, dumps=lambda value: value if isinstance(value, str) else json.dumps(value)
-        )
+        return web.json_response(reply)
 
 
 def connect(server: Server, **options) -> Endpoint:

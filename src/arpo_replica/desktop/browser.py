@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from arpo_replica.desktop.devtools import ConnectorFactory, DevTools, Page
 from arpo_replica.errors import DesktopError
@@ -130,7 +131,7 @@ class EpisodeDevTools(DevTools):
         """Open a tab (the first one in a window that fills the screen), wait until it has loaded."""
         if self.context is None:
             return await super().open(url, timeout_s)
-        params = {"url": url, "browserContextId": self.context}
+        params: dict[str, Any] = {"url": url, "browserContextId": self.context}
         if not await self.pages():
             params |= {"newWindow": True, "windowState": "fullscreen"}
         page: str = (await self.call("Target.createTarget", params))["targetId"]

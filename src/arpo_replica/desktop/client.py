@@ -162,4 +162,3 @@ class GuestClient:
         """A folder as nested ``{type, name, children}``."""
         tree: dict[str, Any] = await self._json("POST", "/list_directory", json={"path": path})
         return dict(tree["directory_tree"])
-

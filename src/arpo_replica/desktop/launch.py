@@ -101,7 +101,8 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
     kept: list[int] = []
     folder: sandbox.PlainFolder | None = None
     try:
-        server, devtools = _listen(lent, kept), _listen(lent, kept)
+        _listen(lent, kept)
+        _listen(lent, kept)
         _pipe(lent, kept, ours_reads=False)
         base = GuestConfig(
             screen=config.screen,
@@ -148,7 +149,7 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
     return running
 
 
-def _listen(lent: list[int], kept: list[int]) -> str:
+def _listen(lent: list[int], kept: list[int]) -> None:
     """A listening Unix socket for the guest, and our way to it: a descriptor of its unlinked name.
 
     So nothing lies on disk, whatever happens to us, and no other user can connect.
@@ -164,7 +165,6 @@ def _listen(lent: list[int], kept: list[int]) -> str:
     finally:
         listener.close()
         shutil.rmtree(folder)
-    return path
 
 
 def _pipe(lent: list[int], kept: list[int], ours_reads: bool) -> None:
@@ -209,7 +209,14 @@ def _namespaced(
     )
     contents = {places[name]: archive for name, archive in archives.assets.items()}
     contents[sandbox.GUEST_ARCHIVE] = archives.guest
-    return sandbox.bubblewrap(config, disk_mb, static_files(config), contents, data, info_fd)
+    return sandbox.bubblewrap(
+        config,
+        disk_mb=disk_mb,
+        files=static_files(config),
+        archives=contents,
+        data=data,
+        info_fd=info_fd,
+    )
 
 
 def _plain(

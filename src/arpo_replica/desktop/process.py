@@ -85,7 +85,9 @@ class ProcessDesktop:
         except DesktopError as error:
             health.cancel()
             await self._stop()
-            raise DesktopError(f"desktop {self.name} did not start: {error}. {running.last_words()}") from error
+            raise DesktopError(
+                f"desktop {self.name} did not start: {error}. {running.last_words()}"
+            ) from error
         if health.result()["browser"]:
             await self.devtools.begin()
 

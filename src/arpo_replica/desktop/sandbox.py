@@ -60,7 +60,7 @@ def unprivileged(number: int) -> list[str]:
 
 
 class DataFiles:
-    """Contents handed to a child by file descriptor: no file on disk, no path that it must be able to read."""
+    """Contents handed to a child by file descriptor: nothing on disk, no path that it must be let into."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
@@ -107,6 +107,7 @@ def guest_command(config: GuestConfig) -> list[str]:
 
 def bubblewrap(
     config: GuestConfig,
+    *,
     disk_mb: int,
     files: dict[str, StaticFile],
     archives: dict[str, bytes],
@@ -120,7 +121,16 @@ def bubblewrap(
     """
     quarter = str(max(disk_mb // 4, 1) << 20)
     half = str(max(disk_mb // 2, 1) << 20)
-    args = ["bwrap", "--info-fd", str(info_fd), "--unshare-all", "--die-with-parent", "--new-session", "--hostname", "desktop"]
+    args = [
+        "bwrap",
+        "--info-fd",
+        str(info_fd),
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--hostname",
+        "desktop",
+    ]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv"]
     args += ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
@@ -144,7 +154,12 @@ def bubblewrap(
     for place, content in archives.items():
         args += ["--perms", "0644", "--ro-bind-data", data.add(content), place]
     args += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": config.home, "LANG": "C.UTF-8", "PYTHONPATH": GUEST_ARCHIVE}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": config.home,
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": GUEST_ARCHIVE,
+    }
     for key, value in environment.items():
         args += ["--setenv", key, value]
     return [*args, "--chdir", config.home, "--", *guest_command(config)]

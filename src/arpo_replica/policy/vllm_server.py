@@ -96,13 +96,24 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
     }
     if config.accelerator == "cpu":
         variables |= {
-            "OMP_NUM_THREADS": str(config.threads),
+            "OMP_NUM_THREADS": str(engine_threads(config)),
+            "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_KVCACHE_SPACE": str(config.serving.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
             "VLLM_PLUGINS": "",
         }
     return variables
+
+
+def engine_threads(config: StudyConfig) -> int:
+    """Threads of vLLM's engine on a CPU: half of the job's, the others are for the desktops.
+
+    OpenMP's threads wait for each other by spinning. Beside two busy processes on two cores, 8
+    conversations with a policy of 1.2 M weights got 54 tokens/s from two spinning threads, 480 from two
+    that sleep (``OMP_WAIT_POLICY=PASSIVE``) and 870 from one.
+    """
+    return max(1, config.threads // 2)
 
 
 def free_port() -> int:

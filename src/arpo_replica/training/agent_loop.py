@@ -4,9 +4,9 @@ verl makes one ``DesktopAgentLoop`` per rollout in the one process of its agent-
 tasks and parser are shared in that process (``Workplace``).
 
 An attempt that ends in an environment error is repeated on a fresh desktop. If all attempts fail, ``run``
-returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised over the others
-and verl fills the batch up with rows whose response mask is 0, under a uid of their own. It is recorded
-as an ``env_error`` and counted (``sampler``), never scored.
+returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised over the others,
+and the sampler fills the batch up with rows whose response mask is empty. It is recorded as an
+``env_error`` and counted, never scored.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -85,6 +86,7 @@ class ReplaySampler(VerlReplayBuffer):
         self._keep(plan, groups, tags, global_steps)
         after = self._swap(plan, uids, groups, tags, global_steps)
         lost = batch_size * self.job.recipe.rollouts_per_task - sum(len(group) for group in groups)
+        self._fill(tags)
         metrics.update(self._measure(plan, groups, after, lost, global_steps))
         self._write_step(plan, groups, lost, global_steps)
         changed = KVBatchMeta(
@@ -142,6 +144,29 @@ class ReplaySampler(VerlReplayBuffer):
             key = f"{uid}_{rollout.session}_{index}"
             tensordict_utils.assign_non_tensor_stack(fields, "uid", [uid])  # GRPO groups by this field
             tags[key] = {**tag, "replayed_from": swap.stored.step, "global_steps": step}
+            tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
+
+    def _fill(self, tags: dict[str, dict]) -> None:
+        """Add rows without effect until the batch divides into minibatches again; ``tags`` follows.
+
+        verl does this itself (``padding_utils``), but with rows without images, on which verl 0.9.1 fails
+        for the Qwen2-VL class with transformers 5 ('BaseModelOutputWithPooling' object has no attribute
+        'mean') when a micro batch holds nothing else. Ours are copies of the shortest trajectory with an
+        empty response mask: no loss, no entropy, a group of their own, no part in metrics.
+        """
+        recipe = self.job.recipe
+        missing = -len(tags) % (recipe.minibatch_tasks * recipe.rollouts_per_task)
+        if not missing:
+            return
+        shortest = min(tags, key=lambda key: tags[key]["seq_len"])
+        uid = f"pad{uuid.uuid4().hex}"
+        for session in range(missing):
+            fields = tq.kv_batch_get(keys=[shortest], partition_id=TRAIN)
+            for name in ("response_mask", "loss_mask", "rm_scores"):
+                fields[name] = torch.zeros_like(fields[name])
+            tensordict_utils.assign_non_tensor_stack(fields, "uid", [uid])
+            key = f"{uid}_{session}_0"
+            tags[key] = {**tags[shortest], "is_padding": True}
             tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
 
     def _measure(

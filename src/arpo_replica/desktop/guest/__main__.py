@@ -38,10 +38,11 @@ async def run(config: GuestConfig) -> str:
         api = web.Application(client_max_size=MAX_BODY, middlewares=[tell_errors])
         api.add_routes(Server(session).routes() + OsworldApi(session).routes())
         await _serve(api, fd=config.server_fd, tcp=config.tcp)
-        watch = asyncio.ensure_future(session.watch())
-        await asyncio.wait({watch, end}, return_when=asyncio.FIRST_COMPLETED)
+        watch: asyncio.Future[str] = asyncio.ensure_future(session.watch())
+        await asyncio.wait([watch, end], return_when=asyncio.FIRST_COMPLETED)
         if watch.done():
-            watch.result()
+            raise SessionError(watch.result())
+        watch.cancel()
         return end.result()
     finally:
         session.end()

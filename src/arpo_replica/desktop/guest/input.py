@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from Xlib import X
@@ -21,15 +22,17 @@ WAIT_S = 0.5
 MULTI_CLICK_S = 0.55
 """Programs join clicks closer than 0.5 s at one place to a double click: single ones keep this apart."""
 MULTI_CLICK_PX = 8
-REMAP_S = 0.2
-"""Programs fetch a changed keyboard mapping when they get to it: leave them time before changing it again."""
+CALM_S = 0.05
+CALM_LIMIT_S = 5.0
 
 
 class InputDevice:
     """The one mouse and the one keyboard of the desktop."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: Display, busy: Callable[[], bool]) -> None:
+        """``busy()``: True while a program of the desktop is at work."""
         self._display = display
+        self._busy = busy
         self._root = display.screen().root
         self._read_layout()
         self._last_click = (-1000.0, -1000, -1000)
@@ -122,10 +125,10 @@ class InputDevice:
     async def _type(self, text: str) -> None:
         self._unlock()
         shift = self._stroke(SHIFT).keycode
-        pieces = self._layout.chunks(text.replace("\r\n", "\n"))
-        for number, piece in enumerate(pieces):
-            if number:
-                await asyncio.sleep(REMAP_S)
+        for piece in self._layout.chunks(text.replace("\r\n", "\n")):
+            if self._layout.evicts(piece):
+                # A program asks for the mapping when it gets to a key: what it has not read must stay.
+                await self._calm()
             # All keycodes are lent before the first key goes down: programs read the mapping late.
             strokes = [self._stroke(keysym) for keysym in map(char_keysym, piece) if keysym is not None]
             held = False
@@ -138,6 +141,14 @@ class InputDevice:
             if held:
                 xtest.fake_input(self._display, X.KeyRelease, shift)
             self._send()
+
+    async def _calm(self) -> None:
+        """Return when the programs have nothing left to do (or go on for ``CALM_LIMIT_S``)."""
+        deadline = time.monotonic() + CALM_LIMIT_S
+        calm = 0
+        while calm < 2 and time.monotonic() < deadline:
+            await asyncio.sleep(CALM_S)
+            calm = 0 if self._busy() else calm + 1
 
     def _stroke(self, keysym: int) -> Stroke:
         stroke = self._layout.stroke(keysym)

@@ -103,6 +103,11 @@ class Layout:
         self._lent[keysym] = keycode
         return keycode
 
+    def evicts(self, text: str) -> bool:
+        """True if typing the text takes a keycode away from a keysym that was lent it before."""
+        keysyms = {keysym for char in text if (keysym := char_keysym(char)) is not None}
+        return len([k for k in keysyms if self.stroke(k) is None]) > len(self._spare)
+
     def chunks(self, text: str) -> list[str]:
         """The text in pieces, each typable without lending one keycode twice."""
         pieces: list[str] = []

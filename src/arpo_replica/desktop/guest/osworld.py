@@ -77,7 +77,9 @@ class OsworldApi:
     async def execute(self, request: web.Request) -> web.Response:
         """``{command, shell}`` -> ``{status, output, error, returncode}``."""
         body = await request.json()
-        return await self._finished(self._command(body.get("command", []), bool(body.get("shell"))), COMMAND_S)
+        return await self._finished(
+            self._command(body.get("command", []), bool(body.get("shell"))), COMMAND_S
+        )
 
     async def execute_with_verification(self, request: web.Request) -> web.Response:
         """As execute; then waits until the window exists and the check command succeeds."""
@@ -202,8 +204,7 @@ class OsworldApi:
             return web.Response(text="file_path and file_data are wanted", status=400)
         path = Path(self._expand(place))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data.file.read())
+            await asyncio.to_thread(_store, path, data.file.read())
         except OSError as problem:
             return _failure(problem)
         return web.Response(text="File Uploaded")
@@ -213,7 +214,8 @@ class OsworldApi:
         form = await request.post()
         path = Path(self._expand(str(form.get("file_path", ""))))
         try:
-            return web.Response(body=path.read_bytes(), content_type="application/octet-stream")
+            body = await asyncio.to_thread(path.read_bytes)
+            return web.Response(body=body, content_type="application/octet-stream")
         except (FileNotFoundError, IsADirectoryError):
             return web.json_response({"error": "File not found"}, status=404)
         except OSError as problem:
@@ -227,19 +229,18 @@ class OsworldApi:
     async def list_directory(self, request: web.Request) -> web.Response:
         """``{path}`` -> ``{directory_tree}``, nested ``{type, name, children}``."""
         path = Path(self._expand(str((await request.json()).get("path", ""))))
-        if not path.is_dir():
+        tree = await asyncio.to_thread(_tree, path)
+        if tree["type"] != "directory":
             return web.json_response({"error": f"{path} is no folder"}, status=400)
-        return web.json_response({"directory_tree": _tree(path)})
+        return web.json_response({"directory_tree": tree})
 
     async def open_file(self, request: web.Request) -> web.Response:
         """``{path}``: open a file (or start a program of that name) and wait for its window."""
         place = str((await request.json()).get("path", ""))
         path = Path(self._expand(place))
         try:
-            if path.exists():
-                await self.session.spawn(["xdg-open", str(path)])
-            else:
-                await self.session.spawn([place])
+            exists = await asyncio.to_thread(path.exists)
+            await self.session.spawn(["xdg-open", str(path)] if exists else [place])
         except OSError as problem:
             return _failure(problem)
         deadline = time.monotonic() + OPEN_S
@@ -287,7 +288,7 @@ class OsworldApi:
     async def change_wallpaper(self, request: web.Request) -> web.Response:
         """``{path}``."""
         path = Path(self._expand(str((await request.json()).get("path", ""))))
-        if not path.is_file():
+        if not await asyncio.to_thread(path.is_file):
             return web.Response(text="File not found", status=404)
         return await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
 
@@ -296,8 +297,8 @@ class OsworldApi:
         del request
         try:
             _, output, _ = await self._run(["gsettings", "get", *WALLPAPER_KEY], PYTHON_S)
-            path = output.strip().strip("'").removeprefix("file://")
-            return web.Response(body=Path(path).read_bytes(), content_type="image/png")
+            path = Path(output.strip().strip("'").removeprefix("file://"))
+            return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type="image/png")
         except (OSError, TimeoutError) as problem:
             return _failure(problem)
 
@@ -376,6 +377,11 @@ class OsworldApi:
 
 def _failure(problem: Exception) -> web.Response:
     return web.json_response({"status": "error", "message": str(problem) or repr(problem)}, status=500)
+
+
+def _store(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 
 def _tree(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def become_reaper() -> None:
 def descendants(root: int) -> dict[int, Process]:
     """All processes below ``root``, zombies included."""
     children: dict[int, list[Process]] = {}
-    for entry in os.listdir(_PROC):
+    for entry in os.listdir(_PROC):  # noqa: PTH208 - hot path
         if entry.isdigit():
             process = _read(int(entry))
             if process is not None:
@@ -88,7 +88,7 @@ def any_running(pids: list[int]) -> bool:
     for pid in pids:
         tasks = f"{_PROC}/{pid}/task"
         try:
-            threads = os.listdir(tasks)
+            threads = os.listdir(tasks)  # noqa: PTH208
         except OSError:
             continue
         for thread in threads:

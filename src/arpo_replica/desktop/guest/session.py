@@ -73,7 +73,7 @@ class Session:
         events, control = await _connect(number), await _connect(number)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
         self.changes = ChangeWatcher(events, self.busy)
-        self.input = InputDevice(control)
+        self.input = InputDevice(control, self.busy)
         self.framebuffer = Framebuffer(self.private / "Xvfb_screen0")
         loop = asyncio.get_running_loop()
         loop.add_reader(events.fileno(), self._read_events, events)
@@ -91,8 +91,8 @@ class Session:
             (resource.RLIMIT_NOFILE, config.max_files),
         ):
             hard = resource.getrlimit(kind)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (value, value))
+            limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (limit, limit))
         # If the machine runs out of memory, desktops go before the job that uses them.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("800")
@@ -220,11 +220,8 @@ class Session:
             self.changes.on_event(event)
             self.windows.on_event(event)
 
-    async def watch(self) -> None:
+    async def watch(self) -> str:
         """Return, with the reason, when the desktop is broken; otherwise never."""
-        raise SessionError(await self._watch())
-
-    async def _watch(self) -> str:
         limit = self.config.memory_mb
         while True:
             await asyncio.sleep(WATCH_S)
@@ -301,7 +298,7 @@ def _empty(folder: Path, kept: set[str]) -> None:
     """Remove what lies in the folder, except the kept paths and the folders on the way to them."""
     for path in folder.iterdir() if folder.is_dir() else ():
         name = str(path)
-        if name in kept or path.name.startswith(".X") and path.name.endswith("-lock"):
+        if name in kept or (path.name.startswith(".X") and path.name.endswith("-lock")):
             continue
         if path.is_dir() and not path.is_symlink():
             if any(other.startswith(name + "/") for other in kept):
