@@ -18,7 +18,6 @@ pathvars:
     reports=f"reports/{study.name}",
     logs=f"results/{study.name}/logs",
     benchmarks=f"results/{study.name}/benchmarks",
-    model="models/{arm}/seed_{seed}/stage_{stage}",
     episodes="episodes/{arm}/seed_{seed}/stage_{stage}",
 
 

@@ -5,7 +5,7 @@
 
 rule collect_rollouts:
     input:
-        manifest="<results>/<model>/manifest.json",
+        manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
         splits=expand(
             "<results>/splits/{split}.json", split=study.config.evaluation.splits
         ),

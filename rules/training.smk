@@ -8,8 +8,8 @@ rule train_stage:
         parent=previous_manifest,
         split=stage_split,
     output:
-        manifest="<results>/<model>/manifest.json",
-        metrics="<results>/<model>/metrics.jsonl",
+        manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
+        metrics="<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl",
     log:
         "<logs>/train_stage/{arm}.seed_{seed}.{stage}.log",
     benchmark:

@@ -124,7 +124,7 @@ async def test_right_and_wrong_ends_look_the_same_and_the_first_one_counts(deskt
 
 
 async def test_partial_rewards_are_kept(desktop):
-    task = make_task("click-checkboxes", 1, await _instruction(desktop, "click-checkboxes", 1))
+    task = make_task("click-checkboxes", 4, await _instruction(desktop, "click-checkboxes", 4))
     await desktop.reset(task)
     inputs = "[...document.querySelectorAll('#boxes input')]"
     wanted = await desktop.devtools.evaluate(

@@ -15,14 +15,14 @@ pytestmark = pytest.mark.cpu_env
 pytest.importorskip("verl")
 
 import transformers  # noqa: E402
-from fakes import make_task  # noqa: E402
-from training.tiny_model import build_tiny_model  # noqa: E402
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase  # noqa: E402
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder  # noqa: E402
 
 from arpo_replica.errors import PolicyError  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
 from arpo_replica.training.conversation import TokenConversation, with_image  # noqa: E402
+from fakes import make_task  # noqa: E402
+from training.tiny_model import build_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_ids_are_those_of_the_whole_conversation(processor: Any) -> None:
 
 
 def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
-    """A reply spelt letter by letter, as no tokenizer would: the very ids stay in history and are trained on."""
+    """A reply spelt letter by letter, as no tokenizer would: these ids stay and are trained on."""
     spelt = [encode(processor, letter)[0] for letter in "click"]
     assert spelt != encode(processor, "click")
     end = encode(processor, "<|im_end|>")
@@ -118,7 +118,9 @@ def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
     first = len(loop.requests[0]["prompt_ids"])
     assert prompt[first : first + len(spelt)] == spelt
     assert len(conversation.logprobs) == len(conversation.mask)
-    assert {logprob for logprob, bit in zip(conversation.logprobs, conversation.mask, strict=True) if bit} == {-0.5}
+    assert {
+        logprob for logprob, bit in zip(conversation.logprobs, conversation.mask, strict=True) if bit
+    } == {-0.5}
 
 
 def response(conversation: TokenConversation) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from tiny_model import build_tiny_model
 
 from arpo_replica.actions.coordinates import smart_resize
 from arpo_replica.config import load_config
@@ -23,7 +24,6 @@ from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import build_messages
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
 from fakes import make_task, png
-from tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.cpu_env
 REPLY_TOKENS = 24
@@ -36,7 +36,9 @@ def config():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("model")
+    build_tiny_model(folder)
+    return folder
 
 
 def noise(seed: int, size: tuple[int, int] = (168, 224)) -> bytes:
@@ -78,7 +80,6 @@ def test_what_is_served_is_the_model(config, model, tmp_path):
     """One start of vLLM for all that it must be."""
     shots = [noise(1), noise(2), png()]
     big = noise(3, (640, 360))
-    before = {path for path in Path("/tmp").iterdir() if path.name.startswith("arpo-")}
 
     async def main():
         async with VllmServer(config, model, tmp_path / "vllm.log") as server:
@@ -97,9 +98,9 @@ def test_what_is_served_is_the_model(config, model, tmp_path):
                     replies(endpoint, config, shots[:1], temperature=1.0, trial=1),
                 )
                 reduced = await replies(endpoint, config, [big], temperature=0.0)
-        return seconds, family, greedy, one, again, other, reduced
+        return seconds, family, server._scratch, greedy, one, again, other, reduced
 
-    seconds, family, greedy, one, again, other, reduced = asyncio.run(main())
+    seconds, family, scratch, greedy, one, again, other, reduced = asyncio.run(main())
     print(f"ready after {seconds:.1f} s")
     # Turn by turn, the prompt that vLLM saw and the text it gave are those of transformers.
     for turn, reply in enumerate(greedy):
@@ -118,7 +119,7 @@ def test_what_is_served_is_the_model(config, model, tmp_path):
     assert reduced[0].prompt_tokens - greedy[0].prompt_tokens == (width // 28) * (height // 28) - small
     # Nothing is left.
     assert not [process for process in family if process.is_running()]
-    assert {path for path in Path("/tmp").iterdir() if path.name.startswith("arpo-")} <= before
+    assert not scratch.exists()
     assert "enable_prefix_caching=True" in (tmp_path / "vllm.log").read_text()
 
 

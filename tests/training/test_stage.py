@@ -23,7 +23,6 @@ pytest.importorskip("verl")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from training.tiny_model import build_tiny_model  # noqa: E402
 
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
@@ -31,6 +30,7 @@ from arpo_replica.environments import ROOT  # noqa: E402
 from arpo_replica.manifest import read_manifest, register_model  # noqa: E402
 from arpo_replica.rollout.records import finished_episodes, read_episode  # noqa: E402
 from arpo_replica.tasks.splits import load_split  # noqa: E402
+from training.tiny_model import build_tiny_model  # noqa: E402
 
 STEPS = 4
 RUN = """
@@ -222,7 +222,8 @@ def test_weights_are_published(stage: Stage) -> None:
         for path in (folder, stage.folder / "model")
     )
     changed = [
-        name for (name, a), (_, b) in zip(new.named_parameters(), old.named_parameters(), strict=True)
+        name
+        for (name, a), (_, b) in zip(new.named_parameters(), old.named_parameters(), strict=True)
         if not torch.equal(a, b)
     ]
     assert len(changed) > 20

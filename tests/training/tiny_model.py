@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of a million weights with a byte-level tokenizer: starts fast, says nothing sensible."""
+"""A random Qwen2.5-VL of a million weights with a byte-level tokenizer: starts fast, talks nonsense."""
 
 from __future__ import annotations
 
@@ -120,8 +120,7 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
             "unk_token": None,
             "additional_special_tokens": SPECIAL[1:],
             "added_tokens_decoder": {
-                str(size + i): {"content": token, "special": True, **flags}
-                for i, token in enumerate(SPECIAL)
+                str(size + i): {"content": token, "special": True, **flags} for i, token in enumerate(SPECIAL)
             },
             "chat_template": CHATML,
         },

@@ -18,6 +18,7 @@ from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import register_model
+from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import collect_rollouts
 from fakes import CLICK, FINISHED, FakeProvider
@@ -161,6 +162,14 @@ def test_a_dead_endpoint_is_refused_before_a_desktop_starts(tmp_path, endpoint):
     with pytest.raises(UserError, match=r"does not answer.*policy\.endpoint"):
         collect_rollouts(config, manifest=manifest, roots=roots, provider=provider)
     assert provider.attempts == 0
+
+
+def test_an_endpoint_can_be_checked_before_any_work(endpoint):
+    check_endpoint(endpoint.url)
+    with pytest.raises(UserError, match=r"policy\.endpoint"):
+        check_endpoint("http://127.0.0.1:9/v1")
+    with pytest.raises(UserError, match=r"policy\.endpoint"):
+        check_endpoint("not a url")
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path, endpoint):

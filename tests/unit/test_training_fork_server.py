@@ -82,7 +82,8 @@ print(run("import atexit; atexit.register(print, 'bye')").stdout.strip())
 
 def test_multiprocessing_starts_its_processes_there(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(
-        "import os, sys\ndef work(queue):\n    import preloaded_here\n    queue.put((os.getppid(), preloaded_here))\n"
+        "import os\ndef work(queue):\n    import preloaded_here\n"
+        "    queue.put((os.getppid(), preloaded_here))\n"
     )
     test = f"""
 import multiprocessing, os, sys

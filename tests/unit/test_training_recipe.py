@@ -72,7 +72,9 @@ def test_user_keys_come_last_and_win(tmp_path: Path) -> None:
     found = overrides(make_job(tmp_path, config=config))
     assert list(found)[-2:] == ["data.shuffle", "+actor_rollout_ref.rollout.limit_images"]
     assert found["data.shuffle"] is False
-    assert [key for key in found if key.endswith("limit_images")] == ["+actor_rollout_ref.rollout.limit_images"]
+    assert [key for key in found if key.endswith("limit_images")] == [
+        "+actor_rollout_ref.rollout.limit_images"
+    ]
 
 
 def test_a_gpu_is_a_matter_of_configuration(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_state_round_trip(seed: int, tasks: list[str]) -> None:
     replay.plan(groups)
     restored = ReplayBuffer(replay.config, seed=1)
     restored.restore(json.loads(json.dumps(replay.state())))
-    assert restored.tasks == {task: queue for task, queue in replay.tasks.items()}
+    assert restored.tasks == replay.tasks
     assert [restored.plan(groups) for _ in range(3)] == [replay.plan(groups) for _ in range(3)]
 
 

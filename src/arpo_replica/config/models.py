@@ -42,8 +42,8 @@ class DesktopConfig(Section):
     """A desktop not ready by then counts as an env_error."""
     act_timeout_s: Positive = 15
     """Longest time that one action or screenshot may take."""
-    settle_ms: Annotated[int, Field(ge=0)] = 120
-    """Longest wait after an action for the screen to change and come to rest."""
+    settle_ms: Annotated[int, Field(ge=0)] = 400
+    """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
 
 
 class TasksConfig(Section):

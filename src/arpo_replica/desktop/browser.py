@@ -26,13 +26,18 @@ _READY = """new Promise((done) => {
   addEventListener("resize", check);
   check();
 })"""
-_PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+# The second frame's start means that the first has been drawn. A tab in the background has no frames.
+_PAINTED = """new Promise((done) => {
+  setTimeout(done, document.hidden ? 0 : 1000);
+  requestAnimationFrame(() => requestAnimationFrame(() => done()));
+})"""
 _NOT_YET_S = 0.005
 _LEAVE = """(() => {
   if (location.protocol === "http:") sessionStorage.clear();
   return [innerWidth, innerHeight, outerHeight, devicePixelRatio, visualViewport.scale,
           document.fullscreenElement === null];
 })()"""
+FIRST_TAB_S = 5.0
 CLEAN_S = 3.0
 """A tab that takes longer to clean is disposed of."""
 EPISODES_PER_CONTEXT = 50
@@ -113,7 +118,11 @@ class EpisodeDevTools(DevTools):
     async def pages(self) -> list[Page]:
         """The episode's open tabs, the newest first."""
         if self.context is None:
-            return await super().pages()
+            # An ordinary browser always has a tab: one that has just been launched will soon.
+            deadline = time.monotonic() + FIRST_TAB_S
+            while not (pages := await super().pages()) and time.monotonic() < deadline:
+                await asyncio.sleep(_NOT_YET_S)
+            return pages
         infos = (await self.call("Target.getTargets"))["targetInfos"]
         return [
             Page(info["targetId"], info["url"], info["title"])
@@ -121,11 +130,22 @@ class EpisodeDevTools(DevTools):
             if info["type"] == "page" and info.get("browserContextId") == self.context
         ]
 
-    async def painted(self) -> None:
-        """Return when the newest tab has been drawn as it is now; at once if there is no tab."""
+    @property
+    def in_use(self) -> bool:
+        """True if there is a connection to the browser."""
+        return self._socket is not None and not self._socket.closed
+
+    async def ready(self) -> None:
+        """The end of a set-up: return when the newest tab has been drawn as it is now.
+
+        In a context of ours the tab then has no history: nothing leads back to the blank page.
+        """
         pages = await self.pages()
-        if pages:
-            await self.evaluate(_PAINTED, pages[0].id)
+        if not pages:
+            return
+        if self.context is not None:
+            await self.call("Page.resetNavigationHistory", page=pages[0].id)
+        await self.evaluate(_PAINTED, pages[0].id)
 
     async def open(self, url: str, timeout_s: float | None = None) -> str:
         """Open a tab (the first one in a window that fills the screen), wait until it has loaded."""

@@ -118,8 +118,8 @@ class ProcessDesktop:
             await self._stop()
             await self.start()
         await run_setup(task, self.guest, self.devtools)
-        if self.devtools.context is not None:
-            await self.devtools.painted()
+        if self.devtools.in_use:
+            await self.devtools.ready()
         await self.guest.rest()
 
     async def _clean(self) -> None:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.actions.types import Action, Click, TypeText
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.desktop.interface import Desktop
@@ -54,6 +55,42 @@ class BrowserDesktop(Desktop, Protocol):
     """A desktop whose browser can be read through DevTools."""
 
     devtools: DevTools
+
+
+# Four frames: the browser may have two on their way to the screen while it makes the next one.
+_DRAWN = """new Promise((done) => {
+  const frames = (left) => (left ? requestAnimationFrame(() => frames(left - 1)) : done(true));
+  const check = () => {
+    if (arpoReceived.clicks < %d || arpoReceived.keys < %d) setTimeout(check, 2);
+    else frames(4);
+  };
+  check();
+})"""
+
+
+class _SteadyDesktop:
+    """A desktop that waits until the page has got the input and the browser has drawn its effect.
+
+    On a busy machine a screenshot at the first rest may be too early; a demonstration must be the same
+    whenever it is recorded. For one episode; raises ``DesktopError`` when input does not arrive.
+    """
+
+    def __init__(self, desktop: BrowserDesktop) -> None:
+        self._desktop = desktop
+        self._clicks = 0
+        self._keys = 0
+        self.screen = desktop.screen
+        self.reset = desktop.reset
+        self.screenshot = desktop.screenshot
+        self.evaluate = desktop.evaluate
+        self.close = desktop.close
+
+    async def act(self, action: Action, action_id: str) -> None:
+        await self._desktop.act(action, action_id)
+        self._clicks += isinstance(action, Click)
+        self._keys += len(action.text) if isinstance(action, TypeText) else 0
+        await self._desktop.devtools.evaluate(_DRAWN % (self._clicks, self._keys))
+        await self._desktop.screenshot()  # the one kept from before
 
 
 class BrowserDesktopProvider(Protocol):
@@ -140,7 +177,8 @@ class _Recorder:
                             await desktop.close()
                             desktop = await self.provider.start(f"{name}-{task.id}-{attempt}")
                         expert = Expert(desktop.devtools, self.frame)
-                        result = await run_episode(task, desktop, expert, self.parser, self.limits)
+                        steady = _SteadyDesktop(desktop)
+                        result = await run_episode(task, steady, expert, self.parser, self.limits)
                         break
                     except DesktopError as error:
                         errors.append(str(error))

@@ -122,6 +122,16 @@ class Endpoint:
         return self._session
 
 
+def check_endpoint(url: str) -> None:
+    """Refuse, with a ``UserError``, an endpoint that does not answer; for checks before any work."""
+
+    async def ask() -> None:
+        async with Endpoint(url, model=None, api_key=None, timeout_s=20, connections=1) as endpoint:
+            await endpoint.check()
+
+    asyncio.run(ask())
+
+
 class EndpointPolicy:
     """A ``Policy`` over an ``Endpoint``. Cheap: made anew for each trial."""
 

@@ -6,6 +6,7 @@ perfect policy would; its clicks and keys go through the real mouse and keyboard
 
 from __future__ import annotations
 
+import io
 import random
 
 from arpo_replica.actions.coordinates import Frame
@@ -14,7 +15,7 @@ from arpo_replica.actions.types import Action, Click, Finished, TypeText
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.errors import DesktopError
 from arpo_replica.policy.interface import Reply
-from arpo_replica.tasks.miniwob import script
+from arpo_replica.tasks.miniwob import END_COLOR, script
 from arpo_replica.tasks.model import Task
 
 
@@ -41,7 +42,11 @@ class ExpertConversation:
         self._random = random.Random(f"expert/{task.id}")
 
     async def reply(self, screenshot: bytes) -> Reply:
-        """The next step, in UI-TARS's text. Raises ``DesktopError`` where the page offers no way on."""
+        """The next step, in UI-TARS's text.
+
+        Raises ``DesktopError`` where the page offers no way on, or is ahead of the screenshot at the end:
+        a pupil must not be shown that it is over while it cannot see it.
+        """
         u, v = self._random.random(), self._random.random()
         step = await self._devtools.evaluate(f"({script('miniwob_expert.js')})({u!r}, {v!r})")
         action: Action
@@ -50,8 +55,17 @@ class ExpertConversation:
                 action = Click(x, y)
             case {"kind": "type", "text": str(text)}:
                 action = TypeText(text)
-            case {"kind": "finished"}:
+            case {"kind": "finished", "x": int(x), "y": int(y)}:
+                if not _shows_end(screenshot, x, y):
+                    raise DesktopError("the screenshot is older than the page: it does not show the end")
                 action = Finished()
             case _:
                 raise DesktopError(f"the expert's script answered {step!r}")
         return Reply(format_reply(step["thought"], action, self._frame), 0, 0)
+
+
+def _shows_end(screenshot: bytes, x: int, y: int) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(screenshot)) as image:
+        return image.convert("RGB").getpixel((x, y)) == END_COLOR

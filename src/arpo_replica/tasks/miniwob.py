@@ -23,6 +23,9 @@ BASE_URL = "http://localhost:8000/miniwob/miniwob"
 AREA = (160, 210)
 """Width and height of a MiniWoB++ page in pixels: the smallest screen that shows it whole."""
 
+END_COLOR = (0xDF, 0xEE, 0xE0)
+"""Background of the sheet that covers a page when its episode has ended (``miniwob_start.js``)."""
+
 TRAINED_PAGES = (
     "click-test-2",
     "click-dialog",
@@ -127,8 +130,12 @@ def page_of(task: Task) -> str:
 
 
 async def start_page(devtools: DevTools, seed: int, page: str | None = None) -> str:
-    """Start an episode on the MiniWoB++ page that is open in a tab; returns the page's own instruction."""
-    text = await devtools.evaluate(f"({script('miniwob_start.js')})({seed:d})", page)
+    """Start an episode on the MiniWoB++ page that is open in a tab; returns the page's own instruction.
+
+    The icons that its style sheets name have been loaded by then: it is drawn whole at once.
+    """
+    preload, start = script("miniwob_preload.js"), script("miniwob_start.js")
+    text = await devtools.evaluate(f"({preload})().then(() => ({start})({seed:d}))", page)
     if not isinstance(text, str) or not text:
         raise DesktopError("the MiniWoB++ page gave no instruction")
     return text

@@ -1,7 +1,8 @@
 // What an expert does next on a MiniWoB++ page. Called as (function)(u, v) with two numbers in [0, 1)
 // that place the click; stateless: it reads the page and the instruction as they are now.
-// Returns {kind: "finished", thought}, {kind: "click", thought, x, y} in screen pixels, or
-// {kind: "type", thought, text}; throws where the page offers no way on.
+// Returns {kind: "click", thought, x, y} in screen pixels, {kind: "type", thought, text}, or
+// {kind: "finished", thought, x, y} with a screen pixel of the end sheet's background; throws where the
+// page offers no way on.
 (u, v) => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
@@ -70,8 +71,19 @@
     "enter-text-dynamic": () => enter(one("#tt"), quoted()),
   };
 
+  // Where the page lies on the screen: all over it, or below the browser's frame (equal borders left,
+  // right and below, the rest above). A window that fills a tiny screen reports a larger outer size.
+  const fills = innerWidth === screen.width && innerHeight === screen.height;
+  const border = fills ? 0 : (outerWidth - innerWidth) / 2;
+  const left = fills ? 0 : screenX + border;
+  const top = fills ? 0 : screenY + outerHeight - innerHeight - border;
+  const onScreen = (x, y) => ({
+    x: Math.round((left + x) * devicePixelRatio),
+    y: Math.round((top + y) * devicePixelRatio),
+  });
+
   if (!window.arpoEpisode) throw new Error("the episode was not started");
-  if (arpoEpisode.done) return { kind: "finished", thought: "The task is done." };
+  if (arpoEpisode.done) return { kind: "finished", thought: "The task is done.", ...onScreen(2, 2) };
   const page = location.pathname.split("/").pop().replace(/\.html$/, "");
   if (!plans[page]) throw new Error("the expert does not know the page " + page);
   const step = plans[page]();
@@ -97,17 +109,5 @@
     if (points.length === 0) throw new Error("the target is covered: " + step.thought);
     [x, y] = points[Math.floor(u * points.length)];
   }
-  // Where the page lies on the screen: all over it, or below the browser's frame (equal borders left,
-  // right and below, the rest above). A window that fills a tiny screen reports a larger outer size.
-  const fills = innerWidth === screen.width && innerHeight === screen.height;
-  const border = fills ? 0 : (outerWidth - innerWidth) / 2;
-  const left = fills ? 0 : screenX + border;
-  const top = fills ? 0 : screenY + outerHeight - innerHeight - border;
-  const scale = devicePixelRatio;
-  return {
-    kind: "click",
-    thought: step.thought,
-    x: Math.round((left + x) * scale),
-    y: Math.round((top + y) * scale),
-  };
+  return { kind: "click", thought: step.thought, ...onScreen(x, y) };
 }

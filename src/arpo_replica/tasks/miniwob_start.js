@@ -11,6 +11,13 @@
   }
   const episode = { done: false, raw: 0, reason: null, seed: seed };
   window.arpoEpisode = episode;
+  // What has reached the page so far; lets a recorder wait for its own clicks and keys.
+  const received = { clicks: 0, keys: 0 };
+  if (!window.arpoReceived) {
+    window.addEventListener("mouseup", () => { window.arpoReceived.clicks += 1; }, true);
+    window.addEventListener("keyup", (event) => { window.arpoReceived.keys += event.key.length === 1; }, true);
+  }
+  window.arpoReceived = received;
 
   if (!document.getElementById("arpo-style")) {
     const style = document.createElement("style");

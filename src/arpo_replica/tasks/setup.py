@@ -133,7 +133,12 @@ class _Setup:
         return fill(command) if isinstance(command, str) else [fill(word) for word in command]
 
 
-_BLANK = ("about:blank", "chrome://newtab/", "chrome://new-tab-page/")
+_BLANK = (
+    "about:blank",
+    "chrome://newtab/",
+    "chrome://new-tab-page/",
+    "chrome://new-tab-page-third-party/",
+)
 _STEPS: dict[str, Callable[..., Awaitable[None]]] = {
     "launch": _Setup.launch,
     "execute": _Setup.execute,

@@ -89,7 +89,9 @@ class Attempts:
 class DesktopAgentLoop(AgentLoopBase):
     """One rollout."""
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
+    async def run(
+        self, sampling_params: dict[str, Any], **row: Any
+    ) -> AgentLoopOutput | list[AgentLoopOutput]:
         """The trajectory of one rollout; ``[]`` if the environment failed in every attempt."""
         place = workplace()
         try:

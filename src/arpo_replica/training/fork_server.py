@@ -203,9 +203,9 @@ class ForkServer:
         os.chdir(request["directory"])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123
-        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115, PTH123
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115, PTH123
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
         run_hooks()
         run_program(read_command(request["arguments"]))
 
@@ -235,7 +235,8 @@ def receive_request(connection: socket.socket) -> tuple[dict[str, Any], list[int
     """A request of ``fork_client`` and its files, in order."""
     (length,) = fork_client.LENGTH.unpack(_read(connection, fork_client.LENGTH.size))
     request = json.loads(_read(connection, length).decode("utf-8", "surrogateescape"))
-    wanted, files = len(request["files"]), []
+    wanted = len(request["files"])
+    files: list[int] = []
     while len(files) < wanted:
         size = array.array("i").itemsize
         space = socket.CMSG_LEN(fork_client.CHUNK * size)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import verl.utils.tensordict_utils as tensordict_utils
+from verl.utils import tensordict_utils
 
 from arpo_replica.training.upstream import require_function, require_version
 
@@ -35,7 +35,9 @@ def repair_position_ids(data: Any) -> None:
         return
     values, offsets = ids._values, ids._offsets
     lengths = data["input_ids"].offsets().diff().cpu()
-    packed_along_length = values.shape[-1] == int(lengths.sum()) and torch.equal(offsets.diff().cpu(), lengths)
+    packed_along_length = values.shape[-1] == int(lengths.sum()) and torch.equal(
+        offsets.diff().cpu(), lengths
+    )
     if packed_along_length:  # values are (rows, all tokens): only the mark can be lost
         ids._ragged_idx = 2
         return
@@ -54,7 +56,5 @@ def install() -> None:
     """Put the repair in place. Raises ``UpstreamChanged`` on any other verl."""
     require_version("verl", VERL_VERSIONS, __name__)
     require_function(tensordict_utils, "maybe_fix_3d_position_ids", ("data",), __name__)
-    require_function(
-        tensordict_utils, "nested_tensor_from_tensor_list", ("tensors", "ragged_idx"), __name__
-    )
+    require_function(tensordict_utils, "nested_tensor_from_tensor_list", ("tensors", "ragged_idx"), __name__)
     tensordict_utils.maybe_fix_3d_position_ids = repair_position_ids

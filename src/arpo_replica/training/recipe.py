@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import PolicyConfig, StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.training.job import Job
 
@@ -55,7 +55,7 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
     }
     user = {key.lstrip("+"): (key, value) for key, value in job.recipe.verl.items()}
     kept = {key: value for key, value in overrides.items() if key.lstrip("+") not in user}
-    return {**kept, **{key: value for key, value in user.values()}}
+    return {**kept, **dict(user.values())}
 
 
 def _data(job: Job, data: Path) -> dict[str, Any]:
@@ -70,9 +70,13 @@ def _data(job: Job, data: Path) -> dict[str, Any]:
         "data.shuffle": True,
         "data.seed": job.seed,
         "data.return_raw_chat": True,
-        "+data.mm_processor_kwargs.min_pixels": policy.min_pixels,
-        "+data.mm_processor_kwargs.max_pixels": policy.max_pixels,
+        **{f"+data.mm_processor_kwargs.{key}": value for key, value in image_options(policy).items()},
     }
+
+
+def image_options(policy: PolicyConfig) -> dict[str, int]:
+    """What every image processor of a training is told, vLLM's too."""
+    return {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
 
 
 def _algorithm(job: Job) -> dict[str, Any]:
@@ -128,7 +132,9 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.enforce_eager": config.serving.enforce_eager,
         f"+{rollout}.limit_images": config.policy.max_images,
         f"+{rollout}.engine_kwargs.vllm.skip_mm_profiling": True,
-        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": f"{PACKAGE}.weight_socket.PrivateWorkerExtension",
+        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": (
+            f"{PACKAGE}.weight_socket.PrivateWorkerExtension"
+        ),
         f"{rollout}.log_prob_micro_batch_size_per_gpu": recipe.micro_batch,
         f"{rollout}.agent.num_workers": 1,  # one process holds all desktops
         f"{rollout}.agent.default_agent_loop": AGENT,

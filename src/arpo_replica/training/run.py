@@ -1,10 +1,10 @@
 """Train one stage of one arm; resume it; publish its weights.
 
-    {out}/manifest.json        what the finished stage is; written last
-    {out}/metrics.jsonl        one object per step (``metrics``)
-    {out}/model/               weights in Hugging Face format
-    {out}/episodes/step_*/rollout_*/   recorded episodes of training
-    {out}/checkpoints/         everything that a resume needs, logs included
+{out}/manifest.json        what the finished stage is; written last
+{out}/metrics.jsonl        one object per step (``metrics``)
+{out}/model/               weights in Hugging Face format
+{out}/episodes/step_*/rollout_*/   recorded episodes of training
+{out}/checkpoints/         everything that a resume needs, logs included
 """
 
 from __future__ import annotations

@@ -6,19 +6,18 @@ current policy and starts at ratio 1, without importance correction: as in ARPO'
 
 Both arms run this very class; with ``replay.enabled: false`` it only measures.
 
-A stored trajectory is one file of ``Job.items`` that never changes; the buffer itself (``replay``) holds
-its name, so a checkpoint is a small JSON file and memory does not grow with the buffer.
+A stored trajectory is a file that never changes (``items``); the buffer itself (``replay``) holds its name,
+so a checkpoint is a small JSON file and memory does not grow with the buffer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,9 +30,11 @@ from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer as VerlReplayBuffer
 from verl.utils import tensordict_utils
 
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.rollout.records import episode_dir, write_atomically
+from arpo_replica.training.items import ItemStore, value_of
 from arpo_replica.training.job import Job, current_job
-from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored, Swap
+from arpo_replica.training.recipe import image_options
+from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
 
 TRAIN = "train"
 POLL_S = 0.2
@@ -47,8 +48,8 @@ class Rollout:
     """One trajectory of the batch."""
 
     session: int
-    keys: tuple[str, ...]
-    """Its rows in TransferQueue, in order."""
+    key: str
+    """Its row in TransferQueue."""
     task: str
     score: float
     """Task score, without the format term."""
@@ -67,7 +68,8 @@ class ReplaySampler(VerlReplayBuffer):
         super().__init__(*args, **kwargs)
         self.job = current_job()
         self.buffer = ReplayBuffer(self.job.recipe.replay, self.job.seed)
-        self.swapped_total = 0
+        policy = self.job.config.policy
+        self.items = ItemStore(self.job.items, self.job.out, self.job.parent_model, image_options(policy))
         if self.job.resume_step:
             path = self.job.checkpoint(self.job.resume_step) / REPLAY_FILE
             self.buffer.restore(json.loads(path.read_bytes()))
@@ -105,46 +107,37 @@ class ReplaySampler(VerlReplayBuffer):
         """Write the trajectories to store to disk; they enter the buffer in ``_swap``, afterwards."""
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
-            rows = [(tq.kv_batch_get(keys=[key], partition_id=TRAIN), tags[key]) for key in chosen.keys]
-            self.job.items.mkdir(parents=True, exist_ok=True)
-            path = self.job.items / f"{item_name(step, chosen)}.pt"
-            temporary = path.with_suffix(".tmp")
-            torch.save({"rows": rows, "score": chosen.score, "reward": chosen.reward}, temporary)
-            temporary.replace(path)
+            domain, _, task_id = chosen.task.partition("/")
+            episode = episode_dir(self.job.episodes(step, chosen.session), domain, task_id)
+            self.items.save(
+                item_name(step, chosen),
+                tq.kv_batch_get(keys=[chosen.key], partition_id=TRAIN),
+                tags[chosen.key],
+                [episode / f"step_{turn:03d}.webp" for turn in range(chosen.turns)],
+            )
 
     def _swap(
         self, plan: Plan, uids: list[str], groups: list[list[Rollout]], tags: dict[str, dict], step: int
     ) -> dict[tuple[int, int], tuple[float, float]]:
-        """Carry out the plan; returns (score, reward) of what replaced (group, rollout)."""
+        """Carry out the plan; ``tags`` follows. Returns (score, reward) of what replaced (group, rollout)."""
         replaced = {}
         for swap in plan.swaps:
-            item = torch.load(self.job.items / f"{swap.stored.name}.pt", weights_only=False)
-            self._replace(uids[swap.group], groups[swap.group][swap.rollout], item["rows"], tags, step, swap)
-            replaced[swap.group, swap.rollout] = (item["score"], item["reward"])
-        self.swapped_total += len(plan.swaps)
+            fields, tag = self.items.load(swap.stored.name)
+            given_way = groups[swap.group][swap.rollout]
+            tq.kv_clear(keys=[given_way.key], partition_id=TRAIN)
+            del tags[given_way.key]
+            # The key's uid tells verl the session, the field's uid is what GRPO groups by.
+            tensordict_utils.assign_non_tensor_stack(fields, "uid", [uids[swap.group]])
+            tags[given_way.key] = {**tag, "replayed_from": swap.stored.step, "global_steps": step}
+            tq.kv_batch_put(
+                keys=[given_way.key], partition_id=TRAIN, fields=fields, tags=[tags[given_way.key]]
+            )
+            score = value_of(fields["extra_fields"][0])["arpo"]["score"]
+            replaced[swap.group, swap.rollout] = (score, float(fields["rm_scores"].values().sum()))
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
             self.buffer.store(chosen.task, Stored(item_name(step, chosen), step))
         return replaced
-
-    def _replace(
-        self,
-        uid: str,
-        rollout: Rollout,
-        rows: list[tuple[Any, dict]],
-        tags: dict[str, dict],
-        step: int,
-        swap: Swap,
-    ) -> None:
-        """Put the rows of a stored trajectory in the place of a rollout; ``tags`` follows."""
-        tq.kv_clear(keys=list(rollout.keys), partition_id=TRAIN)
-        for key in rollout.keys:
-            del tags[key]
-        for index, (fields, tag) in enumerate(rows):
-            key = f"{uid}_{rollout.session}_{index}"
-            tensordict_utils.assign_non_tensor_stack(fields, "uid", [uid])  # GRPO groups by this field
-            tags[key] = {**tag, "replayed_from": swap.stored.step, "global_steps": step}
-            tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
 
     def _fill(self, tags: dict[str, dict]) -> None:
         """Add rows without effect until the batch divides into minibatches again; ``tags`` follows.
@@ -240,25 +233,20 @@ class SaveState(CheckpointCallback):
         for path in kept:
             state = json.loads((path / REPLAY_FILE).read_bytes())
             needed |= {entry["name"] for queue in state["tasks"].values() for entry in queue}
-        for path in job.items.glob("*.pt"):
-            if path.stem not in needed:
-                path.unlink()
+        sampler.items.keep_only(needed)
 
 
-def read_groups(keys: Iterable[str]) -> tuple[list[str], list[list[Rollout]]]:
+def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
     """The batch as groups of rollouts, sorted by task; and the uid of each group."""
-    sessions: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for key in sorted(keys, key=lambda k: int(k.rsplit("_", 1)[1])):
-        uid, session, _ = key.rsplit("_", 2)
-        sessions[uid, int(session)].append(key)
-    # In a trajectory of several outputs the last one carries the reward.
-    last = [rows[-1] for rows in sessions.values()]
-    data = tq.kv_batch_get(keys=last, partition_id=TRAIN, select_fields=["rm_scores", "extra_fields"])
+    data = tq.kv_batch_get(keys=list(keys), partition_id=TRAIN, select_fields=["rm_scores", "extra_fields"])
     rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
-    facts = [getattr(entry, "data", entry)["arpo"] for entry in data["extra_fields"]]
+    facts = [value_of(entry)["arpo"] for entry in data["extra_fields"]]
     groups: dict[str, list[Rollout]] = defaultdict(list)
-    for ((uid, session), rows), reward, fact in zip(sessions.items(), rewards, facts, strict=True):
-        groups[uid].append(Rollout(session=session, keys=tuple(rows), reward=reward, **fact))
+    for key, reward, fact in zip(keys, rewards, facts, strict=True):
+        uid, session, index = key.rsplit("_", 2)
+        if index != "0":
+            raise RuntimeError(f"{key}: a rollout of several outputs; our agent loop gives one")
+        groups[uid].append(Rollout(session=int(session), key=key, reward=reward, **fact))
     ordered = sorted(groups.items(), key=lambda entry: (entry[1][0].task, entry[0]))
     return [uid for uid, _ in ordered], [sorted(group, key=lambda r: r.session) for _, group in ordered]
 
@@ -290,6 +278,5 @@ def prune(job: Job, keep: int) -> list[Path]:
     """Delete all but the newest ``keep`` checkpoints; returns those kept, oldest first."""
     folders = sorted(job.work.glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
     for path in folders[:-keep]:
-        os.replace(path, doomed := path.with_name(f".deleted_{path.name}"))
-        shutil.rmtree(doomed)
+        shutil.rmtree(path.replace(path.with_name(f".deleted_{path.name}")))
     return [path for path in folders[-keep:] if (path / REPLAY_FILE).is_file()]

@@ -37,7 +37,8 @@ class PrivateServerAdapter(ServerAdapter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         require_version("verl", VERL_VERSIONS, __name__)
         super().__init__(*args, **kwargs)
-        self.zmq_handle = private_handle(self.zmq_handle, os.environ["ARPO_SCRATCH"])
+        shared: str = self.zmq_handle
+        self.zmq_handle: str = private_handle(shared, os.environ["ARPO_SCRATCH"])
 
 
 class PrivateWorkerExtension(vLLMColocateWorkerExtension):

@@ -19,6 +19,8 @@ from .site import Relay, StaticSite
 TASK_DEVTOOLS_PORT = 9222
 """Where OSWorld's tasks expect DevTools; they start socat for it, we listen already."""
 
+BROWSER_START_S = 10.0
+
 
 async def run(config: GuestConfig) -> str:
     """Start everything, serve, and return the reason for the end."""
@@ -30,7 +32,8 @@ async def run(config: GuestConfig) -> str:
         site.add_routes(StaticSite(config.assets).routes())
         await _serve(site, port=config.site_port)
         await session.start()
-        relay = Relay(config.devtools_port)
+        # A browser that a task has just launched takes a while; the desktop's own one is there.
+        relay = Relay(config.devtools_port, 0.0 if config.fullscreen else BROWSER_START_S)
         if config.devtools_fd >= 0:
             await relay.listen(sock=socket.socket(fileno=config.devtools_fd))
         if config.fullscreen and config.private_network:

@@ -51,7 +51,7 @@ class GuestConfig:
     """Limit on processes and threads of the desktop's user."""
     max_files: int = 4096
     """Limit on open files per process."""
-    settle_ms: int = 120
+    settle_ms: int = 400
     """Longest wait after an action for the screen to change and come to rest."""
 
     @classmethod

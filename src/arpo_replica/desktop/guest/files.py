@@ -156,7 +156,7 @@ def browser_policy(config: GuestConfig) -> dict[str, object]:
     So an episode leaves traces in one origin of its own browser context, and that context is disposed of.
     """
     return {
-        "URLBlocklist": ["*"],
+        "URLBlocklist": ["*", "chrome://*", "devtools://*", "file://*"],
         "URLAllowlist": [
             f"127.0.0.1:{config.site_port}",
             f"localhost:{config.site_port}",

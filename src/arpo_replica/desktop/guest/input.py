@@ -11,7 +11,7 @@ from Xlib import X
 from Xlib.display import Display
 from Xlib.ext import xtest
 
-from .keymap import CAPS_LOCK, FIRST_KEYCODE, SHIFT, Layout, Stroke, char_keysym, key_keysym
+from .keymap import CAPS_LOCK, FIRST_KEYCODE, FIRST_LENT, SHIFT, Layout, char_keysym, key_keysym
 
 BUTTONS = {"up": 4, "down": 5, "left": 6, "right": 7}
 SCROLL_NOTCHES = 5
@@ -111,8 +111,10 @@ class InputDevice:
 
     def _hotkey(self, names: list[str]) -> list[str]:
         keysyms = {name: key_keysym(name) for name in names}
-        strokes = [self._stroke(keysym) for keysym in keysyms.values() if keysym is not None]
-        shift = self._stroke(SHIFT).keycode
+        # Foreign characters as parts of key combinations do not occur: who needs one types it.
+        known = [keysym for keysym in keysyms.values() if keysym is not None]
+        strokes = [self._layout.stroke(keysym) for keysym in known if self._layout.has(keysym)]
+        shift = self._layout.stroke(SHIFT).keycode
         codes = [shift] if any(stroke.shift for stroke in strokes) else []
         codes += [stroke.keycode for stroke in strokes if stroke.keycode not in codes]
         for code in codes:
@@ -120,17 +122,24 @@ class InputDevice:
         for code in reversed(codes):
             xtest.fake_input(self._display, X.KeyRelease, code)
         self._send()
-        return [name for name, keysym in keysyms.items() if keysym is None]
+        return [name for name, keysym in keysyms.items() if keysym is None or not self._layout.has(keysym)]
 
     async def _type(self, text: str) -> None:
         self._unlock()
-        shift = self._stroke(SHIFT).keycode
+        shift = self._layout.stroke(SHIFT).keycode
         for piece in self._layout.chunks(text.replace("\r\n", "\n")):
             if self._layout.evicts(piece):
                 # A program asks for the mapping when it gets to a key: what it has not read must stay.
                 await self._calm()
-            # All keycodes are lent before the first key goes down: programs read the mapping late.
-            strokes = [self._stroke(keysym) for keysym in map(char_keysym, piece) if keysym is not None]
+            keysyms = self._layout.lend(piece)
+            if keysyms is not None:
+                self._display.change_keyboard_mapping(FIRST_LENT, keysyms)
+                self._display.sync()
+                # A key pressed at once could still be read by the old mapping.
+                await self._calm()
+            strokes = [
+                self._layout.stroke(keysym) for keysym in map(char_keysym, piece) if keysym is not None
+            ]
             held = False
             for stroke in strokes:
                 if stroke.shift != held:
@@ -150,18 +159,10 @@ class InputDevice:
             await asyncio.sleep(CALM_S)
             calm = 0 if self._busy() else calm + 1
 
-    def _stroke(self, keysym: int) -> Stroke:
-        stroke = self._layout.stroke(keysym)
-        if stroke is None:
-            keycode = self._layout.lend(keysym)
-            self._display.change_keyboard_mapping(keycode, [(keysym, keysym)])
-            stroke = Stroke(keycode, False)
-        return stroke
-
     def _unlock(self) -> None:
         """Switch Caps Lock off: text has to arrive as it is written."""
         if self._root.query_pointer().mask & X.LockMask:
-            code = self._stroke(CAPS_LOCK).keycode
+            code = self._layout.stroke(CAPS_LOCK).keycode
             xtest.fake_input(self._display, X.KeyPress, code)
             xtest.fake_input(self._display, X.KeyRelease, code)
             self._send()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST_KEYCODE = 8
+FIRST_LENT = 208
 NO_SYMBOL = 0
 
 SHIFT, RETURN, TAB, BACKSPACE, CAPS_LOCK = 0xFFE1, 0xFF0D, 0xFF09, 0xFF08, 0xFFE5
@@ -61,52 +62,65 @@ class Stroke:
 
 
 class Layout:
-    """The X server's keyboard mapping, and the spare keycodes that carry what it lacks."""
+    """The X server's keyboard mapping, and the keycodes lent to characters that it lacks.
+
+    Lent are the codes from ``FIRST_LENT`` on: media keys that nobody presses here. They lie side by side,
+    so that one request changes them all; of several in a row, programs take in some too late.
+    """
 
     def __init__(self, mapping: Sequence[Sequence[int]]) -> None:
         """``mapping[i]``: keysyms of keycode ``FIRST_KEYCODE + i`` (group 1: plain, shifted, ...)."""
         self._strokes: dict[int, Stroke] = {}
-        self._spare: list[int] = []
         self._lent: OrderedDict[int, int] = OrderedDict()
+        self._free = list(range(FIRST_LENT, FIRST_KEYCODE + len(mapping)))
+        self.capacity = len(self._free)
+        """How many different characters outside the mapping can be typed in one go."""
         for level, shift in ((0, False), (1, True)):
-            for offset, keysyms in enumerate(mapping):
+            for offset, keysyms in enumerate(mapping[: FIRST_LENT - FIRST_KEYCODE]):
                 keysym = keysyms[level] if len(keysyms) > level else NO_SYMBOL
                 if keysym != NO_SYMBOL:
                     self._strokes.setdefault(keysym, Stroke(FIRST_KEYCODE + offset, shift))
-        for offset, keysyms in enumerate(mapping):
-            if not any(keysyms):
-                self._spare.append(FIRST_KEYCODE + offset)
 
-    @property
-    def capacity(self) -> int:
-        """How many different characters outside the mapping can be typed in one go."""
-        return len(self._spare) + len(self._lent)
-
-    def stroke(self, keysym: int) -> Stroke | None:
-        """How to type the keysym now; None if a spare keycode has to be lent first."""
+    def stroke(self, keysym: int) -> Stroke:
+        """How to type the keysym. Raises KeyError if a keycode has to be lent to it first."""
         if keysym in self._lent:
-            self._lent.move_to_end(keysym)
             return Stroke(self._lent[keysym], False)
-        return self._strokes.get(keysym)
+        return self._strokes[keysym]
 
-    def lend(self, keysym: int) -> int:
-        """Give the keysym a keycode, the least recently used one if none is free; returns it.
+    def has(self, keysym: int) -> bool:
+        """True if the keysym has a keycode now."""
+        return keysym in self._lent or keysym in self._strokes
 
-        The caller tells the X server. Raises LookupError if the server has no spare keycode at all.
-        """
-        if self._spare:
-            keycode = self._spare.pop()
-        elif self._lent:
-            _, keycode = self._lent.popitem(last=False)
-        else:
-            raise LookupError("the keyboard mapping has no spare keycode")
-        self._lent[keysym] = keycode
-        return keycode
+    def lacks(self, text: str) -> set[int]:
+        """Keysyms of the text that have no keycode now."""
+        keysyms = {keysym for char in text if (keysym := char_keysym(char)) is not None}
+        return {keysym for keysym in keysyms if not self.has(keysym)}
 
     def evicts(self, text: str) -> bool:
         """True if typing the text takes a keycode away from a keysym that was lent it before."""
-        keysyms = {keysym for char in text if (keysym := char_keysym(char)) is not None}
-        return len([k for k in keysyms if self.stroke(k) is None]) > len(self._spare)
+        return len(self.lacks(text)) > len(self._free)
+
+    def lend(self, text: str) -> list[tuple[int, int]] | None:
+        """Give each character of the text a keycode. What the keycodes from ``FIRST_LENT`` on then mean,
+        to be told to the X server; None if nothing changes.
+
+        ``text`` is one of ``chunks``: more than ``capacity`` characters are a ValueError.
+        """
+        missing = self.lacks(text)
+        if not missing:
+            return None
+        needed = {keysym for char in text if (keysym := char_keysym(char)) in self._lent}
+        for keysym in needed:
+            self._lent.move_to_end(keysym)
+        if len(missing) + len(needed) > self.capacity:
+            raise ValueError("too many different characters at once")
+        for keysym in sorted(missing):
+            if not self._free:
+                self._free.append(self._lent.popitem(last=False)[1])
+            self._lent[keysym] = self._free.pop(0)
+        keysyms = {keycode: keysym for keysym, keycode in self._lent.items()}
+        codes = range(FIRST_LENT, FIRST_LENT + self.capacity)
+        return [(keysyms.get(code, NO_SYMBOL), keysyms.get(code, NO_SYMBOL)) for code in codes]
 
     def chunks(self, text: str) -> list[str]:
         """The text in pieces, each typable without lending one keycode twice."""

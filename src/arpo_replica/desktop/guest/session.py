@@ -33,6 +33,7 @@ from .screen import ChangeWatcher, Framebuffer
 from .windows import Windows
 
 START_S = 30.0
+END_S = 3.0
 WATCH_S = 1.0
 PIDS_FRESH_S = 0.25
 BROWSER_NICE = 5
@@ -154,9 +155,15 @@ class Session:
         }
 
     def end(self) -> None:
-        """Kill every process of the desktop."""
-        for _ in range(3):  # a process may fork while it is listed
-            kill(list(descendants(os.getpid())))
+        """Kill every process of the desktop and wait until they are gone."""
+        deadline = time.monotonic() + END_S
+        while time.monotonic() < deadline:
+            left = descendants(os.getpid())
+            if not left:
+                return
+            kill([pid for pid, process in left.items() if process.alive])
+            reap(set())
+            time.sleep(0.005)
 
     # -- programs ---------------------------------------------------------------------------------
 

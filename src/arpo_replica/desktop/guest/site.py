@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import mimetypes
 import socket
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ class StaticSite:
 class Relay:
     """Carries each connection of a listening socket to a TCP port on 127.0.0.1."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, patience_s: float) -> None:
+        """``patience_s``: how long to wait for someone to listen on the port."""
         self._port = port
+        self._patience_s = patience_s
         self._servers: list[asyncio.base_events.Server] = []
 
     async def listen(self, **where: Any) -> None:
@@ -69,11 +72,16 @@ class Relay:
         self._servers.append(server)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        except OSError:
-            writer.close()  # no browser: the client sees a closed connection
-            return
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    writer.close()  # no browser: the client sees a closed connection
+                    return
+                await asyncio.sleep(0.02)
         await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
 
 

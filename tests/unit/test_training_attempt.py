@@ -1,0 +1,128 @@
+"""An attempt from outside: progress, failure, stall and the death of whoever watches. A stand-in trains."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_training_recipe import make_job
+
+from arpo_replica.config import load_config
+from arpo_replica.environments import ROOT
+from arpo_replica.training.attempt import Attempt, Stalled
+from arpo_replica.training.job import Job
+from arpo_replica.training.processes import descendants, memory_mb
+
+# Stands for `python -m arpo_replica.training.launch job.json`: writes steps as verl's file logger does.
+STAND_IN = """#!{python}
+import faulthandler, json, os, signal, subprocess, sys, time
+from pathlib import Path
+stacks = Path(os.environ["ARPO_STACKS"]) / f"{{os.getpid()}}.txt"
+faulthandler.register(signal.SIGUSR1, file=stacks.open("a"))
+orphan = "import time; time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", orphan], start_new_session=True)
+Path(sys.argv[3]).with_name("pid").write_text(str(os.getpid()))
+names = "reward_before reward_after success swapped_groups groups env_errors"
+metrics = dict.fromkeys(names.split(), 1)
+with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
+    for step in range(1, {steps} + 1):
+        data = {{**{{f"arpo/{{k}}": v for k, v in metrics.items()}}, "timing_s/step": 0.1}}
+        print(json.dumps({{"step": step, "data": data}}), file=file, flush=True)
+        time.sleep(0.1)
+def hang():
+    time.sleep(600)
+{end}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.training.stall_timeout_s = 2
+    job = make_job(tmp_path, config=config, scratch=tmp_path / "s")
+    job.scratch.mkdir()
+    job.steps.mkdir(parents=True)
+    return job
+
+
+def stand_in(job: Job, end: str, steps: int = 2) -> Path:
+    path = job.out / "python"
+    path.write_text(STAND_IN.format(python=sys.executable, steps=steps, end=end))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_line_and_a_row_per_step(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt = Attempt(job, stand_in(job, "pass", steps=3))
+    attempt.wait()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "arpo seed 3 train_4: step 3/3" in lines[2] and "ETA 0 s" in lines[2]
+    assert "first step after" in lines[0]
+    assert len((job.out / "metrics.jsonl").read_text().splitlines()) == 3
+    assert not job.scratch.exists(), "the guard removes the scratch folder"
+    assert descendants(attempt.process.pid) == []
+
+
+def test_a_failure_shows_the_logs_end(job: Job) -> None:
+    attempt = Attempt(job, stand_in(job, "sys.exit('the optimiser exploded')"))
+    with pytest.raises(RuntimeError, match=r"status 1.*train_001\.log[\s\S]*the optimiser exploded"):
+        attempt.wait()
+
+
+def test_a_stall_is_dumped_and_ended(job: Job) -> None:
+    attempt = Attempt(job, stand_in(job, "hang()"))
+    with pytest.raises(Stalled, match="stall_timeout_s"):
+        attempt.wait()
+    dump = (job.work / "logs" / "stall_001.txt").read_text()
+    assert "in hang" in dump, "the stacks of the training's threads"
+    assert "time.sleep(600)" in dump, "the process table"
+    assert not alive(int((job.work / "pid").read_text()))
+
+
+def test_nothing_survives_the_watchers_death(job: Job, tmp_path: Path) -> None:
+    """SIGKILL of the process that waits: guard, training and what the training started are gone."""
+    python = stand_in(job, "hang()")
+    code = (
+        "import sys; from pathlib import Path; from arpo_replica.training.attempt import Attempt; "
+        "from arpo_replica.training.job import Job; "
+        "Attempt(Job.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])).wait()"
+    )
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    watcher = subprocess.Popen([sys.executable, "-c", code, str(file), str(python)])
+    deadline = time.monotonic() + 30
+    while not (job.work / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [process.pid for process in descendants(watcher.pid)]
+    assert len(pids) >= 3
+    assert memory_mb(pids) > 5
+    watcher.kill()
+    watcher.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if alive(pid)] == []
+    assert not job.scratch.exists()
+
+
+def test_descendants_are_found_below_other_sessions() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        assert child.pid in {process.pid for process in descendants(os.getpid())}
+    finally:
+        child.kill()
+        child.wait()
