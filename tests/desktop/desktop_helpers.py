@@ -1,6 +1,9 @@
 """Shared by the tests of the desktop."""
 
+import asyncio
 import io
+import subprocess
+import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -24,7 +27,10 @@ def page_task(url=URL):
     """A task as OSWorld's Chrome tasks start."""
     steps = [
         {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}},
-        {"type": "launch", "parameters": {"command": ["socat", "tcp-listen:9222,fork", "tcp:localhost:1337"]}},
+        {
+            "type": "launch",
+            "parameters": {"command": ["socat", "tcp-listen:9222,fork", "tcp:localhost:1337"]},
+        },
         {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [url]}},
     ]
     return Task("test", "test", "", steps, {"func": "infeasible"}, {}, "")
@@ -43,3 +49,42 @@ async def inside(desktop, command):
 def processes_of(desktop):
     outer = desktop._running.process.pid
     return [outer, *descendants(outer)]
+
+
+def command_line(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def owners(pids):
+    """User ids of the processes as this machine sees them."""
+    return {Path(f"/proc/{pid}").stat().st_uid for pid in pids}
+
+
+def open_files():
+    """How many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def own_addresses():
+    """Addresses at which this machine can be reached."""
+    return ["127.0.0.1", *subprocess.getoutput("hostname -I").split()]
+
+
+def short_folder():
+    """An empty folder that other users may enter. Sockets do not bear pytest's long paths."""
+    folder = Path(tempfile.mkdtemp(prefix="t-"))
+    folder.chmod(0o755)
+    return folder
+
+
+def alive(pids):
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def gone(pids, limit_s=5.0):
+    """True once none of the processes is left."""
+    for _ in range(int(limit_s / 0.02)):
+        if not alive(pids):
+            return True
+        await asyncio.sleep(0.02)
+    return False

@@ -11,7 +11,7 @@ from arpo_replica.actions.types import Click, Finished, Hotkey, TypeText
 from arpo_replica.config.load import load_config
 from arpo_replica.desktop.process import ProcessProvider
 from arpo_replica.errors import DesktopError
-from arpo_replica.nano.demonstrations import record_demonstrations
+from arpo_replica.nano.demonstrations import SteadyDesktop, record_demonstrations
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from arpo_replica.tasks.expert import Expert
@@ -82,7 +82,7 @@ async def test_the_expert_solves_every_task_file(provider, config):
             expert, parser = teacher(desktop, config)
             while queue:
                 task = queue.pop()
-                result = await run_episode(task, desktop, expert, parser, LIMITS)
+                result = await run_episode(task, SteadyDesktop(desktop), expert, parser, LIMITS)
                 if result.outcome != "success" or result.format_errors:
                     failures.append((task.id, result.outcome, [step.text for step in result.steps]))
         finally:

@@ -5,13 +5,28 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from desktop_helpers import (
+    GREEN,
+    LARGE,
+    RED,
+    SMALL,
+    alive,
+    command_line,
+    gone,
+    image,
+    inside,
+    open_files,
+    own_addresses,
+    owners,
+    page_task,
+    processes_of,
+    provider,
+    short_folder,
+)
 
 from arpo_replica.actions.types import (
     Click,
@@ -27,19 +42,9 @@ from arpo_replica.desktop import sandbox
 from arpo_replica.desktop.process import ProcessProvider
 from arpo_replica.errors import DesktopError, UserError
 
-from desktop_helpers import (
-    GREEN,
-    LARGE,
-    RED,
-    SMALL,
-    image,
-    inside,
-    page_task,
-    processes_of,
-    provider,
-)
-
 pytestmark = pytest.mark.desktop
+
+
 @pytest.fixture
 async def desktop():
     desktop = await provider().start("test")
@@ -50,17 +55,6 @@ async def desktop():
 
 async def seen(desktop, kind):
     return await desktop.devtools.evaluate(f"seen.filter((event) => event[0] === '{kind}')")
-
-
-def alive(pids):
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-async def gone(pids, limit_s=5.0):
-    deadline = time.monotonic() + limit_s
-    while alive(pids) and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    return not alive(pids)
 
 
 # -- actions --------------------------------------------------------------------------------------
@@ -167,8 +161,7 @@ async def test_a_desktop_has_no_network(desktop):
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        own = [line.split()[-1] for line in subprocess.getoutput("hostname -I").splitlines() if line.strip()]
-        for address in ["127.0.0.1", *own]:
+        for address in own_addresses():
             code = f"import socket; socket.create_connection(({address!r}, {port}), 2)"
             result = await desktop.guest.execute(["python3", "-c", code])
             assert result["returncode"] != 0
@@ -200,8 +193,7 @@ async def test_a_desktop_sees_neither_the_machine_nor_root(desktop):
     assert "No such file" in (await desktop.guest.execute(["ls", str(Path(__file__))]))["error"]
     for place in ("/", "/usr", "/etc", "/opt/desktop/bin", "/etc/chromium/policies/managed", "/dev", "/run"):
         assert (await desktop.guest.execute(["touch", f"{place}/x"]))["returncode"] != 0
-    owners = {Path(f"/proc/{pid}").stat().st_uid for pid in processes_of(desktop)}
-    assert 0 not in owners
+    assert 0 not in owners(processes_of(desktop))
     assert int(await inside(desktop, "ps -e --no-headers | wc -l")) < 40
 
 
@@ -250,11 +242,9 @@ async def test_four_start_at_once_and_are_apart():
 
 @pytest.mark.parametrize("isolation", ["namespace", "browser"])
 async def test_close_leaves_no_process_and_no_file(isolation, monkeypatch):
-    # Sockets do not bear pytest's long paths.
-    folder = Path(tempfile.mkdtemp(prefix="t-"))
-    folder.chmod(0o755)
+    folder = short_folder()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = open_files()
     desktop = await provider(isolation=isolation).start("test")
     await desktop.reset(page_task())
     await desktop.guest.launch(["sleep", "1000"])
@@ -264,8 +254,8 @@ async def test_close_leaves_no_process_and_no_file(isolation, monkeypatch):
     assert len(pids) > 5
     await desktop.close()
     assert not alive(pids)
-    folder.rmdir()  # it is empty
-    assert len(os.listdir("/proc/self/fd")) == fds
+    os.rmdir(folder)  # noqa: PTH106 - it is empty
+    assert open_files() == fds
     with pytest.raises(DesktopError):
         await desktop.screenshot()
     await desktop.close()
@@ -305,7 +295,7 @@ async def test_nothing_survives_the_owner_being_killed(isolation):
 
 async def test_a_killed_desktop_is_an_error_and_the_next_reset_makes_it_anew(desktop):
     pids = processes_of(desktop)
-    server = next(pid for pid in pids if b"-m\0guest" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    server = next(pid for pid in pids if b"-m\0guest" in command_line(pid))
     working = asyncio.create_task(desktop.act(Drag(20, 190, 120, 210), "drag"))
     await asyncio.sleep(0.02)
     os.kill(server, signal.SIGKILL)

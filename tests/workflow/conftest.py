@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,11 +28,16 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run snakemake here."""
-        command = [str(SNAKEMAKE), *arguments]
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run snakemake here, with variables added to the environment."""
         return subprocess.run(
-            command, cwd=self.root, capture_output=True, text=True, check=False, timeout=300
+            [str(SNAKEMAKE), *arguments],
+            cwd=self.root,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
 
     def planned(self, *arguments: str) -> Counter[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+from pathlib import Path
 
 import pytest
 
 
-def refusal(workspace, *arguments: str) -> str:
-    done = workspace.run("--dry-run", *arguments)
+def refusal(workspace, *arguments: str, **environment: str) -> str:
+    done = workspace.run("--dry-run", *arguments, **environment)
     assert done.returncode != 0
     shown = done.stdout + done.stderr
     assert "Traceback" not in shown
@@ -47,6 +49,26 @@ def test_a_model_folder_without_weights_is_refused(checkout):
     (folder / "config.json").write_text("{}")
     checkout.edit("configs/demo.yaml", "  model: nano", "  model: model")
     assert "policy.model 'model' is no model folder with config.json and *.safetensors" in refusal(checkout)
+
+
+def test_an_endpoint_that_does_not_answer(checkout):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        checkout.edit("configs/demo.yaml", "  model: nano", f"  model: nano\n  endpoint: {url}")
+        said = refusal(checkout)
+    assert url in said
+    assert "policy.endpoint" in said
+
+
+def test_a_missing_desktop_program_names_its_package(checkout, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for folder in ("/usr/bin", "/bin"):
+        for program in Path(folder).iterdir():
+            if program.name != "openbox" and not (tools / program.name).exists():
+                (tools / program.name).symlink_to(program)
+    assert "apt-get install openbox" in refusal(checkout, PATH=str(tools))
 
 
 def test_missing_config_file(checkout):

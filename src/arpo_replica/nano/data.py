@@ -169,7 +169,11 @@ def _conversation(
     ids = tokenizer.encode(text.replace(pad, pad * rows * columns), add_special_tokens=False)
     learned = _reply_mask(ids, tokenizer.encode("assistant\n", add_special_tokens=False), only_last)
     return Conversation(
-        ids, learned, _kinds(ids, learned, tokenizer), rope_positions(ids, IMAGE_TOKEN, (rows, columns)), images
+        ids,
+        learned,
+        _kinds(ids, learned, tokenizer),
+        rope_positions(ids, IMAGE_TOKEN, (rows, columns)),
+        images,
     )
 
 

@@ -68,7 +68,7 @@ _DRAWN = """new Promise((done) => {
 })"""
 
 
-class _SteadyDesktop:
+class SteadyDesktop:
     """A desktop that waits until the page has got the input and the browser has drawn its effect.
 
     On a busy machine a screenshot at the first rest may be too early; a demonstration must be the same
@@ -86,6 +86,7 @@ class _SteadyDesktop:
         self.close = desktop.close
 
     async def act(self, action: Action, action_id: str) -> None:
+        """See the interface."""
         await self._desktop.act(action, action_id)
         self._clicks += isinstance(action, Click)
         self._keys += len(action.text) if isinstance(action, TypeText) else 0
@@ -177,7 +178,7 @@ class _Recorder:
                             await desktop.close()
                             desktop = await self.provider.start(f"{name}-{task.id}-{attempt}")
                         expert = Expert(desktop.devtools, self.frame)
-                        steady = _SteadyDesktop(desktop)
+                        steady = SteadyDesktop(desktop)
                         result = await run_episode(task, steady, expert, self.parser, self.limits)
                         break
                     except DesktopError as error:

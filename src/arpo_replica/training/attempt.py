@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.environments import heavy_environment, python_of
+from arpo_replica.errors import UserError
 from arpo_replica.policy import guard
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.training.job import VARIABLE, Job
@@ -25,6 +27,8 @@ from arpo_replica.training.processes import descendants, memory_mb
 
 POLL_S = 0.5
 GRACE_S = 3
+UNKNOWN_KEY = re.compile(r"Could not override '\+*([^'\n]+)'")
+"""How Hydra refuses a key; see hydra/_internal/config_loader_impl.py."""
 TAIL_LINES = 40
 
 
@@ -114,7 +118,10 @@ class Attempt:
             )
 
     def wait(self) -> None:
-        """Until it ends well. Prints a line per step; raises RuntimeError, or ``Stalled``."""
+        """Until it ends well. Prints a line per step.
+
+        Raises ``UserError`` for a key that verl refuses, ``Stalled``, RuntimeError for any other failure.
+        """
         try:
             while (status := self._poll()) is None:
                 time.sleep(POLL_S)
@@ -122,6 +129,12 @@ class Attempt:
         finally:
             self.stop()
         if status != 0:
+            refused = UNKNOWN_KEY.search(self.tail())
+            if refused:
+                raise UserError(
+                    f"training.verl names '{refused[1]}', which verl does not have; correct it, or write "
+                    f"'+{refused[1]}' to add a key."
+                )
             raise RuntimeError(
                 f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
             )

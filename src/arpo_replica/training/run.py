@@ -25,6 +25,7 @@ from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_m
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.attempt import Attempt
+from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe
@@ -64,6 +65,7 @@ def train_stage(
             **{"preload": config.accelerator == "cpu", **options},
         )
         check_recipe(job, len(load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)))
+        load_provider(job.provider, job.config.desktop).check()
         prepare_work(job)
         job = resume(job)
         if job.resume_step < job.stage.steps:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.desktop.providers import make_provider
 from arpo_replica.environments import heavy_environment, python_of
 from arpo_replica.errors import UserError
+from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.tasks.evaluate import check_evaluator
 from arpo_replica.tasks.setup import check_setup
 from arpo_replica.tasks.splits import load_split
@@ -36,6 +38,9 @@ class Study:
                 check_evaluator(task)
         python_of(heavy_environment(self.config.accelerator))
         self.base_source()
+        make_provider(self.config.desktop).check()
+        if self.config.policy.endpoint is not None:
+            check_endpoint(self.config.policy.endpoint)
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
 
