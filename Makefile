@@ -1,5 +1,7 @@
 # Two commands: `make demo` and `make test`. Everything else is a step of them.
-PYTHON ?= $(firstword $(wildcard /usr/bin/python3.12 /usr/bin/python3.11) python3)
+# The first Python of a version that can be used; set PYTHON to choose another.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(or $(shell for p in python3 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done),python3)
 BIN := envs/controller/.venv/bin
 CORES ?= 2
 

@@ -31,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             options.out.write_text(render_docs())
         else:
-            from arpo_replica.tasks.make_miniwob import make_miniwob
-
-            asyncio.run(make_miniwob(options.data, only_check=options.check))
+            asyncio.run(make_tasks(options.data, only_check=options.check))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,6 +46,29 @@ def check_config(path: Path) -> None:
     study.check()
     counts = f"{len(study.stages())} trainings, {len(study.all_indexes())} rollout sets"
     print(f"{path}: study '{study.name}', {counts}: fine")
+
+
+async def make_tasks(data: Path, *, only_check: bool) -> None:
+    """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
+    from arpo_replica.config.models import DesktopConfig
+    from arpo_replica.desktop.process import ProcessProvider
+    from arpo_replica.tasks.make_miniwob import make_files, refuse_drift, write_files
+    from arpo_replica.tasks.miniwob import blank_task
+
+    provider = ProcessProvider(DesktopConfig(screen=(168, 224)))
+    provider.check()
+    desktop = await provider.start("make-tasks")
+    try:
+        await desktop.reset(blank_task())
+        files = await make_files(desktop.devtools)
+    finally:
+        await desktop.close()
+    if only_check:
+        refuse_drift(files, data)
+        print(f"{len(files)} files under {data} are what the pages say")
+    else:
+        write_files(files, data)
+        print(f"{len(files)} files written under {data}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(900)]
 pytest.importorskip("verl")
 
 import torch  # noqa: E402
@@ -74,7 +74,7 @@ class Stage:
 
     def wait(self, process: subprocess.Popen[bytes], step: int | None) -> None:
         """Until the metrics of a step are there, or until the process has ended."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
             if step is not None and len(self.rows()) >= step:
                 return

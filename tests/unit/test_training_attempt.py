@@ -15,6 +15,7 @@ from test_training_recipe import make_job
 
 from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
+from arpo_replica.errors import UserError
 from arpo_replica.training.attempt import Attempt, Stalled
 from arpo_replica.training.job import Job
 from arpo_replica.training.processes import descendants, memory_mb
@@ -81,6 +82,18 @@ def test_a_failure_shows_the_logs_end(job: Job) -> None:
     attempt = Attempt(job, stand_in(job, "sys.exit('the optimiser exploded')"))
     with pytest.raises(RuntimeError, match=r"status 1.*train_001\.log[\s\S]*the optimiser exploded"):
         attempt.wait()
+
+
+def test_a_key_that_verl_does_not_have_is_the_users_mistake(job: Job) -> None:
+    end = """
+print("Could not override 'data.nonsense'.")
+print("nanobind: leaked 4 instances!\\n - leaked instance 0x7f\\n" * 30)
+sys.exit(1)
+"""
+    attempt = Attempt(job, stand_in(job, end))
+    with pytest.raises(UserError, match=r"training\.verl names 'data\.nonsense'"):
+        attempt.wait()
+    assert "leaked" not in attempt.tail()
 
 
 def test_a_stall_is_dumped_and_ended(job: Job) -> None:

@@ -119,10 +119,11 @@ class EpisodeDevTools(DevTools):
         """The episode's open tabs, the newest first."""
         if self.context is None:
             # An ordinary browser always has a tab: one that has just been launched will soon.
-            deadline = time.monotonic() + FIRST_TAB_S
-            while not (pages := await super().pages()) and time.monotonic() < deadline:
+            for _ in range(int(FIRST_TAB_S / _NOT_YET_S)):
+                if pages := await super().pages():
+                    return pages
                 await asyncio.sleep(_NOT_YET_S)
-            return pages
+            return []
         infos = (await self.call("Target.getTargets"))["targetInfos"]
         return [
             Page(info["targetId"], info["url"], info["title"])

@@ -63,6 +63,11 @@ class ProcessDesktop:
         self.guest: GuestClient
         self.devtools: EpisodeDevTools
 
+    @property
+    def process_id(self) -> int | None:
+        """Process that all others of the desktop descend from; None if it is closed."""
+        return None if self._running is None else self._running.process.pid
+
     async def start(self) -> None:
         """Start the sandbox and wait until it answers. Raises ``DesktopError``."""
         running = self._running = await launch(self._config, self._number, self._archives)

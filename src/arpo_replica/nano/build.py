@@ -59,9 +59,8 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
             "raise it."
         )
     model = new_model(config, tokenizer, numbers)
-    learned = train.train(
-        model, conversations, screenshots, train.NumberTokens(tokenizer, numbers), nano, _say
-    )
+    tokens = train.NumberTokens(tokenizer, numbers)
+    learned = train.train(model, conversations, screenshots, tokens, nano, progress=_say)
     write_folder(model, tokenizer, policy, partial)
     partial.rename(out)
     weights, identity = hash_weights(out)

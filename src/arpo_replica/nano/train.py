@@ -68,6 +68,7 @@ def train(
     screenshots: Screenshots,
     tokens: NumberTokens,
     nano: NanoConfig,
+    *,
     progress: Callable[[str], None] = print,
 ) -> Learned:
     """Train ``model`` in place for ``nano.epochs`` passes.
@@ -126,7 +127,8 @@ def _schedule(done: float) -> float:
 
 def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the network, AdamW for embeddings, patch kernel, biases and norms."""
-    inner, outer = [], []
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
     for name, weight in model.named_parameters():
         matrix = weight.ndim == 2 and "embed_tokens" not in name
         (inner if matrix else outer).append(weight)

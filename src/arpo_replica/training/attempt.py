@@ -27,6 +27,7 @@ from arpo_replica.training.processes import descendants, memory_mb
 
 POLL_S = 0.5
 GRACE_S = 3
+NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")
 UNKNOWN_KEY = re.compile(r"Could not override '\+*([^'\n]+)'")
 """How Hydra refuses a key; see hydra/_internal/config_loader_impl.py."""
 TAIL_LINES = 40
@@ -50,11 +51,17 @@ def environment(job: Job) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         # Threads that wait must not spin: several processes share few cores.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Arrow's allocator would start a thread, and the fork server may have only one.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
+        # Whatever anything below writes beside its results is removed with the scratch folder.
+        "TMPDIR": scratch,
         "HF_HOME": str(job.scratch / "huggingface"),
+        "TORCHINDUCTOR_CACHE_DIR": str(job.scratch / "inductor"),
+        "VLLM_CACHE_ROOT": str(job.scratch / "vllm_cache"),
         "WANDB_MODE": "disabled",
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -129,7 +136,7 @@ class Attempt:
         finally:
             self.stop()
         if status != 0:
-            refused = UNKNOWN_KEY.search(self.tail())
+            refused = UNKNOWN_KEY.search(self.tail(400))
             if refused:
                 raise UserError(
                     f"training.verl names '{refused[1]}', which verl does not have; correct it, or write "
@@ -151,10 +158,10 @@ class Attempt:
                 self.process.kill()
                 self.process.wait()
 
-    def tail(self) -> str:
-        """The end of its log."""
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """The end of its log, without what Triton's bindings say at the end of every process."""
         with self.log_path.open(errors="replace") as file:
-            return "".join(deque(file, TAIL_LINES))
+            return "".join(deque((line for line in file if not NOISE.match(line)), lines))
 
     def _poll(self) -> int | None:
         status = self.process.poll()

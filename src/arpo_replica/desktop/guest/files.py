@@ -54,7 +54,6 @@ BROWSER_FLAGS = (
 FULLSCREEN_FLAGS = (
     "--no-startup-window",
     "--kiosk",
-    "--disable-frame-rate-limit",
     # A page behind another window or without focus must go on as if it were in front.
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",

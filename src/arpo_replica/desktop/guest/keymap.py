@@ -109,7 +109,8 @@ class Layout:
         missing = self.lacks(text)
         if not missing:
             return None
-        needed = {keysym for char in text if (keysym := char_keysym(char)) in self._lent}
+        keysyms = {keysym for char in text if (keysym := char_keysym(char)) is not None}
+        needed = keysyms & self._lent.keys()
         for keysym in needed:
             self._lent.move_to_end(keysym)
         if len(missing) + len(needed) > self.capacity:
@@ -118,9 +119,9 @@ class Layout:
             if not self._free:
                 self._free.append(self._lent.popitem(last=False)[1])
             self._lent[keysym] = self._free.pop(0)
-        keysyms = {keycode: keysym for keysym, keycode in self._lent.items()}
+        meaning = {keycode: keysym for keysym, keycode in self._lent.items()}
         codes = range(FIRST_LENT, FIRST_LENT + self.capacity)
-        return [(keysyms.get(code, NO_SYMBOL), keysyms.get(code, NO_SYMBOL)) for code in codes]
+        return [(meaning.get(code, NO_SYMBOL), meaning.get(code, NO_SYMBOL)) for code in codes]
 
     def chunks(self, text: str) -> list[str]:
         """The text in pieces, each typable without lending one keycode twice."""

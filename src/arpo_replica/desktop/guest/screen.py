@@ -71,7 +71,6 @@ class ChangeWatcher:
             self._display.damage_subtract(self._damage)
             self._display.flush()
             self.last_change = time.monotonic()
-            self.tr=getattr(self,"tr",[])[-20:]+[(self.last_change,event.area.x,event.area.y,event.area.width,event.area.height)]
             self._changed.set()
 
     async def settle(self, since: float, limit_s: float) -> None:

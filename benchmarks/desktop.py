@@ -1,0 +1,211 @@
+"""How fast a desktop is: `python benchmarks/desktop.py` prints JSON.
+
+- latency of click + screenshot on one desktop, small and 1920x1080 (goals: 30 and 90 ms);
+- steps per second of four desktops at once, and of the same desktops driven as OSWorld's own server
+  drives them: a Python process per action, a screenshot program per picture (goal: 7 times as many);
+- wall and CPU time of a reset with a MiniWoB++ task; eight desktops at once.
+
+The rival's Python process imports what pyautogui imports and pauses 0.1 s as pyautogui does, but is not
+pyautogui; the picture is scrot's. Debian package for the rival: scrot. Runs on two processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.actions.types import Click
+from arpo_replica.config.models import DesktopConfig
+from arpo_replica.desktop.guest.processes import descendants, private_memory_mb
+from arpo_replica.desktop.process import ProcessDesktop, ProcessProvider
+from arpo_replica.errors import UserError
+from arpo_replica.tasks.model import Task, load_task
+
+ROOT = Path(__file__).parents[1]
+SMALL, LARGE = (168, 224), (1920, 1080)
+PAGE = """data:text/html,<body style="margin:0"><button style="width:160px;height:200px"
+onclick="this.style.background = this.style.background ? '' : 'red'">press</button>"""
+RIVAL_ACTION = """
+import subprocess, time, PIL.Image, PIL.ImageOps, Xlib.display, Xlib.X, Xlib.XK
+from Xlib.ext import xtest
+display = Xlib.display.Display()
+xtest.fake_input(display, Xlib.X.MotionNotify, x={x}, y={y})
+xtest.fake_input(display, Xlib.X.ButtonPress, 1)
+xtest.fake_input(display, Xlib.X.ButtonRelease, 1)
+display.sync()
+time.sleep(0.1)
+"""
+Step = Callable[[ProcessDesktop, int, int], Awaitable[bytes]]
+
+
+def page_task(page: str = PAGE) -> Task:
+    """A task that shows one page."""
+    launch = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}
+    tabs = {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}
+    return Task("page", "benchmark", "", [launch, tabs], {"func": "infeasible"}, {}, "")
+
+
+async def our_step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
+    """One step as the episode loop takes it."""
+    await desktop.act(Click(x, y), uuid.uuid4().hex)
+    return await desktop.screenshot()
+
+
+async def rival_step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
+    """One step as OSWorld's server takes it."""
+    code = RIVAL_ACTION.format(x=x, y=y)
+    for command in (["python3", "-c", code], ["scrot", "-p", "-o", "/tmp/shot.png"]):
+        result = await desktop.guest.execute(command)
+        if result["returncode"] != 0:
+            raise UserError(f"{command[0]} failed in the desktop ({result['error'].strip()[-200:]}).")
+    return await desktop.guest.file("/tmp/shot.png")
+
+
+async def steps(desktop: ProcessDesktop, step: Step, count: int) -> list[float]:
+    """Seconds of each step; clicks at alternating places, so that none waits to be no double click."""
+    left, top = await desktop.devtools.evaluate("[screenX, screenY + outerHeight - innerHeight]")
+    top = max(top, 0)
+    taken, seen = [], set[bytes]()
+    for index in range(count):
+        started = time.perf_counter()
+        seen.add(await step(desktop, left + 40 + 60 * (index % 2), top + 60 + 60 * (index % 4 // 2)))
+        taken.append(time.perf_counter() - started)
+    if len(seen) < 2:
+        raise RuntimeError("the screen never changed: the clicks do not arrive")
+    return taken
+
+
+async def rate(desktops: list[ProcessDesktop], step: Step, count: int) -> float:
+    """Steps per second of all desktops together."""
+    started = time.perf_counter()
+    await asyncio.gather(*(steps(desktop, step, count) for desktop in desktops))
+    return len(desktops) * count / (time.perf_counter() - started)
+
+
+def cpu_seconds(desktop: ProcessDesktop) -> float:
+    """CPU time that all processes of the desktop have taken, those that have ended included."""
+    assert desktop.process_id is not None
+    ticks = 0
+    for pid in (desktop.process_id, *descendants(desktop.process_id)):
+        try:
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(value) for value in values[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def started(screen: tuple[int, int], count: int) -> list[ProcessDesktop]:
+    """Desktops that show the page."""
+    provider = ProcessProvider(DesktopConfig(screen=screen))
+    provider.check()
+    desktops = await asyncio.gather(*(provider.start(f"benchmark {n}") for n in range(count)))
+    await asyncio.gather(*(desktop.reset(page_task()) for desktop in desktops))
+    return list(desktops)
+
+
+async def close(desktops: list[ProcessDesktop]) -> None:
+    """End them all."""
+    await asyncio.gather(*(desktop.close() for desktop in desktops))
+
+
+async def at_size(screen: tuple[int, int], count: int) -> dict[str, Any]:
+    """Latency on one desktop, then rates and their ratio on four."""
+    desktops = await started(screen, 1)
+    try:
+        await steps(desktops[0], our_step, 10)
+        taken = sorted(1000 * second for second in await steps(desktops[0], our_step, 3 * count))
+    finally:
+        await close(desktops)
+    desktops = await started(screen, 4)
+    try:
+        await rate(desktops, our_step, 5)
+        ours = await rate(desktops, our_step, 2 * count)
+        rival = await rate(desktops, rival_step, max(count // 4, 4))
+    finally:
+        await close(desktops)
+    return {
+        "click_and_screenshot_ms": {
+            "median": round(statistics.median(taken), 1),
+            "p90": round(taken[int(0.9 * len(taken))], 1),
+        },
+        "four_desktops_steps_per_s": {
+            "ours": round(ours, 1),
+            "process_per_action": round(rival, 2),
+            "ratio": round(ours / rival, 1),
+        },
+    }
+
+
+async def resets(count: int) -> dict[str, Any]:
+    """Cost of a reset to a MiniWoB++ task on one desktop."""
+    tasks = [load_task(path) for path in sorted((ROOT / "data/tasks/miniwob").glob("*.json"))[:8]]
+    desktops = await started(SMALL, 1)
+    desktop = desktops[0]
+    try:
+        await desktop.reset(tasks[0])
+        wall, cpu = [], []
+        for index in range(count):
+            before, at = cpu_seconds(desktop), time.perf_counter()
+            await desktop.reset(tasks[index % len(tasks)])
+            wall.append(1000 * (time.perf_counter() - at))
+            cpu.append(1000 * (cpu_seconds(desktop) - before))
+    finally:
+        await close(desktops)
+    return {"wall_ms": round(statistics.median(wall)), "cpu_ms": round(statistics.mean(cpu))}
+
+
+async def eight(count: int) -> dict[str, Any]:
+    """Eight small desktops at once: start, steps, memory."""
+    at = time.perf_counter()
+    desktops = await started(SMALL, 8)
+    try:
+        seconds = time.perf_counter() - at
+        speed = await rate(desktops, our_step, count)
+        pids = [pid for d in desktops if d.process_id is not None for pid in descendants(d.process_id)]
+        memory = private_memory_mb(pids) / len(desktops)
+    finally:
+        await close(desktops)
+    return {"start_s": round(seconds, 1), "steps_per_s": round(speed, 1), "private_mib_each": round(memory)}
+
+
+async def measure(count: int) -> dict[str, Any]:
+    """Everything."""
+    result: dict[str, Any] = {
+        "processors": len(os.sched_getaffinity(0)),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+    for screen in (SMALL, LARGE):
+        result[f"{screen[0]}x{screen[1]}"] = await at_size(screen, count)
+    result["reset"] = await resets(count)
+    result["eight_desktops"] = await eight(count)
+    result["load_after"] = round(os.getloadavg()[0], 1)
+    return result
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40, help="steps per desktop and measurement")
+    parser.add_argument("--processors", type=int, default=2, help="processors to use")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.processors])
+    try:
+        print(json.dumps(asyncio.run(measure(arguments.steps)), indent=1))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
