@@ -2,7 +2,8 @@
 
 Trains the first stage of a study's ``arpo`` arm in a temporary folder, on real desktops, from the model of
 MANIFEST, and prints JSON: seconds to each milestone of the start, seconds by phase of the first and of a
-later step, peak memory, and CPU seconds of all processes together (which other load does not change).
+later step, and CPU seconds of all processes together, which other load changes least. Peak memory is in
+the lines before it.
 ``--plain`` starts every process for itself instead of forking it (as on a GPU). Run it under
 ``taskset -c 0,1`` for the figures of two cores.
 """

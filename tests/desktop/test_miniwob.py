@@ -145,7 +145,7 @@ async def test_partial_rewards_are_kept(desktop):
 
 async def _instruction(desktop, page, seed):
     await desktop.reset(blank_task())
-    await desktop.devtools.open(page_url(page))
+    await desktop.devtools.navigate(page_url(page))
     return await start_page(desktop.devtools, seed)
 
 

@@ -283,14 +283,17 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("isolation", ["namespace", "browser"])
 async def test_nothing_survives_the_owner_being_killed(isolation):
+    folder = short_folder()
+    environment = {**os.environ, "TMPDIR": str(folder)}
     owner = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", OWNER, isolation, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", OWNER, isolation, stdout=asyncio.subprocess.PIPE, env=environment
     )
     pids = json.loads(await owner.stdout.readline())
     assert len(pids) > 5
     owner.send_signal(signal.SIGKILL)
     await owner.wait()
     assert await gone(pids)
+    os.rmdir(folder)  # noqa: PTH106 - it is empty
 
 
 async def test_a_killed_desktop_is_an_error_and_the_next_reset_makes_it_anew(desktop):

@@ -232,7 +232,10 @@ async def test_nothing_of_the_episode_before_is_left(desktop, fresh, leave):
     await desktop.act(TypeText("aB"), new_id())
     assert await desktop.devtools.evaluate("document.getElementById('text').value") == "aB"
     assert (await python(desktop, PRESSED)).split() == ["0", "0"]
-    assert await inside(desktop, "ls ~; ls -A ~/.config | grep -v chromium") == "Desktop\nDocuments\nDownloads\ngoogle-chrome\n"
+    assert (
+        await inside(desktop, "ls ~; ls -A ~/.config | grep -v chromium")
+        == "Desktop\nDocuments\nDownloads\ngoogle-chrome\n"
+    )
     assert await inside(desktop, "ls ~/Desktop ~/Documents ~/Downloads | grep -v :") == "\n\n"
     assert await inside(
         desktop, "ls -A /tmp /dev/shm | grep -vE '^(\\.X11-unix|\\.X0-lock|\\.desktop)$'"

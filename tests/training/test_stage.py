@@ -81,6 +81,13 @@ class Stage:
             time.sleep(0.2)
         assert step is None and process.poll() == 0, self.words()
 
+    def forget_unfinished_steps(self) -> None:
+        """The killed attempt may have begun step 2: its episodes were not the first ones ever."""
+        done = {group["task"].partition("/")[2] for row in self.rows() for group in row["tasks"]}
+        for path in (self.folder / "state").iterdir():
+            if path.name not in done:
+                path.unlink()
+
     def rows(self) -> list[dict[str, Any]]:
         path = self.out / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -129,6 +136,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     while stage.processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert stage.processes() == [], "processes survived SIGKILL"
+    stage.forget_unfinished_steps()
     second = stage.start()
     stage.wait(second, step=None)
     return stage

@@ -10,7 +10,7 @@ from arpo_replica.actions.types import Click, Fail, Finished
 from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.tasks.evaluate import METRICS, check_evaluator, evaluate_task
 from arpo_replica.tasks.make_miniwob import drift, refuse_drift, write_files
-from arpo_replica.tasks.miniwob import html_root, make_task, page_of, task_json, to_bytes
+from arpo_replica.tasks.miniwob import html_root, make_task, page_of, page_url, task_json, to_bytes
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.setup import check_setup, run_setup
 
@@ -60,7 +60,15 @@ class FakePage:
 
 
 class FakeDevTools:
-    """Tabs without a browser."""
+    """Tabs without a browser; the first calls of ``connect`` fail ``starting`` times."""
+
+    context = None
+    starting = 0
+
+    async def connect(self):
+        if self.starting:
+            self.starting -= 1
+            raise DesktopError("not yet")
 
     def __init__(self, urls=("about:blank",), value=None):
         self.tabs = {f"tab{index}": url for index, url in enumerate(urls)}
@@ -196,6 +204,22 @@ async def test_tabs_open_and_close():
     assert list(devtools.tabs.values()) == urls[1:]
 
 
+async def test_a_browser_is_launched_once_and_waited_for():
+    for context, calls in (
+        (None, [("launch", ["google-chrome", "--remote-debugging-port=1337"], False)]),
+        ("the desktop's own", []),
+    ):
+        guest, devtools = FakeGuest(), FakeDevTools(value="Click on Tab #1.")
+        devtools.context, devtools.starting = context, 2
+        await run_setup(FEASIBLE, guest, devtools)
+        assert guest.calls == calls
+        assert list(devtools.tabs.values()) == [page_url("click-tab")]
+    guest = FakeGuest()
+    devtools.context = "the desktop's own"
+    await run_setup(make([step("launch", command="xterm -e chrome", shell=True)]), guest, devtools)
+    assert guest.calls == [("launch", "xterm -e chrome", True)]
+
+
 async def test_a_page_that_says_something_else_is_a_broken_desktop():
     task = make_task("click-tab", 1, "Click on Tab #1.")
     with pytest.raises(DesktopError, match="Tab #2"):
@@ -224,7 +248,7 @@ async def test_fail_is_scored_as_osworld_does_without_looking(task, last, score)
 
 @pytest.mark.parametrize(("raw", "score"), [(1, 1.0), (0.25, 0.25), (-1, 0.0), (0, 0.0), (None, 0.0)])
 async def test_the_pages_reward_is_the_score(raw, score):
-    devtools = FakeDevTools(urls=[FEASIBLE.config[0]["parameters"]["urls_to_open"][0]], value=raw)
+    devtools = FakeDevTools(urls=[page_url("click-tab")], value=raw)
     assert await evaluate_task(FEASIBLE, Click(1, 2), FakeGuest(), devtools) == score
 
 

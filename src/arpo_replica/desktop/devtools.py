@@ -51,6 +51,9 @@ class DevTools:
     ``disconnect`` at the end.
     """
 
+    context: str | None = None
+    """Browser context of the episode, where the browser is part of the desktop and runs all the time."""
+
     def __init__(
         self,
         connector: ConnectorFactory = tcp,

@@ -233,6 +233,7 @@ def _plain(
         base,
         home=str(folder.private("home")),
         tmp=str(folder.private("tmp")),
+        remove=str(folder.path),
         bin=str(folder.path / "bin"),
         share=str(folder.path / "share"),
         chromium=str(sandbox.CHROMIUM),
@@ -245,7 +246,7 @@ def _plain(
     for place, file in static_files(config).items():
         if place != POLICY:
             folder.write(str(Path(place).relative_to(folder.path)), file.text.encode(), file.mode)
-    folder.open_to_all()
+    folder.give_away()
     environment = {"PATH": "/usr/bin:/bin", "HOME": config.home, "LANG": "C.UTF-8", "PYTHONPATH": str(guest)}
     return sandbox.guest_command(config), environment
 

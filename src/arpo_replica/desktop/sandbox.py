@@ -188,7 +188,7 @@ class PlainFolder:
         self._owner = owner
 
     def write(self, name: str, data: bytes, mode: int = 0o644) -> Path:
-        """Write a file the desktop cannot change if it has a user of its own."""
+        """Write a file."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -196,19 +196,16 @@ class PlainFolder:
         return path
 
     def private(self, name: str) -> Path:
-        """Make a folder for the desktop's user."""
+        """Make a folder."""
         path = self.path / name
         path.mkdir(parents=True)
-        path.chmod(0o700)
-        if self._owner is not None:
-            os.chown(path, self._owner, self._owner)
         return path
 
-    def open_to_all(self) -> None:
-        """Let the desktop's user in; what is private stays so."""
-        for path in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
-            if path.stat().st_uid == os.geteuid() and path.name not in ("home", "tmp"):
-                path.chmod(0o755)
+    def give_away(self) -> None:
+        """Make the desktop's user the owner: so the guest can remove all of it if we are killed."""
+        if self._owner is not None:
+            for path in (self.path, *self.path.rglob("*")):
+                os.chown(path, self._owner, self._owner)
 
     def remove(self) -> None:
         """Remove everything. Never raises."""

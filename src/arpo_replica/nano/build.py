@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from importlib.metadata import version
@@ -22,12 +23,14 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
     """
     import torch
     from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     from arpo_replica.nano import data, train
     from arpo_replica.nano.model import check_sizes, count_weights, new_model, write_folder, write_processor
     from arpo_replica.nano.tokenizer import build_tokenizer, choose_vocabulary
 
     torch.set_num_threads(config.threads)
+    disable_progress_bar()
     nano, policy = config.nano, config.policy
     frame = Frame.of(policy, config.desktop.screen)
     numbers = min(1000, max(frame.extent) + 1)
@@ -101,6 +104,9 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Entry point of the rule; exit status 2 and one sentence for a user's mistake."""
+    # Set before torch loads OpenMP: on a busy machine, threads that spin for each other at every operation
+    # made training ten times slower than threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config = StudyConfig.model_validate_json(arguments[0])
         build_nano_model(config, Path(arguments[1]), Path(arguments[2]))

@@ -1,15 +1,19 @@
 """Demonstrations for the nano policy: a scripted expert plays MiniWoB++ pages in the real desktop.
 
     {out}/miniwob.{page}-s{seed}/   one episode, as every other (``rollout.records``), arm ``expert``
+    {out}/recording.json            what decides the episodes besides their tasks
     {out}/episodes.jsonl            the index, written last
 
 The same ``nano.seed`` gives the same pages, clicks and screenshots again; fewer demonstrations are the
-first ones of more. Successes that exist are kept, so a killed job goes on where it was.
+first ones of more. What exists of this very recording is kept, so a killed job goes on where it was;
+episodes of another seed, screen or expert are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 import shutil
 import time
@@ -32,6 +36,7 @@ from arpo_replica.rollout.records import (
     clear_unfinished,
     finished_episodes,
     read_episode,
+    write_atomically,
     write_episode,
     write_index,
 )
@@ -39,11 +44,13 @@ from arpo_replica.tasks.expert import Expert
 from arpo_replica.tasks.miniwob import (
     AREA,
     DEMONSTRATION_SEEDS,
+    SCRIPTS,
     TRAINED_PAGES,
     blank_task,
     make_task,
     page_of,
     read_instructions,
+    script,
 )
 from arpo_replica.tasks.model import Task
 
@@ -258,10 +265,10 @@ async def record_demonstrations(
     try:
         await desktops[0].reset(blank_task())
         tasks = await draw_tasks(desktops[0].devtools, config.nano.demonstrations, config.nano.seed)
+        done = _keep_valid(out, tasks, _made_with(config, recorder.frame))
     except BaseException:
         await asyncio.gather(*(desktop.close() for desktop in desktops))
         raise
-    done = _drop_failures(out)
     recorder.queue.extend(task for task in tasks if (task.domain, task.id) not in done)
     recorder.total = len(recorder.queue)
     async with asyncio.TaskGroup() as group:
@@ -277,14 +284,34 @@ async def record_demonstrations(
     return recording
 
 
-def _drop_failures(out: Path) -> dict[tuple[str, str], Path]:
-    """The finished episodes that teach something; others, of a broken desktop, are recorded anew."""
-    found = finished_episodes(out)
-    for key, path in list(found.items()):
-        if read_episode(path)[0].outcome != "success":
+def _made_with(config: StudyConfig, frame: Frame) -> dict[str, object]:
+    """What decides an episode besides its task."""
+    return {
+        "screen": list(config.desktop.screen),
+        "coordinates_up_to": list(frame.extent),
+        "seed": config.nano.seed,
+        "scripts": {name: hashlib.sha256(script(name).encode()).hexdigest() for name in SCRIPTS},
+    }
+
+
+def _keep_valid(out: Path, tasks: list[Task], made_with: dict[str, object]) -> dict[tuple[str, str], Path]:
+    """The episodes under ``out`` that this recording would make again; all others are removed.
+
+    Others are those of another seed, screen or expert, and those without success (a broken desktop).
+    """
+    marker = out / "recording.json"
+    content = (json.dumps(made_with, indent=1, sort_keys=True) + "\n").encode()
+    same = marker.is_file() and marker.read_bytes() == content
+    wanted = {(task.domain, task.id): task.sha256 for task in tasks}
+    valid = {}
+    for key, path in finished_episodes(out).items():
+        record = read_episode(path)[0]
+        if same and record.outcome == "success" and wanted.get(key) == record.task_sha256:
+            valid[key] = path
+        else:
             shutil.rmtree(path)
-            del found[key]
-    return found
+    write_atomically(marker, content)
+    return valid
 
 
 async def _start(provider: BrowserDesktopProvider, count: int) -> list[BrowserDesktop]:

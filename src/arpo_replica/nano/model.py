@@ -131,6 +131,8 @@ def write_folder(model: Any, tokenizer: Any, policy: PolicyConfig, out: Path) ->
         top_p=1.0,
     )
     model.save_pretrained(out)
+    for weights in out.glob("*.safetensors"):
+        weights.chmod(0o644)  # written for the owner alone; whoever may enter the folder may read it
     write_processor(tokenizer, policy, out)
 
 

@@ -45,10 +45,16 @@ TRAINED_PAGES = (
 HELD_OUT_PAGES = ("click-test", "click-button", "click-option", "enter-text-dynamic")
 """Page types of ``test_out`` only: like the trained ones, never shown to the policy before."""
 
+_LAUNCH = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}
+
 SPLIT_SEEDS = range(0, 1_000)
 """Page seeds that task files may use."""
 DEMONSTRATION_SEEDS = range(1_000_000, 1_000_000_000)
 """Page seeds that demonstrations may use: never those of a task file."""
+
+
+SCRIPTS = ("miniwob_preload.js", "miniwob_start.js", "miniwob_expert.js")
+"""JavaScript functions beside this file."""
 
 
 @cache
@@ -88,6 +94,7 @@ def task_json(page: str, seed: int, instruction: str) -> dict[str, Any]:
         "instruction": instruction,
         "source": f"MiniWoB++ (package miniwob, MIT), page {page}, seed {seed}",
         "config": [
+            _LAUNCH,
             {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page_url(page)]}},
             {"type": "miniwob_start", "parameters": {"seed": seed}},
         ],
@@ -120,8 +127,9 @@ def make_task(page: str, seed: int, instruction: str) -> Task:
 
 
 def blank_task() -> Task:
-    """A task without set-up steps: resetting a desktop for it leaves the bare desktop."""
-    return Task("blank", DOMAIN, "", [], {"func": "infeasible"}, {}, "")
+    """A task that opens a blank page and can only be failed: for reading pages by DevTools."""
+    config = [_LAUNCH, {"type": "chrome_open_tabs", "parameters": {"urls_to_open": ["about:blank"]}}]
+    return Task("blank", DOMAIN, "", config, {"func": "infeasible"}, {}, "")
 
 
 def page_of(task: Task) -> str:
@@ -147,11 +155,7 @@ async def read_instructions(devtools: DevTools, page: str, seeds: list[int]) -> 
     Pages place some elements at random, so a target may lie below another one: such seeds are left
     out. Loads the page once, so it costs about 1 ms a seed.
     """
-    tabs = await devtools.pages()
-    if tabs:
-        await devtools.navigate(page_url(page), tabs[0].id)
-    else:
-        await devtools.open(page_url(page))
+    await devtools.navigate(page_url(page))
     start, expert = script("miniwob_start.js"), script("miniwob_expert.js")
     tries = f"""{json.dumps(seeds)}.map((seed) => {{
         const text = ({start})(seed);

@@ -7,8 +7,9 @@ work starts. ``miniwob_start`` is ours.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -54,7 +55,9 @@ class _Setup:
         self.newest_tab: str | None = None
 
     async def launch(self, command: Command, shell: bool = False) -> None:
-        await self.guest.launch(self._fill(command), shell)
+        """A browser that is part of the desktop runs already; a second one would only slow it down."""
+        if self.devtools.context is None or not _is_browser(command):
+            await self.guest.launch(self._fill(command), shell)
 
     async def execute(
         self, command: Command, shell: bool = False, stdout: str = "", stderr: str = "", until: Any = None
@@ -87,6 +90,7 @@ class _Setup:
 
     async def chrome_open_tabs(self, urls_to_open: list[str]) -> None:
         """The browser's blank first tab, if there is one, shows the first page, as in OSWorld."""
+        await self._wait_for_browser()
         pages = await self.devtools.pages()
         blank = next((page.id for page in pages if page.url in _BLANK), None)
         for url in urls_to_open:
@@ -95,6 +99,18 @@ class _Setup:
             else:
                 await self.devtools.navigate(url, blank)
                 self.newest_tab, blank = blank, None
+
+    async def _wait_for_browser(self) -> None:
+        deadline = time.monotonic() + BROWSER_START_S
+        while True:
+            try:
+                await self.devtools.connect()
+            except DesktopError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return
 
     async def chrome_close_tabs(self, urls_to_close: list[str]) -> None:
         for url in urls_to_close:
@@ -133,6 +149,9 @@ class _Setup:
         return fill(command) if isinstance(command, str) else [fill(word) for word in command]
 
 
+BROWSER_START_S = 60.0
+"""A browser that was launched has to answer on its DevTools port by then."""
+_BROWSERS = ("google-chrome", "chromium", "chrome")
 _BLANK = (
     "about:blank",
     "chrome://newtab/",
@@ -201,6 +220,11 @@ async def run_steps(task: Task, steps: list[dict[str, Any]], guest: Guest, devto
             await run(setup, **step.get("parameters", {}))
         except (DesktopError, OSError, TypeError, KeyError) as error:
             raise DesktopError(f"set-up step {index} ({step['type']}) failed: {error}") from error
+
+
+def _is_browser(command: Command) -> bool:
+    words = command.split() if isinstance(command, str) else command
+    return bool(words) and PurePosixPath(words[0]).name in _BROWSERS
 
 
 def _local_file(kind: str, file: dict[str, str]) -> Path | None:

@@ -17,6 +17,8 @@ class GuestConfig:
     ordinary desktop; a browser runs only if someone launches it."""
     home: str = "/home/user"
     tmp: str = "/tmp"  # noqa: S108 - the desktop's own, private one
+    remove: str = ""
+    """Folder to remove at the end; empty: none."""
     bin: str = "/opt/desktop/bin"
     """Folder of our wrappers, first on PATH."""
     share: str = "/opt/desktop/share"

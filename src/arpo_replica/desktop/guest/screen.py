@@ -7,7 +7,6 @@ reading it costs no request to the server and no process.
 from __future__ import annotations
 
 import asyncio
-import io
 import mmap
 import struct
 import time
@@ -15,15 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from Xlib.display import Display
 from Xlib.ext import damage
 
-QUIET_S = 0.010
-"""After a change, this long without another one means rest (one frame of the browser is drawn at once)."""
+from .png import PngEncoder
+
 FIRST_S = 0.025
-"""No change by then and nobody at work: there will be none. A frame is 17 ms."""
-POLL_S = 0.003
+"""No change by then and nobody at work: there will be none. A frame of the browser takes 17 ms."""
+QUIET_S = 0.010
+"""After a change, at least this long without another one means rest."""
+MOST_QUIET_S = 0.040
+PROBE_S = 0.004
+"""Twice in a row, this far apart, nobody may be at work: one look can miss who is just being woken."""
+LATENESS = 3
+"""On a busy machine everything takes longer: waits grow by so many times the delay of our own timers."""
 
 
 class Framebuffer:
@@ -38,17 +42,11 @@ class Framebuffer:
         self._offset = header[0] + 12 * header[19]
         if (header[11], header[7]) != (32, 0):
             raise RuntimeError(f"unexpected framebuffer: {header[11]} bits per pixel, byte order {header[7]}")
-
-    def image(self) -> Image.Image:
-        """The screen as it is now, with the pointer."""
-        pixels = self._map[self._offset : self._offset + self._stride * self.size[1]]
-        return Image.frombuffer("RGB", self.size, pixels, "raw", "BGRX", self._stride, 1)
+        self._encoder = PngEncoder(self.size, self._stride)
 
     def png(self) -> bytes:
-        """The screen as PNG; level 1 takes a quarter of the time of the usual level 6."""
-        file = io.BytesIO()
-        self.image().save(file, "PNG", compress_level=1)
-        return file.getvalue()
+        """The screen as it is now, with the pointer, as PNG."""
+        return self._encoder.encode(self._map[self._offset : self._offset + self._stride * self.size[1]])
 
 
 class ChangeWatcher:
@@ -76,14 +74,25 @@ class ChangeWatcher:
     async def settle(self, since: float, limit_s: float) -> None:
         """Return when the screen is at rest, at the latest ``limit_s`` after ``since`` (monotonic)."""
         deadline = since + limit_s
-        while True:
-            now = time.monotonic()
-            calm = self.last_change + QUIET_S if self.last_change > since else since + FIRST_S
-            if now >= deadline or (now >= calm and not self._busy()):
-                return
-            pause = min(max(calm - now, POLL_S), deadline - now)
+        late, idle = 0.0, 0
+        first, seen = 0.0, since
+        while (now := time.monotonic()) < deadline:
+            if self.last_change > seen:
+                first, seen, idle = first or self.last_change - since, self.last_change, 0
+            # A program that was slow to change the screen once is slow to do it again.
+            quiet = max(QUIET_S, min(first / 2, MOST_QUIET_S)) if first else FIRST_S
+            calm = seen + quiet + LATENESS * late
+            pause = PROBE_S
+            if now < calm - PROBE_S:
+                pause = calm - PROBE_S - now
+            else:
+                idle = 0 if self._busy() else idle + 1
+                if idle >= 2 and now >= calm:
+                    return
+            pause = min(pause, deadline - now)
+            planned = time.monotonic() + pause
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), pause)
             except TimeoutError:
-                continue
+                late = max(late, time.monotonic() - planned)

@@ -88,7 +88,6 @@ class Server:
                 facts["status"] = "applied"
                 since = self.session.input.last_sent
                 await self.session.changes.settle(since, self.session.config.settle_ms / 1000)
-                facts["changed_ms"] = (self.session.changes.last_change - since) * 1000
         headers = {"X-Desktop-Act": json.dumps(facts)}
         if body.get("screenshot"):
             png = self.session.framebuffer.png()

@@ -155,15 +155,14 @@ class Session:
         }
 
     def end(self) -> None:
-        """Kill every process of the desktop and wait until they are gone."""
+        """Kill every process of the desktop, wait until they are gone, remove what is to be removed."""
         deadline = time.monotonic() + END_S
-        while time.monotonic() < deadline:
-            left = descendants(os.getpid())
-            if not left:
-                return
+        while (left := descendants(os.getpid())) and time.monotonic() < deadline:
             kill([pid for pid, process in left.items() if process.alive])
             reap(set())
             time.sleep(0.005)
+        if self.config.remove:
+            shutil.rmtree(self.config.remove, ignore_errors=True)
 
     # -- programs ---------------------------------------------------------------------------------
 

@@ -1,0 +1,151 @@
+"""The scripted expert's replies, and which recorded episodes a recording keeps; without a desktop."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from arpo_replica.actions.coordinates import Frame
+from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.actions.types import Click, Finished, TypeText
+from arpo_replica.errors import DesktopError
+from arpo_replica.nano.demonstrations import _keep_valid, draw_tasks
+from arpo_replica.rollout.records import EpisodeRecord, finished_episodes, write_episode
+from arpo_replica.tasks.chance import RandomClicks
+from arpo_replica.tasks.expert import Expert
+from arpo_replica.tasks.miniwob import END_COLOR, TRAINED_PAGES, make_task, page_of, script
+
+TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
+FRAME = Frame("absolute", (1920, 1080), (1932, 1092))
+PARSER = UITarsParser("absolute", (1920, 1080), (1932, 1092))
+
+
+class Page:
+    """DevTools that answer with what they were given, and remember the questions."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+
+    async def evaluate(self, expression, page=None, timeout_s=None):
+        self.asked.append(expression)
+        return self.answer(expression) if callable(self.answer) else self.answer
+
+    async def navigate(self, url):
+        self.shown = url
+
+
+def png(color):
+    file = io.BytesIO()
+    Image.new("RGB", (168, 224), color).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("step", "text", "action"),
+    [
+        (
+            {"kind": "click", "thought": "Click Tab #1.", "x": 960, "y": 540},
+            "Thought: Click Tab #1.\nAction: click(point='<point>966 546</point>')",
+            Click(960, 540),
+        ),
+        (
+            {"kind": "type", "thought": "Type it's.", "text": "it's"},
+            "Thought: Type it's.\nAction: type(content='it\\'s')",
+            TypeText("it's"),
+        ),
+        (
+            {"kind": "finished", "thought": "The task is done.", "x": 2, "y": 2},
+            "Thought: The task is done.\nAction: finished(content='')",
+            Finished(),
+        ),
+    ],
+)
+async def test_replies_are_what_the_parser_reads(step, text, action):
+    reply = await Expert(Page(step), FRAME).start(TASK).reply(png(END_COLOR))
+    assert reply.text == text
+    assert PARSER.parse(reply.text) == action
+
+
+async def test_the_end_must_be_on_the_screenshot():
+    page = Page({"kind": "finished", "thought": "The task is done.", "x": 2, "y": 2})
+    with pytest.raises(DesktopError, match="older than the page"):
+        await Expert(page, FRAME).start(TASK).reply(png("white"))
+
+
+@pytest.mark.parametrize("answer", [None, {"kind": "drag"}, {"kind": "click", "x": "1", "y": 2}])
+async def test_an_unknown_answer_of_the_page_is_an_error(answer):
+    with pytest.raises(DesktopError, match="script answered"):
+        await Expert(Page(answer), FRAME).start(TASK).reply(b"")
+
+
+async def test_where_it_clicks_follows_from_the_task_alone():
+    async def asked(task):
+        page = Page({"kind": "type", "thought": "Type a.", "text": "a"})
+        conversation = Expert(page, FRAME).start(task)
+        await conversation.reply(b"")
+        await conversation.reply(b"")
+        return page.asked
+
+    first = await asked(TASK)
+    assert first == await asked(TASK)
+    assert first[0] != first[1]
+    assert first != await asked(make_task("click-tab", 1_000_002, "Click on Tab #1."))
+
+
+def test_the_end_sheet_has_the_colour_that_the_expert_looks_for():
+    assert "background: #{:02x}{:02x}{:02x}".format(*END_COLOR) in script("miniwob_start.js")
+
+
+async def test_random_clicks_stay_on_the_screen():
+    conversation = RandomClicks(FRAME, seed=1).start(TASK)
+    points = {PARSER.parse((await conversation.reply(b"")).text) for _ in range(200)}
+    assert len(points) > 190
+    assert all(0 <= point.x < 1920 and 0 <= point.y < 1080 for point in points)
+
+
+async def test_fewer_demonstrations_are_the_first_of_more_and_unusable_seeds_are_replaced():
+    refused = set()
+
+    def answer(expression):
+        seeds = [int(seed) for seed in expression[1 : expression.index("]")].split(",")]
+        refused.update(seed for seed in seeds if seed % 5 == 0)
+        return [None if seed % 5 == 0 else f"say {seed}" for seed in seeds]
+
+    many = await draw_tasks(Page(answer), 40, seed=3)
+    few = await draw_tasks(Page(answer), 15, seed=3)
+    assert refused
+    assert len({task.id for task in many}) == 40
+    assert [page_of(task) for task in many[:12]] == list(TRAINED_PAGES)
+    assert not any(int(task.id.rpartition("-s")[2]) % 5 == 0 for task in many)
+    assert [task.id for task in few] == [task.id for task in many[:15]]
+
+
+def record(task, outcome):
+    return EpisodeRecord(
+        task_id=task.id, domain=task.domain, task_sha256=task.sha256, instruction=task.instruction,
+        infeasible=False, arm="expert", seed=0, stage="demonstrations", split="demonstrations", trial=0,
+        size="nano", desktop="process", checkpoint_sha256="", sampling={}, outcome=outcome, hard_score=1.0,
+        standard_score=1.0, format_errors=0, n_steps=0, attempts=1, errors=[], final_screenshot=None,
+        started_at=0.0, duration_s=0.0,
+    )  # fmt: skip
+
+
+def test_only_episodes_of_this_very_recording_are_kept(tmp_path):
+    tasks = [make_task("click-tab", 2_000_000 + index, "Click on Tab #1.") for index in range(4)]
+    other = make_task("click-tab", 2_000_002, "Click on Tab #3.")
+    made_with = {"seed": 0}
+    assert _keep_valid(tmp_path, tasks, made_with) == {}
+    for task, outcome in [
+        (tasks[0], "success"),
+        (tasks[1], "env_error"),
+        (other, "success"),
+        (tasks[3], "success"),
+    ]:
+        write_episode(tmp_path, record(task, outcome), [], {})
+    kept = _keep_valid(tmp_path, tasks[:3], made_with)
+    assert list(kept) == [("miniwob", tasks[0].id)], "no failure, no other text, no surplus task"
+    assert finished_episodes(tmp_path) == kept
+    assert _keep_valid(tmp_path, tasks[:3], made_with) == kept
+    assert _keep_valid(tmp_path, tasks[:3], {"seed": 1}) == {}
+    assert finished_episodes(tmp_path) == {}
