@@ -71,9 +71,9 @@ def own_addresses():
 
 
 def short_folder():
-    """An empty folder that other users may enter. Sockets do not bear pytest's long paths."""
+    """An empty folder like /tmp. Sockets do not bear pytest's long paths."""
     folder = Path(tempfile.mkdtemp(prefix="t-"))
-    folder.chmod(0o755)
+    folder.chmod(0o1777)
     return folder
 
 

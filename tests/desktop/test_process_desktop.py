@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ from arpo_replica.desktop.process import ProcessProvider
 from arpo_replica.errors import DesktopError, UserError
 
 pytestmark = pytest.mark.desktop
+HAS_AT_SPI = Path("/usr/libexec/at-spi-bus-launcher").exists()
 
 
 @pytest.fixture
@@ -324,6 +326,10 @@ async def test_a_large_desktop_is_an_ordinary_one():
             assert shot.getpixel((x + 20, y + 20)) == RED
             await desktop.act(Click(x + 40, y + 30), f"click {_}")
             assert image(await desktop.screenshot()).getpixel((x + 20, y + 20)) == GREEN
+        if HAS_AT_SPI:
+            tree = ElementTree.fromstring(await desktop.guest.accessibility())
+            assert "Chromium" in {node.get("name") for node in tree}
+            assert any(node.tag == "document-web" for node in tree.iter())
         names = await inside(desktop, "ps -eo comm=")
         assert "chrome" in names.split()
         assert (await desktop.guest.file("~/.config/google-chrome/Local State"))[:1] == b"{"

@@ -243,7 +243,7 @@ async def test_nothing_of_the_episode_before_is_left(desktop, fresh, leave):
         "/dev/shm:\n\n/tmp:\n",
         "/tmp:\n\n/dev/shm:\n",
     )
-    assert await inside(desktop, "ps -eo args= | grep -E '[s]leep|program[.]py'") == ""
+    assert await inside(desktop, "ps -eo stat=,args= | grep -v ^Z | grep -E '[s]leep|program[.]py'") == ""
 
 
 async def test_the_selections_have_no_owner_after_a_reset(desktop, fresh):

@@ -81,7 +81,7 @@ async def test_all_episodes_of_all_roots_are_collected(tmp_path):
 
 
 async def test_a_desktop_is_never_shared_and_no_worker_waits_for_another(tmp_path):
-    """A slow episode holds up its own desktop only."""
+    """A slow episode, here one that waits for all others, holds up its own desktop only."""
     slow, order = "task-000", []
 
     def hook(event, desktop):
@@ -94,8 +94,9 @@ async def test_a_desktop_is_never_shared_and_no_worker_waits_for_another(tmp_pat
             reset = desktop.reset
 
             async def slowly(task):
-                if task.id == slow:
-                    await asyncio.sleep(0.3)
+                async with asyncio.timeout(60):
+                    while task.id == slow and len(order) < 8:
+                        await asyncio.sleep(0.01)
                 await reset(task)
 
             desktop.reset = slowly

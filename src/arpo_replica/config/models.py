@@ -63,8 +63,7 @@ class NanoConfig(Section):
     seed: int = 0
     """Seed of demonstrations, weights and training order."""
     epochs: Positive = 2
-    """Passes of supervised learning over the demonstrations. More passes, or more demonstrations, make a
-    better base policy; beyond three passes it learns demonstrations by heart."""
+    """Passes of supervised learning over the demonstrations; three make a better base policy than two."""
     learning_rate: float = Field(default=4e-3, gt=0)
     """Peak learning rate of supervised learning (AdamW's; Muon's is 2.5 times this)."""
     batch_size: Positive = 32

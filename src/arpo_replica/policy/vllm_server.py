@@ -102,6 +102,8 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
             "VLLM_PLUGINS": "",
+            # vLLM compiles one sampler function even in eager mode, 20-110 s into the first request.
+            "TORCH_COMPILE_DISABLE": "1",
         }
     return variables
 

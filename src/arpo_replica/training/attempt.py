@@ -83,6 +83,8 @@ def environment(job: Job) -> dict[str, str]:
         variables |= {
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
+            # vLLM compiles one sampler function even in eager mode, 20-110 s into the first request.
+            "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(job.config.serving.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU

@@ -29,7 +29,6 @@ PRELOADED = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
-    "vllm.model_executor.models.qwen2_5_vl",
     "vllm.entrypoints.openai.api_server",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
@@ -43,6 +42,12 @@ PRELOADED = (
     "arpo_replica.training.weight_socket",
     "ray._private.workers.default_worker",
 )
+# vLLM looks at a model class in a process of its own, which imports everything once more, unless the class
+# itself is registered.
+MODEL_CLASSES = {
+    "Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "vllm.model_executor.models.qwen2_vl",
+}
 
 
 def write_inputs(job: Job) -> list[str]:
@@ -84,6 +89,9 @@ def preload() -> None:
     os.environ.update(early)
     for name in PRELOADED:
         importlib.import_module(name)
+    registry = importlib.import_module("vllm").ModelRegistry
+    for architecture, module in MODEL_CLASSES.items():
+        registry.register_model(architecture, getattr(importlib.import_module(module), architecture))
     for name in early:
         del os.environ[name]
     print(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s", flush=True)

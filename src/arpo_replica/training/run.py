@@ -81,7 +81,7 @@ def short_folder() -> Iterator[Path]:
 
     The guard of the training removes it too, for the case that this process is killed.
     """
-    path = Path(tempfile.mkdtemp(prefix="arpo-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="arpo_train_", dir="/tmp"))
     path.chmod(0o711)  # desktops below it belong to an unprivileged user
     try:
         yield path

@@ -33,12 +33,20 @@ def become_reaper() -> None:
 
 def descendants(root: int) -> dict[int, Process]:
     """All processes below ``root``, zombies included."""
-    children: dict[int, list[Process]] = {}
+    everything: dict[int, Process] = {}
     for entry in os.listdir(_PROC):  # noqa: PTH208 - hot path
         if entry.isdigit():
             process = _read(int(entry))
             if process is not None:
-                children.setdefault(process.parent, []).append(process)
+                everything[process.pid] = process
+    return below(root, everything)
+
+
+def below(root: int, processes: dict[int, Process]) -> dict[int, Process]:
+    """Those of the processes that descend from ``root``."""
+    children: dict[int, list[Process]] = {}
+    for process in processes.values():
+        children.setdefault(process.parent, []).append(process)
     found: dict[int, Process] = {}
     queue = [root]
     while queue:
@@ -108,12 +116,17 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def reap(known: set[int]) -> None:
-    """Collect ended children other than ``known`` (those have their own waiters)."""
-    for process in descendants(os.getpid()).values():
-        if not process.alive and process.parent == os.getpid() and process.pid not in known:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)
+def zombies() -> set[int]:
+    """Ended children that nobody has waited for: adopted orphans, and for a moment one's own programs."""
+    own = os.getpid()
+    return {p.pid for p in descendants(own).values() if p.parent == own and not p.alive}
+
+
+def reap(pids: set[int]) -> None:
+    """Collect ended children."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def folder_mb(path: Path) -> float:

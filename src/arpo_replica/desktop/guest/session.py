@@ -22,16 +22,19 @@ from .input import InputDevice
 from .processes import (
     any_running,
     become_reaper,
+    below,
     descendants,
     folder_mb,
     kill,
     private_memory_mb,
     reap,
     runs,
+    zombies,
 )
 from .screen import ChangeWatcher, Framebuffer
 from .windows import Windows
 
+AT_SPI = "/usr/libexec/at-spi-bus-launcher"
 START_S = 30.0
 END_S = 3.0
 WATCH_S = 1.0
@@ -52,7 +55,6 @@ class Session:
         self.environment: dict[str, str] = {}
         self._core: dict[str, asyncio.subprocess.Process] = {}
         self._browser: asyncio.subprocess.Process | None = None
-        self._started: set[asyncio.subprocess.Process] = set()
         self._pids: tuple[float, list[int]] = (0.0, [])
         self.input: InputDevice
         self.framebuffer: Framebuffer
@@ -71,6 +73,8 @@ class Session:
         self._core["openbox"] = await self.spawn(
             ["openbox", "--sm-disable", "--config-file", f"{self.config.share}/openbox.xml"]
         )
+        if not self.config.fullscreen:
+            await self._start_accessibility()
         events, control = await _connect(number), await _connect(number)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
         self.changes = ChangeWatcher(events, self.busy)
@@ -132,6 +136,18 @@ class Session:
             raise SessionError(f"Xvfb did not start: {log.strip()[-300:]}")
         return answer.strip().decode()
 
+    async def _start_accessibility(self) -> None:
+        """The session bus and the accessibility bus, for programs that describe their windows."""
+        bus = Path(self.environment["DBUS_SESSION_BUS_ADDRESS"].removeprefix("unix:path="))
+        if shutil.which("dbus-daemon") is None or shutil.which(AT_SPI) is None:
+            return  # /accessibility will say so
+        address = self.environment["DBUS_SESSION_BUS_ADDRESS"]
+        self._core["dbus-daemon"] = await self.spawn(
+            ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address={address}"]
+        )
+        await _until(bus.exists, "the session bus", START_S)
+        self._core["at-spi"] = await self.spawn([AT_SPI, "--launch-immediately"])
+
     def _environment(self, number: str) -> dict[str, str]:
         config = self.config
         return {
@@ -159,7 +175,7 @@ class Session:
         deadline = time.monotonic() + END_S
         while (left := descendants(os.getpid())) and time.monotonic() < deadline:
             kill([pid for pid, process in left.items() if process.alive])
-            reap(set())
+            reap(zombies())
             time.sleep(0.005)
         if self.config.remove:
             shutil.rmtree(self.config.remove, ignore_errors=True)
@@ -181,7 +197,6 @@ class Session:
             start_new_session=True,
             **_quiet(self.private / "programs.log"),
         )
-        self._started = {p for p in self._started if p.returncode is None} | {process}
         return process
 
     async def _launch_browser(self) -> None:
@@ -229,13 +244,17 @@ class Session:
     async def watch(self) -> str:
         """Return, with the reason, when the desktop is broken; otherwise never."""
         limit = self.config.memory_mb
+        ended = set[int]()
         while True:
             await asyncio.sleep(WATCH_S)
             for name, process in self._core.items():
                 if process.returncode is not None:
                     return f"{name} ended with status {process.returncode}"
-            known = {p.pid for p in self._started} | {p.pid for p in self._core.values()}
-            reap(known)
+            # Whoever started a program has collected it by now: the ended ones left from last time are
+            # orphans.
+            found = zombies()
+            reap(found & ended)
+            ended = found
             used = private_memory_mb([os.getpid(), *self.pids()])
             used += sum(folder_mb(Path(folder)) for folder in self.config.memory_folders)
             if used > limit:
@@ -272,13 +291,12 @@ class Session:
         deadline = time.monotonic() + 5.0
         while True:
             found = descendants(os.getpid())
-            own = set(keep)
+            own = keep | {pid for core in keep for pid in below(core, found)}
             if keep_browser and self._browser is not None:
                 own |= {self._browser.pid}
-                own |= {pid for pid in descendants(self._browser.pid) if runs(pid, program)}
+                own |= {pid for pid in below(self._browser.pid, found) if runs(pid, program)}
             strays = [pid for pid, process in found.items() if pid not in own and process.alive]
             if not strays:
-                reap({p.pid for p in self._started} | keep)
                 self._pids = (0.0, [])
                 return
             if time.monotonic() > deadline:
