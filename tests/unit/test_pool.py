@@ -82,11 +82,13 @@ async def test_all_episodes_of_all_roots_are_collected(tmp_path):
 
 async def test_a_desktop_is_never_shared_and_no_worker_waits_for_another(tmp_path):
     """A slow episode, here one that waits for all others, holds up its own desktop only."""
-    slow, order = "task-000", []
+    slow, order, others_done = "task-000", [], asyncio.Event()
 
     def hook(event, desktop):
         if event == "evaluate":
             order.append(desktop.task.id)
+            if len(order) == 8:
+                others_done.set()
 
     class SlowFirst(FakeProvider):
         async def start(self, name):
@@ -94,9 +96,8 @@ async def test_a_desktop_is_never_shared_and_no_worker_waits_for_another(tmp_pat
             reset = desktop.reset
 
             async def slowly(task):
-                async with asyncio.timeout(60):
-                    while task.id == slow and len(order) < 8:
-                        await asyncio.sleep(0.01)
+                if task.id == slow:
+                    await asyncio.wait_for(others_done.wait(), 60)
                 await reset(task)
 
             desktop.reset = slowly
