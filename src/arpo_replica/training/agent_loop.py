@@ -1,7 +1,8 @@
 """verl's agent loop over our desktops: the same ``run_episode`` as evaluation, inside a Ray actor.
 
-verl makes one ``DesktopAgentLoop`` per rollout in the one process of its agent-loop worker; desktops,
-tasks and parser are shared in that process (``Workplace``).
+verl makes one ``DesktopAgentLoop`` per rollout in the one process of its agent-loop worker; the pool of
+desktops, tasks and parser are shared in that process (``Workplace``). The desktops themselves live in the
+keeper's process, where they were started while verl was still being imported (``keeper``).
 
 An attempt that ends in an environment error is repeated on a fresh desktop. If all attempts fail, ``run``
 returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised over the others,
@@ -30,8 +31,9 @@ from arpo_replica.rollout.records import EpisodeRecord, Outcome, write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.conversation import TokenConversation
-from arpo_replica.training.desktops import DesktopPool, load_provider
+from arpo_replica.training.desktops import DesktopPool
 from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.keeper import KeeperProvider, socket_path
 
 
 class Workplace:
@@ -48,7 +50,7 @@ class Workplace:
             success_above=config.evaluation.success_above,
             timeout_s=config.rollout.episode_timeout_s,
         )
-        self.pool = DesktopPool(load_provider(job.provider, config.desktop), config.desktop.count)
+        self.pool = DesktopPool(KeeperProvider(socket_path(job), config.desktop.screen), config.desktop.count)
 
 
 @lru_cache(maxsize=1)

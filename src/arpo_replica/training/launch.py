@@ -1,7 +1,8 @@
 """One attempt at a stage, in the heavy environment: ``python -m arpo_replica.training.launch job.json``.
 
-Writes verl's inputs, then runs verl's own entry point, ``verl.trainer.main_ppo``, in a process of its
-own: forked from the preloaded fork server (CPU), or plainly started (GPU).
+Starts the keeper of the desktops, writes verl's inputs, then runs verl's own entry point,
+``verl.trainer.main_ppo``, in a process of its own: forked from the preloaded fork server (CPU), or plainly
+started (GPU).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from arpo_replica.environments import die_with_parent
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.job import VARIABLE, Job, current_job
@@ -124,6 +126,10 @@ def main() -> None:
     """Run the job named by the first argument; ends with verl's status."""
     os.environ[VARIABLE] = sys.argv[1]
     job = current_job()
+    subprocess.Popen(
+        [sys.executable, "-m", f"{PACKAGE}.keeper", sys.argv[1]],
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation
+    )
     arguments = write_inputs(job)
     if job.preload:
         status = run_forked(job, arguments)

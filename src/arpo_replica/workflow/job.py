@@ -19,9 +19,11 @@ class Tee:
         self.streams = streams
 
     def write(self, text: str) -> int:
-        """Write to all."""
+        """Write to all; a whole line is shown at once, also where output is no terminal."""
         for stream in self.streams:
             stream.write(text)
+        if "\n" in text:
+            self.flush()
         return len(text)
 
     def flush(self) -> None:
