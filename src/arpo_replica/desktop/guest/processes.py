@@ -56,13 +56,25 @@ def below(root: int, processes: dict[int, Process]) -> dict[int, Process]:
     return found
 
 
-def _read(pid: int) -> Process | None:
+def _start_of(path: str) -> bytes:
+    """The first bytes of a file; empty if it is gone. Half the time of a file object: this is a hot path."""
     try:
-        with open(f"{_PROC}/{pid}/stat", "rb") as file:  # noqa: PTH123 - hot path
-            head, _, tail = file.read().rpartition(b")")
+        fd = os.open(path, os.O_RDONLY)
     except OSError:
-        return None  # it has ended since the listing
+        return b""
+    try:
+        return os.read(fd, 1024)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _read(pid: int) -> Process | None:
+    head, _, tail = _start_of(f"{_PROC}/{pid}/stat").rpartition(b")")
     values = tail.split()
+    if not values:
+        return None  # it has ended since the listing
     name = head.partition(b"(")[2].decode(errors="replace")
     alive = values[0] not in (b"Z", b"X") or int(values[17]) > 1
     return Process(pid, int(values[1]), name, alive)
@@ -100,12 +112,8 @@ def any_running(pids: list[int]) -> bool:
         except OSError:
             continue
         for thread in threads:
-            try:
-                with open(f"{tasks}/{thread}/stat", "rb") as file:  # noqa: PTH123
-                    if file.read(300).rpartition(b")")[2][1:2] == b"R":
-                        return True
-            except OSError:
-                continue
+            if _start_of(f"{tasks}/{thread}/stat").rpartition(b")")[2][1:2] == b"R":
+                return True
     return False
 
 
