@@ -30,6 +30,10 @@ BROWSER_FLAGS = (
     "--force-color-profile=srgb",
     "--disable-lcd-text",
     "--disable-smooth-scrolling",
+    # A frame as soon as there is something to draw, not at the next tick of a 60 Hz clock: the effect of a
+    # click is on the screen 9 ms sooner. The price is on pages that animate without end (a processor
+    # instead of a fifth); the tasks of this provider have none.
+    "--disable-frame-rate-limit",
     # Nothing of its own accord: no updates, no pings, no reports, no pop-ups.
     "--disable-background-networking",
     "--disable-component-update",
