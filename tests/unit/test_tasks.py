@@ -265,7 +265,7 @@ def test_scores_stay_in_range(raw):
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [
-        ({"func": "compare_table", "result": {"type": "vm_file"}}, "'compare_table' does not exist"),
+        ({"func": "compare_chart", "result": {"type": "vm_file"}}, "'compare_chart' does not exist"),
         ({"func": ["miniwob_reward"], "result": [{"type": "miniwob_episode"}]}, "does not exist"),
         ({"func": "miniwob_reward", "result": {"type": "vm_file"}}, "'vm_file' does not exist"),
         ({"func": "miniwob_reward"}, "None does not exist"),

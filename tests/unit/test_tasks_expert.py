@@ -8,12 +8,20 @@ from PIL import Image
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished, TypeText
+from arpo_replica.desktop.devtools import Page as DevToolsPage
 from arpo_replica.errors import DesktopError
 from arpo_replica.nano.demonstrations import _keep_valid, draw_tasks
 from arpo_replica.rollout.records import EpisodeRecord, finished_episodes, write_episode
 from arpo_replica.tasks.chance import RandomClicks
 from arpo_replica.tasks.expert import Expert
-from arpo_replica.tasks.miniwob import END_COLOR, TRAINED_PAGES, make_task, page_of, script
+from arpo_replica.tasks.miniwob import (
+    END_COLOR,
+    TRAINED_PAGES,
+    make_task,
+    page_of,
+    page_url,
+    script,
+)
 
 TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
 FRAME = Frame("absolute", (1920, 1080), (1932, 1092))
@@ -28,11 +36,16 @@ class Page:
         self.asked = []
 
     async def evaluate(self, expression, page=None, timeout_s=None):
+        assert page in (None, "task")
         self.asked.append(expression)
         return self.answer(expression) if callable(self.answer) else self.answer
 
     async def navigate(self, url):
         self.shown = url
+
+    async def pages(self):
+        noise = DevToolsPage("noise", "data:text/html,x", "")
+        return [noise, DevToolsPage("task", page_url("click-tab"), "")]
 
 
 def png(color):

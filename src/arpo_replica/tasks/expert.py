@@ -15,7 +15,7 @@ from arpo_replica.actions.types import Action, Click, Finished, TypeText
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.errors import DesktopError
 from arpo_replica.policy.interface import Reply
-from arpo_replica.tasks.miniwob import END_COLOR, script
+from arpo_replica.tasks.miniwob import END_COLOR, script, task_page
 from arpo_replica.tasks.model import Task
 
 
@@ -48,7 +48,8 @@ class ExpertConversation:
         a pupil must not be shown that it is over while it cannot see it.
         """
         u, v = self._random.random(), self._random.random()
-        step = await self._devtools.evaluate(f"({script('miniwob_expert.js')})({u!r}, {v!r})")
+        page = await task_page(self._devtools)
+        step = await self._devtools.evaluate(f"({script('miniwob_expert.js')})({u!r}, {v!r})", page)
         action: Action
         match step:
             case {"kind": "click", "x": int(x), "y": int(y)}:

@@ -165,6 +165,14 @@ async def read_instructions(devtools: DevTools, page: str, seeds: list[int]) -> 
     return {seed: text for seed, text in zip(seeds, texts, strict=True) if text}
 
 
+async def task_page(devtools: DevTools) -> str:
+    """The tab that shows a MiniWoB++ page: a noisy task has other tabs too. Raises ``DesktopError``."""
+    for page in await devtools.pages():
+        if page.url.startswith(BASE_URL):
+            return page.id
+    raise DesktopError("no tab shows a MiniWoB++ page")
+
+
 async def read_reward(devtools: DevTools) -> float | None:
     """Raw reward (no time penalty) of the first end of the page's episode; None while it goes on.
 

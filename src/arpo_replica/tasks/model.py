@@ -32,8 +32,11 @@ class Task:
 
     @property
     def needs_network(self) -> bool:
-        """True if the task file declares that its desktop needs the outside network."""
-        return bool(self.raw.get("arpo_network", False))
+        """True if the task file declares that its desktop needs the outside network.
+
+        OSWorld's key ``proxy`` marks the tasks that visit live sites.
+        """
+        return bool(self.raw.get("arpo_network") or self.raw.get("proxy"))
 
 
 def load_task(path: Path) -> Task:

@@ -175,8 +175,14 @@ _STEPS: dict[str, Callable[..., Awaitable[None]]] = {
 
 
 def check_setup(task: Task) -> None:
-    """Refuse a task with a set-up step that cannot run here. Raises ``UserError``; needs no desktop."""
-    check_steps(task, task.config)
+    """Refuse a task with a set-up step that cannot run. Raises ``UserError``; needs no desktop.
+
+    OSWorld's tasks are set up by desktop-env: ``check_evaluator`` refuses what it does not have.
+    """
+    from arpo_replica.tasks.evaluate import uses_osworld
+
+    if not uses_osworld(task):
+        check_steps(task, task.config)
 
 
 def check_steps(task: Task, steps: list[dict[str, Any]]) -> None:

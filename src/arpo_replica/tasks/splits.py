@@ -1,8 +1,12 @@
-"""Lists of tasks: ``{name, source, tasks: {domain: [id, ...]}}``."""
+"""Lists of tasks: ``{name, source, tasks: {domain: [id, ...]}}``, with optional grade and notes.
+
+Which tasks are infeasible is never a matter of the list: it is read from the task files.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.model import Task, load_task
+from arpo_replica.tasks.osworld import read_task_manifest
 
 
 class Split(BaseModel):
@@ -19,15 +24,19 @@ class Split(BaseModel):
 
     name: str
     source: str
+    """Where the list comes from."""
     tasks: dict[str, list[str]]
+    """Domain -> ids, in order."""
+    grade: str | None = None
+    """How sure it is that the list is what its name says."""
+    notes: list[str] = []
+    """What a reader of results on it should know."""
+    task_root: str | None = None
+    """Folder of its task files, relative to the list; without it the config's ``tasks.root``."""
 
 
-def load_split(path: Path, task_root: Path) -> list[Task]:
-    """All tasks of a split, in the order of the list.
-
-    Raises ``UserError`` that names every id which is not in the task set, a duplicate, or an empty
-    domain.
-    """
+def read_split(path: Path) -> Split:
+    """Read a list and check what needs no task files. Raises ``UserError`` that names the fault."""
     try:
         split = Split.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -36,22 +45,49 @@ def load_split(path: Path, task_root: Path) -> list[Task]:
         raise UserError(f"Split {path} must be {{name, source, tasks: {{domain: [id]}}}}.") from error
     if not split.tasks:
         raise UserError(f"Split {path} lists no task; add ids under 'tasks'.")
-    tasks, missing, seen = [], [], set()
     for domain, ids in split.tasks.items():
         if not ids:
             raise UserError(f"Split {path}: the domain '{domain}' is empty; add ids or drop it.")
-        for task_id in ids:
-            if (domain, task_id) in seen:
-                raise UserError(f"Split {path} lists {domain}/{task_id} twice; drop one.")
-            seen.add((domain, task_id))
-            file = task_root / domain / f"{task_id}.json"
-            if file.is_file():
-                tasks.append(load_task(file))
-            else:
-                missing.append(f"{domain}/{task_id}")
+        twice = sorted({task_id for task_id in ids if ids.count(task_id) > 1})
+        if twice:
+            listed = ", ".join(f"{domain}/{task_id}" for task_id in twice)
+            raise UserError(f"Split {path} lists {listed} twice; drop one.")
+    return split
+
+
+def refuse_unknown(path: Path, split: Split, known: Callable[[str], bool], where: str) -> None:
+    """Raises ``UserError`` that names every id of the list whose ``{domain}/{id}.json`` is not known."""
+    names = [f"{domain}/{task_id}" for domain, ids in split.tasks.items() for task_id in ids]
+    missing = [name for name in names if not known(f"{name}.json")]
     if missing:
-        raise UserError(f"Split {path} names tasks that {task_root} does not have: {', '.join(missing)}.")
+        raise UserError(f"Split {path} names tasks that {where} does not have: {', '.join(missing)}.")
+
+
+def load_split(path: Path, task_root: Path) -> list[Task]:
+    """All tasks of a split, in the order of the list.
+
+    Raises ``UserError`` that names every id which is not in the task set, a duplicate, an empty domain, or
+    a file that is not what the manifest of its folder says.
+    """
+    split = read_split(path)
+    root = task_root if split.task_root is None else path.parent / split.task_root
+    refuse_unknown(path, split, lambda name: (root / name).is_file(), str(root))
+    tasks = [load_task(root / domain / f"{name}.json") for domain, ids in split.tasks.items() for name in ids]
+    if (root / "manifest.json").is_file():
+        _refuse_changed(root, tasks)
     return tasks
+
+
+def _refuse_changed(root: Path, tasks: list[Task]) -> None:
+    """A folder that a rule made says what it holds: nobody may edit its files afterwards."""
+    files = read_task_manifest(root / "manifest.json").files
+    for task in tasks:
+        name = f"{task.domain}/{task.id}.json"
+        if files.get(name) != task.sha256:
+            raise UserError(
+                f"The task file {root / name} was changed after it was made; remove the folder {root} and "
+                "run again with --forcerun fetch_osworld_tasks make_noisy_tasks."
+            )
 
 
 def resolve_split(path: Path, task_root: Path, out: Path) -> None:

@@ -1,0 +1,8 @@
+"""Write the noisy variants of a split's tasks and the list of them."""
+
+from arpo_replica.tasks.planned import make_noisy_tasks
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    number = make_noisy_tasks(config, snakemake.wildcards.split)
+    print(f"{number} noisy tasks in {snakemake.output.split}")
