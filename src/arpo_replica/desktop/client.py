@@ -106,6 +106,14 @@ class GuestClient:
         """Return when the screen has come to rest (or keeps changing for a second)."""
         await self._json("POST", "/rest")
 
+    async def calm(self, windows: int, windows_s: float, calm_s: float) -> None:
+        """Return when so many windows are there and no program has anything to do.
+
+        Waits at most ``windows_s`` for the windows, which is an error then, and ``calm_s`` for the calm.
+        """
+        body = {"windows": windows, "windows_s": windows_s, "calm_s": calm_s}
+        await self._json("POST", "/calm", windows_s + calm_s + self._timeout_s, json=body)
+
     async def reset(self, relaunch: bool, windows: int, timeout_s: float) -> str:
         """Clean the desktop; ``kept``, ``relaunched`` or ``none``: what became of its browser.
 
@@ -122,6 +130,20 @@ class GuestClient:
         body = {"command": command, "shell": shell}
         result: dict[str, Any] = await self._json("POST", "/setup/execute", COMMAND_S, json=body)
         return result
+
+    async def execute_source(self, source: str, timeout_s: float) -> dict[str, Any]:
+        """Run Python source as OSWorld's client does; ``{output, error, returncode}``."""
+        body = {"command": ["python", "-c", source], "shell": False}
+        result: dict[str, Any] = await self._json("POST", "/execute", timeout_s, json=body)
+        return result
+
+    async def screen_size(self) -> tuple[int, int]:
+        """Width and height of the desktop's screen in pixels, as it is."""
+        size = await self._json("POST", "/screen_size")
+        try:
+            return int(size["width"]), int(size["height"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DesktopError(f"the guest answered /screen_size with {size!r}") from error
 
     async def launch(self, command: Command, shell: bool = False) -> None:
         """Start a program, do not wait for it."""

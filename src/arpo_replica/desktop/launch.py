@@ -56,6 +56,10 @@ class RunningGuest:
         """False once the sandbox has ended."""
         return self.process.returncode is None
 
+    async def wait(self) -> None:
+        """Return when the sandbox has ended."""
+        await self.process.wait()
+
     def last_words(self) -> str:
         """What the guest wrote last, for error messages."""
         return " | ".join(self.log)[-600:]
@@ -101,8 +105,8 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
     kept: list[int] = []
     folder: sandbox.PlainFolder | None = None
     try:
-        _listen(lent, kept)
-        _listen(lent, kept)
+        listen(lent, kept)
+        listen(lent, kept)
         _pipe(lent, kept, ours_reads=False)
         base = GuestConfig(
             screen=config.screen,
@@ -149,7 +153,7 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
     return running
 
 
-def _listen(lent: list[int], kept: list[int]) -> None:
+def listen(lent: list[int], kept: list[int]) -> None:
     """A listening Unix socket for the guest, and our way to it: a descriptor of its unlinked name.
 
     So nothing lies on disk, whatever happens to us, and no other user can connect.

@@ -7,7 +7,12 @@ import importlib
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop.interface import DesktopProvider
 
-PROVIDERS = {"process": "arpo_replica.desktop.process:ProcessProvider"}
+PROVIDERS = {
+    "container": "arpo_replica.desktop.container:ContainerProvider",
+    "process": "arpo_replica.desktop.process:ProcessProvider",
+    "osworld": "arpo_replica.desktop.osworld:OSWorldProvider",
+    "remote": "arpo_replica.desktop.remote:RemoteProvider",
+}
 """Name in the config -> ``module:class``, imported only when used, called with the config's section."""
 
 

@@ -1,4 +1,7 @@
-"""``python3 -m guest '<GuestConfig as JSON>'``: run the desktop until its owner goes away."""
+"""Run the desktop until its owner goes away.
+
+``python3 -m guest '<GuestConfig as JSON>'``; ``python3 -m guest`` alone is the first process of a container.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import sys
 from aiohttp import web
 
 from .config import GuestConfig
+from .container import own_config
 from .osworld import OsworldApi
 from .server import MAX_BODY, Server, tell_errors
 from .session import Session, SessionError, log
@@ -18,6 +22,9 @@ from .site import Relay, StaticSite
 
 TASK_DEVTOOLS_PORT = 9222
 """Where OSWorld's tasks expect DevTools; they start socat for it, we listen already."""
+
+VLC_PORT = 8080
+"""VLC's HTTP interface, where OSWorld's evaluators ask it."""
 
 BROWSER_START_S = 10.0
 
@@ -34,6 +41,8 @@ async def run(config: GuestConfig) -> str:
         await session.start()
         # A browser that a task has just launched takes a while; the desktop's own one is there.
         relay = Relay(config.devtools_port, 0.0 if config.fullscreen else BROWSER_START_S)
+        if config.vlc_fd >= 0:
+            await Relay(VLC_PORT, 0.0).listen(sock=socket.socket(fileno=config.vlc_fd))
         if config.devtools_fd >= 0:
             await relay.listen(sock=socket.socket(fileno=config.devtools_fd))
         if config.fullscreen and config.private_network:
@@ -59,7 +68,11 @@ def _listen_for_the_end(config: GuestConfig, end: asyncio.Future[str]) -> None:
             end.set_result(reason)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, finish, "told to end")
+        if os.getpid() == 1 and config.lifeline_fd >= 0:
+            # Only the owner ends it, from outside; a policy that could would escape its score.
+            loop.add_signal_handler(number, log, "told to end from inside: ignored")
+        else:
+            loop.add_signal_handler(number, finish, "told to end")
     if config.lifeline_fd >= 0:
         loop.add_reader(config.lifeline_fd, finish, "the owner is gone")
 
@@ -78,8 +91,13 @@ async def _serve(app: web.Application, fd: int = -1, tcp: str = "", port: int = 
 
 def main() -> int:
     """Entry point. Status 0 when told to end or the owner has gone, 1 when the desktop broke."""
-    config = GuestConfig.from_json(sys.argv[1])
-    os.umask(0o077)
+    try:
+        config = GuestConfig.from_json(sys.argv[1]) if len(sys.argv) > 1 else own_config()
+    except (OSError, ValueError, KeyError) as error:
+        log(f"no settings: {error!r}")
+        return 2
+    # In a container files made by set-up steps belong to an ordinary user of an ordinary desktop.
+    os.umask(0o022 if config.skeleton else 0o077)
     try:
         log(f"desktop ends: {asyncio.run(run(config))}")
     except SessionError as error:

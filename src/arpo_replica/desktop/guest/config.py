@@ -25,6 +25,12 @@ class GuestConfig:
     """Folder of openbox's and GTK's settings."""
     chromium: str = "/opt/chrome/chrome"
     """The browser's program file. Tasks expect a process called ``chrome``."""
+    panels: bool = False
+    """A bar and a dock, as OSWorld's VM has."""
+    skeleton: str = ""
+    """Folder whose content a fresh home has; empty: none."""
+    runtime: str = ""
+    """XDG_RUNTIME_DIR; empty: a private folder."""
     chromium_flags: tuple[str, ...] = ()
     """Further flags of the browser."""
     display: str = ""
@@ -33,6 +39,8 @@ class GuestConfig:
     """Listening Unix socket of the HTTP server."""
     devtools_fd: int = -1
     """Listening Unix socket that is relayed to the browser's DevTools port."""
+    vlc_fd: int = -1
+    """Listening Unix socket that is relayed to VLC's HTTP interface."""
     lifeline_fd: int = -1
     """Read end of a pipe; when it closes, the owner is gone and the guest ends."""
     private_network: bool = True
@@ -48,7 +56,7 @@ class GuestConfig:
     memory_folders: tuple[str, ...] = ()
     """Mount points held in memory: what lies there counts as memory and is wiped on reset."""
     memory_mb: int = 1500
-    """All processes of the desktop together may hold so much private memory."""
+    """All processes of the desktop together may hold so much private memory; 0: no limit of ours."""
     max_processes: int = 1024
     """Limit on processes and threads of the desktop's user."""
     max_files: int = 4096

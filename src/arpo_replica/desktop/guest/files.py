@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import GuestConfig
+from .extras import panel_settings
 
 POLICY = "/etc/chromium/policies/managed/desktop.json"
 
@@ -38,9 +39,6 @@ BROWSER_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-domain-reliability",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-sync",
     "--disable-breakpad",
     "--disable-client-side-phishing-detection",
     "--disable-session-crashed-bubble",
@@ -62,8 +60,12 @@ FULLSCREEN_FLAGS = (
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
     "--disable-background-timer-throttling",
+    # Of no use to a page. An ordinary desktop keeps them: there are tasks about extensions and profiles.
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
 )
-WINDOWED_FLAGS = ("--start-maximized", "--force-renderer-accessibility")
+WINDOWED_FLAGS = ("--start-maximized", "--force-renderer-accessibility", "--disable-dev-shm-usage")
 
 GTK_SETTINGS = """[Settings]
 gtk-cursor-blink=0
@@ -127,6 +129,8 @@ def static_files(config: GuestConfig) -> dict[str, StaticFile]:
     }
     for name in ("google-chrome", "chromium", "chromium-browser", "google-chrome-stable"):
         files[str(wrappers / name)] = StaticFile(browser_wrapper(config), 0o755)
+    if config.panels:
+        files |= {str(share / name): StaticFile(text) for name, text in panel_settings().items()}
     if config.fullscreen:
         files[POLICY] = StaticFile(json.dumps(browser_policy(config), indent=1))
     return files

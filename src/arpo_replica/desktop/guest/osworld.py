@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -18,14 +19,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
+from .recording import Recorder
+from .server import failure
 from .session import Session
 
 COMMAND_S = 120.0
 PYTHON_S = 30.0
 OPEN_S = 30.0
-RECORDING = "recording.mp4"
 WALLPAPER_KEY = ["org.gnome.desktop.background", "picture-uri"]
 
 
@@ -34,7 +37,7 @@ class OsworldApi:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._recorder: asyncio.subprocess.Process | None = None
+        self._recorder = Recorder(session)
         self._accessibility = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -46,6 +49,7 @@ class OsworldApi:
             "/setup/execute_with_verification": self.execute_with_verification,
             "/setup/launch": self.launch,
             "/setup/upload": self.upload,
+            "/setup/download_file": self.download_file,
             "/setup/open_file": self.open_file,
             "/setup/activate_window": self.activate_window,
             "/setup/close_window": self.close_window,
@@ -56,8 +60,8 @@ class OsworldApi:
             "/window_size": self.window_size,
             "/desktop_path": self.desktop_path,
             "/list_directory": self.list_directory,
-            "/start_recording": self.start_recording,
-            "/end_recording": self.end_recording,
+            "/start_recording": self._recorder.start,
+            "/end_recording": self._recorder.end,
             "/run_python": self.run_python,
             "/run_bash_script": self.run_bash_script,
         }
@@ -89,7 +93,7 @@ class OsworldApi:
         try:
             code, output, error = await self._run(command, COMMAND_S)
         except (OSError, ValueError, TimeoutError) as problem:
-            return _failure(problem)
+            return failure(problem)
         result = {"output": output, "error": error, "returncode": code}
         deadline = time.monotonic() + float(body.get("max_wait_time", 10))
         while True:
@@ -122,7 +126,7 @@ class OsworldApi:
         try:
             await self.session.spawn(command)
         except (OSError, ValueError) as problem:
-            return _failure(problem)
+            return failure(problem)
         return web.Response(text=f"{shlex.join(command)} launched successfully")
 
     def _runs_already(self, command: list[str]) -> bool:
@@ -155,7 +159,7 @@ class OsworldApi:
         try:
             code, output, error = await self._run(command, limit_s, folder)
         except (OSError, ValueError, TimeoutError) as problem:
-            return _failure(problem)
+            return failure(problem)
         answer = {"status": "success", "output": output, "error": error, code_key: code}
         if code_key != "returncode":
             answer["status"] = "success" if code == 0 else "error"
@@ -206,8 +210,25 @@ class OsworldApi:
         try:
             await asyncio.to_thread(_store, path, data.file.read())
         except OSError as problem:
-            return _failure(problem)
+            return failure(problem)
         return web.Response(text="File Uploaded")
+
+    async def download_file(self, request: web.Request) -> web.Response:
+        """``{url, path}``: load a file from the network, if this desktop has one."""
+        body = await request.json()
+        url, path = str(body.get("url", "")), Path(self._expand(str(body.get("path", ""))))
+        if not url.startswith(("http://", "https://")) or not path.name:
+            return web.Response(text="url and path are wanted", status=400)
+        limit = aiohttp.ClientTimeout(total=COMMAND_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=limit, raise_for_status=True) as http,
+                http.get(url) as answer,
+            ):
+                await asyncio.to_thread(_store, path, await answer.read())
+        except (OSError, aiohttp.ClientError, TimeoutError) as problem:
+            return failure(problem)
+        return web.Response(text="File downloaded successfully")
 
     async def file(self, request: web.Request) -> web.Response:
         """Form ``file_path`` -> bytes; 404 if there is no such file."""
@@ -219,7 +240,7 @@ class OsworldApi:
         except (FileNotFoundError, IsADirectoryError):
             return web.json_response({"error": "File not found"}, status=404)
         except OSError as problem:
-            return _failure(problem)
+            return failure(problem)
 
     async def desktop_path(self, request: web.Request) -> web.Response:
         """``{desktop_path}``."""
@@ -242,7 +263,7 @@ class OsworldApi:
             exists = await asyncio.to_thread(path.exists)
             await self.session.spawn(["xdg-open", str(path)] if exists else [place])
         except OSError as problem:
-            return _failure(problem)
+            return failure(problem)
         deadline = time.monotonic() + OPEN_S
         while (window := self.session.windows.find(path.stem, False, False)) is None:
             if time.monotonic() > deadline:
@@ -290,7 +311,10 @@ class OsworldApi:
         path = Path(self._expand(str((await request.json()).get("path", ""))))
         if not await asyncio.to_thread(path.is_file):
             return web.Response(text="File not found", status=404)
-        return await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
+        answer = await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
+        if shutil.which("feh") is not None:  # no GNOME shows what its settings say
+            await self.session.spawn(["feh", "--no-fehbg", "--bg-fill", str(path)])
+        return answer
 
     async def wallpaper(self, request: web.Request) -> web.Response:
         """The wallpaper's bytes."""
@@ -300,7 +324,7 @@ class OsworldApi:
             path = Path(output.strip().strip("'").removeprefix("file://"))
             return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type="image/png")
         except (OSError, TimeoutError) as problem:
-            return _failure(problem)
+            return failure(problem)
 
     async def terminal(self, request: web.Request) -> web.Response:
         """Text of the terminal in front; also what OSWorld's client tests the connection with."""
@@ -317,7 +341,7 @@ class OsworldApi:
         try:
             return web.json_response({"AT": await self._at_spi("--tree")})
         except (OSError, TimeoutError, RuntimeError) as problem:
-            return _failure(problem)
+            return failure(problem)
 
     async def _at_spi(self, what: str) -> str:
         # A process of its own, one at a time: AT-SPI's library crashes when several threads use it.
@@ -339,44 +363,6 @@ class OsworldApi:
         """``[x, y]``."""
         del request
         return web.json_response(list(self.session.input.position()))
-
-    # -- recording --------------------------------------------------------------------------------
-
-    async def start_recording(self, request: web.Request) -> web.Response:
-        """Film the screen with ffmpeg until /end_recording."""
-        del request
-        if self._recorder is not None and self._recorder.returncode is None:
-            return web.json_response({"status": "error", "message": "a recording runs already"}, status=400)
-        width, height = self.session.config.screen
-        command = ["ffmpeg", "-y", "-f", "x11grab", "-draw_mouse", "1", "-s", f"{width}x{height}"]
-        command += ["-framerate", "30", "-i", self.session.environment["DISPLAY"]]
-        command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", str(self._film())]
-        try:
-            self._recorder = await self.session.spawn(command)
-        except OSError as problem:
-            return _failure(problem)
-        return web.json_response({"status": "success", "message": "Started recording"})
-
-    async def end_recording(self, request: web.Request) -> web.Response:
-        """The film as mp4."""
-        del request
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
-            return web.json_response({"status": "error", "message": "no recording runs"}, status=400)
-        with contextlib.suppress(ProcessLookupError):
-            recorder.send_signal(signal.SIGINT)
-        await recorder.wait()
-        try:
-            return web.Response(body=self._film().read_bytes(), content_type="video/mp4")
-        except OSError as problem:
-            return _failure(problem)
-
-    def _film(self) -> Path:
-        return self.session.private / RECORDING
-
-
-def _failure(problem: Exception) -> web.Response:
-    return web.json_response({"status": "error", "message": str(problem) or repr(problem)}, status=500)
 
 
 def _store(path: Path, data: bytes) -> None:

@@ -19,6 +19,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REMEMBERED_IDS = 10_000
 MAX_BODY = 1 << 30
 REST_LIMIT_S = 1.0
+CALM_S = 0.4
+PROBE_S = 0.05
 
 
 class ActionLog:
@@ -53,6 +55,7 @@ class Server:
             web.get("/screenshot", self.screenshot),
             web.post("/act", self.act),
             web.post("/rest", self.rest),
+            web.post("/calm", self.calm),
             web.post("/reset", self.reset),
         ]
 
@@ -101,6 +104,22 @@ class Server:
         await self.session.changes.settle(now, REST_LIMIT_S)
         return web.json_response({"waited_s": time.monotonic() - now})
 
+    async def calm(self, request: web.Request) -> web.Response:
+        """``{"windows": int, "windows_s": float, "calm_s": float}``: answer when so many windows are there
+        and for ``CALM_S`` nobody has been at work; 500 without the windows, 200 without the calm."""
+        body = await _json(request)
+        began = time.monotonic()
+        while len(self.session.windows.ordinary()) < int(body.get("windows", 0)):
+            if time.monotonic() - began > float(body.get("windows_s", 0)):
+                raise web.HTTPInternalServerError(text="no window has opened")
+            await asyncio.sleep(PROBE_S)
+        began = last = time.monotonic()
+        while (now := time.monotonic()) - began < float(body.get("calm_s", 0)) and now - last < CALM_S:
+            await asyncio.sleep(PROBE_S)
+            if self.session.busy() or self.session.changes.last_change > last:
+                last = time.monotonic()
+        return web.json_response({"calm": now - last >= CALM_S})
+
     async def reset(self, request: web.Request) -> web.Response:
         """``{"relaunch": bool, "windows": int}``: see ``Session.reset``."""
         body = await _json(request)
@@ -119,6 +138,11 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
     except Exception as error:
         log(traceback.format_exc())
         return web.json_response({"status": "error", "message": repr(error)}, status=500)
+
+
+def failure(problem: Exception) -> web.Response:
+    """OSWorld's answer to what could not be done."""
+    return web.json_response({"status": "error", "message": str(problem) or repr(problem)}, status=500)
 
 
 async def _json(request: web.Request) -> dict[str, Any]:

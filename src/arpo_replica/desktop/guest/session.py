@@ -17,6 +17,7 @@ from Xlib.display import Display
 from Xlib.error import DisplayConnectionError
 
 from .config import GuestConfig
+from .extras import BACKGROUND, drop_doubled_key, panel_settings, write_x_authority
 from .files import profile
 from .input import InputDevice
 from .processes import (
@@ -37,7 +38,8 @@ from .windows import Windows
 AT_SPI = "/usr/libexec/at-spi-bus-launcher"
 START_S = 30.0
 END_S = 3.0
-WATCH_S = 1.0
+WATCH_S = 0.25
+MEMORY_EVERY = 4
 PIDS_FRESH_S = 0.25
 BROWSER_NICE = 5
 
@@ -76,6 +78,8 @@ class Session:
         if not self.config.fullscreen:
             await self._start_accessibility()
         events, control = await _connect(number), await _connect(number)
+        if not self.config.fullscreen:
+            drop_doubled_key(control)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
         self.changes = ChangeWatcher(events, self.busy)
         self.input = InputDevice(control, self.busy)
@@ -84,9 +88,18 @@ class Session:
         loop.add_reader(events.fileno(), self._read_events, events)
         await _until(self.windows.manager_ready, "the window manager", START_S)
         self.input.rest(*self._resting_place())
+        await self._start_panels()
         if self.config.fullscreen:
             await self._launch_browser()
         self._read_events(events)
+
+    async def _start_panels(self) -> None:
+        """Bar, dock and background. A policy that kills them has made its own desktop, not broken it."""
+        if self.config.panels:
+            await self.spawn(["xsetroot", "-solid", BACKGROUND])
+            for name in panel_settings():
+                await self.spawn(["tint2", "-c", f"{self.config.share}/{name}"])
+            await _until(lambda: len(self.windows.docks()) == len(panel_settings()), "the dock", START_S)
 
     def _limit(self) -> None:
         config = self.config
@@ -107,6 +120,9 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in ("Desktop", "Documents", "Downloads"):
             (Path(self.config.home) / name).mkdir(parents=True, exist_ok=True)
+        if self.config.skeleton:
+            shutil.copytree(self.config.skeleton, self.config.home, dirs_exist_ok=True, symlinks=True)
+            write_x_authority(Path(self.config.home) / ".Xauthority", self.config.display)
 
     async def _start_x(self) -> str:
         width, height = self.config.screen
@@ -150,24 +166,26 @@ class Session:
 
     def _environment(self, number: str) -> dict[str, str]:
         config = self.config
+        runtime = config.runtime or str(self.private / "run")
         return {
             "DISPLAY": f":{number}",
             "HOME": config.home,
             "USER": "user",
             "LOGNAME": "user",
             "SHELL": "/bin/bash",
-            "PATH": f"{config.bin}:/usr/local/bin:/usr/bin:/bin:/usr/games",
+            "PATH": f"{config.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games",
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
             "TMPDIR": config.tmp,
             "XDG_SESSION_TYPE": "x11",
             "XDG_CURRENT_DESKTOP": "GNOME",
-            "XDG_RUNTIME_DIR": str(self.private / "run"),
+            "XDG_RUNTIME_DIR": runtime,
             "XDG_CONFIG_DIRS": f"{config.share}:/etc/xdg",
-            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.private}/run/bus",
+            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus",
             "GTK_MODULES": "gail:atk-bridge",
             "NO_AT_BRIDGE": "1" if config.fullscreen else "0",
             "QT_ACCESSIBILITY": "1",
+            "QT_LINUX_ACCESSIBILITY_ALWAYS_ON": "0" if config.fullscreen else "1",
         }
 
     def end(self) -> None:
@@ -245,7 +263,9 @@ class Session:
         """Return, with the reason, when the desktop is broken; otherwise never."""
         limit = self.config.memory_mb
         ended = set[int]()
+        turn = 0
         while True:
+            turn += 1
             await asyncio.sleep(WATCH_S)
             for name, process in self._core.items():
                 if process.returncode is not None:
@@ -255,6 +275,8 @@ class Session:
             found = zombies()
             reap(found & ended)
             ended = found
+            if turn % MEMORY_EVERY or not limit:
+                continue
             used = private_memory_mb([os.getpid(), *self.pids()])
             used += sum(folder_mb(Path(folder)) for folder in self.config.memory_folders)
             if used > limit:
@@ -279,6 +301,7 @@ class Session:
         self.windows.clear_selections()
         self._wipe(keep)
         self._prepare_folders()
+        await self._start_panels()
         if not self.config.fullscreen:
             return "none"
         if not keep:
@@ -306,6 +329,8 @@ class Session:
 
     def _wipe(self, keep_browser: bool) -> None:
         kept = {str(self.private), f"{self.config.tmp}/.X11-unix"}
+        if self.config.runtime:  # where the buses listen
+            kept |= {f"{self.config.runtime}/bus", f"{self.config.runtime}/at-spi"}
         if keep_browser:
             kept.add(str(profile(self.config)))
         for folder in (self.config.home, self.config.tmp, *self.config.memory_folders):

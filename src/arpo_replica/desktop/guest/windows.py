@@ -105,6 +105,20 @@ class Windows:
             found.append(WindowInfo(number, text, tuple(wm_class)))
         return found
 
+    def docks(self) -> list[int]:
+        """Bars and docks."""
+        return [number for number in self._ids() if "DOCK" in self._kinds(number)]
+
+    def ordinary(self) -> list[int]:
+        """The windows that programs have opened: no panel, no desktop background."""
+        return [number for number in self._ids() if not self._kinds(number) & {"DOCK", "DESKTOP", "SPLASH"}]
+
+    def _kinds(self, number: int) -> set[str]:
+        window = self._display.create_resource_object("window", number)
+        found = self._property(window, "_NET_WM_WINDOW_TYPE")
+        known = ("DOCK", "DESKTOP", "SPLASH")
+        return {kind for kind in known if self._atom(f"_NET_WM_WINDOW_TYPE_{kind}") in (found or ())}
+
     def find(self, name: str, strict: bool, by_class: bool) -> WindowInfo | None:
         """First window whose title (or class) contains the name, or equals it if ``strict``."""
         for window in self.all():

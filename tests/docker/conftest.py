@@ -1,0 +1,32 @@
+"""Docker tests run wherever a daemon answers; ARPO_REQUIRE_DOCKER=1 makes its absence a failure."""
+
+import os
+
+import pytest
+from docker_helpers import IMAGE
+
+from arpo_replica.errors import UserError
+
+
+@pytest.fixture(scope="session")
+def engine():
+    docker = pytest.importorskip("docker")
+    assert docker is not None
+    from arpo_replica.desktop.engine import Engine
+
+    engine = Engine()
+    try:
+        engine.check()
+    except UserError as error:
+        if os.environ.get("ARPO_REQUIRE_DOCKER"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    engine.image(IMAGE)  # a missing image is a failure that says how to build it
+    return engine
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(engine):
+    """No test leaves a container of this process behind."""
+    yield
+    assert engine.owned() == []
