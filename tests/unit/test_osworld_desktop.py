@@ -1,0 +1,190 @@
+"""Provider ``osworld`` without desktop-env: its guest's answers, its pins, its messages."""
+
+import hashlib
+
+import pytest
+from aiohttp import web
+
+from arpo_replica.actions.types import Click, TypeText, Wait
+from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.osworld import OSWorldConfig
+from arpo_replica.desktop import osworld_host
+from arpo_replica.desktop.osworld import OSWorldDesktop
+from arpo_replica.errors import DesktopError, UserError
+from arpo_replica.osworld import wire
+from arpo_replica.osworld.downloads import urls_of
+from arpo_replica.tasks.model import Task
+from fake_guest import SCREEN, FakeGuest, executed
+
+TASK = Task("t", "os", "Do it.", [], {"func": "exact_match"}, {}, "0")
+
+
+class FakeWorker:
+    """Stands for both workers: a desktop at ``address`` and a score."""
+
+    def __init__(self, address):
+        self.address = address
+        self.calls = []
+
+    async def start_desktop(self, timeout_s, **options):
+        self.calls.append("start")
+        return self.address
+
+    async def reset_desktop(self, fresh, timeout_s):
+        self.calls.append(f"reset fresh={fresh}")
+        return self.address
+
+    async def set_up(self, task, address, screen, password):
+        self.calls.append(f"set up {task.id} {password}")
+        return ["a window was not there"]
+
+    async def evaluate(self, task, address, screen, failed, password):
+        return 0.5
+
+    async def close(self):
+        self.calls.append("close")
+
+
+@pytest.fixture
+async def guest():
+    async with FakeGuest() as running:
+        yield running
+
+
+@pytest.fixture
+async def desktop(guest, monkeypatch, tmp_path):
+    monkeypatch.setenv("ARPO_CACHE", str(tmp_path))
+    removed = []
+    monkeypatch.setattr(osworld_host, "remove_containers", removed.append)
+    config = DesktopConfig(provider="osworld", screen=SCREEN, act_timeout_s=2, osworld={"settle_ms": 200})
+    worker = FakeWorker(guest.address)
+    one = OSWorldDesktop("d", config, worker, worker)
+    await one.start()
+    yield one
+    await one.close()
+    assert removed == [one.mark]
+
+
+async def test_a_desktop_is_reverted_for_each_episode_but_the_first(desktop):
+    await desktop.reset(TASK)
+    await desktop.reset(TASK)
+    assert desktop.worker.calls == [
+        "start",
+        *("reset fresh=True", "set up t password"),
+        *("reset fresh=False", "set up t password"),
+    ]
+    assert await desktop.evaluate(TASK, None) == 0.5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda _: web.Response(status=500, text="no"),
+        lambda _: executed(code=1, error="Traceback ..."),
+        lambda _: web.Response(text="no JSON"),
+    ],
+)
+async def test_an_action_goes_out_once_whatever_the_answer(desktop, guest, answer):
+    await desktop.reset(TASK)
+    guest.answers["/execute"] = answer
+    with pytest.raises(DesktopError):
+        await desktop.act(Click(1, 2), "a1")
+    await desktop.act(Click(1, 2), "a1")  # seen before
+    assert guest.count("/execute") == 1
+
+
+async def test_text_goes_out_as_an_argument(desktop, guest):
+    await desktop.reset(TASK)
+    await desktop.act(TypeText("'); import os; os.system('x'); ('"), "a1")
+    await desktop.act(Wait(), "a2")
+    (body,) = [body for _, path, body in guest.calls if path == "/execute"]
+    assert body["command"][:2] == ["python", "-c"]
+    assert body["shell"] is False
+    assert "pyautogui.write(\"'); import os; os.system('x'); ('\")" in body["command"][2]
+
+
+async def test_another_screen_than_the_configs_is_refused(desktop, guest):
+    guest.answers["/screen_size"] = lambda _: web.json_response({"width": 1, "height": 2})
+    with pytest.raises(UserError, match=r"set desktop\.screen to \[1, 2\]"):
+        await desktop.reset(TASK)
+
+
+async def test_tasks_of_our_own_are_refused(desktop):
+    own = Task("m", "miniwob", "Do it.", [], {"func": "miniwob_reward"}, {}, "0")
+    with pytest.raises(UserError, match="no task of OSWorld"):
+        await desktop.reset(own)
+
+
+# -- pins -----------------------------------------------------------------------------------------
+
+
+def test_a_machine_of_other_bytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARPO_CACHE", str(tmp_path / "cache"))
+    machine = tmp_path / "Ubuntu.qcow2"
+    machine.write_bytes(b"one")
+    good = hashlib.sha256(b"one").hexdigest()
+    osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+    assert osworld_host.file_sha256(machine) == good  # from the note
+    machine.write_bytes(b"another")
+    with pytest.raises(UserError, match="vm_sha256 is " + good):
+        osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+    with pytest.raises(UserError, match="does not exist"):
+        osworld_host._check_machine(OSWorldConfig(vm=tmp_path / "none"))
+
+
+def test_an_image_of_another_digest_is_refused(monkeypatch):
+    have, want = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    monkeypatch.setattr(
+        osworld_host.OSWorldEngine, "image_facts", lambda _: {"digests": [have], "labels": {}}
+    )
+    osworld_host._check_image(OSWorldConfig())
+    osworld_host._check_image(OSWorldConfig(image_digest=have))
+    with pytest.raises(UserError, match=f"has the digest {have}, but desktop.osworld.image_digest is {want}"):
+        osworld_host._check_image(OSWorldConfig(image_digest=want))
+
+
+def test_vmware_needs_vmrun_and_a_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no 'vmrun'"):
+        osworld_host._check_vmware(OSWorldConfig(hypervisor="vmware"))
+    (tmp_path / "vmrun").touch(0o755)
+    with pytest.raises(UserError, match=r"\.vmx"):
+        osworld_host._check_vmware(OSWorldConfig(hypervisor="vmware"))
+
+
+def test_the_mark_is_the_same_on_both_sides():
+    source = (osworld_host.python_of.__globals__["ROOT"] / "src/arpo_replica/osworld/upstream.py").read_text()
+    assert f'MARK = "{osworld_host.VARIABLE}"' in source
+
+
+# -- messages and downloads -----------------------------------------------------------------------
+
+
+def test_messages_survive_and_others_are_refused():
+    message = {"op": "x", "text": "\x00ü\n" * 1000}
+    data = wire.pack(message)
+    assert wire.unpack_length(data[:4]) == len(data) - 4
+    assert wire.unpack(data[4:]) == message
+    with pytest.raises(ValueError, match="too large"):
+        wire.unpack_length(b"\xff\xff\xff\xff")
+    with pytest.raises(ValueError, match="object"):
+        wire.unpack(b"[]")
+
+
+def test_only_files_of_a_task_are_shared():
+    def download(url):
+        return {"type": "download", "parameters": {"files": [{"url": url, "path": "/a"}]}}
+
+    task = {
+        "config": [
+            download("http://a/1"),
+            {"type": "chrome_open_tabs", "parameters": {"urls_to_open": ["b"]}},
+        ],
+        "evaluator": {
+            "postconfig": [download("http://a/2")],
+            "result": [{"type": "vm_file"}, {"type": "cloud_file", "path": "http://a/3", "dest": "x"}],
+            "expected": {"type": "cloud_file", "multi": True, "path": ["http://a/4", "http://a/5"]},
+        },
+    }
+    assert urls_of(task) == {f"http://a/{number}" for number in range(1, 6)}
+    assert urls_of({"evaluator": {"func": "infeasible"}}) == set()
