@@ -28,6 +28,7 @@ class Server:
 
     def __init__(self, *replies, models=("policy",), key: str = ""):
         self.replies, self.models, self.key = list(replies), models, key
+        self.headers = {"Retry-After": "0", "Location": "/v1/models"}
         self.requests: list[dict] = []
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/models", self.list_models)
@@ -62,7 +63,7 @@ class Server:
         if reply == "hang":
             await asyncio.sleep(60)
         if isinstance(reply, int):
-            return web.Response(status=reply, text="no\nluck")
+            return web.Response(status=reply, text="no\nluck", headers=self.headers)
         if isinstance(reply, str):
             reply = {
                 "choices": [{"message": {"content": reply}}],
@@ -156,12 +157,35 @@ async def test_a_connection_that_stays_broken_is_a_policy_error():
     assert len(server.requests) == module.CONNECT_RETRIES + 1
 
 
-@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [302, 400, 404, 500, 502, 504])
 async def test_a_bad_status_is_not_tried_again(status):
     async with Server(status) as server, connect(server) as to:
         with pytest.raises(PolicyError, match=f"status {status}: no luck"):
             await converse(to).reply(png())
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_request_turned_away_unread_comes_again(status):
+    async with Server(status, status, "Action: wait()") as server, connect(server) as to:
+        assert (await converse(to).reply(png())).text == "Action: wait()"
+    assert len(server.requests) == 3
+    assert server.requests[0] == server.requests[2]
+    async with Server(status) as server, connect(server) as to:
+        with pytest.raises(PolicyError, match=f"status {status}"):
+            await converse(to).reply(png())
+    assert len(server.requests) == module.BUSY_RETRIES + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"), [("7", 7.0), ("1e9", 30.0), ("nan", 30.0), ("-3", 0.05), ("soon", 1.0), (None, 1.0)]
+)
+def test_the_servers_wait_is_respected_and_bounded(asked, waited):
+    class Answer:
+        status = 429
+        headers = {} if asked is None else {"Retry-After": asked}
+
+    assert module._busy_wait(Answer(), 1) == waited
 
 
 @pytest.mark.parametrize(
@@ -233,3 +257,123 @@ async def test_the_model_is_found_or_missed():
     async with Server(models=()) as server, connect(server, model=None) as to:
         with pytest.raises(UserError, match="serves"):
             await to.check()
+
+
+# --- secrets, and a model of another name --------------------------------------------------------------
+
+KEY = "sk-secret-of-the-user"
+
+
+class Echo(Server):
+    """Writes the key back wherever it can, as some services do when they refuse it."""
+
+    async def list_models(self, request):
+        return web.json_response({"data": [{"id": f"model-for-{KEY}"}]})
+
+
+@pytest.mark.parametrize("reply", [401, {"choices": KEY}, f"Thought: {KEY}\nAction: wait()"], ids=range(3))
+async def test_a_key_that_the_server_writes_back_is_hidden(reply, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("LAB_KEY", KEY)
+    said = ""
+    async with Echo(reply) as server:
+        if reply == 401:
+            server.replies = [{"error": KEY}]
+        async with connect(server, key_variable="LAB_KEY") as to:
+            with pytest.raises(UserError) as refused:
+                await to.check()
+            said += str(refused.value) + repr(refused.value.__cause__) + repr(to)
+            try:
+                said += (await converse(to).reply(png())).text
+            except PolicyError as error:
+                said += str(error) + repr(error.__cause__)
+    assert module.HIDDEN in said
+    assert KEY not in said + caplog.text + "".join(capsys.readouterr())
+
+
+async def test_the_key_is_in_no_record_of_a_run(monkeypatch):
+    from arpo_replica.config import load_config
+    from arpo_replica.environments import ROOT
+    from arpo_replica.evaluation.provenance import write_provenance
+    from arpo_replica.rollout.run import describe_sampling
+
+    monkeypatch.setenv("LAB_KEY", KEY)
+    monkeypatch.chdir(ROOT)
+    config = load_config(ROOT / "configs/demo.yaml")
+    config.policy = PolicyConfig(endpoint="https://lab.invalid/v1", api_key_variable="LAB_KEY")
+    written = str(describe_sampling(config)) + config.model_dump_json()
+    folder = ROOT / "results"
+    out = folder / "test-provenance.json"
+    try:
+        written += str(write_provenance(config, out, manifests=[])) + out.read_text()
+    finally:
+        out.unlink(missing_ok=True)
+    assert "LAB_KEY" in written
+    assert KEY not in written
+
+
+@pytest.mark.parametrize(
+    ("settings", "secret"),
+    [
+        ({"endpoint": f"https://user:{KEY}@lab.invalid"}, KEY),
+        ({"endpoint": f"https://lab.invalid/?key={KEY}"}, KEY),
+        ({"endpoint": f"lab.invalid/{KEY}"}, KEY),
+        ({"endpoint": f"http://lab.invalid:{KEY}"}, KEY),
+        ({"api_key_variable": KEY}, KEY),
+        ({"api_key": KEY}, KEY),
+    ],
+    ids=range(6),
+)
+def test_a_key_in_a_config_is_refused_and_not_repeated(settings, secret):
+    import yaml
+
+    from arpo_replica.config import parse_config
+    from arpo_replica.environments import ROOT
+
+    raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    raw["policy"] |= settings
+    with pytest.raises(UserError, match=f"policy.{next(iter(settings))}") as refused:
+        parse_config(raw, "x.yaml")
+    assert secret not in str(refused.value)
+
+
+async def test_a_key_with_a_line_break_is_refused(monkeypatch):
+    monkeypatch.setenv("ARPO_API_KEY", "sk-secret\nInjected: yes")
+    async with Server() as server:
+        with pytest.raises(UserError, match="without line breaks") as refused:
+            async with connect(server) as to:
+                await to.check()
+    assert "sk-secret" not in str(refused.value)
+
+
+async def test_each_kept_screenshot_is_in_a_request_once():
+    async with Server("Action: wait()") as server, connect(server) as to:
+        conversation = converse(to)
+        shots = [png((number, 0, 0)) for number in range(4)]
+        for shot in shots:
+            await conversation.reply(shot)
+    sent = str(server.requests[-1])
+    assert [sent.count(base64.b64encode(shot).decode()) for shot in shots] == [0, 0, 1, 1]
+
+
+def test_a_check_names_what_is_wrong(monkeypatch):
+    monkeypatch.delenv("LAB_KEY", raising=False)
+
+    async def refusals() -> list[str]:
+        said = []
+        async with Server(models=("a", "b"), key="k" * 20) as server:
+            for settings in ({}, {"LAB_KEY": "wrong" * 4}, {"LAB_KEY": "k" * 20}):
+                for name, value in settings.items():
+                    monkeypatch.setenv(name, value)
+                try:
+                    said.append(await asyncio.to_thread(module.check_endpoint, server.url, "c", "LAB_KEY"))
+                except UserError as error:
+                    said.append(str(error))
+            said.append(await asyncio.to_thread(module.check_endpoint, server.url, "b", "LAB_KEY"))
+            said.append(await asyncio.to_thread(module.check_endpoint, server.url, None, "LAB_KEY"))
+        return said
+
+    no_key, wrong_key, no_model, second, first = asyncio.run(refusals())
+    assert "wants a key; set LAB_KEY" in no_key
+    assert "refuses the key in LAB_KEY" in wrong_key
+    assert "serves ['a', 'b'], not 'c'; correct policy.served_model" in no_model
+    assert (second, first) == ("b", "a")

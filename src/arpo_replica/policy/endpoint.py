@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,12 @@ from arpo_replica.tasks.model import Task
 API_KEY_VARIABLE = "ARPO_API_KEY"
 CONNECT_RETRIES = 3
 """Times a request is sent again whose connection was refused or broke before any answer."""
+BUSY_RETRIES = 5
+"""Times a request is sent again that the server turned away unread (429, 503)."""
+BUSY_WAIT_S = 30.0
+"""Longest wait before that, whatever the server asks for."""
+HIDDEN = "(key)"
+"""Stands in messages and replies where the server wrote the key back."""
 MAX_ANSWER = 4 * 1024 * 1024
 """Longest answer that is read, in bytes."""
 
@@ -42,26 +49,37 @@ class Endpoint:
     """One server and one model on it. Use as an async context manager."""
 
     def __init__(
-        self, url: str, *, model: str | None, api_key: str | None, timeout_s: float, connections: int
+        self,
+        url: str,
+        *,
+        model: str | None,
+        api_key: str | None,
+        timeout_s: float,
+        connections: int,
+        key_variable: str = API_KEY_VARIABLE,
     ) -> None:
-        """``url`` with or without ``/v1``; ``model`` None: the first one served; time-out per request."""
+        """``url`` with or without ``/v1``; ``model`` None: the first one served; time-out per request.
+
+        Without ``api_key`` the environment variable ``key_variable`` is read, if it is set.
+        """
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.model = model
-        key = api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.key_variable = key_variable
+        self._key = (api_key if api_key is not None else os.environ.get(key_variable, "")).strip()
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=10)
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            self._session = aiohttp.ClientSession(
-                headers=self._headers,
-                timeout=self._timeout,
-                connector=aiohttp.TCPConnector(limit=self._connections),
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(
+                f"The key in {self.key_variable} cannot be sent as a header; set it without line breaks."
             )
-        except ValueError as error:
-            raise UserError(f"The key in {API_KEY_VARIABLE} cannot be sent as a header: {error}.") from error
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=self._timeout,
+            connector=aiohttp.TCPConnector(limit=self._connections),
+        )
         return self
 
     async def __aexit__(
@@ -73,48 +91,71 @@ class Endpoint:
     async def check(self) -> None:
         """Find the model. Raises ``UserError`` if the endpoint does not answer or does not serve it."""
         fix = "start the server or correct policy.endpoint"
+        limit = aiohttp.ClientTimeout(total=20)
         try:
-            async with self._open().get(
-                f"{self.url}/models", timeout=aiohttp.ClientTimeout(total=20)
-            ) as answer:
-                if answer.status in (401, 403):
-                    raise UserError(
-                        f"The endpoint {self.url} refuses the key; set {API_KEY_VARIABLE} in the environment."
-                    )
-                body = await _read_json(answer)
-                if answer.status != 200:
-                    raise UserError(f"The endpoint {self.url} answers with status {answer.status}; {fix}.")
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise UserError(f"The endpoint {self.url} does not answer ({_brief(error)}); {fix}.") from error
+            async with self._open().get(f"{self.url}/models", timeout=limit, allow_redirects=False) as answer:
+                status = answer.status
+                body = await _read_json(answer) if status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            raise UserError(
+                f"The endpoint {self.url} does not answer ({self.hide(_brief(error))}); {fix}."
+            ) from None
+        if status in (401, 403):
+            have = "refuses the key in" if self._key else "wants a key; set"
+            raise UserError(f"The endpoint {self.url} {have} {self.key_variable} in the environment.")
+        if status != 200:
+            raise UserError(f"The endpoint {self.url} answers with status {status}; {fix}.")
         entries = body.get("data") if isinstance(body, dict) else None
-        served = [entry.get("id") for entry in entries or [] if isinstance(entry, dict)]
-        if self.model is None and served and isinstance(served[0], str):
+        listed = entries if isinstance(entries, list) else []
+        served = [str(entry["id"]) for entry in listed if isinstance(entry, dict) and entry.get("id")]
+        if self.model is None and served:
             self.model = served[0]
         if self.model not in served:
+            asked = "any model" if self.model is None else f"'{self.model}'"
             raise UserError(
-                f"The endpoint {self.url} serves {served}, not '{self.model}'; correct policy.model."
+                f"The endpoint {self.url} serves {[self.hide(name) for name in served]}, not {asked}; "
+                "correct policy.served_model."
             )
 
     async def complete(self, body: dict[str, Any]) -> Any:
         """The answer to a chat completion. Raises ``PolicyError``.
 
         Sent again only if no connection came about or it broke before the answer began: then no token
-        was received and, as the request carries its seed, nothing is drawn twice.
+        was received and, as the request carries its seed, nothing is drawn twice. And if the server was
+        too busy to read it (429, 503), after the time that it asks for.
         """
-        for attempt in range(CONNECT_RETRIES + 1):
+        broken = busy = 0
+        while True:
+            answered = False
             try:
-                async with self._open().post(f"{self.url}/chat/completions", json=body) as answer:
-                    if answer.status != 200:
-                        text = " ".join((await answer.content.read(2000)).decode("utf-8", "replace").split())
-                        raise PolicyError(f"the endpoint answers with status {answer.status}: {text[:300]}")
-                    return await _read_json(answer)
-            except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError) as error:
-                if attempt == CONNECT_RETRIES:
-                    raise PolicyError(f"the endpoint does not answer: {_brief(error)}") from error
-                await asyncio.sleep(0.2 * 2**attempt)
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                raise PolicyError(f"the endpoint failed: {_brief(error)}") from error
-        raise AssertionError("unreachable")
+                async with self._open().post(
+                    f"{self.url}/chat/completions", json=body, allow_redirects=False
+                ) as answer:
+                    answered = True
+                    if answer.status == 200:
+                        return await _read_json(answer)
+                    text = " ".join((await answer.content.read(2000)).decode("utf-8", "replace").split())
+                    # After an error vLLM closes the connection unannounced: nothing may follow on it.
+                    answer.close()
+                    wait = _busy_wait(answer, busy)
+                    if wait is None or busy == BUSY_RETRIES:
+                        raise PolicyError(
+                            f"the endpoint answers with status {answer.status}: {self.hide(text)[:300]}"
+                        )
+                busy += 1
+            except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+                # No connection, or one that broke while the request was written or before the answer.
+                if answered or not isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+                    raise PolicyError(f"the endpoint failed: {self.hide(_brief(error))}") from None
+                if broken == CONNECT_RETRIES:
+                    raise PolicyError(f"the endpoint does not answer: {self.hide(_brief(error))}") from None
+                wait = 0.2 * 2**broken
+                broken += 1
+            await asyncio.sleep(wait)
+
+    def hide(self, text: str) -> str:
+        """The text without the key, should a server have written it back."""
+        return text.replace(self._key, HIDDEN) if len(self._key) >= 8 else text
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -122,14 +163,17 @@ class Endpoint:
         return self._session
 
 
-def check_endpoint(url: str) -> None:
-    """Refuse, with a ``UserError``, an endpoint that does not answer; for checks before any work."""
+def check_endpoint(url: str, model: str | None = None, key_variable: str = API_KEY_VARIABLE) -> str:
+    """The name of the model served. Refuses, with a ``UserError``, an endpoint that does not answer."""
 
-    async def ask() -> None:
-        async with Endpoint(url, model=None, api_key=None, timeout_s=20, connections=1) as endpoint:
+    async def ask() -> str:
+        async with Endpoint(
+            url, model=model, api_key=None, timeout_s=20, connections=1, key_variable=key_variable
+        ) as endpoint:
             await endpoint.check()
+            return str(endpoint.model)
 
-    asyncio.run(ask())
+    return asyncio.run(ask())
 
 
 class EndpointPolicy:
@@ -167,12 +211,18 @@ class EndpointConversation:
         """The conversation so far, in the format of the chat API."""
         policy = self.parent.policy
         messages = build_messages(
-            self.task.instruction, self.replies, max_images=policy.max_images, language=policy.language
+            self.task.instruction,
+            self.replies,
+            max_images=policy.max_images,
+            language=policy.language,
+            prompt=policy.prompt,
+            max_turns=policy.max_turns,
         )
-        kept = iter(self.images[i] for i in kept_images(len(self.images), policy.max_images))
+        kept = kept_images(len(self.images), policy.max_images, policy.max_turns)
+        urls = iter(self.images[i] for i in kept)
         for message in messages:
             message["content"] = [
-                {"type": "image_url", "image_url": {"url": next(kept)}} if part["type"] == "image" else part
+                {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
                 for part in message["content"]
             ]
         return messages
@@ -193,25 +243,38 @@ class EndpointConversation:
                 **sampling.extra,
             }
         )
-        reply = _read_reply(answer)
+        reply = _read_reply(answer, parent.endpoint.hide)
         self.replies.append(reply.text)
         return reply
 
 
-def _read_reply(answer: Any) -> Reply:
+def _read_reply(answer: Any, hide: Callable[[str], str]) -> Reply:
     """The reply in an answer, whose every part may be wrong. Raises ``PolicyError``."""
     try:
         text = answer["choices"][0]["message"]["content"]
         usage = answer.get("usage") or {}
         counts = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise PolicyError(f"the endpoint's answer is no chat completion: {str(answer)[:200]!r}") from error
+        raise PolicyError(
+            f"the endpoint's answer is no chat completion: {hide(str(answer))[:200]!r}"
+        ) from error
     if text is None:
         text = ""  # nothing but special tokens
     if not isinstance(text, str):
         raise PolicyError("the endpoint's answer has no text")
     # JSON can carry lone surrogates, which no file of ours could hold.
-    return Reply(text.encode("utf-8", "replace").decode(), *counts)
+    return Reply(hide(text.encode("utf-8", "replace").decode()), *counts)
+
+
+def _busy_wait(answer: aiohttp.ClientResponse, tries: int) -> float | None:
+    """Seconds until a request that was turned away may come again; None if it was not."""
+    if answer.status not in (429, 503):
+        return None
+    try:
+        asked = float(answer.headers.get("Retry-After", ""))
+    except ValueError:
+        asked = 0.5 * 2**tries
+    return min(max(asked, 0.05), BUSY_WAIT_S) if math.isfinite(asked) else BUSY_WAIT_S
 
 
 async def _read_json(answer: aiohttp.ClientResponse) -> Any:

@@ -1,36 +1,46 @@
 """The conversation with the policy: the one place used by supervised learning, evaluation and verl.
 
-    user       COMPUTER_USE_DOUBAO (package ui-tars) filled with language and instruction, screenshot 0
+    user       the prompt's text (``styles``) filled with language and instruction, screenshot 0
     assistant  reply 0
     user       screenshot 1
     assistant  reply 1
     ...
 
-No system message is added; a model whose chat template wants one puts it there itself, the same
-everywhere. Of the screenshots the newest ``max_images`` are kept; every reply stays, so that the policy
-still reads what it did. A user turn that would be left empty is dropped, so that two replies may follow
-each other: UI-TARS's runner in OSWorld (``uitars15_v1.py``) does the same with its newest five. With
-``max_images >= max_steps``, as in ARPO, this never happens.
+A prompt may have a system message and may show screenshot 0 in a user turn of its own (``Style``); without
+one no system message is added: a model whose chat template wants one puts it there itself, the same
+everywhere. Of the screenshots the newest ``max_images`` are kept; every reply stays (or the newest
+``max_turns``), so that the policy still reads what it did. A user turn that would be left empty is dropped,
+so that two replies may follow each other: UI-TARS's runner in OSWorld (``uitars15_v1.py``) does the same
+with its newest five. With ``max_images >= max_steps``, as in ARPO, this never happens.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from arpo_replica.policy.styles import STYLES
+
 Message = dict[str, Any]
+_PLAIN_BOX = re.compile(r"(start_box|end_box)='\((\d+),\s*(\d+)\)'")
 
 
-def first_text(instruction: str, language: str = "English") -> str:
-    """UI-TARS's prompt with the instruction filled in. Braces in the instruction are kept as they are."""
-    from ui_tars.prompt import COMPUTER_USE_DOUBAO
-
-    before, after = COMPUTER_USE_DOUBAO.replace("{language}", language).split("{instruction}")
+def first_text(instruction: str, language: str = "English", prompt: str = "uitars") -> str:
+    """The prompt with the instruction filled in. Braces in the instruction are kept as they are."""
+    template = STYLES[prompt].template()
+    before, after = template.replace("{language}", language).split("{instruction}")
     return f"{before}{instruction}{after}"
 
 
 def build_messages(
-    instruction: str, replies: Sequence[str], *, max_images: int, language: str = "English"
+    instruction: str,
+    replies: Sequence[str],
+    *,
+    max_images: int,
+    language: str = "English",
+    prompt: str = "uitars",
+    max_turns: int | None = None,
 ) -> list[Message]:
     """The conversation before the next reply.
 
@@ -38,15 +48,23 @@ def build_messages(
     first, as ``{"type": "image"}``, whose order is that of the images to be passed along
     (``kept_images``). Ends with a user message.
     """
-    first_kept = kept_images(len(replies) + 1, max_images).start
-    messages: list[Message] = [
-        {"role": "user", "content": [{"type": "text", "text": first_text(instruction, language)}]}
-    ]
-    if first_kept == 0:
-        messages[0]["content"].append({"type": "image"})
-    for index, reply in enumerate(replies):
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": reply}]})
-        if index + 1 >= first_kept:
+    style = STYLES[prompt]
+    images = kept_images(len(replies) + 1, max_images, max_turns)
+    first_turn = max(0, len(replies) - max_turns) if max_turns else 0
+    text = {"type": "text", "text": first_text(instruction, language, prompt)}
+    messages: list[Message] = [{"role": "user", "content": [text]}]
+    if style.system is not None:
+        system = {"type": "text", "text": style.system}
+        messages.insert(0, {"role": "system", "content": [system]})
+    if first_turn in images:
+        if style.own_turn:
+            messages.append(screenshot_message())
+        else:
+            messages[-1]["content"].append({"type": "image"})
+    for index in range(first_turn, len(replies)):
+        said = add_box_tokens(replies[index]) if style.box_tokens else replies[index]
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+        if index + 1 in images:
             messages.append(screenshot_message())
     return messages
 
@@ -56,8 +74,18 @@ def screenshot_message() -> Message:
     return {"role": "user", "content": [{"type": "image"}]}
 
 
-def kept_images(screenshots: int, max_images: int) -> range:
+def kept_images(screenshots: int, max_images: int, max_turns: int | None = None) -> range:
     """Indices of the screenshots that stay in the conversation, out of so many so far."""
     if max_images < 1:
         raise ValueError("max_images must be at least 1")
-    return range(max(0, screenshots - max_images), screenshots)
+    kept = max_images if max_turns is None else min(max_images, max_turns + 1)
+    return range(max(0, screenshots - kept), screenshots)
+
+
+def add_box_tokens(reply: str) -> str:
+    """The reply with the special tokens around its points that the model had sampled.
+
+    Servers strip special tokens from what they return; ARPO's code and OSWorld's runner put them back
+    the same way before a reply becomes history. A reply that still has them stays as it is.
+    """
+    return _PLAIN_BOX.sub(r"\1='<|box_start|>(\2,\3)<|box_end|>'", reply)

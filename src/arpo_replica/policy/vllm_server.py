@@ -22,7 +22,7 @@ import aiohttp
 
 from arpo_replica.actions.coordinates import FACTOR
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT, heavy_environment, python_of
+from arpo_replica.environments import ROOT, heavy_environment, python_of, short_root
 from arpo_replica.errors import UserError
 from arpo_replica.policy import guard
 
@@ -61,6 +61,8 @@ def serve_command(config: StudyConfig, model: Path, port: int) -> list[str]:
         "--disable-log-stats",
         "--disable-uvicorn-access-log",
         *(["--enforce-eager"] if serving.enforce_eager else []),
+        *(["--compilation-config", graph_config(serving.max_num_seqs)] if graphs(config) else []),
+        *("--mm-processor-cache-gb", f"{image_cache_gib(config, serving.max_num_seqs):g}"),
         # One process for engine and worker: half the start-up.
         *(["--distributed-executor-backend", "uni"] if config.accelerator == "cpu" else []),
     ]
@@ -71,6 +73,33 @@ def serving_dtype(config: StudyConfig) -> str:
     if config.serving.dtype != "auto":
         return config.serving.dtype
     return "float32" if config.accelerator == "cpu" else "auto"
+
+
+def graphs(config: StudyConfig) -> bool:
+    """True if vLLM shall decode from CUDA graphs."""
+    return config.accelerator == "cuda" and not config.serving.enforce_eager
+
+
+def graph_config(conversations: int) -> str:
+    """vLLM's compilation config, JSON: CUDA graphs for decoding, nothing compiled.
+
+    Launching kernels one by one is most of a decoding step. Capturing graphs takes seconds; vLLM's default
+    also compiles, which takes a minute and gains little in prefills as long as ours.
+    """
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < conversations] + [conversations]
+    return json.dumps({"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes})
+
+
+def image_cache_gib(config: StudyConfig, conversations: int) -> float:
+    """Memory for processed screenshots: all that running conversations hold, 4 to 32 GiB (vLLM's default: 4).
+
+    With less, every step processes a conversation's whole history again. A screenshot of 1920x1080 takes 50
+    MB as float32.
+    """
+    policy = config.policy
+    patches = policy.max_pixels / 14**2
+    needed = patches * 3 * 2 * 14**2 * 4 * policy.max_images * conversations / 2**30
+    return round(min(32.0, max(4.0, 1.2 * needed)), 1)
 
 
 def batched_tokens(config: StudyConfig) -> int:
@@ -94,6 +123,8 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
     }
+    # On a GPU these threads work on the screenshots, which vLLM takes one after another.
+    variables["OMP_NUM_THREADS"] = str(config.threads)
     if config.accelerator == "cpu":
         variables |= {
             "OMP_NUM_THREADS": str(engine_threads(config)),
@@ -157,7 +188,7 @@ class GuardedServer(ABC):
 
     def _start(self) -> None:
         # A short path: UNIX sockets go below it, and their paths end at 107 bytes.
-        self._scratch = Path(tempfile.mkdtemp(prefix="arpo-", dir="/tmp"))
+        self._scratch = Path(tempfile.mkdtemp(prefix="arpo-", dir=short_root()))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command, environment = self.command(self._scratch)
         with self.log.open("wb") as log:

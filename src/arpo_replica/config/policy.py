@@ -1,0 +1,104 @@
+"""Keys of ``policy``, and the presets that ``policy.recipe`` names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from arpo_replica.config.remote import plain_url, variable_name
+from arpo_replica.config.section import Positive, Section
+
+SERVED = "served"
+"""``policy.model`` of a policy whose weights no machine of ours has."""
+
+
+class PolicyConfig(Section):
+    """How the policy sees the screen and how it is asked."""
+
+    model: Literal["nano"] | str = "nano"
+    """`nano` (built here), the name of a file in `data/models` (fetched from its hub, or its shape with
+    random weights), a local folder in Hugging Face format, or `served`: `endpoint` alone has the weights, and
+    only the arm `base` can run."""
+    recipe: Literal["uitars_15", "uitars_dpo"] | None = None
+    """Preset for the keys below that a config leaves out. `uitars_15`: UI-TARS-1.5 and ARPO's models;
+    `uitars_dpo`: UI-TARS 2B-SFT, 7B-DPO, 72B-DPO. Values: docs/policy.md."""
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible server that already serves the base model; none is started then."""
+    served_model: str | None = None
+    """The base model's name on `endpoint`; without it the first one that the server lists."""
+    api_key_variable: str = "ARPO_API_KEY"
+    """Environment variable that holds the key of `endpoint`. The key itself never goes into a config."""
+    prompt: Literal["uitars", "uitars_box", "arpo"] = "uitars"
+    """`uitars`: COMPUTER_USE_DOUBAO of the package `ui-tars`; `uitars_box`: OSWorld's for UI-TARS;
+    `arpo`: the released code's. The latter two write points as `<|box_start|>(x,y)<|box_end|>`."""
+    language: str = "English"
+    """Language of the policy's thoughts, as the prompt asks for it."""
+    coordinates: Literal["absolute", "relative_1000"] = "absolute"
+    """`absolute`: pixels of the resized image (UI-TARS-1.5); `relative_1000`: 0-1000 (UI-TARS)."""
+    min_pixels: Positive = 100 * 28 * 28
+    """Smallest image the policy sees; smaller screenshots are enlarged."""
+    max_pixels: Positive = 2_116_800
+    """Largest image the policy sees; larger screenshots are reduced (ARPO's scripts: 2,116,800)."""
+    max_images: Positive = 15
+    """Screenshots kept in the history, the newest ones."""
+    max_turns: Positive | None = None
+    """Replies kept in the history, the newest ones; without it all, as OSWorld's runners keep them."""
+    max_steps: Positive = 15
+    """Steps of an episode (ARPO §4.1: 15)."""
+    max_new_tokens: Positive = 256
+    """Longest reply, in tokens."""
+    max_model_len: Positive = 65_536
+    """Longest conversation, in tokens (ARPO: 64K)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_recipe(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("recipe"), str):
+            return raw
+        return {**RECIPES.get(raw["recipe"], {}), **raw}
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> PolicyConfig:
+        if self.model == SERVED and (self.endpoint is None or self.served_model is None):
+            raise ValueError(
+                "policy.model is 'served', which needs policy.endpoint and policy.served_model: results name "
+                "them"
+            )
+        return self
+
+    @field_validator("api_key_variable")
+    @classmethod
+    def _names_a_variable(cls, name: str) -> str:
+        return variable_name(name)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_secret(cls, url: str | None) -> str | None:
+        return None if url is None else plain_url(url)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "uitars_15": {
+        "prompt": "arpo",
+        "coordinates": "absolute",
+        "language": "English",
+        "min_pixels": 3_136,
+        "max_pixels": 2_116_800,
+        "max_images": 15,
+        "max_new_tokens": 512,
+        "max_model_len": 65_536,
+    },
+    "uitars_dpo": {
+        "prompt": "uitars_box",
+        "coordinates": "relative_1000",
+        "language": "English",
+        "min_pixels": 100 * 28 * 28,
+        "max_pixels": 2_116_800,
+        "max_images": 5,
+        "max_new_tokens": 1_000,
+        "max_model_len": 32_768,
+    },
+}
+"""``policy.recipe`` -> what it sets. ``uitars_15`` as ARPO's scripts have it, ``uitars_dpo`` as OSWorld's
+runner for UI-TARS (``mm_agents/uitars_agent.py``); its images are capped like ARPO's."""

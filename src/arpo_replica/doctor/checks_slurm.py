@@ -1,0 +1,86 @@
+"""The cluster, where there is one: Slurm, the site file, and what the study's jobs may ask for."""
+
+from __future__ import annotations
+
+import math
+
+from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate, train_gpus
+from arpo_replica.cluster.profile import Profile, make_profile
+from arpo_replica.cluster.site import SITE_FILE, load_site
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.doctor.machine import Machine
+from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
+from arpo_replica.errors import UserError
+
+NO_SLURM = "no Slurm on this machine"
+
+
+def site_profile(machine: Machine) -> Profile | None:
+    """The cluster as ``snakemake --profile slurm`` would see it; None without Slurm. Raises ``UserError``."""
+    if machine.which("sinfo") is None:
+        return None
+
+    def ask(*command: str) -> str:
+        answer = machine.run(*command)
+        if answer.status:
+            raise UserError(f"Slurm does not answer ({command[0]}: {answer.words}).")
+        return answer.out
+
+    return make_profile(load_site(SITE_FILE), ask)
+
+
+def longest(config: StudyConfig, gpus: bool) -> Estimate | None:
+    """The study's longest job with, or without, GPUs."""
+    jobs = [rollout_estimate(config, arm) for arm in config.arms]
+    for arm in config.arms:
+        if arm != "base":
+            jobs += [stage_estimate(config, arm, stage.name) for stage in config.training.stages]
+    return max((job for job in jobs if (job.gpus > 0) == gpus), key=lambda job: job.hours, default=None)
+
+
+@check("Slurm and the site file")
+def slurm(config: StudyConfig, machine: Machine) -> Finding:
+    """A silent controller and a partition that does not exist are the first two things that go wrong."""
+    try:
+        profile = site_profile(machine)
+    except UserError as error:
+        return fail(str(error), f"correct {SITE_FILE} or see whether 'scontrol ping' finds the controller")
+    if profile is None:
+        return ok(NO_SLURM)
+    gpu = "none" if profile.gpu is None else profile.gpu.name
+    return ok(f"partitions: {profile.cpu.name} (no GPUs), {gpu} (GPUs); states by {profile.status_command}")
+
+
+@check("jobs that the cluster takes")
+def slurm_limits(config: StudyConfig, machine: Machine) -> Finding:
+    """Slurm lets a job that asks for too much wait for ever."""
+    try:
+        profile = site_profile(machine)
+    except UserError as error:
+        return fail(str(error), "the line above says more")
+    if profile is None:
+        return ok(NO_SLURM)
+    most = 0 if profile.gpu is None else max(profile.gpu.gpus.values())
+    for arm in config.arms:
+        _, gpus = train_gpus(config, arm)
+        if gpus > most:
+            return fail(
+                f"training.gpus is {gpus} ({arm}), but a node of the GPU partition has {most}",
+                "lower training.gpus and raise training.nodes, or name another partition in slurm/site.yaml",
+            )
+    for with_gpus in (False, True):
+        job, limit = longest(config, with_gpus), profile.minutes(with_gpus)
+        if job is None or limit is None:
+            continue
+        submissions = math.ceil(60 * job.hours / limit)
+        if submissions > 1 + profile.site.retries:
+            return fail(
+                f"a job of about {job.hours:.0f} h needs {submissions} submissions of {limit} min each",
+                f"raise retries in {SITE_FILE} to {submissions}, or take a partition with longer limits",
+            )
+        if submissions > 1:
+            return warn(
+                f"a job of about {job.hours:.0f} h, limit {limit} min",
+                "none needed: it saves before the limit and goes on, but waits in the queue each time",
+            )
+    return ok("GPUs and run times fit")

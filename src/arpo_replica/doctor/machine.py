@@ -1,0 +1,271 @@
+"""All that checks ask of a machine, in one place, so that tests can put another one there.
+
+No method raises for what it finds: a missing file is None, a missing program has status 127.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.config.models import DesktopConfig, PolicyConfig
+from arpo_replica.environments import ROOT
+
+NOT_FOUND = 127
+TOO_LONG = 124
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a program said."""
+
+    status: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def words(self) -> str:
+        """The end of what it complained about, in one line."""
+        return " ".join((self.err or self.out).split())[-200:]
+
+
+@dataclass(frozen=True, slots=True)
+class Docker:
+    """A Docker daemon as far as checks need it; ``problem`` if it does not answer."""
+
+    problem: str = ""
+    info: Mapping[str, Any] | None = None
+
+
+class Machine:
+    """This machine."""
+
+    root = ROOT
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Environment variables."""
+        return os.environ
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock."""
+        return time.time()
+
+    def system(self) -> tuple[str, str, str]:
+        """Operating system, processor architecture, Python version."""
+        return platform.system(), platform.machine(), platform.python_version()
+
+    def encoding(self) -> str:
+        """Encoding of file names and text."""
+        return sys.getfilesystemencoding()
+
+    def cores(self) -> int:
+        """Processors that this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def user_id(self) -> int:
+        """Numeric user."""
+        return os.getuid()
+
+    def soft_limit(self, name: str) -> int | None:
+        """Soft limit ``NOFILE``, ``NPROC`` ...; None: no limit."""
+        soft, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+        return None if soft == resource.RLIM_INFINITY else soft
+
+    def hard_limit(self, name: str) -> int | None:
+        """The limit that the user may raise the soft one to."""
+        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+        return None if hard == resource.RLIM_INFINITY else hard
+
+    # --- files --------------------------------------------------------------------------------------
+
+    def read(self, path: str | Path) -> str | None:
+        """Text of a file (its first MiB), or None."""
+        try:
+            with Path(path).open(errors="replace") as file:
+                return file.read(1 << 20)
+        except OSError:
+            return None
+
+    def exists(self, path: str | Path) -> bool:
+        """True if it is there and may be looked at."""
+        try:
+            return Path(path).exists()
+        except OSError:
+            return False
+
+    def may(self, path: str | Path, mode: int) -> bool:
+        """``os.access``."""
+        return os.access(path, mode)
+
+    def size(self, path: str | Path) -> int | None:
+        """Bytes of a file, or None."""
+        try:
+            return Path(path).stat().st_size
+        except OSError:
+            return None
+
+    def files(self, folder: str | Path, pattern: str) -> list[Path]:
+        """Files of a folder by pattern; none if there is no such folder."""
+        try:
+            return sorted(Path(folder).glob(pattern))
+        except OSError:
+            return []
+
+    def free(self, path: str | Path) -> tuple[int, int] | None:
+        """Free and total bytes of the disk that holds a path, which need not exist yet; None: no answer."""
+        place = Path(path).absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:
+            return None
+        return usage.free, usage.total
+
+    def temp_folder(self) -> str:
+        """Where scratch files go."""
+        return self.env.get("TMPDIR") or "/tmp"  # noqa: S108
+
+    # --- programs -------------------------------------------------------------------------------------
+
+    def which(self, program: str) -> str | None:
+        """Full path of a program."""
+        return shutil.which(program)
+
+    def run(self, *command: str, timeout_s: float = 30) -> Answer:
+        """Run a program to its end."""
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+            )
+        except subprocess.TimeoutExpired:
+            return Answer(TOO_LONG, err=f"no end within {timeout_s:g} s")
+        except (OSError, ValueError) as error:
+            return Answer(NOT_FOUND, err=str(error))
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def is_port_free(self, port: int, host: str = "127.0.0.1") -> bool:
+        """True if a server could listen there."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                return False
+        return True
+
+    def has_package(self, name: str) -> str | None:
+        """Version of a Python package of this environment."""
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def has_symbol(self, library: str | None, name: str) -> bool:
+        """True if a C library has a function."""
+        try:
+            return hasattr(ctypes.CDLL(library), name)
+        except OSError:
+            return False
+
+    # --- the project's own parts; each raises UserError with its sentence -----------------------------
+
+    def environment_state(self, name: str) -> str:
+        """``ready``, ``stale`` (its lock changed since) or ``missing``."""
+        folder = self.root / "envs" / name
+        stamp = self.read(folder / ".venv" / "prepared")
+        if not self.exists(folder / ".venv" / "bin" / "python"):
+            return "missing"
+        spec = importlib.util.spec_from_file_location("arpo_prepare", self.root / "envs" / "prepare.py")
+        if spec is None or spec.loader is None:
+            return "stale"
+        prepare = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(prepare)
+        return "ready" if stamp == prepare.fingerprint(folder) else "stale"
+
+    def docker(self) -> Docker:
+        """The daemon that ``DOCKER_HOST`` or the system names."""
+        try:
+            import docker
+            import requests
+        except ImportError:
+            return Docker("the Python package 'docker' is missing")
+        try:
+            client = docker.from_env(timeout=10)
+            try:
+                return Docker(info=client.info())
+            finally:
+                client.close()
+        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
+            return Docker(" ".join(str(error).split())[:200] or type(error).__name__)
+
+    def docker_image(self, name: str) -> Mapping[str, Any] | None:
+        """``docker image inspect``, or None."""
+        import docker
+        import requests
+
+        try:
+            client = docker.from_env(timeout=10)
+            try:
+                attributes: dict[str, Any] = client.images.get(name).attrs
+                return attributes
+            finally:
+                client.close()
+        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError):
+            return None
+
+    def docker_containers(self, label: str) -> list[dict[str, str]]:
+        """Labels of all containers, running or not, that have a label."""
+        import docker
+        import requests
+
+        try:
+            client = docker.from_env(timeout=10)
+            try:
+                found = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+                return [dict(container.labels) for container in found]
+            finally:
+                client.close()
+        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError):
+            return []
+
+    def check_endpoint(self, policy: PolicyConfig) -> str:
+        """Name of the model that ``policy.endpoint`` serves. Raises ``UserError``."""
+        from arpo_replica.policy.endpoint import check_endpoint
+
+        return check_endpoint(str(policy.endpoint), policy.served_model, policy.api_key_variable)
+
+    def check_provider(self, desktop: DesktopConfig) -> None:
+        """The desktop provider's own check. Raises ``UserError``."""
+        from arpo_replica.desktop.providers import make_provider
+
+        make_provider(desktop).check()
+
+    def check_remote(self, desktop: DesktopConfig) -> dict[str, Any]:
+        """Facts of the desktop service. Raises ``UserError``."""
+        from arpo_replica.desktop.remote import RemoteProvider
+
+        provider = RemoteProvider(desktop)
+        provider.check()
+        return provider.describe()
