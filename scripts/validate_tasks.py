@@ -1,0 +1,10 @@
+"""Run the tasks of a split without a model: no action, FAIL, and the committed scripts."""
+
+from pathlib import Path
+
+from arpo_replica.tasks.validate import tell, validate_tasks
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    # What was not expected is part of the result; the command of the same name fails on it.
+    tell(validate_tasks(config, snakemake.wildcards.split, Path(snakemake.output[0])))
