@@ -1,8 +1,11 @@
-# Needs: a desktop for the demonstrations, envs/cpu for the weights. Makes: the demonstrations of the
-# scripted expert, the nano policy trained on them, and the manifest of the policy that all arms start from.
+# Needs: a desktop for the demonstrations, envs/cpu for the weights; or a description in data/models and the hub.
+# Makes: the demonstrations of the scripted expert and the nano policy trained on them, or a model of data/models;
+# and the manifest of the policy that all arms start from.
 
 
 rule record_demonstrations:
+    input:
+        ancient(study.desktop_image()),
     output:
         "<results>/nano/demonstrations/episodes.jsonl",
     log:
@@ -12,7 +15,8 @@ rule record_demonstrations:
     threads: study.config.threads
     resources:
         mem_mb=6000,
-        runtime=60,
+        runtime=longer_minutes,
+        cpus_per_task=study.config.threads,
     params:
         decides=study.demonstration_params(),
     script:
@@ -31,11 +35,28 @@ rule build_nano_model:
     threads: study.config.threads
     resources:
         mem_mb=6000,
-        runtime=120,
+        runtime=longer_minutes,
+        cpus_per_task=study.config.threads,
     params:
         decides=study.nano_params(),
     script:
         "../scripts/build_nano_model.py"
+
+
+rule fetch_model:
+    output:
+        "<results>/model/manifest.json",
+    log:
+        "<logs>/fetch_model.log",
+    localrule: True
+    threads: study.config.threads
+    resources:
+        mem_mb=24000,
+        runtime=240,
+    params:
+        decides=study.model_params(),
+    script:
+        "../scripts/fetch_model.py"
 
 
 rule register_base_model:

@@ -1,11 +1,14 @@
-# Needs: the manifest of the stage before, the split, desktops, envs/cpu. Makes: the manifest of the
-# stage's weights and its metrics per step. Weights, checkpoints, replay buffer and training episodes lie
-# beside the manifest in folders that Snakemake does not know: a killed stage goes on from them.
+# Needs: manifest and metrics of the stage before, which must pass its gates, the split, desktops, envs/cpu or
+# envs/gpu. Makes: the manifest of the stage's weights, its metrics per step, and the judgement on its own gates.
+# Weights, checkpoints, replay buffer and training episodes lie beside the manifest in folders that Snakemake does
+# not know: a killed stage goes on from them.
 
 
 rule train_stage:
     input:
         parent=previous_manifest,
+        before=previous_metrics,
+        image=ancient(study.desktop_image()),
         split=stage_split,
     output:
         manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
@@ -18,9 +21,31 @@ rule train_stage:
         arm=study.trained_arms_pattern,
     threads: study.config.threads
     resources:
-        mem_mb=14000,
-        runtime=240,
+        mem_mb=train_memory,
+        runtime=train_minutes,
+        cpus_per_task=study.config.threads,
+        nodes=train_nodes,
+        tasks=train_tasks,
+        gres=train_gpus,
     params:
         decides=training_params,
     script:
         "../scripts/train_stage.py"
+
+
+rule check_stage:
+    input:
+        manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
+        metrics="<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl",
+    output:
+        "<results>/models/{arm}/seed_{seed}/stage_{stage}/stage_report.json",
+    log:
+        "<logs>/check_stage/{arm}.seed_{seed}.{stage}.log",
+    wildcard_constraints:
+        arm=study.trained_arms_pattern,
+    priority: 1
+    localrule: True
+    params:
+        decides=gate_params,
+    script:
+        "../scripts/check_stage.py"

@@ -6,4 +6,5 @@ from arpo_replica.manifest import register_model
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
-    register_model(config, Path(snakemake.input[0]).parent, Path(snakemake.output[0]))
+    folder = Path(snakemake.input[0]).parent if snakemake.input else None
+    register_model(config, folder, Path(snakemake.output[0]))

@@ -12,4 +12,5 @@ with job(snakemake) as config:
         [Path(path) for path in snakemake.input.get("metrics", [])],
         [Path(path) for path in snakemake.input.manifests],
         Path(snakemake.output[0]),
+        reports=[Path(path) for path in snakemake.input.get("reports", [])],
     )

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from arpo_replica.training.gates import require_passed
 from arpo_replica.training.run import train_stage
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
+    if snakemake.input.before:
+        require_passed(config, snakemake.wildcards.arm, Path(snakemake.input.parent))
     train_stage(
         config,
         arm=snakemake.wildcards.arm,

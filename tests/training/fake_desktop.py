@@ -1,7 +1,8 @@
 """A desktop without a screen, for trainings in tests. Scores follow a rule, not what was done.
 
 Every task succeeds in the first episode that is ever evaluated (``FAKE_STATE`` is a folder that remembers
-it over processes) and fails in all later ones. ``FAKE_BREAK`` names a task whose every attempt breaks.
+it over processes) and fails in all later ones. ``FAKE_BREAK`` names tasks whose every attempt breaks,
+``FAKE_HOPELESS`` tasks that never succeed; both are separated by commas.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class FakeDesktop:
 
     async def reset(self, task: Task) -> None:
         self.turn = 0
-        if os.environ.get("FAKE_BREAK") == task.id:
+        if task.id in os.environ.get("FAKE_BREAK", "").split(","):
             raise DesktopError("broken on purpose")
 
     async def screenshot(self) -> bytes:
@@ -47,6 +48,8 @@ class FakeDesktop:
         self.turn += 1
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
+        if task.id in os.environ.get("FAKE_HOPELESS", "").split(","):
+            return 0.0
         try:
             (Path(os.environ["FAKE_STATE"]) / task.id).touch(exist_ok=False)
         except FileExistsError:

@@ -18,9 +18,10 @@ import transformers  # noqa: E402
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase  # noqa: E402
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder  # noqa: E402
 
+from arpo_replica.config.models import PolicyConfig  # noqa: E402
 from arpo_replica.errors import PolicyError  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
-from arpo_replica.training.conversation import TokenConversation, with_image  # noqa: E402
+from arpo_replica.training.conversation import TokenConversation, TokenSequence, with_images  # noqa: E402
 from fakes import make_task  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402
 
@@ -35,16 +36,11 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
 class Loop:
     """The part of verl's agent loop that a conversation uses, with its own helpers, and a scripted server."""
 
-    ct_build_initial_tokens = AgentLoopBase.ct_build_initial_tokens
-    ct_merge_assistant_token = AgentLoopBase.ct_merge_assistant_token
-    ct_merge_context_msg = AgentLoopBase.ct_merge_context_msg
-    _cap_text_prompt_length = AgentLoopBase._cap_text_prompt_length
     _get_mm_processor_kwargs = AgentLoopBase._get_mm_processor_kwargs
 
     def __init__(self, processor: Any, replies: list[list[int]]) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.mm_processor_kwargs: dict[str, Any] = {}
-        self.rollout_config = SimpleNamespace(prompt_length=4096)
         self.loop = asyncio.get_running_loop()
         self.continuous_token_builder = create_continuous_token_builder(
             self.tokenizer, hf_model_type="qwen2_5_vl", processor=processor
@@ -72,9 +68,9 @@ def screenshot(shade: int) -> bytes:
 def converse(processor: Any, replies: list[list[int]], **options: Any) -> tuple[TokenConversation, Loop]:
     async def run() -> tuple[TokenConversation, Loop]:
         loop = Loop(processor, list(replies))
-        settings = {"max_new_tokens": 32, "max_model_len": 4096, "language": "English", **options}
+        policy = PolicyConfig(**{"max_new_tokens": 32, "max_model_len": 4096, **options})
         conversation = TokenConversation(
-            loop, make_task(1), sampling={"temperature": 1.0}, seed_parts=(0, "stage", 1), **settings
+            loop, make_task(1), sampling={"temperature": 1.0}, seed_parts=(0, "stage", 1), policy=policy
         )
         for turn in range(len(replies)):
             reply = await conversation.reply(screenshot(40 * turn))
@@ -92,18 +88,13 @@ def test_ids_are_those_of_the_whole_conversation(processor: Any) -> None:
     """Three turns grown token by token equal one rendering of all messages by the processor."""
     texts = ["Thought: a\nAction: click(point='<point>1 2</point>')", "Action: wait()", "Action: finished()"]
     conversation, loop = converse(processor, [encode(processor, f"{text}<|im_end|>") for text in texts])
-    messages = build_messages(make_task(1).instruction, texts[:2], max_images=9)
-    images = [Image.open(io.BytesIO(screenshot(40 * turn))) for turn in range(3)]
-    for message in messages:
-        if any(part["type"] == "image" for part in message["content"]):
-            message["content"] = with_image(message, images[0])["content"]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    whole = processor(text=[text], images=images)["input_ids"][0]
-    assert list(loop.requests[2]["prompt_ids"]) == list(whole)
-    assert conversation.ids == [*whole, *encode(processor, f"{texts[2]}<|im_end|>")]
+    whole = rendered(processor, texts[:2], [0, 1, 2], max_images=9)
+    assert list(loop.requests[2]["prompt_ids"]) == whole
+    (sequence,) = conversation.sequences
+    assert sequence.ids == [*whole, *encode(processor, f"{texts[2]}<|im_end|>")]
     assert [len(request["image_data"]) for request in loop.requests] == [1, 2, 3]
     pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    assert conversation.ids.count(pad) == 3 * (168 // 28) * (224 // 28)
+    assert sequence.ids.count(pad) == 3 * (168 // 28) * (224 // 28)
 
 
 def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
@@ -112,25 +103,79 @@ def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
     assert spelt != encode(processor, "click")
     end = encode(processor, "<|im_end|>")
     conversation, loop = converse(processor, [[*spelt, *end], [*spelt, *end]])
-    sampled = [token for token, bit in zip(response(conversation), conversation.mask, strict=True) if bit]
-    assert sampled == [*spelt, *end] * 2
+    (sequence,) = conversation.sequences
+    assert trained(sequence) == [*spelt, *end] * 2
     prompt = loop.requests[1]["prompt_ids"]
     first = len(loop.requests[0]["prompt_ids"])
     assert prompt[first : first + len(spelt)] == spelt
-    assert len(conversation.logprobs) == len(conversation.mask)
-    assert {
-        logprob for logprob, bit in zip(conversation.logprobs, conversation.mask, strict=True) if bit
-    } == {-0.5}
+    assert len(sequence.logprobs) == len(sequence.mask)
+    assert {value for value, bit in zip(sequence.logprobs, sequence.mask, strict=True) if bit} == {-0.5}
+    assert {value for value, bit in zip(sequence.logprobs, sequence.mask, strict=True) if not bit} == {0.0}
 
 
-def response(conversation: TokenConversation) -> list[int]:
-    return conversation.ids[len(conversation.ids) - len(conversation.mask) :]
+def rendered(processor: Any, texts: list[str], shots: list[int], **history: Any) -> list[int]:
+    """The prompt of a history as the processor renders it in one go; ``shots``: its screenshots."""
+    images = [Image.open(io.BytesIO(screenshot(40 * turn))) for turn in shots]
+    messages = with_images(build_messages(make_task(1).instruction, texts, **history), images)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(processor(text=[text], images=images)["input_ids"][0])
+
+
+def trained(sequence: TokenSequence) -> list[int]:
+    """The tokens that train."""
+    return [token for token, bit in zip(sequence.response, sequence.mask, strict=True) if bit]
+
+
+TEXTS = ["Thought: a\nAction: wait()", "Action: wait()", "Thought: c\nAction: wait()", "Action: finished()"]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"max_images": 9}, [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]),
+        ({"max_images": 2}, [[0], [0, 1], [1, 2], [2, 3]]),
+        ({"max_images": 1}, [[0], [1], [2], [3]]),
+        ({"max_images": 3, "max_turns": 1}, [[0], [0, 1], [1, 2], [2, 3]]),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["uitars", "uitars_box", "arpo"])
+def test_a_reply_is_trained_on_under_the_prompt_it_was_given_to(
+    processor: Any, options: dict[str, Any], kept: list[list[int]], prompt: str
+) -> None:
+    """However much the history forgets: vLLM is asked what evaluation asks, and that very prompt trains."""
+    replies = [encode(processor, f"{text}<|im_end|>") for text in TEXTS]
+    conversation, loop = converse(processor, replies, prompt=prompt, **options)
+    for turn, shots in enumerate(kept):
+        expected = rendered(processor, TEXTS[:turn], shots, prompt=prompt, **options)
+        assert list(loop.requests[turn]["prompt_ids"]) == expected
+        assert loop.requests[turn]["image_data"] == conversation.images[shots[0] : shots[-1] + 1]
+    turn = 0
+    for sequence in conversation.sequences:
+        rest = trained(sequence)
+        while rest:  # which replies it trains on, in order
+            reply, turn = replies[turn], turn + 1
+            assert rest[: len(reply)] == reply
+            rest = rest[len(reply) :]
+        assert sequence.ids == [*loop.requests[turn - 1]["prompt_ids"], *replies[turn - 1]]
+        assert (sequence.first_image, sequence.images) == (kept[turn - 1][0], len(kept[turn - 1]))
+    assert turn == len(replies)
+
+
+def test_a_short_history_makes_a_sequence_of_every_later_reply(processor: Any) -> None:
+    end = encode(processor, "<|im_end|>")
+    replies = [encode(processor, text) + end for text in "abcd"]
+    conversation, _ = converse(processor, replies, max_images=2)
+    assert [trained(sequence) for sequence in conversation.sequences] == [
+        replies[0] + replies[1],
+        replies[2],
+        replies[3],
+    ]
 
 
 def test_the_mask_leaves_observations_out(processor: Any) -> None:
     end = encode(processor, "<|im_end|>")
     conversation, _ = converse(processor, [encode(processor, "ab") + end, encode(processor, "c") + end])
-    bits = "".join(map(str, conversation.mask))
+    bits = "".join(map(str, conversation.sequences[0].mask))
     own = len(encode(processor, "ab")) + 1, len(encode(processor, "c")) + 1
     assert bits.startswith("1" * own[0] + "0") and bits.endswith("0" + "1" * own[1])
     assert bits.count("1") == sum(own)

@@ -7,15 +7,8 @@ then on; one task's desktop breaks every time. So step by step it is known what 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(900)]
@@ -27,59 +20,21 @@ import transformers  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.manifest import read_manifest, register_model  # noqa: E402
+from arpo_replica.manifest import read_manifest  # noqa: E402
 from arpo_replica.rollout.records import finished_episodes, read_episode  # noqa: E402
-from arpo_replica.tasks.splits import load_split  # noqa: E402
-from training.tiny_model import build_tiny_model  # noqa: E402
+from training.stage_process import StageProcess  # noqa: E402
 
 STEPS = 4
-RUN = """
-import sys
-from pathlib import Path
-from arpo_replica.config.models import StudyConfig
-from arpo_replica.training.run import train_stage
-folder = Path(sys.argv[1])
-config = StudyConfig.model_validate_json((folder / "config.json").read_bytes())
-train_stage(config, arm="arpo", seed=5, stage="train_4", parent=folder / "base" / "manifest.json",
-            out=folder / "stage", provider="training.fake_desktop:FakeProvider")
-"""
 
 
-class Stage:
-    """A study in a folder and the stage that is trained in it."""
+class Stage(StageProcess):
+    """The stage over fake desktops, one task's of which are broken."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder / "stage"
-        self.config = small_config()
-        self.tasks = load_split(self.config.tasks.splits["train_4"], self.config.tasks.root)
-        self.broken = self.tasks[0]
-        (folder / "config.json").write_text(self.config.model_dump_json())
+        super().__init__(folder, small_config(), provider="training.fake_desktop:FakeProvider")
         (folder / "state").mkdir()
-        build_tiny_model(folder / "model")
-        (folder / "base").mkdir()
-        self.parent = register_model(self.config, folder / "model", folder / "base" / "manifest.json")
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """A process that trains the stage."""
-        variables = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "tests"),
-            "FAKE_STATE": str(self.folder / "state"),
-            "FAKE_BREAK": self.broken.id,
-        }
-        log = (self.folder / "output.txt").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-c", RUN, str(self.folder)], env=variables, stdout=log, stderr=log
-        )
-
-    def wait(self, process: subprocess.Popen[bytes], step: int | None) -> None:
-        """Until the metrics of a step are there, or until the process has ended."""
-        deadline = time.monotonic() + 400
-        while process.poll() is None and time.monotonic() < deadline:
-            if step is not None and len(self.rows()) >= step:
-                return
-            time.sleep(0.2)
-        assert step is None and process.poll() == 0, self.words()
+        self.broken = self.tasks[0]
+        self.variables = {"FAKE_STATE": str(folder / "state"), "FAKE_BREAK": self.broken.id}
 
     def forget_unfinished_steps(self) -> None:
         """The killed attempt may have begun step 2: its episodes were not the first ones ever."""
@@ -87,27 +42,6 @@ class Stage:
         for path in (self.folder / "state").iterdir():
             if path.name not in done:
                 path.unlink()
-
-    def rows(self) -> list[dict[str, Any]]:
-        path = self.out / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def words(self) -> str:
-        """What went wrong, for a failed assertion."""
-        logs = sorted((self.out / "checkpoints" / "logs").glob("train_*.log"))
-        log = logs[-1].read_text(errors="replace")[-6000:] if logs else ""
-        return (self.folder / "output.txt").read_text() + "\n" + log
-
-    def processes(self) -> list[str]:
-        """All that still belongs to the training."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("ARPO_JOB", "").startswith(str(self.out)):
-                    found.append(f"{process.pid} {process.name()} {process.status()}")
-            except psutil.Error:
-                continue
-        return [line for line in found if not line.endswith(psutil.STATUS_ZOMBIE)]
 
 
 def small_config() -> StudyConfig:
@@ -128,17 +62,9 @@ def small_config() -> StudyConfig:
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """Trained: the first attempt is killed after step 1, the second one ends."""
     stage = Stage(tmp_path_factory.mktemp("study"))
-    first = stage.start()
-    stage.wait(first, step=1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    deadline = time.monotonic() + 20
-    while stage.processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert stage.processes() == [], "processes survived SIGKILL"
+    stage.kill_when(lambda: len(stage.rows()) >= 1)
     stage.forget_unfinished_steps()
-    second = stage.start()
-    stage.wait(second, step=None)
+    stage.finish()
     return stage
 
 

@@ -20,9 +20,20 @@ One YAML file is one study. Every key, its type, its default and its meaning; th
 | [demo.yaml](demo.yaml) | the default: the whole pipeline in minutes on two cores |
 | [nano.yaml](nano.yaml) | the same parts for about an hour: does replay make the nano policy learn? |
 | [ci.yaml](ci.yaml) | the smallest study, for continuous integration |
+| [smoke.yaml](smoke.yaml) | OSWorld's own tasks on container desktops with the nano policy |
+| [seed_2b.yaml](seed_2b.yaml) | UI-TARS-2B-SFT on one GPU, 4 -> 32 -> 128 tasks of OSWorld |
+| [subset32.yaml](subset32.yaml) | UI-TARS-1.5-7B on 32 tasks, tested on the other 96 (paper, section 4.3) |
+| [paper.yaml](paper.yaml) | UI-TARS-1.5-7B on 128 tasks, measured on all 369 |
 
 Run another study with `snakemake --configfile configs/nano.yaml`. An arm is a set of overrides of
-`training`, for example `arpo: {replay: {enabled: true}}`.
+`training`, for example `arpo: {replay: {enabled: true}}`: arms are compared within one study.
+
+**Overlays** are files of a few lines, laid over a study in the order given; later ones win, for example
+`--configfile configs/demo.yaml configs/recipes/released_code.yaml configs/ablations/random_slot.yaml`.
+[recipes](recipes) say how to learn (paper, released code, GRPO alone, the 2B plan) and fit a study of any
+size; [shapes](shapes) change the batch of one study; each of [ablations](ablations) changes one key. An
+overlay's `variant` keeps its results in a folder of its own. Which value comes from where:
+[parity](../docs/parity.md).
 """
 
 

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 
+UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
+"""Keys whose values no message repeats: somebody may have pasted a secret there."""
+
 
 def load_config(path: Path) -> StudyConfig:
     """Read and check ``path``. Raises ``UserError`` with the key at fault."""
@@ -47,8 +50,9 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key '{key}' is missing; configs/README.md says what it means.{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return f"{message}.{more}"
+    if not key or (location and location[-1] in UNSHOWN):
+        where = f"'{key}': " if key else ""
+        return f"{where}{message}.{more}"
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}.{more}"
 
 

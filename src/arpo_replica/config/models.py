@@ -9,24 +9,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A mapping whose keys are closed."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+from arpo_replica.config.container import ContainerConfig
+from arpo_replica.config.osworld import OSWorldConfig
+from arpo_replica.config.policy import PolicyConfig
+from arpo_replica.config.remote import RemoteConfig
+from arpo_replica.config.section import Fraction, Positive, Section
+from arpo_replica.config.targets import TargetsConfig
+from arpo_replica.config.tasks import TasksConfig
+from arpo_replica.config.training import (
+    StageConfig,
+    TrainingConfig,
+)
+from arpo_replica.desktop.fidelity import kind_of_osworld
 
 
 class DesktopConfig(Section):
     """Where the policy acts."""
 
-    provider: Literal["process"] = "process"
-    """`process`: Xvfb, window manager, Chromium and guest server in a bubblewrap sandbox, no Docker."""
+    provider: Literal["process", "container", "osworld", "remote"] = "process"
+    """`process`: Xvfb, window manager, Chromium and guest server in a bubblewrap sandbox, no Docker.
+    `container`: all programs of OSWorld's tasks, in a container of our Debian image. `osworld`: desktop-env's
+    own providers (Docker, VMware). `remote`: desktops of another machine."""
     screen: tuple[Positive, Positive] = (1920, 1080)
     """Width and height in pixels."""
     count: Positive = 4
@@ -44,15 +49,22 @@ class DesktopConfig(Section):
     """Longest time that one action or screenshot may take."""
     settle_ms: Annotated[int, Field(ge=0)] = 400
     """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
+    container: ContainerConfig = ContainerConfig()
+    """Desktops in containers (`provider: container`)."""
+    osworld: OSWorldConfig = OSWorldConfig()
+    """Desktops by `desktop-env` (`provider: osworld`)."""
+    remote: RemoteConfig = RemoteConfig()
+    """Desktops of another machine (`provider: remote`)."""
 
-
-class TasksConfig(Section):
-    """Which tasks exist and which are used where."""
-
-    root: Path = Path("data/tasks")
-    """Folder of task files, `{domain}/{id}.json`, in OSWorld's schema."""
-    splits: dict[str, Path] = Field(min_length=1)
-    """Name of a split -> its list under `data/splits`."""
+    @property
+    def kind(self) -> str:
+        """What the desktops are, wherever they run: the mark of results."""
+        if self.provider == "osworld":
+            return kind_of_osworld(self.osworld)
+        if self.provider != "remote":
+            return self.provider
+        # Which image and virtual machine the other side has is not known here.
+        return "osworld_unpinned" if self.remote.lends == "osworld" else self.remote.lends
 
 
 class NanoConfig(Section):
@@ -80,31 +92,16 @@ class NanoConfig(Section):
     """Largest vocabulary: special tokens, bytes, coordinates, phrases, words."""
 
 
-class PolicyConfig(Section):
-    """How the policy sees the screen and how it is asked."""
+class ModelConfig(Section):
+    """A model of `data/models` (rule `fetch_model`); without effect on `nano` and on local folders."""
 
-    model: Literal["nano"] | str = "nano"
-    """`nano` (built here) or a local folder in Hugging Face format."""
-    endpoint: str | None = None
-    """URL of an OpenAI-compatible server that already serves the base model; none is started then."""
-    prompt: Literal["uitars"] = "uitars"
-    """`uitars`: COMPUTER_USE_DOUBAO of the package `ui-tars`."""
-    language: str = "English"
-    """Language of the policy's thoughts, as the prompt asks for it."""
-    coordinates: Literal["absolute", "relative_1000"] = "absolute"
-    """`absolute`: pixels of the resized image (UI-TARS-1.5); `relative_1000`: 0-1000 (UI-TARS)."""
-    min_pixels: Positive = 100 * 28 * 28
-    """Smallest image the policy sees; smaller screenshots are enlarged."""
-    max_pixels: Positive = 2_116_800
-    """Largest image the policy sees; larger screenshots are reduced (ARPO's scripts: 2,116,800)."""
-    max_images: Positive = 15
-    """Screenshots kept in the history, the newest ones."""
-    max_steps: Positive = 15
-    """Steps of an episode (ARPO §4.1: 15)."""
-    max_new_tokens: Positive = 256
-    """Longest reply, in tokens."""
-    max_model_len: Positive = 65_536
-    """Longest conversation, in tokens (ARPO: 64K)."""
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of the hub's repository, 40 hex digits; none: the one in `data/models/{policy.model}.json`."""
+    shape_only: bool = False
+    """Random weights in the same architecture, to measure speed and memory where weights cannot be had. The
+    study's size must then end in `_random`, so that no result can pass as the model's."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer for `shape_only`; none: a small one is built here."""
 
 
 class ServingConfig(Section):
@@ -133,75 +130,6 @@ class RolloutConfig(Section):
     """An episode that takes longer is an env_error."""
 
 
-class ReplayConfig(Section):
-    """Experience replay (ARPO §3.5; released code: verl/trainer/replay_buffer.py, ray_trainer.py)."""
-
-    enabled: bool = False
-    """The switch that the released code lacks."""
-    capacity_per_task: Positive = 8
-    """Successes kept per task, first in first out."""
-    success_above: Fraction = 0.1
-    """Task score above which a trajectory is stored (released code: 0.1)."""
-    trigger_mean_below: Fraction = 0.2
-    """A group is replaced in only if its mean task score is below this ..."""
-    trigger_std_below: Fraction = 0.05
-    """... and its population standard deviation below this (released code: 0.2 and 0.05)."""
-    replaced_index: Literal["first", "random"] = "first"
-    """Which rollout of a failed group gives way: `random` (paper §3.5) or `first` (released code)."""
-
-
-class StageConfig(Section):
-    """One stage of training, on one split, from the checkpoint of the stage before."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Name of the stage; appears in paths."""
-    split: str
-    """Split that is trained on."""
-    steps: Positive
-    """Updates (verl steps)."""
-
-
-class TrainingConfig(Section):
-    """GRPO through verl. Keys that verl has under another name say so."""
-
-    stages: list[StageConfig] = Field(min_length=1)
-    """Stages in order."""
-    tasks_per_step: Positive = 4
-    """Groups per step (verl: data.train_batch_size)."""
-    rollouts_per_task: Annotated[int, Field(ge=2)] = 8
-    """Rollouts per group (verl: rollout.n); GRPO needs at least 2."""
-    minibatch_tasks: Positive = 4
-    """Groups per optimiser update (verl: actor.ppo_mini_batch_size)."""
-    micro_batch: Positive = 4
-    """Trajectories per forward pass."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """AdamW (ARPO: 1e-6)."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradient clipping."""
-    clip_low: Fraction = 0.2
-    """Lower clip range (ARPO §4.1: 0.2)."""
-    clip_high: Fraction = 0.3
-    """Upper clip range (ARPO §4.1: 0.3)."""
-    dual_clip: float = Field(default=3.0, gt=1)
-    """Dual clip for negative advantages (released code: 3.0)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of training rollouts (ARPO: 1.0)."""
-    format_weight: float = Field(default=1.0, ge=0)
-    """Weight of the -1 for an unparsable reply (paper eq. 2: 1.0; released code: 0.5)."""
-    save_every: Positive = 8
-    """Steps between checkpoints (ARPO: 8); the last step is always saved."""
-    keep_checkpoints: Positive = 2
-    """Checkpoints kept per stage for resuming."""
-    stall_timeout_s: Positive = 900
-    """No progress for so long fails the job with a dump of its state."""
-    replay: ReplayConfig = ReplayConfig()
-    """Experience replay."""
-    verl: dict[str, Any] = Field(default_factory=dict)
-    """Further verl overrides, `dotted.key: value`, applied last."""
-
-
 class EvaluationConfig(Section):
     """Which checkpoints are measured, where and how often."""
 
@@ -222,8 +150,16 @@ class ReportConfig(Section):
 
     screenshots_mb: float = Field(default=12, ge=0)
     """Most that the page's screenshots may take, in MB; the page says which episodes have none."""
+    page_mb: float = Field(default=14.5, ge=1)
+    """Most that the whole page should take, in MB; screenshots give way to text and tables."""
     screenshot_width: Positive = 960
     """Wider screenshots are reduced to this width, in pixels."""
+    full_screenshots: bool = False
+    """Also put every screenshot that the budget leaves out of the page into `screenshots/` beside it."""
+    full_trajectories: bool = False
+    """`publish_report` also packs every episode in full, screenshots included."""
+    published: bool = False
+    """Meant for readers elsewhere: `publish_report` then refuses a checkout with uncommitted changes."""
 
 
 class StudyConfig(Section):
@@ -231,12 +167,14 @@ class StudyConfig(Section):
 
     study: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of the study; results go to `results/{study}`."""
-    size: Literal["nano", "2b", "7b"]
-    """Size mark that every result carries."""
+    variant: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
+    """Set by an overlay: results then go to `results/{study}_{variant}`."""
+    size: Literal["nano", "2b", "7b", "2b_random", "7b_random"]
+    """Size mark that every result carries; `_random`: the shape alone (`model.shape_only`)."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     """Training seeds."""
     arms: dict[str, dict[str, Any]] = Field(default={"base": {}})
-    """Arm -> overrides of `training`; `base` is the untrained policy."""
+    """Arm -> overrides of `training`; `base` is the untrained policy. An overlay drops an arm with `null`."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Which locked environment (envs/cpu or envs/gpu) serves and trains."""
     threads: Positive = 2
@@ -249,6 +187,8 @@ class StudyConfig(Section):
     """The small policy built here."""
     policy: PolicyConfig = PolicyConfig()
     """The policy."""
+    model: ModelConfig = ModelConfig()
+    """Where the policy's weights come from."""
     serving: ServingConfig = ServingConfig()
     """vLLM for rollouts."""
     rollout: RolloutConfig = RolloutConfig()
@@ -257,8 +197,19 @@ class StudyConfig(Section):
     """GRPO and replay."""
     evaluation: EvaluationConfig
     """Evaluation."""
+    targets: TargetsConfig = TargetsConfig()
+    """Tables and figures of the paper, with this study's own splits, arms and stages."""
     report: ReportConfig = ReportConfig()
     """The page."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_arms(cls, raw: Any) -> Any:
+        """An arm that an overlay set to null is no arm."""
+        if isinstance(raw, dict) and isinstance(raw.get("arms"), dict):
+            kept = {arm: overrides for arm, overrides in raw["arms"].items() if overrides is not None}
+            return {**raw, "arms": kept}
+        return raw
 
     @field_validator("seeds")
     @classmethod
@@ -269,19 +220,32 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudyConfig:
-        known = set(self.tasks.splits)
-        for where, names in {
+        uses = {
             "training.stages": [stage.split for stage in self.training.stages],
             "evaluation.splits": self.evaluation.splits,
-        }.items():
+            "targets": self.targets.splits(),
+        }
+        self.tasks.add_noisy(self.name, {name for names in uses.values() for name in names})
+        known = set(self.tasks.splits)
+        for where, names in uses.items():
             for name in names:
                 if name not in known:
                     raise ValueError(f"{where} names the split '{name}'; tasks.splits has {sorted(known)}")
         if self.arms.get("base"):
             raise ValueError("arms.base must be empty: it is the untrained policy")
+        if self.model.shape_only != self.size.endswith("_random"):
+            raise ValueError(
+                f"model.shape_only is {str(self.model.shape_only).lower()} and size is '{self.size}': random "
+                "weights need a size that ends in '_random', and the other way round"
+            )
         for arm in self.arms:
             self.recipe(arm)
         return self
+
+    @property
+    def name(self) -> str:
+        """Name of the folder of results: the study's, and the variant's if there is one."""
+        return self.study if self.variant is None else f"{self.study}_{self.variant}"
 
     def _arm_error(self, arm: str, error: ValidationError) -> ValueError:
         first = error.errors(include_url=False)[0]

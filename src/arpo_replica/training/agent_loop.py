@@ -8,6 +8,9 @@ An attempt that ends in an environment error is repeated on a fresh desktop. If 
 returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised over the others,
 and the sampler fills the batch up with rows whose response mask is empty. It is recorded as an
 ``env_error`` and counted, never scored.
+
+A rollout gives one output for each of its token sequences (``conversation``): one, unless the history forgets
+screenshots. verl hands the episode's reward to all of them and normalises over episodes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,16 +28,21 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.errors import DesktopError, PolicyError
 from arpo_replica.policy.interface import Conversation
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
-from arpo_replica.rollout.records import EpisodeRecord, Outcome, write_episode
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
+from arpo_replica.rollout.parser import ReplyParser
+from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.conversation import TokenConversation
-from arpo_replica.training.desktops import DesktopPool
+from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.keeper import KeeperProvider, socket_path
+from arpo_replica.training.pixels import Normalisation, carry_bytes
+from arpo_replica.training.speed import Speed
 
 
 class Workplace:
@@ -44,13 +53,39 @@ class Workplace:
         config = job.config
         split = load_split(config.tasks.splits[job.stage.split], config.tasks.root)
         self.tasks = {f"{task.domain}/{task.id}": task for task in split}
-        self.parser = UITarsParser.of(config.policy, config.desktop.screen)
+        self.parser: ReplyParser = load_named(job.parser, config)
         self.limits = EpisodeLimits(
             max_steps=config.policy.max_steps,
             success_above=config.evaluation.success_above,
             timeout_s=config.rollout.episode_timeout_s,
         )
-        self.pool = DesktopPool(KeeperProvider(socket_path(job), config.desktop.screen), config.desktop.count)
+        self.bytes_only = Speed.of(job).compact_pixels
+        self.pool = DesktopPool(local_provider(job), config.desktop.count)
+        self.drawn: Counter[tuple[int, str, int]] = Counter()
+        """(step, task, session) -> times begun: dynamic sampling can draw a task twice in a step."""
+
+    def draw(self, step: int, task: str, session: int) -> int:
+        """How often this rollout was begun before."""
+        self.drawn[step, task, session] += 1
+        return self.drawn[step, task, session] - 1
+
+    def prepare(self, processor: Any) -> None:
+        """Let the processor that verl gave to the loops send screenshots as bytes, if the job wants that."""
+        if self.bytes_only:
+            carry_bytes(processor.image_processor, Normalisation.of(self.job.parent_model))
+
+
+def local_provider(job: Job) -> DesktopProvider:
+    """The keeper's desktops; their own where there is no keeper, on another node of the training's job."""
+    desktop = job.config.desktop
+    if socket_path(job).exists() or job.recipe.nodes == 1:
+        return KeeperProvider(socket_path(job), desktop.screen)
+    return load_provider(job.provider, desktop)
+
+
+def make_parser(config: StudyConfig) -> ReplyParser:
+    """The parser of UI-TARS's replies; ``Job.parser`` may name another one."""
+    return UITarsParser.of(config.policy, config.desktop.screen)
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +111,8 @@ class Attempts:
 
     task: Task
     step: int
-    session: int
+    rollout: int
+    """Number of the rollout of this task in this step; from ``rollouts_per_task`` on it was drawn again."""
     started: float
     errors: list[str]
     result: EpisodeResult | None = None
@@ -96,10 +132,11 @@ class DesktopAgentLoop(AgentLoopBase):
     ) -> AgentLoopOutput | list[AgentLoopOutput]:
         """The trajectory of one rollout; ``[]`` if the environment failed in every attempt."""
         place = workplace()
+        place.prepare(self.processor)
         try:
             rollout = await self._attempt(place, sampling_params, row)
             await asyncio.to_thread(record, place.job, rollout, sampling_params)
-            return self._output(place.job, rollout) if rollout.result is not None else []
+            return make_outputs(place.job, rollout) if rollout.result is not None else []
         except Exception:
             # verl would log this and train on the rest of the group; the sampler stops on this file.
             path = place.job.scratch / f"crash_{os.getpid()}_{time.monotonic_ns()}.txt"
@@ -109,11 +146,11 @@ class DesktopAgentLoop(AgentLoopBase):
     async def _attempt(self, place: Workplace, sampling: dict[str, Any], row: dict[str, Any]) -> Attempts:
         self._assert_mm_supported(True)
         job, policy = place.job, place.job.config.policy
-        name = row["extra_info"]["task"]
+        name, step, session = row["extra_info"]["task"], int(row["global_steps"]), int(row["session_id"])
         rollout = Attempts(
             task=place.tasks[name],
-            step=int(row["global_steps"]),
-            session=int(row["session_id"]),
+            step=step,
+            rollout=session + job.recipe.rollouts_per_task * place.draw(step, name, session),
             started=time.time(),
             errors=[],
         )
@@ -123,10 +160,8 @@ class DesktopAgentLoop(AgentLoopBase):
                 rollout.task,
                 sampling=sampling,
                 # The arm is left out on purpose: both arms draw the same numbers.
-                seed_parts=(job.seed, job.stage_name, rollout.step, name, rollout.session, attempt),
-                max_new_tokens=policy.max_new_tokens,
-                max_model_len=policy.max_model_len,
-                language=policy.language,
+                seed_parts=(job.seed, job.stage_name, step, name, rollout.rollout, attempt),
+                policy=policy,
             )
             try:
                 async with place.pool.desktop() as desktop:
@@ -138,24 +173,36 @@ class DesktopAgentLoop(AgentLoopBase):
             except (DesktopError, PolicyError) as error:
                 rollout.errors.append(f"{type(error).__name__}: {error}")
                 print(
-                    f"env_error in {name}, rollout {rollout.session}, attempt {attempt + 1}: {error}",
+                    f"env_error in {name}, rollout {rollout.rollout}, attempt {attempt + 1}: {error}",
                     file=sys.stderr,
                     flush=True,
                 )
         return rollout
 
-    def _output(self, job: Job, rollout: Attempts) -> AgentLoopOutput:
-        result, conversation = rollout.result, rollout.conversation
-        assert result is not None and conversation is not None
-        reward = result.hard_score - job.recipe.format_weight * (result.format_errors > 0)
-        split = len(conversation.ids) - len(conversation.mask)
-        versions = conversation.versions or [rollout.step - 1]
-        return AgentLoopOutput(
-            prompt_ids=conversation.ids[:split],
-            response_ids=conversation.ids[split:],
-            response_mask=conversation.mask,
-            response_logprobs=conversation.logprobs,
-            multi_modal_data={"images": conversation.images},
+
+def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
+    """The sequences of a rollout as verl takes them, in order; the last one decides the advantage."""
+    result, conversation = rollout.result, rollout.conversation
+    assert result is not None and conversation is not None
+    reward = result.hard_score - job.recipe.format_weight * (result.format_errors > 0)
+    versions = conversation.versions or [rollout.step - 1]
+    facts = {
+        "task": f"{rollout.task.domain}/{rollout.task.id}",
+        "score": float(result.hard_score),
+        "format_errors": result.format_errors,
+        "attempts": rollout.count,
+        "turns": len(result.steps),
+        "rollout": rollout.rollout,
+    }
+    return [
+        AgentLoopOutput(
+            prompt_ids=sequence.prompt,
+            response_ids=sequence.response,
+            response_mask=sequence.mask,
+            response_logprobs=sequence.logprobs,
+            multi_modal_data={
+                "images": conversation.images[sequence.first_image : sequence.first_image + sequence.images]
+            },
             reward_score=float(reward),  # set here, so verl calls no reward function
             num_turns=2 * len(result.steps),
             metrics=AgentLoopMetrics(
@@ -168,49 +215,37 @@ class DesktopAgentLoop(AgentLoopBase):
                 "turn_scores": [],
                 "tool_rewards": [],
                 "reward_extra_info": {"acc": float(result.hard_score)},
-                "arpo": {
-                    "task": f"{rollout.task.domain}/{rollout.task.id}",
-                    "score": float(result.hard_score),
-                    "format_errors": result.format_errors,
-                    "attempts": rollout.count,
-                    "turns": len(result.steps),
-                },
+                "arpo": {**facts, "images": [sequence.first_image, sequence.images]},
             },
         )
+        for sequence in conversation.sequences
+    ]
 
 
 def record(job: Job, rollout: Attempts, sampling: dict[str, Any]) -> None:
     """Write the episode of a rollout, like those of evaluation, under the stage's directory."""
-    result, task = rollout.result, rollout.task
-    outcome: Outcome = "env_error" if result is None else result.outcome
+    result = rollout.result
+    labels = Labels(
+        arm=job.arm,
+        seed=job.seed,
+        stage=job.stage_name,
+        size=job.config.size,
+        desktop=job.config.desktop.kind,
+        checkpoint_sha256=f"{job.parent_sha256}+{rollout.step - 1}",
+        sampling={key: sampling.get(key) for key in ("temperature", "top_p", "top_k")},
+    )
+    summary = make_record(
+        rollout.task,
+        result,
+        labels,
+        split=job.stage.split,
+        trial=rollout.rollout,
+        errors=rollout.errors,
+        started_at=rollout.started,
+    )
     write_episode(
-        job.episodes(rollout.step, rollout.session),
-        EpisodeRecord(
-            task_id=task.id,
-            domain=task.domain,
-            task_sha256=task.sha256,
-            instruction=task.instruction,
-            infeasible=task.infeasible,
-            arm=job.arm,
-            seed=job.seed,
-            stage=job.stage_name,
-            split=job.stage.split,
-            trial=rollout.session,
-            size=job.config.size,
-            desktop=job.config.desktop.provider,
-            checkpoint_sha256=f"{job.parent_sha256}+{rollout.step - 1}",
-            sampling={key: sampling.get(key) for key in ("temperature", "top_p", "top_k")},
-            outcome=outcome,
-            hard_score=None if result is None else result.hard_score,
-            standard_score=None if result is None else result.standard_score,
-            format_errors=0 if result is None else result.format_errors,
-            n_steps=0 if result is None else len(result.steps),
-            attempts=rollout.count,
-            errors=rollout.errors,
-            final_screenshot=None if result is None else result.final_screenshot,
-            started_at=rollout.started,
-            duration_s=round(time.time() - rollout.started, 3),
-        ),
+        job.episodes(rollout.step, rollout.rollout),
+        summary,
         [] if result is None else result.steps,
         {} if result is None else result.screenshots,
     )

@@ -18,19 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.environments import heavy_environment, python_of
-from arpo_replica.errors import UserError
+from arpo_replica.errors import Stopped, UserError
 from arpo_replica.policy import guard
 from arpo_replica.rollout.records import write_atomically
+from arpo_replica.training.checkpoints import checkpoints
+from arpo_replica.training.failures import explain
 from arpo_replica.training.job import VARIABLE, Job
-from arpo_replica.training.metrics import collect, to_jsonl
-from arpo_replica.training.processes import descendants, memory_mb
+from arpo_replica.training.metrics import collect, to_jsonl, unbroken
+from arpo_replica.training.notice import Notice
+from arpo_replica.training.processes import Process, descendants, memory_mb
+from arpo_replica.training.ray_cluster import OTHER_MAKERS
 
 POLL_S = 0.5
 GRACE_S = 3
 NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")
-UNKNOWN_KEY = re.compile(r"Could not override '\+*([^'\n]+)'")
-"""How Hydra refuses a key; see hydra/_internal/config_loader_impl.py."""
 TAIL_LINES = 40
+EXPLAINED_LINES = 400
+LOOK_S = 5
+"""Seconds between two looks at the processes."""
+ESSENTIAL = re.compile(
+    r"^ray::(?:vLLM|\w*WorkerDict|AgentLoopWorker|TaskRunner)|^VLLM::|EngineCore|arpo_replica\.training\.keeper"
+)
+"""Processes that a training cannot go on without, by their titles (Ray, verl 0.9.1 and vLLM set them)."""
 
 
 class Stalled(RuntimeError):
@@ -41,7 +50,8 @@ def environment(job: Job) -> dict[str, str]:
     """The environment of a training: offline, no telemetry, short paths for sockets."""
     threads, scratch = str(job.config.threads), str(job.scratch)
     variables = {
-        **os.environ,
+        # Slurm names a job's GPUs for every maker at once, which verl refuses.
+        **{name: value for name, value in os.environ.items() if name not in OTHER_MAKERS},
         VARIABLE: str(job.work / "job.json"),
         "ARPO_SCRATCH": scratch,
         "ARPO_STACKS": str(job.scratch / "stacks"),
@@ -62,7 +72,7 @@ def environment(job: Job) -> dict[str, str]:
         "HF_HOME": str(job.scratch / "huggingface"),
         "TORCHINDUCTOR_CACHE_DIR": str(job.scratch / "inductor"),
         "VLLM_CACHE_ROOT": str(job.scratch / "vllm_cache"),
-        "WANDB_MODE": "disabled",
+        **loggers(job),
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_RPC_BASE_PATH": scratch,
@@ -93,12 +103,24 @@ def environment(job: Job) -> dict[str, str]:
     return variables
 
 
+def loggers(job: Job) -> dict[str, str]:
+    """Where verl's further loggers write; W&B stays offline unless the user's environment says otherwise."""
+    wandb = "wandb" in job.recipe.loggers
+    return {
+        "TENSORBOARD_DIR": str(job.work / "tensorboard"),
+        "WANDB_DIR": str(job.work),
+        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline") if wandb else "disabled",
+        "WANDB_SILENT": "true",
+    }
+
+
 class Attempt:
     """A running training."""
 
-    def __init__(self, job: Job, python: Path | None = None) -> None:
-        """Start it. ``python``: interpreter of the heavy environment."""
+    def __init__(self, job: Job, python: Path | None = None, notice: Notice | None = None) -> None:
+        """Start it. ``python``: interpreter of the heavy environment. ``notice``: says when to leave."""
         self.job = job
+        self.notice = notice or Notice()
         self.log_path = job.work / "logs" / f"train_{job.attempt:03d}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         (job.scratch / "stacks").mkdir(parents=True, exist_ok=True)
@@ -114,7 +136,11 @@ class Attempt:
         self.rows: list[dict[str, Any]] = []
         self.peak_mb = 0.0
         self._progress = (self.started, (0, 0))
+        self._saved_before = 0
         self._measured = 0.0
+        self._essential: dict[int, str] = {}
+        """pid -> command of the processes that live as long as the training."""
+        self._gone_since: float | None = None
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -129,21 +155,25 @@ class Attempt:
     def wait(self) -> None:
         """Until it ends well. Prints a line per step.
 
-        Raises ``UserError`` for a key that verl refuses, ``Stalled``, RuntimeError for any other failure.
+        Raises ``UserError`` for a key that verl refuses, ``Stalled``, ``Stopped`` after a notice,
+        RuntimeError for any other failure.
         """
         try:
             while (status := self._poll()) is None:
+                if self.notice.came:
+                    self._leave()
                 time.sleep(POLL_S)
             self._read()
         finally:
             self.stop()
+        if status != 0 and self.notice.came:
+            self._leave(now=True)
         if status != 0:
-            refused = UNKNOWN_KEY.search(self.tail(400))
-            if refused:
-                raise UserError(
-                    f"training.verl names '{refused[1]}', which verl does not have; correct it, or write "
-                    f"'+{refused[1]}' to add a key."
-                )
+            if self.job.stop_file.is_file():
+                raise UserError(self.job.stop_file.read_text())
+            reason = explain(self.tail(EXPLAINED_LINES), self.job)
+            if reason:
+                raise UserError(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
             raise RuntimeError(
                 f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
             )
@@ -159,6 +189,20 @@ class Attempt:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+    def _leave(self, *, now: bool = False) -> None:
+        """Ask for a checkpoint; raise ``Stopped`` once it is there, or no time is left to wait for it.
+
+        ``now``: the signal ended the training as well.
+        """
+        saved = [step for step in checkpoints(self.job.work) if step <= unbroken(self.rows)]
+        if not self.job.save_file.exists():
+            self._saved_before = max(saved, default=0)
+            self.job.save_file.touch()
+            print("a signal asks the job to end", flush=True)
+        newest = max(saved, default=0)
+        if now or newest > self._saved_before or self.notice.over():
+            raise Stopped(f"The training was stopped by a signal; a new run goes on after step {newest}.")
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """The end of its log, without what Triton's bindings say at the end of every process."""
@@ -178,11 +222,34 @@ class Attempt:
                 f"the training made no progress for {self.job.recipe.stall_timeout_s} s "
                 f"(training.stall_timeout_s); its state is in {dump}"
             )
-        if now - self._measured > 5:
+        if now - self._measured > LOOK_S:
             self._measured = now
-            pids = [process.pid for process in descendants(self.process.pid)]
-            self.peak_mb = max(self.peak_mb, memory_mb(pids))
+            below = descendants(self.process.pid)
+            self.peak_mb = max(self.peak_mb, memory_mb([process.pid for process in below]))
+            self._check_alive(below, now)
         return status
+
+    def _check_alive(self, below: list[Process], now: float) -> None:
+        """Raise ``Stalled`` when a process that the training needs has been gone for a while.
+
+        verl waits for ever for a vLLM that died while it was sent weights; nobody else would notice.
+        """
+        living = {process.pid: process for process in below if process.state != "Z"}
+        for pid, process in living.items():
+            if ESSENTIAL.search(process.command):
+                self._essential[pid] = ESSENTIAL.findall(process.command)[0]
+        gone = [pid for pid in self._essential if pid not in living]
+        over = bool(self.rows) and self.rows[-1]["step"] >= self.job.stage.steps
+        if not gone or over:
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = now
+        elif now - self._gone_since > self.job.recipe.dead_after_s:
+            names = ", ".join(sorted({self._essential[pid] for pid in gone}))
+            raise Stalled(
+                f"a process of the training died ({names}) and the others wait for it; the state is in "
+                f"{self._dump()}"
+            )
 
     def _read(self) -> None:
         """Take over new steps from the logs: ``metrics.jsonl`` and a line each."""

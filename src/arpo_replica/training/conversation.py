@@ -1,8 +1,12 @@
 """A conversation inside verl, token in and token out.
 
-The ids that vLLM sampled are the ids that are trained on: history is never tokenised again. Each new
-user turn is rendered alone and appended to the ids (verl's "continuous token" helpers), and an image
-joins the list only together with its tokens.
+The ids that vLLM sampled are the ids that are trained on: replies are never tokenised again. What the policy
+sees before a reply is decided where it is decided for evaluation (``policy.prompt.build_messages``); here its
+user turns become ids (verl's "continuous token" builder) and its replies the ids that were sampled.
+
+While each history only adds to the one before, an episode is one sequence. When the history forgets something
+(``policy.max_images``, ``policy.max_turns``), a new sequence begins: its prompt is the history as the policy
+then saw it, its response the reply. So every reply is trained on once, under the very prompt it was given to.
 """
 
 from __future__ import annotations
@@ -10,29 +14,76 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from PIL import Image
 from ray.exceptions import RayError
 
+from arpo_replica.config.models import PolicyConfig
 from arpo_replica.errors import PolicyError
 from arpo_replica.policy.interface import Reply
-from arpo_replica.policy.prompt import Message, build_messages, screenshot_message
+from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.policy.seeds import request_seed
 from arpo_replica.tasks.model import Task
 
 
-def with_image(message: Message, image: Image.Image) -> Message:
-    """A copy of a message whose image part carries the image."""
-    filled = copy.copy(message)
-    filled["content"] = [
-        {**part, "image": image} if part["type"] == "image" else part for part in message["content"]
-    ]
+def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[Message]:
+    """Copies of messages whose image parts carry the images, in order."""
+    rest = iter(images)
+    filled = []
+    for message in messages:
+        copied = copy.copy(message)
+        if not isinstance(message["content"], str):
+            copied["content"] = [
+                {**part, "image": next(rest)} if part["type"] == "image" else part
+                for part in message["content"]
+            ]
+        filled.append(copied)
     return filled
 
 
+def count_images(messages: Sequence[Message]) -> int:
+    """Number of image parts."""
+    return sum(
+        part["type"] == "image"
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+    )
+
+
+@dataclass
+class TokenSequence:
+    """One sequence to train on: a prompt and what followed it."""
+
+    messages: list[Message]
+    """The history before its latest reply; a reply's text is the number of its turn."""
+    first_image: int
+    """Its screenshots are those from this one on, up to its latest reply."""
+    images: int
+    """How many these are."""
+    ids: list[int]
+    """All tokens so far."""
+    mask: list[int] = field(default_factory=list)
+    """1 = sampled, 0 = observation; begins with the first sampled token."""
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens before the first sampled one."""
+        return self.ids[: len(self.ids) - len(self.mask)]
+
+    @property
+    def response(self) -> list[int]:
+        """The other ones."""
+        return self.ids[len(self.ids) - len(self.mask) :]
+
+
 class TokenConversation:
-    """One episode's conversation (a ``Conversation``) and the trajectory that it leaves behind."""
+    """One episode's conversation (a ``Conversation``) and the sequences that it leaves behind."""
 
     def __init__(
         self,
@@ -41,50 +92,44 @@ class TokenConversation:
         *,
         sampling: dict[str, Any],
         seed_parts: tuple[object, ...],
-        max_new_tokens: int,
-        max_model_len: int,
-        language: str,
+        policy: PolicyConfig,
     ) -> None:
-        """``loop``: the verl agent loop, whose helpers and server are used."""
+        """``loop``: the verl agent loop, whose token builder and server are used."""
         self.loop = loop
         self.task = task
         self.sampling = sampling
         self.seed_parts = seed_parts
-        self.max_new_tokens = max_new_tokens
-        self.max_model_len = max_model_len
-        self.language = language
+        self.policy = policy
         self.request_id = hashlib.sha256(repr((task.id, seed_parts)).encode()).hexdigest()
-        self.messages: list[Message] = []
         self.images: list[Image.Image] = []
-        self.ids: list[int] = []
-        """All tokens so far."""
-        self.mask: list[int] = []
-        """1 = sampled, 0 = observation; begins with the first sampled token."""
-        self.logprobs: list[float] = []
+        """All screenshots."""
+        self.replies: list[list[int]] = []
+        """The sampled ids of each turn."""
+        self.sequences: list[TokenSequence] = []
         self.versions: list[int] = []
         """Version of the weights at each reply, as vLLM reports it."""
 
     async def reply(self, screenshot: bytes) -> Reply:
         """See ``Conversation``. Raises ``PolicyError`` when vLLM fails or the context is full."""
-        image = Image.open(io.BytesIO(screenshot)).convert("RGB")
-        await self._observe(image)
-        prompt_tokens = len(self.ids)
-        if prompt_tokens + self.max_new_tokens > self.max_model_len:
+        self.images.append(Image.open(io.BytesIO(screenshot)).convert("RGB"))
+        turn = len(self.replies)
+        now = await self.loop.loop.run_in_executor(None, self._observe)
+        prompt_tokens, longest = len(now.ids), self.policy.max_new_tokens
+        if prompt_tokens + longest > self.policy.max_model_len:
             raise PolicyError(
                 f"the conversation has {prompt_tokens} tokens, which leaves no room for a reply of "
-                f"{self.max_new_tokens}; raise policy.max_model_len"
+                f"{longest}; raise policy.max_model_len"
             )
-        turn = len(self.images) - 1
         try:
             output = await self.loop.server_manager.generate(
                 request_id=self.request_id,
-                prompt_ids=list(self.ids),
+                prompt_ids=list(now.ids),
                 sampling_params={
                     **self.sampling,
-                    "max_tokens": self.max_new_tokens,
+                    "max_tokens": longest,
                     "seed": request_seed(*self.seed_parts, turn),
                 },
-                image_data=list(self.images),
+                image_data=self.images[now.first_image : now.first_image + now.images],
                 mm_processor_kwargs=self.loop._get_mm_processor_kwargs(None),
             )
         except (RayError, OSError, RuntimeError, ValueError) as error:
@@ -92,31 +137,91 @@ class TokenConversation:
         if not output.token_ids or output.log_probs is None:
             raise PolicyError(f"vLLM returned no tokens ({output.stop_reason})")
         sampled = [int(token) for token in output.token_ids]
-        merged, self.mask, logprobs = await self.loop.ct_merge_assistant_token(
-            self.ids,
-            sampled,
-            self.mask,
-            self.logprobs,
-            assistant_logprobs=[float(value) for value in output.log_probs],
-        )
-        self.ids, self.logprobs = merged.token_ids, logprobs
+        now.ids = now.ids + sampled
+        now.mask += [1] * len(sampled)
+        now.logprobs += [float(value) for value in output.log_probs]
+        self.replies.append(sampled)
         for key in ("min_global_steps", "max_global_steps"):
             if output.extra_fields.get(key) is not None:
                 self.versions.append(output.extra_fields[key])
         text = self.loop.tokenizer.decode(sampled, skip_special_tokens=True)
-        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
         return Reply(text=text, prompt_tokens=prompt_tokens, completion_tokens=len(sampled))
 
-    async def _observe(self, image: Image.Image) -> None:
-        """Append the user turn with this screenshot, and the image with it."""
-        if not self.images:
-            first = build_messages(self.task.instruction, [], max_images=1, language=self.language)
-            self.messages = [with_image(message, image) for message in first]
-            self.ids = await self.loop.ct_build_initial_tokens(self.messages, images=[image])
-        else:
-            updated = [*self.messages, with_image(screenshot_message(), image)]
-            merged, self.mask, self.logprobs = await self.loop.ct_merge_context_msg(
-                self.messages, updated, self.ids, self.mask, self.logprobs
-            )
-            self.messages, self.ids = updated, merged.token_ids
-        self.images.append(image)
+    def _observe(self) -> TokenSequence:
+        """The sequence that the next reply belongs to, its history complete."""
+        turn = len(self.replies)
+        # Replies go by their numbers, so that a history says which replies it keeps.
+        history = build_history(self.task.instruction, turn, self.policy)
+        images = count_images(history)
+        last = self.sequences[-1] if self.sequences else None
+        if last is not None:
+            seen = [*last.messages, reply_message(turn - 1)]
+            if history[: len(seen)] == seen:
+                new = with_images(
+                    history[len(seen) :], self.images[len(self.images) - images + last.images :]
+                )
+                ids = self._append(last.ids, new)
+                added = len(ids) - len(last.ids)
+                last.mask += [0] * added
+                last.logprobs += [0.0] * added
+                last.ids, last.messages, last.images = ids, history, images
+                return last
+        first = len(self.images) - images
+        ids = self._render(with_images(history, self.images[first:]))
+        self.sequences.append(TokenSequence(history, first, images, ids))
+        return self.sequences[-1]
+
+    def _render(self, messages: list[Message]) -> list[int]:
+        """A whole history as ids, ready for the next reply."""
+        ids: list[int] = []
+        runs = [(reply, list(run)) for reply, run in groupby(messages, lambda m: m["role"] == "assistant")]
+        for is_reply, run in runs:
+            if not ids:
+                # As every first prompt: the processor renders it, with the generation prompt at the end.
+                images = [
+                    part["image"]
+                    for message in run
+                    if not isinstance(message["content"], str)
+                    for part in message["content"]
+                    if part["type"] == "image"
+                ]
+                ids = self._builder.build_initial_tokens(run, images=images or None)
+            elif is_reply:
+                for position, message in enumerate(run):
+                    if position:  # a reply right after a reply: the screenshot between them is forgotten
+                        ids = self._append(ids, [])
+                    ids = ids + self.replies[int(message["content"][0]["text"])]
+            else:
+                ids = self._append(ids, run)
+        return ids
+
+    def _append(self, ids: list[int], messages: list[Message]) -> list[int]:
+        """``ids``, which end in a reply, with user turns and the generation prompt after them."""
+        builder = self._builder
+        closed = builder.merge_context_tokens([], [], ids).token_ids
+        if not messages:
+            user = {"role": "user", "content": [{"type": "text", "text": "-"}]}
+            return closed + builder.render_delta_token_id([user], [], add_generation_prompt=True)
+        return closed + builder.tokenize_context_incremental_messages([], messages)
+
+    @property
+    def _builder(self) -> Any:
+        return self.loop.continuous_token_builder
+
+
+def reply_message(turn: int) -> Message:
+    """A reply in a history, named by its turn."""
+    return {"role": "assistant", "content": [{"type": "text", "text": str(turn)}]}
+
+
+def build_history(instruction: str, turn: int, policy: PolicyConfig) -> list[Message]:
+    """What the policy sees before its reply number ``turn``, each reply named by its turn."""
+    names = [str(earlier) for earlier in range(turn)]
+    return build_messages(
+        instruction,
+        names,
+        max_images=policy.max_images,
+        language=policy.language,
+        prompt=policy.prompt,
+        max_turns=policy.max_turns,
+    )

@@ -12,10 +12,16 @@ from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.errors import DesktopError, PolicyError
 
 
-def load_provider(name: str, *arguments: Any) -> DesktopProvider:
+def load_named(name: str, *arguments: Any) -> Any:
     """What ``module:function`` makes of ``arguments``."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)(*arguments)
+
+
+def load_provider(name: str, *arguments: Any) -> DesktopProvider:
+    """The provider that ``module:function`` makes of ``arguments``."""
+    provider: DesktopProvider = load_named(name, *arguments)
+    return provider
 
 
 class DesktopPool:

@@ -163,7 +163,8 @@ class ForkServer:
         child = self._fork(lambda: self._become(request, files), connection)
         for descriptor in files:
             os.close(descriptor)
-        connection.sendall(struct.pack("!q", child.pid))
+        with contextlib.suppress(OSError):  # a client that has gone meanwhile is met as such below
+            connection.sendall(struct.pack("!q", child.pid))
         self.selector.register(connection, selectors.EVENT_READ, self._client_gone)
 
     def _fork(self, work: Callable[[], None], client: socket.socket | None) -> Child:
@@ -225,6 +226,8 @@ class ForkServer:
 
     def _client_gone(self, connection: socket.socket) -> None:
         """The client died (it never writes): its process dies with it."""
+        if connection.fileno() < 0:
+            return  # its process ended at the same moment and was reaped a line before
         self.selector.unregister(connection)
         for child in self.children.values():
             if child.client is connection:

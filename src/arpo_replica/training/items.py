@@ -8,6 +8,7 @@ a checksum, and the image processor makes the very same values again.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +16,71 @@ import torch
 from PIL import Image
 from verl.utils.tensordict_utils import assign_non_tensor_stack
 
+from arpo_replica.training.pixels import Normalisation, carry_bytes
+
 INPUTS = "multi_modal_inputs"
 PIXELS = "pixel_values"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of TransferQueue: a sequence of a trajectory."""
+
+    fields: Any
+    """A TensorDict of batch size 1."""
+    tag: dict[str, Any]
+    screenshots: list[Path]
+    """Files of its images, in order."""
 
 
 class ItemStore:
     """Reads and writes items below ``folder``; screenshots are named relative to ``root``."""
 
-    def __init__(self, folder: Path, root: Path, model: Path, processor_options: dict[str, Any]) -> None:
-        """``model``: folder of the processor; ``processor_options``: as in ``data.mm_processor_kwargs``."""
-        self.folder, self.root, self.model = folder, root, model
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        model: Path,
+        processor_options: dict[str, Any],
+        *,
+        bytes_only: bool = False,
+    ) -> None:
+        """``model``: folder of the processor; ``processor_options``: as in ``data.mm_processor_kwargs``.
+
+        ``bytes_only``: trajectories carry their pixels as bytes (``pixels``).
+        """
+        self.folder, self.root, self.model, self.bytes_only = folder, root, model, bytes_only
         self.processor_options = processor_options
         self._processor: Any = None
 
-    def save(self, name: str, fields: Any, tag: dict[str, Any], screenshots: list[Path]) -> None:
-        """Write a trajectory: one row of TransferQueue (a TensorDict of batch size 1) and its tag."""
-        fields = fields.clone()
+    def save(self, name: str, rows: list[Row]) -> None:
+        """Write a trajectory, all its rows in order."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.tmp"
+        torch.save([self._without_pixels(row) for row in rows], temporary)
+        temporary.replace(self.folder / f"{name}.pt")
+
+    def _without_pixels(self, row: Row) -> dict[str, Any]:
+        fields = row.fields.clone()
         inputs = dict(value_of(fields[INPUTS][0]))
         pixels = inputs.pop(PIXELS)
         assign_non_tensor_stack(fields, INPUTS, [inputs])
-        item = {
+        return {
             "fields": fields,
-            "tag": dict(tag),
-            "screenshots": [str(path.relative_to(self.root)) for path in screenshots],
+            "tag": dict(row.tag),
+            "screenshots": [str(path.relative_to(self.root)) for path in row.screenshots],
             "pixels_sha256": checksum(pixels),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.tmp"
-        torch.save(item, temporary)
-        temporary.replace(self.folder / f"{name}.pt")
 
-    def load(self, name: str) -> tuple[Any, dict[str, Any]]:
-        """The row and its tag, as they were saved. Raises RuntimeError if the pixels are not the same."""
+    def load(self, name: str) -> list[Row]:
+        """The rows as they were saved. Raises RuntimeError if the pixels are not the same."""
         # Written by ``save`` in this very folder: not foreign data.
-        item = torch.load(self.folder / f"{name}.pt", weights_only=False)
-        fields, tag = item["fields"], item["tag"]
-        images = [Image.open(self.root / path).convert("RGB") for path in item["screenshots"]]
+        found = torch.load(self.folder / f"{name}.pt", weights_only=False)
+        return [self._with_pixels(name, item) for item in found]
+
+    def _with_pixels(self, name: str, item: dict[str, Any]) -> Row:
+        fields, paths = item["fields"], [self.root / path for path in item["screenshots"]]
+        images = [Image.open(path).convert("RGB") for path in paths]
         pixels = self._image_processor()(images=images, return_tensors="pt", **self.processor_options)[PIXELS]
         if checksum(pixels) != item["pixels_sha256"]:
             raise RuntimeError(
@@ -59,7 +89,7 @@ class ItemStore:
             )
         inputs = {**value_of(fields[INPUTS][0]), PIXELS: pixels}
         assign_non_tensor_stack(fields, INPUTS, [inputs])
-        return fields, tag
+        return Row(fields, item["tag"], paths)
 
     def keep_only(self, names: set[str]) -> None:
         """Delete all other items."""
@@ -72,6 +102,8 @@ class ItemStore:
             from verl.utils import hf_processor
 
             self._processor = hf_processor(str(self.model)).image_processor
+            if self.bytes_only:
+                carry_bytes(self._processor, Normalisation.of(self.model))
         return self._processor
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from arpo_replica.config.models import StageConfig, StudyConfig, TrainingConfig
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.training import StageConfig, TrainingConfig
 
 VARIABLE = "ARPO_JOB"
 
@@ -40,6 +41,8 @@ class Job(BaseModel):
     """Step of the checkpoint that the attempt goes on from; 0 = from the beginning."""
     provider: str = "arpo_replica.desktop.providers:make_provider"
     """``module:function`` that makes the desktops' provider from ``config.desktop``."""
+    parser: str = "arpo_replica.training.agent_loop:make_parser"
+    """``module:function`` that makes the parser of replies from ``config`` (benchmarks have their own)."""
     preload: bool = True
     """Import the heavy packages once and fork the processes of the training from there (``zygote``)."""
 
@@ -73,6 +76,16 @@ class Job(BaseModel):
         """verl's own metrics of this attempt, JSON lines."""
         return self.work / "logs" / f"verl_{self.attempt:03d}.jsonl"
 
+    @property
+    def stop_file(self) -> Path:
+        """One sentence for the user, written by a training that stops itself for something to be mended."""
+        return self.work / "logs" / f"stop_{self.attempt:03d}.txt"
+
+    @property
+    def save_file(self) -> Path:
+        """Exists while the training shall save after every step, because the job must end soon."""
+        return self.work / "save_now"
+
     def checkpoint(self, step: int) -> Path:
         """verl's checkpoint folder of a step."""
         return self.work / f"global_step_{step}"
@@ -84,6 +97,21 @@ class Job(BaseModel):
     def episodes(self, step: int, rollout: int) -> Path:
         """Root of the recorded episodes of one rollout index of one step."""
         return self.out / "episodes" / f"step_{step:06d}" / f"rollout_{rollout:03d}"
+
+
+def outline(config: StudyConfig, arm: str, stage: str, parent_model: Path = Path()) -> Job:
+    """A job without places: enough for what depends on the config alone."""
+    return Job(
+        config=config,
+        arm=arm,
+        seed=config.seeds[0],
+        stage_name=stage,
+        parent_model=parent_model,
+        parent_sha256="0" * 64,
+        out=Path(),
+        scratch=Path(),
+        attempt=1,
+    )
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from arpo_replica.environments import die_with_parent
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.job import VARIABLE, Job, current_job
-from arpo_replica.training.recipe import AGENT, PACKAGE, to_arguments, verl_overrides
+from arpo_replica.training.ray_cluster import RayCluster
+from arpo_replica.training.recipe import AGENT, PACKAGE, ray_numbers, to_arguments, verl_overrides
 
 ENTRY_POINT = "verl.trainer.main_ppo"
 FIRST_RAY_JOB = "01000000"
@@ -122,6 +125,19 @@ def run_forked(job: Job, arguments: list[str]) -> int:
     return ForkServer(path, client).serve(train)
 
 
+@contextmanager
+def ray_over_nodes(job: Job) -> Iterator[dict[str, str]]:
+    """Variables that lead verl to Ray: none on one node, where it starts its own."""
+    recipe = job.recipe
+    if recipe.nodes == 1:
+        yield {}
+        return
+    log = job.work / "logs" / f"ray_{job.attempt:03d}.log"
+    gpus, cpus = ray_numbers(job)
+    with RayCluster(nodes=recipe.nodes, gpus=gpus, cpus=cpus, scratch=job.scratch, log=log) as ray:
+        yield {"RAY_ADDRESS": ray.address}
+
+
 def main() -> None:
     """Run the job named by the first argument; ends with verl's status."""
     os.environ[VARIABLE] = sys.argv[1]
@@ -134,7 +150,9 @@ def main() -> None:
     if job.preload:
         status = run_forked(job, arguments)
     else:
-        status = subprocess.run([sys.executable, "-m", ENTRY_POINT, *arguments], check=False).returncode
+        with ray_over_nodes(job) as variables:
+            command = [sys.executable, "-m", ENTRY_POINT, *arguments]
+            status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
     sys.exit(status if status >= 0 else 128 - status)
 
 

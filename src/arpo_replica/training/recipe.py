@@ -6,31 +6,33 @@ released code). Keys that only serve speed or size are grouped apart.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.config.models import PolicyConfig, StudyConfig
 from arpo_replica.errors import UserError
+from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
 from arpo_replica.training.job import Job
+from arpo_replica.training.speed import speed_overrides
 
 AGENT = "desktop"
 PACKAGE = "arpo_replica.training"
 VERL_VERSION = "0.9.1"
 
 
-def check_recipe(job: Job, tasks: int) -> None:
-    """Refuse what verl would refuse late or accept wrongly. Raises ``UserError``."""
+def check_recipe(job: Job, tasks: int | None) -> None:
+    """Refuse what verl would refuse late or accept wrongly. Raises ``UserError``.
+
+    ``tasks``: size of the stage's split; None where it is not known yet.
+    """
     recipe, policy = job.recipe, job.config.policy
-    if tasks < recipe.tasks_per_step:
+    if tasks is not None and tasks < recipe.tasks_per_step:
         raise UserError(
             f"training.tasks_per_step is {recipe.tasks_per_step}, but the split '{job.stage.split}' has only "
             f"{tasks} tasks; lower it or train on a larger split."
-        )
-    if policy.max_images < policy.max_steps:
-        raise UserError(
-            f"policy.max_images ({policy.max_images}) is below policy.max_steps ({policy.max_steps}): an "
-            "episode is trained on as one sequence and keeps all its screenshots; raise max_images."
         )
     rollouts = recipe.minibatch_tasks * recipe.rollouts_per_task
     if rollouts % recipe.micro_batch:
@@ -38,6 +40,49 @@ def check_recipe(job: Job, tasks: int) -> None:
             f"training.micro_batch ({recipe.micro_batch}) must divide minibatch_tasks x rollouts_per_task "
             f"({rollouts}); change one of them."
         )
+    if job.config.accelerator == "cpu" and recipe.gpus > 1:
+        raise UserError(
+            f"training.gpus is {recipe.gpus}, but accelerator is 'cpu', which trains in one process on each "
+            "node; set it to 1 or set accelerator to 'cuda'."
+        )
+    gpus = recipe.gpus * recipe.nodes
+    for key in ("sequence_parallel", "tensor_parallel"):
+        if gpus % getattr(recipe, key):
+            raise UserError(
+                f"training.{key} ({getattr(recipe, key)}) must divide training.gpus x training.nodes "
+                f"({gpus})."
+            )
+    parallel = data_parallel(job)
+    if rollouts % (parallel * recipe.micro_batch):
+        raise UserError(
+            f"minibatch_tasks x rollouts_per_task ({rollouts}) must be a multiple of training.micro_batch x "
+            f"data-parallel GPUs ({recipe.micro_batch} x {parallel}); change training.minibatch_tasks, "
+            "training.rollouts_per_task, training.micro_batch or training.gpus."
+        )
+    if policy.max_new_tokens >= policy.max_model_len:
+        raise UserError(
+            f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
+            f"policy.max_model_len ({policy.max_model_len}); raise the latter."
+        )
+
+
+def check_window(job: Job) -> None:
+    """Refuse a ``policy.max_model_len`` beyond the model's own window. Raises ``UserError``."""
+    config = json.loads((job.parent_model / "config.json").read_bytes())
+    text = config.get("text_config") or {}
+    window = text.get("max_position_embeddings") or config.get("max_position_embeddings")
+    if window and job.config.policy.max_model_len > window:
+        raise UserError(
+            f"policy.max_model_len is {job.config.policy.max_model_len}, but the model's window ends at "
+            f"{window} tokens (max_position_embeddings in its config.json); lower the key."
+        )
+
+
+def data_parallel(job: Job) -> int:
+    """Trainer processes that each get a part of every minibatch."""
+    if job.config.accelerator == "cpu":
+        return job.recipe.nodes
+    return job.recipe.gpus * job.recipe.nodes // job.recipe.sequence_parallel
 
 
 def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[str, Any]:
@@ -51,7 +96,8 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
         **_algorithm(job),
         **_rollout(job, agents),
         **_trainer(job, tasks),
-        **(_cpu(job) if job.config.accelerator == "cpu" else _cuda()),
+        **(_cpu(job) if job.config.accelerator == "cpu" else _cuda(job)),
+        **speed_overrides(job),
     }
     user = {key.lstrip("+"): (key, value) for key, value in job.recipe.verl.items()}
     kept = {key: value for key, value in overrides.items() if key.lstrip("+") not in user}
@@ -64,6 +110,7 @@ def _data(job: Job, data: Path) -> dict[str, Any]:
         "data.train_files": str(data),
         "data.val_files": str(data),
         "data.train_batch_size": job.recipe.tasks_per_step,
+        **({"data.gen_batch_size": 1} if job.recipe.dynamic_sampling else {}),  # exact numbers of new tasks
         "data.max_prompt_length": policy.max_model_len,
         "data.max_response_length": policy.max_model_len,
         "data.dataloader_num_workers": 0,
@@ -86,7 +133,10 @@ def _algorithm(job: Job) -> dict[str, Any]:
         "algorithm.adv_estimator": "grpo",  # unbiased std, + 1e-6: as core_algos.py:138-175
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": False,  # old log-probs recomputed after replacement
-        f"{actor}.use_kl_loss": False,  # no reference model: paper §3, scripts
+        **_correction(job),
+        f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §3, scripts
+        f"{actor}.kl_loss_coef": recipe.kl_weight,
+        **({f"{actor}.kl_loss_type": "low_var_kl"} if recipe.kl_weight else {}),
         f"{actor}.clip_ratio_low": recipe.clip_low,
         f"{actor}.clip_ratio_high": recipe.clip_high,
         f"{actor}.clip_ratio_c": recipe.dual_clip,
@@ -100,11 +150,25 @@ def _algorithm(job: Job) -> dict[str, Any]:
         f"{actor}.fsdp_config.seed": job.seed,
         f"{actor}.optim.lr": recipe.learning_rate,
         f"{actor}.optim.weight_decay": recipe.weight_decay,
+        f"{actor}.optim.betas": [0.9, 0.999],  # examples/config.yaml
+        f"{actor}.optim.lr_warmup_steps_ratio": recipe.lr_warmup_ratio,
         f"{actor}.optim.lr_scheduler_type": "constant",
         f"{actor}.strategy": "fsdp2",
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
     }
+
+
+def _correction(job: Job) -> dict[str, Any]:
+    """verl's rollout correction: each token weighted by current over behaviour probability, truncated.
+
+    The current policy's are recomputed after replay (``old_log_probs``), the behaviour policy's are those
+    that vLLM reported when it sampled (``rollout_log_probs``), for replayed trajectories too.
+    """
+    recipe, key = job.recipe, "algorithm.rollout_correction"
+    if recipe.importance_correction == "none":
+        return {f"{key}.rollout_is": None}
+    return {f"{key}.rollout_is": "token", f"{key}.rollout_is_threshold": recipe.importance_max}
 
 
 def _rollout(job: Job, agents: Path) -> dict[str, Any]:
@@ -114,8 +178,6 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
     concurrent = min(episodes, config.desktop.count)
     return {
         "actor_rollout_ref.model.path": str(job.parent_model),
-        "actor_rollout_ref.model.use_remove_padding": False,  # wants flash-attn
-        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
         f"{rollout}.name": "vllm",
         f"{rollout}.n": recipe.rollouts_per_task,
         f"{rollout}.temperature": recipe.temperature,
@@ -125,13 +187,19 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.dtype": rollout_dtype(job.config),
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.load_format": "dummy",  # the weights come from the trainer before the first step
-        f"{rollout}.tensor_model_parallel_size": 1,
+        f"{rollout}.tensor_model_parallel_size": recipe.tensor_parallel,
         f"{rollout}.max_model_len": config.policy.max_model_len,
         f"{rollout}.max_num_seqs": concurrent,
         f"{rollout}.max_num_batched_tokens": max(config.policy.max_model_len, 2048),
         f"{rollout}.enforce_eager": config.serving.enforce_eager,
         f"+{rollout}.limit_images": config.policy.max_images,
         f"+{rollout}.engine_kwargs.vllm.skip_mm_profiling": True,
+        f"+{rollout}.engine_kwargs.vllm.mm_processor_cache_gb": image_cache_gib(config, concurrent),
+        **(
+            {f"+{rollout}.engine_kwargs.vllm.compilation_config": graph_config(concurrent)}
+            if graphs(config)
+            else {}
+        ),
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": (
             f"{PACKAGE}.weight_socket.PrivateWorkerExtension"
         ),
@@ -160,9 +228,9 @@ def _trainer(job: Job, tasks: int) -> dict[str, Any]:
     return {
         "hydra.run.dir": str(job.work / "logs" / "hydra"),
         "hydra.output_subdir": None,
-        "trainer.project_name": job.config.study,
+        "trainer.project_name": job.config.name,
         "trainer.experiment_name": f"{job.arm}-{job.seed}-{job.stage_name}",
-        "trainer.logger": ["console", "file"],
+        "trainer.logger": ["console", "file", *recipe.loggers],
         "trainer.default_local_dir": str(job.work),
         "trainer.save_freq": recipe.save_every,
         "trainer.checkpoint_callback_class": f"{PACKAGE}.sampler.SaveState",
@@ -170,8 +238,8 @@ def _trainer(job: Job, tasks: int) -> dict[str, Any]:
         "trainer.total_epochs": math.ceil(steps / steps_per_epoch) + 1,
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
-        "trainer.nnodes": 1,
-        "trainer.n_gpus_per_node": 1,
+        "trainer.nnodes": recipe.nodes,
+        "trainer.n_gpus_per_node": recipe.gpus,
         "trainer.v1.sampler.custom_sampler.path": f"pkg://{PACKAGE}.sampler",
         "trainer.v1.sampler.custom_sampler.name": "ReplaySampler",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
@@ -187,29 +255,44 @@ def _cpu(job: Job) -> dict[str, Any]:
         f"{actor}.use_torch_compile": False,
         f"{actor}.fsdp_config.use_torch_compile": False,
         f"{actor}.fsdp_config.dtype": "float32",
-        "actor_rollout_ref.model.enable_gradient_checkpointing": False,
         # Engine and worker in one process: no shared-memory queue whose ends spin on few cores.
         f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend": "uni",
         f"{rollout}.free_cache_engine": False,
         f"+{rollout}.enable_sleep_mode": False,
-        f"{rollout}.gpu_memory_utilization": 0.3,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,
-        "ray_kwargs.ray_init.num_cpus": 16,
-        "+ray_kwargs.ray_init.num_gpus": 1,  # stands for the CPU, see platform_cpu
-        "+ray_kwargs.ray_init.include_dashboard": False,
-        "+ray_kwargs.ray_init.object_store_memory": 256 * 1024**2,
+        **_ray(job, {"num_gpus": 1, "object_store_memory": 256 * 1024**2}),
     }
 
 
-def _cuda() -> dict[str, Any]:
-    rollout = "actor_rollout_ref.rollout"
+def _cuda(job: Job) -> dict[str, Any]:
+    rollout, fsdp = "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
     return {
+        f"{fsdp}.param_offload": job.recipe.offload,
+        f"{fsdp}.optimizer_offload": job.recipe.offload,
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size": job.recipe.sequence_parallel,
         "trainer.device": "cuda",
-        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
         f"{rollout}.free_cache_engine": True,
-        f"{rollout}.gpu_memory_utilization": 0.4,  # trainer and server share the card
-        "+ray_kwargs.ray_init.include_dashboard": False,
+        **_ray(job, {}),
     }
+
+
+def ray_numbers(job: Job) -> tuple[int, int]:
+    """(GPUs, CPUs) that Ray is told of on each node. On a CPU one GPU stands for it, see ``platform_cpu``.
+
+    Ray's CPUs are slots for processes; with few cores verl would wait for ever for the last of them.
+    """
+    if job.config.accelerator == "cpu":
+        return 1, 16
+    return job.recipe.gpus, max(16, os.cpu_count() or 1)
+
+
+def _ray(job: Job, own: dict[str, Any]) -> dict[str, Any]:
+    """How verl starts Ray (``own``: further numbers), or, over several nodes, that it only joins it."""
+    key = "ray_kwargs.ray_init"
+    if job.recipe.nodes > 1:
+        return {f"{key}.num_cpus": None}
+    further = {"include_dashboard": False, **own}
+    return {f"{key}.num_cpus": ray_numbers(job)[1], **{f"+{key}.{k}": v for k, v in further.items()}}
 
 
 def to_arguments(overrides: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from arpo_replica.config.models import ReplayConfig
+from arpo_replica.config.training import ReplayConfig
 
 SCHEMA_VERSION = 1
 
@@ -91,6 +91,10 @@ class ReplayBuffer:
             and statistics.fmean(scores) < self.config.trigger_mean_below
         )
 
+    def repairs(self, group: Group) -> bool:
+        """True if this group would get a stored success back."""
+        return self.config.enabled and bool(self.tasks.get(group.task)) and self.failed(group.scores)
+
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Decide one step. Draws from the random generator; the buffer itself stays unchanged.
 
@@ -101,9 +105,8 @@ class ReplayBuffer:
             if not self.failed(group.scores):
                 continue
             plan.failed_groups += 1
-            stored = self.tasks.get(group.task)
-            if self.config.enabled and stored:
-                chosen = self.random.choice(stored)
+            if self.repairs(group):
+                chosen = self.random.choice(self.tasks[group.task])
                 first = self.config.replaced_index == "first"
                 rollout = 0 if first else self.random.randrange(len(group.scores))
                 plan.swaps.append(Swap(index, rollout, chosen))

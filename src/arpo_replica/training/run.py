@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,17 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.training import WITHOUT_EFFECT
+from arpo_replica.environments import short_root
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_manifest
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.attempt import Attempt
+from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
-from arpo_replica.training.recipe import VERL_VERSION, check_recipe
-
-COMPLETE_FILE = "complete.json"
+from arpo_replica.training.notice import listening
+from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
 
 
 def train_stage(
@@ -46,12 +49,13 @@ def train_stage(
     """Train until the stage's last step is saved, going on from the newest complete checkpoint.
 
     ``parent``: manifest of the model to start from. ``out``: the stage's directory. ``options``: other
-    fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend, RuntimeError otherwise.
+    fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend, ``Stopped`` after SIGTERM,
+    RuntimeError otherwise.
     """
     source = read_manifest(parent, verify=True)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / "train.lock"), short_folder() as scratch:
+    with listening() as notice, locked(out / "train.lock"), short_folder() as scratch:
         job = Job(
             config=resolved(config),
             arm=arm,
@@ -62,17 +66,40 @@ def train_stage(
             out=out,
             scratch=scratch,
             attempt=1,
-            **{"preload": config.accelerator == "cpu", **options},
+            **{"preload": forkable(config, arm), **options},
         )
+        check_gpus(job)
+        check_window(job)
         check_recipe(job, len(load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)))
         load_provider(job.provider, job.config.desktop).check()
         prepare_work(job)
         job = resume(job)
         if job.resume_step < job.stage.steps:
-            attempt = Attempt(job)
+            attempt = Attempt(job, notice=notice)
             attempt.wait()
             print(f"peak memory {attempt.peak_mb:.0f} MB", flush=True)
         return publish(job)
+
+
+def forkable(config: StudyConfig, arm: str) -> bool:
+    """True if all processes of a training may come from one that imported everything (``fork_server``)."""
+    return config.accelerator == "cpu" and config.recipe(arm).nodes == 1
+
+
+def check_gpus(job: Job) -> None:
+    """Refuse to start without the GPUs that the config asks for. Raises ``UserError``."""
+    if job.config.accelerator == "cpu":
+        return
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60)
+        found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        found = 0
+    if found < job.recipe.gpus:
+        raise UserError(
+            f"training.gpus is {job.recipe.gpus}, but this machine has {found} NVIDIA GPUs (nvidia-smi -L); "
+            "lower it, run the job on another machine, or set accelerator to 'cpu' (nano only)."
+        )
 
 
 @contextmanager
@@ -81,7 +108,7 @@ def short_folder() -> Iterator[Path]:
 
     The guard of the training removes it too, for the case that this process is killed.
     """
-    path = Path(tempfile.mkdtemp(prefix="arpo_train_", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="arpo_train_", dir=short_root()))
     path.chmod(0o711)  # desktops below it belong to an unprivileged user
     try:
         yield path
@@ -114,7 +141,7 @@ def recipe_of(job: Job) -> dict[str, Any]:
     """Everything that decides the result of the stage."""
     config = job.config
     return {
-        "training": job.recipe.model_dump(mode="json", exclude={"stages", "stall_timeout_s"}),
+        "training": job.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "stage": job.stage.model_dump(mode="json"),
         "policy": config.policy.model_dump(mode="json", exclude={"endpoint"}),
         "desktop": config.desktop.model_dump(mode="json", include={"provider", "screen", "settle_ms"}),
@@ -144,6 +171,7 @@ def prepare_work(job: Job) -> None:
 def resume(job: Job) -> Job:
     """The job with its attempt's number and the checkpoint to go on from; later leftovers are removed."""
     logs = job.work / "logs"
+    job.save_file.unlink(missing_ok=True)
     attempts = [int(path.stem.rsplit("_", 1)[1]) for path in logs.glob("train_*.log")]
     known = unbroken(collect(logs, job.steps))
     steps = [step for step in checkpoints(job.work) if step <= known]
@@ -157,19 +185,6 @@ def resume(job: Job) -> Job:
     if step:
         print(f"going on from the checkpoint of step {step}", flush=True)
     return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
-
-
-def checkpoints(work: Path) -> list[int]:
-    """Steps of the complete checkpoints: all files that ``complete.json`` lists, in their sizes."""
-    found = []
-    for path in work.glob("global_step_*"):
-        marker = path / COMPLETE_FILE
-        if not marker.is_file():
-            continue
-        sizes = json.loads(marker.read_bytes())
-        if all((path / name).is_file() and (path / name).stat().st_size == n for name, n in sizes.items()):
-            found.append(int(path.name.rsplit("_", 1)[1]))
-    return sorted(found)
 
 
 def publish(job: Job) -> Manifest:

@@ -2,7 +2,9 @@
 
 verl calls ``sample`` on the driver with the whole batch, after generation and reward and before old
 log-probabilities and advantages. So a replayed trajectory gets its old log-probabilities under the
-current policy and starts at ratio 1, without importance correction: as in ARPO's released code.
+current policy and starts at ratio 1: as in ARPO's released code. The log-probabilities of the policy that
+sampled it (``rollout_log_probs``) are part of what is stored, so that verl's rollout correction
+(``training.importance_correction``) can weight its tokens.
 
 Both arms run this very class; with ``replay.enabled: false`` it only measures.
 
@@ -16,11 +18,10 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,124 +32,183 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer as VerlReplayBuffer
 from verl.utils import tensordict_utils
 
 from arpo_replica.rollout.records import episode_dir, write_atomically
-from arpo_replica.training.items import ItemStore, value_of
+from arpo_replica.training.items import ItemStore, Row, value_of
 from arpo_replica.training.job import Job, current_job
-from arpo_replica.training.recipe import image_options
+from arpo_replica.training.measure import Replaced, Rollout, batch_multiple, measure, too_many_lost
+from arpo_replica.training.recipe import data_parallel, image_options
 from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
+from arpo_replica.training.speed import Speed
 
 TRAIN = "train"
 POLL_S = 0.2
 """verl's default of 2 s costs up to 2 s of each step."""
 REPLAY_FILE = "replay.json"
 COMPLETE_FILE = "complete.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One trajectory of the batch."""
-
-    session: int
-    key: str
-    """Its row in TransferQueue."""
-    task: str
-    score: float
-    """Task score, without the format term."""
-    reward: float
-    """What verl trains on: score plus weighted format term."""
-    format_errors: int
-    attempts: int
-    turns: int
+Tags = dict[str, dict[str, Any]]
+"""Key of a row in TransferQueue -> its tag."""
 
 
 class ReplaySampler(VerlReplayBuffer):
     """verl's sampler with ARPO's replay."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("poll_interval", POLL_S)
-        super().__init__(*args, **kwargs)
         self.job = current_job()
-        self.buffer = ReplayBuffer(self.job.recipe.replay, self.job.seed)
-        policy = self.job.config.policy
-        self.items = ItemStore(self.job.items, self.job.out, self.job.parent_model, image_options(policy))
+        recipe, policy = self.job.recipe, self.job.config.policy
+        kwargs.setdefault("poll_interval", POLL_S)
+        if recipe.dynamic_sampling:  # verl hands these to its own class only
+            kwargs |= {
+                "filter_groups_metric": "reward",
+                "train_batch_size": recipe.tasks_per_step,
+                "gen_batch_size": 1,
+            }
+        super().__init__(*args, **kwargs)
+        self.buffer = ReplayBuffer(recipe.replay, self.job.seed)
+        self.items = ItemStore(
+            self.job.items,
+            self.job.out,
+            self.job.parent_model,
+            image_options(policy),
+            bytes_only=Speed.of(self.job).compact_pixels,
+        )
+        self.redrawn = 0
+        """Groups of this step that dynamic sampling has given up."""
         if self.job.resume_step:
             path = self.job.checkpoint(self.job.resume_step) / REPLAY_FILE
             self.buffer.restore(json.loads(path.read_bytes()))
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """verl's batch of this step, with failed groups repaired, and our metrics."""
-        batch, metrics = super().sample(
-            global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
-        )
+        self.redrawn = 0
+        try:
+            batch, metrics = super().sample(
+                global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
+            )
+        except RuntimeError as error:
+            if "no materializable trajectories" in str(error):
+                self._write_step(Plan(), [], batch_size * self.job.recipe.rollouts_per_task, global_steps)
+                self._stop_if_desktops_fail()
+            raise
         if partition_id != TRAIN:
             return batch, metrics
         raise_crashes(self.job.scratch)
+        if self.job.save_file.exists() and SaveState.current is not None:
+            SaveState.current.save_every_step()
         tags = dict(zip(batch.keys, batch.tags, strict=True))
         uids, groups = read_groups(batch.keys)
         plan = self.buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
         self._keep(plan, groups, tags, global_steps)
-        after = self._swap(plan, uids, groups, tags, global_steps)
+        # In an order of its own, not in that of arrival: sums of floating-point numbers depend on it.
+        ordered: Tags = {key: tags[key] for group in groups for rollout in group for key in rollout.keys}
+        replaced, ordered = self._swap(plan, uids, groups, ordered, global_steps)
         lost = batch_size * self.job.recipe.rollouts_per_task - sum(len(group) for group in groups)
-        self._fill(tags)
-        metrics.update(self._measure(plan, groups, after, lost, global_steps))
+        self._fill(ordered)
+        metrics |= measure(
+            plan,
+            groups,
+            replaced,
+            step=global_steps,
+            lost=lost,
+            retries=self.job.config.rollout.env_error_retries,
+            success_above=self.job.config.evaluation.success_above,
+        )
+        metrics |= {
+            "arpo/buffer_size": float(len(self.buffer)),
+            "arpo/buffer_tasks": float(sum(bool(queue) for queue in self.buffer.tasks.values())),
+            "arpo/redrawn_groups": float(self.redrawn),
+        }
         self._write_step(plan, groups, lost, global_steps)
+        self._stop_if_desktops_fail()
         changed = KVBatchMeta(
             partition_id=TRAIN,
-            keys=list(tags),
-            tags=list(tags.values()),
+            keys=list(ordered),
+            tags=list(ordered.values()),
             extra_info=dict(batch.extra_info or {}),
         )
         return changed, metrics
+
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+        """verl's groups without reward variance, less those that replay repairs and those above the limit."""
+        found, _ = super()._dapo_filtered_keys(partition_id)
+        recipe, chosen = self.job.recipe, {}
+        for uid in sorted(found):
+            if self.redrawn >= recipe.dynamic_sampling_max * recipe.tasks_per_step:
+                break
+            keys = [key for key in self.partitions[partition_id] if key.startswith(f"{uid}_")]
+            _, ((*rollouts,),) = read_groups(keys)
+            if not self.buffer.repairs(Group(rollouts[0].task, tuple(r.score for r in rollouts))):
+                self.redrawn += 1
+                chosen[uid] = rollouts[0].reward
+        return set(chosen), Counter(chosen.values())
+
+    def _stop_if_desktops_fail(self) -> None:
+        steps = sorted(self.job.steps.glob("step_*.json"))
+        reason = too_many_lost([json.loads(p.read_bytes())["lost_rollouts"] for p in steps], self.job.recipe)
+        if reason:
+            write_atomically(self.job.stop_file, reason.encode())
+            raise RuntimeError(reason)
 
     def save(self, folder: Path) -> None:
         """Write buffer and random generator into a checkpoint."""
         write_atomically(folder / REPLAY_FILE, json.dumps(self.buffer.state()).encode())
 
-    def _keep(self, plan: Plan, groups: list[list[Rollout]], tags: dict[str, dict], step: int) -> None:
+    def _keep(self, plan: Plan, groups: list[list[Rollout]], tags: Tags, step: int) -> None:
         """Write the trajectories to store to disk; they enter the buffer in ``_swap``, afterwards."""
-        for group, rollout in plan.store:
-            chosen = groups[group][rollout]
+        for group, index in plan.store:
+            chosen = groups[group][index]
             domain, _, task_id = chosen.task.partition("/")
-            episode = episode_dir(self.job.episodes(step, chosen.session), domain, task_id)
-            self.items.save(
-                item_name(step, chosen),
-                tq.kv_batch_get(keys=[chosen.key], partition_id=TRAIN),
-                tags[chosen.key],
-                [episode / f"step_{turn:03d}.webp" for turn in range(chosen.turns)],
-            )
+            episode = episode_dir(self.job.episodes(step, chosen.rollout), domain, task_id)
+            rows = [
+                Row(
+                    tq.kv_batch_get(keys=[key], partition_id=TRAIN),
+                    tags[key],
+                    [episode / f"step_{turn:03d}.webp" for turn in range(first, first + count)],
+                )
+                for key, (first, count) in zip(chosen.keys, chosen.images, strict=True)
+            ]
+            self.items.save(item_name(step, chosen), rows)
 
     def _swap(
-        self, plan: Plan, uids: list[str], groups: list[list[Rollout]], tags: dict[str, dict], step: int
-    ) -> dict[tuple[int, int], tuple[float, float]]:
-        """Carry out the plan; ``tags`` follows. Returns (score, reward) of what replaced (group, rollout)."""
-        replaced = {}
+        self, plan: Plan, uids: list[str], groups: list[list[Rollout]], tags: Tags, step: int
+    ) -> tuple[Replaced, Tags]:
+        """Carry out the plan. Returns what replaced whom, and the tags of the batch as it is then."""
+        replaced: Replaced = {}
+        instead: dict[str, Tags] = {}
         for swap in plan.swaps:
-            fields, tag = self.items.load(swap.stored.name)
+            rows = self.items.load(swap.stored.name)
             given_way = groups[swap.group][swap.rollout]
-            tq.kv_clear(keys=[given_way.key], partition_id=TRAIN)
-            del tags[given_way.key]
-            # The key's uid tells verl the session, the field's uid is what GRPO groups by.
-            tensordict_utils.assign_non_tensor_stack(fields, "uid", [uids[swap.group]])
-            tags[given_way.key] = {**tag, "replayed_from": swap.stored.step, "global_steps": step}
-            tq.kv_batch_put(
-                keys=[given_way.key], partition_id=TRAIN, fields=fields, tags=[tags[given_way.key]]
-            )
-            score = value_of(fields["extra_fields"][0])["arpo"]["score"]
-            replaced[swap.group, swap.rollout] = (score, float(fields["rm_scores"].values().sum()))
+            tq.kv_clear(keys=list(given_way.keys), partition_id=TRAIN)
+            # A key's uid and session tell verl which rows are one rollout.
+            session = given_way.keys[0].rsplit("_", 1)[0]
+            put: Tags = {}
+            for index, row in enumerate(rows):
+                # The field's uid is what GRPO groups by.
+                tensordict_utils.assign_non_tensor_stack(row.fields, "uid", [uids[swap.group]])
+                key = f"{session}_{index}"
+                put[key] = {**row.tag, "replayed_from": swap.stored.step, "global_steps": step}
+                tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=row.fields, tags=[put[key]])
+            instead[given_way.keys[0]] = put
+            for key in given_way.keys[1:]:
+                instead[key] = {}
+            last = rows[-1].fields
+            score = value_of(last["extra_fields"][0])["arpo"]["score"]
+            replaced[swap.group, swap.rollout] = (score, float(last["rm_scores"].values().sum()))
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
             self.buffer.store(chosen.task, Stored(item_name(step, chosen), step))
-        return replaced
+        changed: Tags = {}
+        for key, tag in tags.items():
+            changed |= instead.get(key, {key: tag})
+        return replaced, changed
 
-    def _fill(self, tags: dict[str, dict]) -> None:
-        """Add rows without effect until the batch divides into minibatches again; ``tags`` follows.
+    def _fill(self, tags: Tags) -> None:
+        """Add rows without effect until the batch divides into minibatches over all GPUs; ``tags`` follows.
 
         verl does this itself (``padding_utils``), but with rows without images, on which verl 0.9.1 fails
         for the Qwen2-VL class with transformers 5 ('BaseModelOutputWithPooling' object has no attribute
         'mean') when a micro batch holds nothing else. Ours are copies of the shortest trajectory with an
         empty response mask: no loss, no entropy, a group of their own, no part in metrics.
         """
-        recipe = self.job.recipe
-        missing = -len(tags) % (recipe.minibatch_tasks * recipe.rollouts_per_task)
+        missing = -len(tags) % batch_multiple(self.job.recipe, data_parallel(self.job))
         if not missing:
             return
         shortest = min(tags, key=lambda key: tags[key]["seq_len"])
@@ -161,48 +221,6 @@ class ReplaySampler(VerlReplayBuffer):
             key = f"{uid}_{session}_0"
             tags[key] = {**tags[shortest], "is_padding": True}
             tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
-
-    def _measure(
-        self,
-        plan: Plan,
-        groups: list[list[Rollout]],
-        replaced: dict[tuple[int, int], tuple[float, float]],
-        lost: int,
-        step: int,
-    ) -> dict[str, float]:
-        rollouts = [rollout for group in groups for rollout in group]
-        after = [
-            replaced.get((i, j), (rollout.score, rollout.reward))
-            for i, group in enumerate(groups)
-            for j, rollout in enumerate(group)
-        ]
-        success_above = self.job.config.evaluation.success_above
-        attempts_lost = lost * (self.job.config.rollout.env_error_retries + 1)
-        ages = [step - swap.stored.step for swap in plan.swaps]
-        return {
-            "arpo/reward_before": fmean(rollout.reward for rollout in rollouts),
-            "arpo/reward_after": fmean(reward for _, reward in after),
-            "arpo/score_before": fmean(rollout.score for rollout in rollouts),
-            "arpo/score_after": fmean(score for score, _ in after),
-            "arpo/success": fmean(float(rollout.score > success_above) for rollout in rollouts),
-            "arpo/unparsable": fmean(float(rollout.format_errors > 0) for rollout in rollouts),
-            "arpo/turns": fmean(rollout.turns for rollout in rollouts),
-            "arpo/groups": float(len(groups)),
-            "arpo/rollouts": float(len(rollouts)),
-            "arpo/all_fail_groups": float(
-                sum(all(r.score <= success_above for r in group) for group in groups)
-            ),
-            "arpo/all_success_groups": float(
-                sum(all(r.score > success_above for r in group) for group in groups)
-            ),
-            "arpo/failed_groups": float(plan.failed_groups),
-            "arpo/swapped_groups": float(len(plan.swaps)),
-            "arpo/buffer_size": float(len(self.buffer)),
-            "arpo/buffer_tasks": float(sum(bool(queue) for queue in self.buffer.tasks.values())),
-            "arpo/replay_age": fmean(ages) if ages else 0.0,
-            "arpo/lost_rollouts": float(lost),
-            "arpo/env_errors": float(sum(r.attempts - 1 for r in rollouts) + attempts_lost),
-        }
 
     def _write_step(self, plan: Plan, groups: list[list[Rollout]], lost: int, step: int) -> None:
         details = {
@@ -218,6 +236,18 @@ class ReplaySampler(VerlReplayBuffer):
 
 class SaveState(CheckpointCallback):
     """After verl saved a checkpoint: add the buffer, mark it complete, drop what is no longer needed."""
+
+    current: SaveState | None = None
+    """The one of this process."""
+
+    def __init__(self, config: Any = None) -> None:
+        """``config``: the trainer's own, which it reads after every step."""
+        super().__init__(config=config)
+        SaveState.current = self
+
+    def save_every_step(self) -> None:
+        """The job must end soon: verl saves after this step and every later one."""
+        self.config.trainer.save_freq = 1
 
     def on_save(
         self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any
@@ -240,21 +270,34 @@ def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
     """The batch as groups of rollouts, sorted by task; and the uid of each group."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=TRAIN, select_fields=["rm_scores", "extra_fields"])
     rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
-    facts = [value_of(entry)["arpo"] for entry in data["extra_fields"]]
-    groups: dict[str, list[Rollout]] = defaultdict(list)
-    for key, reward, fact in zip(keys, rewards, facts, strict=True):
-        uid, session, index = key.rsplit("_", 2)
-        if index != "0":
-            raise RuntimeError(f"{key}: a rollout of several outputs; our agent loop gives one")
-        groups[uid].append(Rollout(session=int(session), key=key, reward=reward, **fact))
-    ordered = sorted(groups.items(), key=lambda entry: (entry[1][0].task, entry[0]))
-    return [uid for uid, _ in ordered], [sorted(group, key=lambda r: r.session) for _, group in ordered]
+    facts = [dict(value_of(entry)["arpo"]) for entry in data["extra_fields"]]
+    found: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, key in enumerate(keys):
+        uid, session, _ = key.rsplit("_", 2)
+        found[uid][int(session)].append(position)
+    groups: dict[str, list[Rollout]] = {}
+    for uid, sessions in found.items():
+        groups[uid] = []
+        for number, positions in sorted(sessions.items()):
+            positions.sort(key=lambda position: int(keys[position].rsplit("_", 1)[1]))
+            images = tuple(tuple(facts[position].pop("images")) for position in positions)
+            groups[uid].append(
+                Rollout(
+                    session=number,
+                    keys=tuple(keys[position] for position in positions),
+                    images=images,
+                    reward=rewards[positions[-1]],
+                    **facts[positions[-1]],
+                )
+            )
+    ordered = sorted(groups.items(), key=lambda entry: (entry[1][0].task, entry[1][0].rollout))
+    return [uid for uid, _ in ordered], [group for _, group in ordered]
 
 
 def item_name(step: int, rollout: Rollout) -> str:
     """Name of a stored trajectory: the same when a step is done again after a resume."""
     task = hashlib.sha256(rollout.task.encode()).hexdigest()[:12]
-    return f"{step:06d}_{task}_{rollout.session:03d}"
+    return f"{step:06d}_{task}_{rollout.rollout:03d}"
 
 
 def raise_crashes(scratch: Path) -> None:

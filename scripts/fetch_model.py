@@ -1,0 +1,9 @@
+"""Bring a named model here, pinned and checked, or make its shape with random weights."""
+
+from pathlib import Path
+
+from arpo_replica.policy.weights import fetch_model
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    fetch_model(config, Path(snakemake.output[0]))

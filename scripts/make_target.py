@@ -1,0 +1,15 @@
+"""Make one of the paper's tables or figures from this study's results."""
+
+from pathlib import Path
+
+from arpo_replica.evaluation.make_target import TargetFiles, make_target
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    files = TargetFiles(
+        indexes=[Path(path) for path in snakemake.input.get("indexes", [])],
+        metrics=[Path(path) for path in snakemake.input.get("metrics", [])],
+        throughput=next(map(Path, snakemake.input.get("throughput", [])), None),
+        claims=Path(snakemake.input.claims),
+    )
+    make_target(config, snakemake.wildcards.target, files, Path(snakemake.output[0]).parent)

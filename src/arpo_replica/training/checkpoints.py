@@ -1,0 +1,22 @@
+"""Which checkpoints of a training are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+COMPLETE_FILE = "complete.json"
+"""Written last into a checkpoint: its files and their sizes."""
+
+
+def checkpoints(work: Path) -> list[int]:
+    """Steps of the complete checkpoints: all files that ``complete.json`` lists, in their sizes."""
+    found = []
+    for path in work.glob("global_step_*"):
+        marker = path / COMPLETE_FILE
+        if not marker.is_file():
+            continue
+        sizes = json.loads(marker.read_bytes())
+        if all((path / name).is_file() and (path / name).stat().st_size == n for name, n in sizes.items()):
+            found.append(int(path.name.rsplit("_", 1)[1]))
+    return sorted(found)

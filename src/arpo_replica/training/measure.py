@@ -1,0 +1,121 @@
+"""What a step's rollouts amount to, in numbers. No torch, no verl: plain facts in, metrics out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from arpo_replica.config.training import TrainingConfig
+from arpo_replica.training.replay import Plan
+
+SHARE_STEPS = 4
+"""Steps over which the share of lost rollouts is taken: one bad step of a small batch stops nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One trajectory of the batch."""
+
+    session: int
+    """Its place in its group."""
+    keys: tuple[str, ...]
+    """Its rows in TransferQueue: one for each token sequence, in order."""
+    images: tuple[tuple[int, int], ...]
+    """(first, number) of the screenshots of each row."""
+    task: str
+    rollout: int
+    """Number of the rollout of this task in this step; names its recorded episode."""
+    score: float
+    """Task score, without the format term."""
+    reward: float
+    """What verl trains on: score plus weighted format term."""
+    format_errors: int
+    attempts: int
+    turns: int
+
+
+Replaced = dict[tuple[int, int], tuple[float, float]]
+"""(group, rollout) that gave way -> (score, reward) of the replayed trajectory in its place."""
+
+
+def measure(
+    plan: Plan,
+    groups: Sequence[Sequence[Rollout]],
+    replaced: Replaced,
+    *,
+    step: int,
+    lost: int,
+    retries: int,
+    success_above: float,
+) -> dict[str, float]:
+    """The step's metrics, ``arpo/...``.
+
+    ``*_before`` are the rollouts as they came (the curve that the released code logs as task score),
+    ``*_after`` the batch that is trained on (its total reward). ``lost``: rollouts without any result;
+    ``retries``: attempts after the first that each of them had.
+    """
+    rollouts = [rollout for group in groups for rollout in group]
+    after = [
+        replaced.get((i, j), (rollout.score, rollout.reward))
+        for i, group in enumerate(groups)
+        for j, rollout in enumerate(group)
+    ]
+    ages = [step - swap.stored.step for swap in plan.swaps]
+    success = [[rollout.score > success_above for rollout in group] for group in groups]
+    numbers = {
+        "reward_before": fmean(rollout.reward for rollout in rollouts),
+        "reward_after": fmean(reward for _, reward in after),
+        "score_before": fmean(rollout.score for rollout in rollouts),
+        "score_after": fmean(score for score, _ in after),
+        "success": fmean(float(one) for group in success for one in group),
+        "unparsable": fmean(float(rollout.format_errors > 0) for rollout in rollouts),
+        "turns": fmean(rollout.turns for rollout in rollouts),
+        "groups": len(groups),
+        "rollouts": len(rollouts),
+        "sequences": sum(len(rollout.keys) for rollout in rollouts),
+        "all_fail_groups": sum(not any(group) for group in success),
+        "all_success_groups": sum(all(group) for group in success),
+        "failed_groups": plan.failed_groups,
+        "swapped_groups": len(plan.swaps),
+        "varying_groups": varying(groups, replaced),
+        "replay_age": fmean(ages) if ages else 0.0,
+        "lost_rollouts": lost,
+        "env_errors": sum(rollout.attempts - 1 for rollout in rollouts) + lost * (retries + 1),
+    }
+    return {f"arpo/{name}": float(value) for name, value in numbers.items()}
+
+
+def varying(groups: Sequence[Sequence[Rollout]], replaced: Replaced) -> int:
+    """Groups whose rewards differ once replay has had its turn: only they have advantages other than 0."""
+    rewards = [
+        {replaced.get((i, j), (rollout.score, rollout.reward))[1] for j, rollout in enumerate(group)}
+        for i, group in enumerate(groups)
+    ]
+    return sum(len(found) > 1 for found in rewards)
+
+
+def lost_share(lost: Sequence[int], recipe: TrainingConfig) -> float:
+    """Share of lost rollouts over the newest steps; ``lost``: number in each step so far, oldest first."""
+    newest = lost[-SHARE_STEPS:]
+    expected = len(newest) * recipe.tasks_per_step * recipe.rollouts_per_task
+    return sum(newest) / expected if expected else 0.0
+
+
+def too_many_lost(lost: Sequence[int], recipe: TrainingConfig) -> str | None:
+    """One sentence if the stage must stop for its desktops, else None."""
+    share = lost_share(lost, recipe)
+    if share <= recipe.env_error_share_max:
+        return None
+    return (
+        f"{share:.0%} of the rollouts of the last {min(len(lost), SHARE_STEPS)} steps were lost to "
+        f"environment errors, more than training.env_error_share_max ({recipe.env_error_share_max:.0%}); "
+        "mend the desktops (the stage's episodes say what failed) or raise the key, and run again: the stage "
+        "goes on from its last checkpoint."
+    )
+
+
+def batch_multiple(recipe: TrainingConfig, data_parallel: int) -> int:
+    """Rows must come in multiples of this: whole minibatches, and the same number for every GPU."""
+    return math.lcm(recipe.minibatch_tasks * recipe.rollouts_per_task, data_parallel)

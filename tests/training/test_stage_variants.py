@@ -1,0 +1,77 @@
+"""Stages that go another way: groups drawn again, desktops that all fail, a vLLM that dies. A start each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.cpu_env, pytest.mark.slow, pytest.mark.timeout(900)]
+pytest.importorskip("verl")
+
+from arpo_replica.training.processes import descendants  # noqa: E402
+from training.stage_process import StageProcess  # noqa: E402
+from training.test_stage import small_config  # noqa: E402
+
+FAKE = {"provider": "training.fake_desktop:FakeProvider"}
+
+
+def fake_stage(folder: Path, **training: object) -> StageProcess:
+    config = small_config()
+    for key, value in training.items():
+        setattr(config.training, key, value)
+    stage = StageProcess(folder / "study", config, **FAKE)
+    state = folder / "state"
+    state.mkdir()
+    stage.variables = {"FAKE_STATE": str(state)}
+    return stage
+
+
+def test_groups_without_variance_are_drawn_again(tmp_path: Path) -> None:
+    """One task never succeeds: other tasks take its place. Failed groups that replay repairs stay."""
+    stage = fake_stage(tmp_path, dynamic_sampling=True)
+    hopeless = stage.tasks[0]
+    stage.variables["FAKE_HOPELESS"] = hopeless.id
+    stage.finish()
+    rows = stage.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert sum(row["redrawn_groups"] for row in rows) > 0
+    assert sum(row["swapped_groups"] for row in rows) > 0
+    limit = stage.config.training.dynamic_sampling_max * stage.config.training.tasks_per_step
+    for row in rows:
+        assert row["groups"] == 2
+        assert row["redrawn_groups"] <= limit
+        if row["redrawn_groups"] < limit:
+            assert row["varying_groups"] == 2
+            assert f"{hopeless.domain}/{hopeless.id}" not in {group["task"] for group in row["tasks"]}
+
+
+def test_desktops_that_all_fail_stop_the_stage_with_one_sentence(tmp_path: Path) -> None:
+    stage = fake_stage(tmp_path)
+    stage.variables["FAKE_BREAK"] = ",".join(task.id for task in stage.tasks)
+    process = stage.start()
+    stage.wait(process, lambda: False)
+    assert process.returncode not in (0, None)
+    said = (stage.folder / "output.txt").read_text()
+    assert "UserError: 100% of the rollouts of the last 1 steps were lost to environment errors" in said
+    assert "training.env_error_share_max (50%)" in said
+    assert stage.processes() == []
+
+
+def test_a_dead_vllm_ends_the_stage_long_before_the_watchdog(tmp_path: Path) -> None:
+    stage = fake_stage(tmp_path, dead_after_s=5)
+    process = stage.start()
+    stage.wait(process, lambda: stage.logged(1))
+    below = descendants(process.pid)
+    servers = [found.pid for found in below if found.command.startswith("ray::vLLM")]
+    assert servers, [found.command for found in below]
+    began = time.monotonic()
+    for server in servers:
+        os.kill(server, signal.SIGKILL)
+    stage.wait(process, lambda: False)
+    assert process.returncode not in (0, None)
+    assert time.monotonic() - began < 90
+    assert stage.processes() == []
