@@ -1,5 +1,6 @@
 # Needs: indexes of episodes, metrics and manifests of training, the paper's numbers. Makes: one table of
-# scores, the summary with intervals, a verdict for each claim of the paper, and the provenance of it all.
+# scores, the summary with intervals, a verdict for each claim of the paper, every table as CSV and JSON, and
+# the provenance of it all.
 
 
 rule score_episodes:
@@ -20,6 +21,7 @@ rule summarise_study:
     input:
         scores="<results>/scores.parquet",
         metrics=study.all_metrics(),
+        reports=study.all_reports(),
         manifests=study.all_manifests(),
     output:
         "<results>/summary.json",
@@ -30,18 +32,33 @@ rule summarise_study:
         "../scripts/summarise_study.py"
 
 
-rule judge_claims:
+rule compare_claims:
     input:
         summary="<results>/summary.json",
         claims="data/paper/claims.yaml",
         published="data/paper/results.yaml",
+        contradictions="data/paper/contradictions.yaml",
     output:
         "<results>/claims.json",
     log:
-        "<logs>/judge_claims.log",
+        "<logs>/compare_claims.log",
     localrule: True
     script:
-        "../scripts/judge_claims.py"
+        "../scripts/compare_claims.py"
+
+
+rule write_tables:
+    input:
+        summary="<results>/summary.json",
+        claims="<results>/claims.json",
+        scores="<results>/scores.parquet",
+    output:
+        study.table_files(),
+    log:
+        "<logs>/write_tables.log",
+    localrule: True
+    script:
+        "../scripts/write_tables.py"
 
 
 rule write_provenance:

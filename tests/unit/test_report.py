@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +17,11 @@ from PIL import Image
 from arpo_replica.actions.types import Click, Drag, Scroll, TypeText, Wait
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.report.effort import job_rows
 from arpo_replica.report.gallery import build_gallery, natural
 from arpo_replica.report.overlay import drawing, mark_of
 from arpo_replica.report.svg import embed
-from arpo_replica.report.views import duration, job_rows, percent, points
+from arpo_replica.report.views import duration, percent, points
 from synthetic_study import SCREEN, Study, evaluate, make_study, render
 
 HOSTILE = [
@@ -104,12 +108,13 @@ def test_page_is_whole_and_accessible(page: Path) -> None:
     assert found.headings[0] == 1
     assert all(b - a <= 1 for a, b in zip(found.headings, found.headings[1:], strict=False))
     tags = Counter(tag for tag, _ in found.attributes)
+    assert tags["h1"] == 1
     assert tags["table"] == tags["caption"] > 5
     assert all("scope" in attributes for tag, attributes in found.attributes if tag == "th")
     assert ("html", {"lang": "en"}) in found.attributes
     images = [attributes for tag, attributes in found.attributes if tag == "svg"]
     assert all("aria-hidden" in a or "aria-label" in a or "aria-labelledby" in a for a in images)
-    links = {a["href"] for tag, a in found.attributes if tag == "a"}
+    links = {a["href"] for tag, a in found.attributes if tag == "a" and "download" not in a}
     assert {str(link)[1:] for link in links} <= set(found.ids)
 
 
@@ -167,7 +172,9 @@ def test_hostile_text_is_only_text(tmp_path: Path) -> None:
     evaluate(study)
     page = render(study)
     found = check(page)
-    assert Counter(tag for tag, _ in found.attributes)["script"] == 1
+    scripts = [a.get("type") for tag, a in found.attributes if tag == "script"]
+    assert scripts.count(None) == 1
+    assert set(scripts) <= {None, "application/json", "text/plain"}
     assert not [a for _, a in found.attributes if any(name.startswith("on") for name in a)]
     text = "".join(found.text)
     for line in HOSTILE[:7]:
@@ -302,3 +309,57 @@ def test_words_for_numbers(tmp_path: Path) -> None:
     assert job_rows(tmp_path) == []
     (tmp_path / "a.tsv").write_text("s\tmax_rss\n1.5\t-\n")
     assert job_rows(tmp_path) == [{"job": "a", "seconds": 1.5, "peak_mb": None, "cpu_seconds": None}]
+
+
+def test_every_row_names_the_place_it_comes_from(study: Study, page: Path) -> None:
+    documents = {
+        name: json.loads((study.results / name).read_bytes()) for name in ("summary.json", "claims.json")
+    }
+    hashes = {name: hashlib.sha256((study.results / name).read_bytes()).hexdigest() for name in documents}
+    found = 0
+    for _, attributes in check(page).attributes:
+        place = attributes.get("data-from") or ""
+        name, _, pointer = place.partition("/")
+        if name not in documents:
+            continue
+        value = documents[name]
+        for part in pointer.split("/"):
+            value = value[int(part)] if part.isdigit() else value[part]
+        assert value
+        hint = str(attributes["title"])
+        assert hashes[name] in hint
+        assert f"/{pointer}" in hint
+        assert "rule " in hint
+        found += 1
+    assert found > 100
+    html = page.read_text()
+    for name, sha256 in hashes.items():
+        assert f'id="file-{sha256[:12]}"' in html, name
+
+
+def test_numbers_stand_in_the_row_that_names_them(study: Study, page: Path) -> None:
+    html = page.read_text()
+    summary = json.loads((study.results / "summary.json").read_bytes())
+    for place, row in enumerate(summary["rates"]):
+        (cells,) = re.findall(rf'data-from="summary.json/rates/{place}">(.*?)</tr>', html, re.DOTALL)
+        assert f"{row['successes']} of {row['valid']}" in cells
+        assert f"<strong>{percent(row['of_valid']['value'])}</strong>" in cells
+    for place, row in enumerate(summary["differences"]):
+        (cells,) = re.findall(rf'data-from="summary.json/differences/{place}">(.*?)</tr>', html, re.DOTALL)
+        assert f"<strong>{points(row['difference']['value'])}</strong>" in cells
+
+
+def test_another_process_writes_the_same_bytes(study: Study, page: Path, tmp_path: Path) -> None:
+    """Nothing hangs on the order of sets, the time or the process."""
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(study.config.model_dump(mode="json")))
+    out = tmp_path / "page.html"
+    code = (
+        "import sys; from pathlib import Path; from arpo_replica.config import load_config;"
+        "from arpo_replica.report.render import render_report;"
+        "render_report(load_config(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
+    command = [sys.executable, "-c", code, str(config), str(study.results), str(out)]
+    subprocess.run(command, check=True, env=environment)
+    assert out.read_bytes() == page.read_bytes()

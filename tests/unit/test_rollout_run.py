@@ -89,6 +89,7 @@ def make_study(folder: Path, url: str | None):
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
+    raw.pop("targets", None)
     raw["policy"] |= {"endpoint": url, "model": str(folder / "model")}
     raw["tasks"] = {"root": str(folder / "tasks"), "splits": {"mine": str(folder / "mine.json")}}
     raw["training"]["stages"] = [{"name": "one", "split": "mine", "steps": 1}]
@@ -216,3 +217,54 @@ def test_sigterm_closes_the_desktops(tmp_path, endpoint):
     assert started == [b"started\n"] * 3
     assert rest == b"closed\n" * 3
     assert job.returncode != 0
+
+
+def test_a_policy_whose_weights_only_a_server_has(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    raw = config.model_dump(mode="json")
+    raw["policy"] |= {"model": "served", "served_model": "lab", "recipe": "uitars_15", "prompt": "arpo"}
+    raw["arms"] = {"base": {}}
+    (tmp_path / "config.yaml").write_text(json.dumps(raw))
+    config = load_config(tmp_path / "config.yaml")
+    written = register_model(config, None, manifest)
+    assert (written.weights, written.recipe["source"][:24]) == ({}, "served, weights not seen")
+    progress = collect_rollouts(config, manifest=manifest, roots=roots[:1], provider=FakeProvider())
+    assert progress.outcomes["success"] == 3
+    assert rows(roots[0])[0]["checkpoint_sha256"] == written.sha256
+    assert rows(roots[0])[0]["sampling"]["prompt"] == "arpo"
+    first = endpoint.requests[0]
+    assert (first["model"], first["messages"][0]["role"]) == ("lab", "system")
+    # A manifest that only claims to have no weights is still refused.
+    forged = json.loads(manifest.read_text()) | {"recipe": {"source": "/some/folder"}}
+    manifest.write_text(json.dumps(forged))
+    with pytest.raises(UserError):
+        collect_rollouts(config, manifest=manifest, roots=roots[1:], provider=FakeProvider())
+
+
+@pytest.mark.parametrize("missing", ["endpoint", "served_model"])
+def test_a_served_policy_names_its_server_and_model(tmp_path, missing):
+    config, _, _ = make_study(tmp_path, "http://127.0.0.1:9")
+    raw = config.model_dump(mode="json")
+    raw["policy"] |= {"model": "served", "served_model": "lab", missing: None}
+    (tmp_path / "config.yaml").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"policy.model is 'served', which needs"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_a_served_policy_cannot_be_trained(tmp_path):
+    from arpo_replica.workflow.study import Study
+
+    config, _, _ = make_study(tmp_path, "http://127.0.0.1:9")
+    raw = config.model_dump(mode="json")
+    raw["policy"] |= {"model": "served", "served_model": "lab"}
+    with pytest.raises(UserError, match="the arm 'grpo' needs weights"):
+        Study(raw, "x").base_source()
+    raw["arms"] = {"base": {}}
+    assert Study(raw, "x").base_source() == []
+
+
+def test_lent_desktops_are_marked_as_what_they_are(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    config.desktop.provider, config.desktop.remote.lends = "remote", "container"
+    collect_rollouts(config, manifest=manifest, roots=roots[:1], provider=FakeProvider())
+    assert {row["desktop"] for row in rows(roots[0])} == {"container"}

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.claims import judge, judge_claims, load_claims
+from arpo_replica.evaluation.claims import compare_claims, load_claims
+from arpo_replica.evaluation.comparison import Side, judge
 from arpo_replica.evaluation.provenance import git_state, write_provenance
 from arpo_replica.evaluation.schema import Claims, Summary
 from synthetic_study import PAPER, Study, evaluate, make_study
@@ -47,7 +48,16 @@ def test_a_nano_study_is_never_compared(study: Study) -> None:
     assert len(found.claims) == len(load_claims(PAPER / "claims.yaml")[0])
     assert {claim.verdict for claim in found.claims} == {"not run"}
     assert {claim.measured for claim in found.claims} == {None}
-    assert all("size mark “nano”" in claim.reason for claim in found.claims)
+    planner = [claim for claim in found.claims if "GPT-4o" in claim.statement]
+    assert len(planner) == 4
+    assert all("size mark “nano”" in claim.reason for claim in found.claims if claim not in planner)
+    assert len(found.own_measurements) == len(study_rows(study))
+    assert all(own.mark.startswith("nano, process desktops") for own in found.own_measurements)
+
+
+def study_rows(study: Study) -> list:
+    summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
+    return [*[row for row in summary.rates if row.of_valid], *summary.differences]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +71,9 @@ def test_a_nano_study_is_never_compared(study: Study) -> None:
     ],
 )
 def test_verdicts(low: float, high: float, verdict: str) -> None:
-    assert judge(low, high, margin=5) == verdict
+    centre, half = (low + high) / 2, (high - low) / 2
+    side = Side(centre, lambda confidence: (centre - half, centre + half), "fixed")
+    assert judge(side, margin=5)[0] == verdict
 
 
 def write_claims(folder: Path, **change: object) -> Path:
@@ -90,16 +102,18 @@ def write_claims(folder: Path, **change: object) -> Path:
 
 def judged(study: Study, tmp_path: Path, **change: object) -> Claims:
     path = write_claims(tmp_path, **change)
-    return judge_claims(study.config, study.results / "summary.json", path, tmp_path / "claims.json")
+    return compare_claims(study.config, study.results / "summary.json", path, tmp_path / "claims.json")
 
 
 def test_a_rate_of_the_right_study_is_judged_by_newcombe(study: Study, tmp_path: Path) -> None:
     summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
     row = next(r for r in summary.rates if (r.arm, r.split, r.protocol) == ("arpo", "test_in", "hard"))
     (claim,) = judged(study, tmp_path).claims
-    assert claim.measured == row.of_valid
+    assert claim.measured == row.conditional
+    assert claim.measured is not None
+    assert claim.measured.about == "this task set"
     assert claim.verdict == "higher"
-    assert "Newcombe" in claim.reason
+    assert "Wilson of the bare published rate" in claim.reason
 
 
 def test_a_difference_of_the_right_study_is_judged(study: Study, tmp_path: Path) -> None:

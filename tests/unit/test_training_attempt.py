@@ -106,6 +106,47 @@ def test_a_stall_is_dumped_and_ended(job: Job) -> None:
     assert not alive(int((job.work / "pid").read_text()))
 
 
+def test_the_death_of_a_needed_process_is_no_stall(job: Job) -> None:
+    """vLLM dies while the trainer waits for it: found in seconds, long before the watchdog."""
+    job.config.training.stall_timeout_s, job.config.training.dead_after_s = 600, 1
+    end = """
+server = subprocess.Popen(["bash", "-c", "exec -a ray::vLLMHttpServer sleep 7"])
+hang()
+"""
+    attempt = Attempt(make_job(job.out.parent, config=job.config, scratch=job.scratch), stand_in(job, end))
+    with pytest.raises(Stalled, match=r"process of the training died .ray::vLLM"):
+        attempt.wait()
+    assert "in hang" in (job.work / "logs" / "stall_001.txt").read_text()
+    assert not alive(int((job.work / "pid").read_text()))
+
+
+def test_a_training_that_stops_itself_says_why(job: Job) -> None:
+    end = f"""
+Path({str(job.stop_file)!r}).write_text("Mend the desktops.")
+sys.exit(1)
+"""
+    with pytest.raises(UserError, match=r"^Mend the desktops\.$"):
+        Attempt(job, stand_in(job, end)).wait()
+
+
+@pytest.mark.parametrize(
+    ("log", "named"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB", r"training\.micro_batch"),
+        ("RuntimeError: No CUDA GPUs are available", "accelerator"),
+        ("Total available GPUs 1.0 is less than total desired GPUs 8", r"training\.gpus x training\.nodes"),
+        ("ValueError: No available memory for the cache blocks.", r"policy\.max_model_len"),
+        ("OSError: [Errno 28] No space left on device", "keep_checkpoints"),
+        ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", r"desktop\.count"),
+    ],
+)
+def test_known_failures_get_one_sentence(job: Job, log: str, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        Attempt(job, stand_in(job, f"print({log!r}); sys.exit(1)")).wait()
+    assert "\n" not in str(caught.value)
+    assert "train_001.log" in str(caught.value)
+
+
 def test_nothing_survives_the_watchers_death(job: Job, tmp_path: Path) -> None:
     """SIGKILL of the process that waits: guard, training and what the training started are gone."""
     python = stand_in(job, "hang()")

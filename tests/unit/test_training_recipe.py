@@ -12,7 +12,13 @@ from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.training.attempt import environment
 from arpo_replica.training.job import Job
-from arpo_replica.training.recipe import to_arguments, to_hydra, verl_overrides
+from arpo_replica.training.recipe import (
+    check_window,
+    data_parallel,
+    to_arguments,
+    to_hydra,
+    verl_overrides,
+)
 
 
 def make_job(tmp_path: Path, arm: str = "arpo", config: StudyConfig | None = None, **options: object) -> Job:
@@ -92,8 +98,9 @@ def test_a_gpu_is_a_matter_of_configuration(tmp_path: Path) -> None:
     ("section", "key", "value", "named"),
     [
         ("training", "tasks_per_step", 8, "tasks_per_step"),
-        ("policy", "max_images", 5, "max_images"),
         ("training", "micro_batch", 5, "micro_batch"),
+        ("training", "gpus", 2, "accelerator"),
+        ("policy", "max_new_tokens", 2048, "max_model_len"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
@@ -104,6 +111,86 @@ def test_what_cannot_be_trained_is_refused(
     with pytest.raises(UserError, match=named) as caught:
         overrides(make_job(tmp_path, config=config))
     assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"gpus": 3, "micro_batch": 1}, "data-parallel GPUs .1 x 3."),
+        ({"gpus": 8}, r"training\.micro_batch x data-parallel GPUs .4 x 8."),
+        ({"gpus": 4, "sequence_parallel": 3}, "sequence_parallel"),
+        ({"gpus": 4, "tensor_parallel": 8}, "tensor_parallel"),
+    ],
+)
+def test_gpus_that_do_not_divide_the_batch_are_refused(
+    tmp_path: Path, changes: dict[str, int], named: str
+) -> None:
+    """16 rollouts per update."""
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.accelerator = "cuda"
+    config.training.micro_batch = 4
+    for key, value in changes.items():
+        setattr(config.training, key, value)
+    with pytest.raises(UserError, match=named):
+        overrides(make_job(tmp_path, config=config))
+
+
+def test_several_gpus(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.accelerator = "cuda"
+    training = config.training
+    training.gpus, training.nodes, training.sequence_parallel, training.tensor_parallel = 4, 2, 2, 2
+    training.micro_batch, training.offload = 2, True
+    job = make_job(tmp_path, config=config)
+    found = overrides(job)
+    assert data_parallel(job) == 4
+    assert (found["trainer.n_gpus_per_node"], found["trainer.nnodes"]) == (4, 2)
+    assert found["actor_rollout_ref.actor.ulysses_sequence_parallel_size"] == 2
+    assert found["actor_rollout_ref.rollout.tensor_model_parallel_size"] == 2
+    assert found["actor_rollout_ref.actor.fsdp_config.optimizer_offload"] is True
+
+
+def test_ablations_reach_verl(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    plain = overrides(make_job(tmp_path, config=config))
+    assert plain["algorithm.rollout_correction.rollout_is"] is None
+    assert plain["trainer.logger"] == ["console", "file"]
+    assert "data.gen_batch_size" not in plain
+    training = config.training
+    training.importance_correction, training.importance_max = "truncated", 5.0
+    training.kl_weight, training.dynamic_sampling, training.lr_warmup_ratio = 0.01, True, 0.05
+    training.loggers = ["tensorboard", "wandb"]
+    found = overrides(make_job(tmp_path, config=config))
+    assert found["algorithm.rollout_correction.rollout_is"] == "token"
+    assert found["algorithm.rollout_correction.rollout_is_threshold"] == 5.0
+    assert found["algorithm.rollout_correction.bypass_mode"] is False  # old log-probs stay recomputed
+    assert found["actor_rollout_ref.actor.use_kl_loss"] is True
+    assert found["actor_rollout_ref.actor.kl_loss_coef"] == 0.01
+    assert found["actor_rollout_ref.actor.optim.lr_warmup_steps_ratio"] == 0.05
+    assert found["data.gen_batch_size"] == 1
+    assert found["trainer.logger"] == ["console", "file", "tensorboard", "wandb"]
+
+
+def test_loggers_stay_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert environment(make_job(tmp_path, config=config))["WANDB_MODE"] == "disabled"
+    config.training.loggers = ["wandb"]
+    job = make_job(tmp_path, config=config)
+    assert environment(job)["WANDB_MODE"] == "offline"
+    assert Path(environment(job)["WANDB_DIR"]).is_relative_to(job.work)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert environment(job)["WANDB_MODE"] == "online"
+
+
+def test_a_window_shorter_than_the_conversation_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    job.parent_model.mkdir()
+    (job.parent_model / "config.json").write_text('{"text_config": {"max_position_embeddings": 1024}}')
+    with pytest.raises(UserError, match=r"policy\.max_model_len is 2048, .* ends at 1024"):
+        check_window(job)
+    (job.parent_model / "config.json").write_text('{"max_position_embeddings": 4096}')
+    check_window(job)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arpo_replica.config.models import ReplayConfig
+from arpo_replica.config.training import ReplayConfig
 from arpo_replica.training.replay import Group, ReplayBuffer, Stored, Swap
 
 ON = ReplayConfig(enabled=True)

@@ -13,7 +13,7 @@ from test_training_recipe import make_job
 from arpo_replica.errors import UserError
 from arpo_replica.training import run
 from arpo_replica.training.job import Job
-from arpo_replica.training.run import checkpoints, locked, prepare_work, publish, resume
+from arpo_replica.training.run import check_gpus, checkpoints, locked, prepare_work, publish, resume
 
 
 def add_checkpoint(job: Job, step: int) -> Path:
@@ -33,6 +33,19 @@ def job(tmp_path: Path) -> Job:
     job = make_job(tmp_path)
     prepare_work(job)
     return job
+
+
+def test_missing_gpus_are_named(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_gpus(job)
+    job.config.accelerator = "cuda"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match=r"training\.gpus is 1, but this machine has 0"):
+        check_gpus(job)
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: H200 (UUID: x)'\necho 'GPU 1: H200 (UUID: y)'\n")
+    tool.chmod(0o755)
+    check_gpus(job)
 
 
 def test_without_anything_it_begins(job: Job) -> None:

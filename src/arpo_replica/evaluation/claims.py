@@ -1,246 +1,329 @@
 """The paper's claims against the study: ``claims.json``.
 
-A claim is compared only with results of the size, desktop, tasks and step limit that it is about.
-Everything else is "not run", with the reason: a nano study never stands beside a number of the paper.
+A claim is compared only with results of the size, desktops, model, tasks, training and step limit that it is
+about, and never with invented ones. Everything else is "not run", with the reason: a nano study or a
+container's result never stands beside a number of the paper. What such a study measured is listed apart
+(``own_measurements``), with its mark.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
-
-from arpo_replica.config.load import describe
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
-from arpo_replica.evaluation import statistics as st
+from arpo_replica.evaluation.claim_records import Contradiction
+from arpo_replica.evaluation.comparison import (
+    Side,
+    error_side,
+    interval,
+    judge,
+    mover,
+    published_side,
+    rate_side,
+)
+from arpo_replica.evaluation.curve_claims import Finding, compare_curve, compare_throughput
+from arpo_replica.evaluation.power import Power, power_of
+from arpo_replica.evaluation.published import Claim, Measure, Published, load_claims, load_contradictions
+from arpo_replica.evaluation.rows import OwnMeasurement
 from arpo_replica.evaluation.schema import (
     ClaimResult,
     Claims,
-    Document,
+    DifferenceRow,
     IntervalRecord,
-    Protocol,
+    RateRow,
     Summary,
-    Verdict,
     input_file,
     write_document,
 )
+from arpo_replica.manifest import file_sha256
+
+__all__ = ["compare", "compare_claims", "load_claims", "mark_of"]
 
 
-class Published(Document):
-    """A number of the paper or its README."""
-
-    id: str
-    value: float
-    unit: Literal["percent", "mean reward", "hours per epoch"]
-    n: int | None
-    """Number of tasks; None if the number is no rate over tasks."""
-    tasks: str
-    protocol: str
-    model: str
-    arm: str | None
-    source: str
-    place: str
-    grade: Literal["P", "P-plot", "R"]
-
-
-class Source(Document):
-    """Where published numbers stand."""
-
-    title: str
-    url: str
-
-
-class PublishedFile(Document):
-    """``data/paper/results.yaml``."""
-
-    sources: dict[str, Source]
-    results: list[Published] = Field(min_length=1)
-
-
-class Measure(Document):
-    """How a claim is measured."""
-
-    kind: Literal["rate", "difference"]
-    arm: str
-    reference: str | None = None
-    protocol: Protocol
-
-
-class Needs(Document):
-    """The only study that a claim may be compared with."""
-
-    size: str
-    desktop: str
-    split: str
-    max_steps: int
-
-    def words(self) -> str:
-        """For the page."""
-        return f"{self.size}, {self.desktop}, {self.split}, {self.max_steps} steps"
-
-
-class Claim(Document):
-    """One entry of ``claims.yaml``."""
-
-    id: str
-    statement: str
-    published: list[str] = Field(min_length=1, max_length=2)
-    measure: Measure | None
-    needs: Needs
-    margin: float = Field(gt=0)
-
-
-class ClaimsFile(Document):
-    """``data/paper/claims.yaml``."""
-
-    claims: list[Claim] = Field(min_length=1)
-
-
-Loaded = TypeVar("Loaded", bound=Document)
-
-
-def judge_claims(config: StudyConfig, summary: Path, claims_yaml: Path, out_json: Path) -> Claims:
+def compare_claims(
+    config: StudyConfig, summary: Path, claims_yaml: Path, out_json: Path, throughput: Path | None = None
+) -> Claims:
     """Write ``claims.json``: every claim of ``claims_yaml`` with its verdict.
 
-    The published numbers are read from ``results.yaml`` beside it. Raises ``UserError`` for a file that
-    is not in order, e.g. a claim that names an unknown number.
+    Published numbers and contradictions are read from ``results.yaml`` and ``contradictions.yaml`` beside it
+    (the latter may be missing); ``throughput`` is what ``measure_throughput`` wrote, if it did. Raises
+    ``UserError`` for a file that is not in order, e.g. a claim that names an unknown number.
     """
-    claims, published = load_claims(claims_yaml)
+    files = [summary, claims_yaml, claims_yaml.with_name("results.yaml")]
+    contradictions = claims_yaml.with_name("contradictions.yaml")
+    files += [contradictions] if contradictions.is_file() else []
+    files += [throughput] if throughput else []
     numbers = Summary.model_validate_json(summary.read_bytes())
-    result = Claims(
-        study=config.study,
-        size=config.size,
-        claims=[_judge(config, numbers, claim, [published[i] for i in claim.published]) for claim in claims],
-        inputs=[input_file(path) for path in (summary, claims_yaml, claims_yaml.with_name("results.yaml"))],
-    )
+    result = compare(config, numbers, claims_yaml, throughput)
+    result.inputs = [input_file(path) for path in files]
     write_document(result, out_json)
     return result
 
 
-def load_claims(claims_yaml: Path) -> tuple[list[Claim], dict[str, Published]]:
-    """The claims, and id -> published number."""
-    results_yaml = claims_yaml.with_name("results.yaml")
-    numbers = _load(results_yaml, PublishedFile)
-    claims = _load(claims_yaml, ClaimsFile).claims
-    published = {number.id: number for number in numbers.results}
-    if len(published) < len(numbers.results):
-        raise UserError(f"{results_yaml} has an id twice; give each number its own.")
-    if len({claim.id for claim in claims}) < len(claims):
-        raise UserError(f"{claims_yaml} has an id twice; give each claim its own.")
-    for number in numbers.results:
-        if number.source not in numbers.sources:
-            raise UserError(f"{results_yaml}: '{number.id}' names the unknown source '{number.source}'.")
+def compare(
+    config: StudyConfig, summary: Summary, claims_yaml: Path, throughput: Path | None = None
+) -> Claims:
+    """The same from a summary, without writing."""
+    claims, published = load_claims(claims_yaml)
+    file = claims_yaml.with_name("contradictions.yaml")
+    contradictions = load_contradictions(file, published) if file.is_file() else []
+    resolved = config.model_dump(mode="json")
+    for entry in contradictions:
+        entry.value = None if entry.key is None else _lookup(resolved, entry.key)
+    results, used = [], []
     for claim in claims:
-        for name in claim.published:
-            if name not in published:
-                raise UserError(f"{claims_yaml}: '{claim.id}' names '{name}', which {results_yaml} lacks.")
-    return claims, published
-
-
-def _load(path: Path, model: type[Loaded]) -> Loaded:
-    try:
-        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; restore it.") from error
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
-
-
-def _judge(config: StudyConfig, summary: Summary, claim: Claim, published: list[Published]) -> ClaimResult:
-    def result(verdict: Verdict, reason: str, measured: IntervalRecord | None = None) -> ClaimResult:
-        shown: list[dict[str, Any]] = [number.model_dump() for number in published]
-        return ClaimResult(
-            id=claim.id,
-            statement=claim.statement,
-            published=shown,
-            margin=claim.margin,
-            needs=claim.needs.words(),
-            measured=measured,
-            verdict=verdict,
-            reason=reason,
+        numbers = [published[name] for name in claim.published]
+        finding = find(
+            config, summary, claim, numbers, throughput=throughput, lists=claims_yaml.parents[1] / "splits"
         )
-
-    obstacle = _why_not(config, claim)
-    if obstacle or claim.measure is None:
-        return result("not run", obstacle or "This pipeline does not measure it yet.")
-    if claim.measure.kind == "rate":
-        return _judge_rate(summary, claim, claim.measure, published[0], result)
-    return _judge_difference(summary, claim, claim.measure, published, result)
-
-
-def _why_not(config: StudyConfig, claim: Claim) -> str:
-    """Why this study cannot speak about the claim; empty if it can. The size mark comes first."""
-    needs = claim.needs
-    if config.size != needs.size:
-        return f"This study has the size mark “{config.size}”; the claim is about {needs.size}."
-    if config.desktop.provider != needs.desktop:
-        return f"This study's desktops are “{config.desktop.provider}”; the claim is about {needs.desktop}."
-    if needs.split not in config.evaluation.splits:
-        return f"The split {needs.split} is not evaluated in this study."
-    if config.policy.max_steps != needs.max_steps:
-        return f"This study allows {config.policy.max_steps} steps; the claim is about {needs.max_steps}."
-    return ""
-
-
-def _judge_rate(
-    summary: Summary, claim: Claim, measure: Measure, published: Published, result: Any
-) -> ClaimResult:
-    rows = [
-        row
-        for row in summary.rates
-        if (row.arm, row.split, row.protocol) == (measure.arm, claim.needs.split, measure.protocol)
-        and (row.seed is None or len(summary.seeds) == 1)
-    ]
-    row = rows[-1] if rows else None
-    if row is None or row.of_valid is None or published.n is None:
-        return result("not run", f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
-    # The paper gives no per-task data: its successes are rebuilt from the rate, and both sides count
-    # as independent, which is conservative. Ours counts each task once, whatever the number of trials.
-    theirs = round(published.value / 100 * published.n)
-    ours = round(row.of_valid.value * row.tasks)
-    gap = st.newcombe(ours, row.tasks, theirs, published.n)
-    verdict = judge(gap.low * 100, gap.high * 100, claim.margin)
-    return result(verdict, _explain(gap.low * 100, gap.high * 100, claim.margin, "Newcombe"), row.of_valid)
-
-
-def _judge_difference(
-    summary: Summary, claim: Claim, measure: Measure, published: list[Published], result: Any
-) -> ClaimResult:
-    rows = [
-        row
-        for row in summary.differences
-        if (row.arm, row.reference, row.split, row.protocol)
-        == (measure.arm, measure.reference, claim.needs.split, measure.protocol)
-        and (row.seed is None or len(summary.seeds) == 1)
-    ]
-    if not rows or len(published) != 2:
-        pair = f"{measure.arm} and {measure.reference}"
-        return result("not run", f"There is no result of both {pair} on {claim.needs.split}.")
-    found = rows[-1].difference
-    gain = published[0].value - published[1].value
-    low, high = found.low * 100 - gain, found.high * 100 - gain
-    reason = _explain(low, high, claim.margin, "paired") + " The paper's own noise is unknown."
-    return result(judge(low, high, claim.margin), reason, found)
-
-
-def judge(low: float, high: float, margin: float) -> Verdict:
-    """Verdict from the interval of (ours - published): "consistent" needs all of it inside the margin."""
-    if -margin <= low and high <= margin:
-        return "consistent"
-    if low > 0:
-        return "higher"
-    if high < 0:
-        return "lower"
-    return "inconclusive"
-
-
-def _explain(low: float, high: float, margin: float, method: str) -> str:
-    return (
-        f"Ours minus published: 95 % interval {low:+.1f} to {high:+.1f} points ({method}), "
-        f"margin ±{margin:g}."
+        used += [finding.row] if finding.row is not None else []
+        results.append(_result(claim, numbers, finding, contradictions))
+    return Claims(
+        study=config.name,
+        size=config.size,
+        synthetic=summary.synthetic,
+        claims=results,
+        inputs=[],
+        mark=mark_of(config, summary),
+        contradictions=contradictions,
+        own_measurements=_own(config, summary, used),
+        counts=dict(sorted(Counter(result.verdict for result in results).items())),
     )
+
+
+def mark_of(config: StudyConfig, summary: Summary) -> str:
+    """Size, model, desktops in words: what every number of this study carries."""
+    desktops = ", ".join(summary.desktops) or config.desktop.kind
+    model = "" if config.policy.model == "nano" else f" ({Path(config.policy.model).name})"
+    invented = "synthetic: invented, not measured; " if summary.synthetic else ""
+    return f"{invented}{config.size}{model}, {desktops} desktops, at most {config.policy.max_steps} steps"
+
+
+def _result(
+    claim: Claim, numbers: list[Published], finding: Finding, contradictions: list[Contradiction]
+) -> ClaimResult:
+    shown: list[dict[str, Any]] = [number.model_dump(mode="json") for number in numbers]
+    return ClaimResult(
+        id=claim.id,
+        statement=claim.statement,
+        published=shown,
+        margin=claim.margin,
+        needs=claim.needs.words(),
+        measured=finding.measured,
+        verdict=finding.verdict,
+        reason=finding.reason,
+        target=claim.target,
+        how=claim.measure.words() if claim.measure else claim.unmeasured or "Not measured by this pipeline.",
+        gap=finding.gap,
+        equivalence_p=finding.equivalence_p,
+        contradictions=[
+            entry.id
+            for entry in contradictions
+            if any(name in side.results for side in entry.sides for name in claim.published)
+        ],
+        power=_power(claim, numbers),
+        sources=finding.sources,
+    )
+
+
+def _power(claim: Claim, numbers: list[Published]) -> Power | None:
+    n = numbers[0].n
+    if n is None or claim.measure is None:
+        return None
+    return power_of([number.value for number in numbers], n, claim.margin)
+
+
+def find(
+    config: StudyConfig,
+    summary: Summary,
+    claim: Claim,
+    published: list[Published],
+    *,
+    throughput: Path | None,
+    lists: Path,
+) -> Finding:
+    """What this study says about a claim."""
+    if claim.measure is None:
+        return Finding("not run", claim.unmeasured or "This pipeline does not measure it yet.")
+    obstacle = why_not(config, summary, claim, claim.measure, lists)
+    if obstacle:
+        return Finding("not run", obstacle)
+    if claim.measure.kind == "rate":
+        return _compare_rate(summary, claim, claim.measure, published[0])
+    if claim.measure.kind == "difference":
+        return _compare_difference(summary, claim, claim.measure, published)
+    if claim.measure.kind == "curve":
+        return compare_curve(config, summary, claim, claim.measure, published)
+    return compare_throughput(claim, claim.measure, published, throughput)
+
+
+def why_not(config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, lists: Path) -> str:
+    """Why this study cannot speak about the claim; empty if it can. The size mark comes first.
+
+    ``lists``: folder of the committed lists of tasks.
+    """
+    obstacles = _obstacles(config, summary, claim, measure, lists)
+    return " ".join(filter(None, (obstacle, claim.note))) if (obstacle := next(obstacles, "")) else ""
+
+
+def _obstacles(
+    config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, lists: Path
+) -> Iterator[str]:
+    needs = claim.needs
+    if summary.synthetic:
+        yield "This study is invented (synthetic): nothing in it was measured."
+    if config.size != needs.size:
+        yield f"This study has the size mark “{config.size}”; the claim is about {needs.size}."
+    desktops = [config.desktop.kind, *summary.desktops]
+    for name in desktops:
+        if name != needs.desktop:
+            yield f"This study's desktops are “{name}”; the claim is about {needs.desktop}."
+    folder = Path(config.policy.model)
+    if needs.model and not any(part.endswith(needs.model) for part in folder.parts):
+        yield f"This study's policy.model is “{folder.name}”; the claim is about {needs.model}."
+    trained = config.training.stages[-1].split
+    if needs.trained_on and trained != needs.trained_on and measure.arms() != {"base"}:
+        yield f"This study's training ends on {trained}; the claim is about training on {needs.trained_on}."
+    if config.policy.max_steps != needs.max_steps:
+        yield f"This study allows {config.policy.max_steps} steps; the claim is about {needs.max_steps}."
+    if measure.kind in ("rate", "difference"):
+        yield from _split_obstacles(config, summary, claim, lists)
+
+
+def _split_obstacles(config: StudyConfig, summary: Summary, claim: Claim, lists: Path) -> Iterator[str]:
+    needs, committed = claim.needs, lists / f"{claim.needs.split}.json"
+    facts = summary.splits.get(needs.split)
+    if needs.split not in config.evaluation.splits or facts is None:
+        yield f"The split {needs.split} is not evaluated in this study."
+    elif needs.tasks is not None and facts.tasks != needs.tasks:
+        yield f"The split {needs.split} has {facts.tasks} tasks here; the claim is about {needs.tasks}."
+    elif committed.is_file() and file_sha256(committed) != facts.list_sha256:
+        yield f"This study's list of {needs.split} is not the committed {committed.name}."
+
+
+def _compare_rate(summary: Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
+    row = _row(summary, summary.rates, claim, measure)
+    if not isinstance(row, RateRow) or row.of_valid is None or published.n is None:
+        return Finding("not run", f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
+    theirs = published_side(published.value, published.n)
+    gap = mover(_our_rate(row, row.of_valid.value), theirs)
+    verdict, p_value = judge(gap, claim.margin / 100)
+    shown = row.conditional or row.of_valid
+    finding = _finding(
+        gap, claim, shown, row, "The paper's run-to-run noise is unknown; it is bounded by its tasks."
+    )
+    unscored = row.expected - row.valid
+    if unscored:
+        # Episodes without a score could turn out either way: only a verdict that holds for both stands.
+        bounds = {
+            judge(mover(_our_rate(row, value), theirs), claim.margin / 100)[0]
+            for value in (row.of_all_low, row.of_all_high)
+        }
+        if bounds != {verdict}:
+            words = f"{unscored} of {row.expected} episodes have no score, and the verdict depends on them."
+            return finding.given("inconclusive", words, p_value)
+    return finding.given(verdict, "", p_value)
+
+
+def _our_rate(row: RateRow, value: float) -> Side:
+    """Our rate with run-to-run noise where there are repeats (the tasks are the paper's own), else Wilson."""
+    degrees = row.valid - row.tasks
+    if row.conditional is not None and row.conditional_se and degrees > 0:
+        return error_side(value, row.conditional_se, degrees, "run-to-run noise")
+    return rate_side(value, float(row.tasks))
+
+
+def _compare_difference(
+    summary: Summary, claim: Claim, measure: Measure, published: list[Published]
+) -> Finding:
+    row = _row(summary, summary.differences, claim, measure)
+    if not isinstance(row, DifferenceRow) or published[0].n is None or published[1].n is None:
+        pair = f"{measure.arm} and {measure.reference}"
+        return Finding("not run", f"There is no result of both {pair} on {claim.needs.split}.")
+    value = row.difference.value
+    if row.conditional_se:
+        ours = error_side(value, row.conditional_se, 2 * row.tasks, "paired, run-to-run noise")
+    elif row.standard_error:
+        ours = error_side(value, row.standard_error, row.tasks - 1, "paired by task")
+    else:
+        bounds = (row.difference.low, row.difference.high)
+        ours = Side(value, lambda _: bounds, "Newcombe over tasks")
+    theirs = mover(*(published_side(number.value, number.n or 1) for number in published))
+    gap = mover(ours, Side(theirs.value, theirs.at, "Newcombe, unpaired"))
+    verdict, p_value = judge(gap, claim.margin / 100)
+    known = "The paper's own noise is unknown: no per-task results, so its two rates count as unpaired."
+    finding = _finding(gap, claim, row.difference, row, known)
+    if row.dropped:
+        words = f"{len(row.dropped)} tasks have no valid episode on one side."
+        return finding.given("inconclusive", words, p_value)
+    return finding.given(verdict, "", p_value)
+
+
+def _row(
+    summary: Summary, rows: Sequence[RateRow] | Sequence[DifferenceRow], claim: Claim, measure: Measure
+) -> RateRow | DifferenceRow | None:
+    """The row of a claim: all seeds together, the last stage."""
+    found = [
+        row
+        for row in rows
+        if (row.arm, row.split, row.protocol) == (measure.arm, claim.needs.split, measure.protocol)
+        and (isinstance(row, RateRow) or row.reference == measure.reference)
+    ]
+    pooled = [row for row in found if row.seed is None] or found
+    return pooled[-1] if pooled else None
+
+
+def _finding(
+    gap: Side, claim: Claim, measured: IntervalRecord, row: RateRow | DifferenceRow, known: str
+) -> Finding:
+    points = interval(gap)
+    record = IntervalRecord(
+        value=100 * points.value,
+        low=100 * points.low,
+        high=100 * points.high,
+        method=points.method,
+        about=points.about,
+    )
+    words = (
+        f"Ours minus published: 95 % interval {record.low:+.1f} to {record.high:+.1f} points "
+        f"({record.method}), margin ±{claim.margin:g}. {known}"
+    )
+    return Finding("inconclusive", words, measured, record, None, row.sources, row)
+
+
+def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeasurement]:
+    """What was measured and answers no claim."""
+    mark = mark_of(config, summary)
+    taken = {id(row) for row in used}
+    found = []
+    rows: list[RateRow | DifferenceRow] = [*summary.rates, *summary.differences]
+    for row in rows:
+        measured = row.of_valid if isinstance(row, RateRow) else row.difference
+        if id(row) in taken or measured is None:
+            continue
+        reference = row.reference if isinstance(row, DifferenceRow) else None
+        found.append(
+            OwnMeasurement(
+                mark=f"{mark}, {row.split} ({summary.splits[row.split].tasks} tasks)",
+                what="success rate" if reference is None else f"{row.arm} minus {reference}",
+                arm=row.arm,
+                reference=reference,
+                stage=row.stage,
+                seed=row.seed,
+                split=row.split,
+                protocol=row.protocol,
+                tasks=row.tasks,
+                measured=measured,
+                sources=row.sources,
+            )
+        )
+    return found
+
+
+def _lookup(config: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = config[part]
+    return config

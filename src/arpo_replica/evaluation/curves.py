@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def _point(raw: dict[str, Any]) -> CurvePoint:
             seconds[match["phase"]] = value
         else:
             other[key] = value
+    spreads = [statistics.pstdev(group["scores"]) for group in raw.get("tasks") or [] if group.get("scores")]
+    if spreads:
+        other["group_score_std"] = statistics.fmean(spreads)
     return CurvePoint(**named, seconds=seconds, other=other, swaps=_swaps(raw))
 
 
@@ -65,7 +69,12 @@ def _swaps(raw: dict[str, Any]) -> list[SwapFact]:
     """Which tasks got a replayed trajectory, from ``tasks`` (the groups) and ``swaps`` of a row."""
     groups = raw.get("tasks") or []
     return [
-        SwapFact(task=str(groups[swap["group"]]["task"]), age=int(raw["step"]) - int(swap["step"]))
+        SwapFact(
+            task=str(groups[swap["group"]]["task"]),
+            age=int(raw["step"]) - int(swap["step"]),
+            name=str(swap.get("name", "")),
+            rollout=swap.get("rollout"),
+        )
         for swap in raw.get("swaps") or []
     ]
 

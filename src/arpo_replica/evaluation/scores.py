@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
@@ -21,6 +23,7 @@ COLUMNS: dict[str, str] = {
     "study": "string",
     "size": "string",
     "desktop": "string",
+    "desktop_mark": "string",
     "arm": "string",
     "stage": "string",
     "seed": "int64",
@@ -50,8 +53,15 @@ COLUMNS: dict[str, str] = {
     "started_at": "float64",
     "duration_s": "float64",
     "directory": "string",
+    "synthetic": "bool",
+    "errors": "string",
+    "index": "string",
+    "index_sha256": "string",
 }
-"""Columns of the table. ``directory`` is relative to the study's folder of episodes."""
+"""Columns of the table. ``directory`` is relative to the study's folder of episodes; ``errors`` is a JSON
+list, one message for each attempt that failed; ``index`` is the file that the row was read from."""
+ADDED: dict[str, Any] = {"synthetic": False, "errors": "[]", "index": "", "index_sha256": ""}
+"""What a table written before these columns existed is read with."""
 
 
 def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path) -> pd.DataFrame:
@@ -61,15 +71,21 @@ def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path
     success at all (null), never a failure. Raises ``UserError`` for an index that cannot be read, an
     episode twice, and an episode of another size or of an arm or split the config does not know.
     """
+    table = read_episodes(config, roots)
+    out_parquet.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(out_parquet, index=False)
+    table.to_csv(out_parquet.with_suffix(".csv"), index=False)
+    return table
+
+
+def read_episodes(config: StudyConfig, roots: Sequence[Path]) -> pd.DataFrame:
+    """The same table without writing it."""
     rows = [row for index in find_indexes(roots) for row in _read_index(config, index)]
     table = as_table(rows)
     twice = table[table.duplicated(KEY, keep=False)]
     if len(twice):
         first = "/".join(str(twice.iloc[0][key]) for key in KEY)
         raise UserError(f"The episode {first} is in two indexes; name each folder of episodes once.")
-    out_parquet.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(out_parquet, index=False)
-    table.to_csv(out_parquet.with_suffix(".csv"), index=False)
     return table
 
 
@@ -81,7 +97,13 @@ def as_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def read_scores(path: Path) -> pd.DataFrame:
     """The table as written by ``score_episodes``."""
-    return pd.read_parquet(path).astype(COLUMNS)
+    table = pd.read_parquet(path)
+    if "desktop_mark" not in table:
+        table["desktop_mark"] = [desktop_mark(kind) for kind in table["desktop"]]
+    for name, value in ADDED.items():
+        if name not in table:
+            table[name] = value
+    return table.astype(COLUMNS)
 
 
 def find_indexes(roots: Sequence[Path]) -> list[Path]:
@@ -98,7 +120,9 @@ def find_indexes(roots: Sequence[Path]) -> list[Path]:
 
 
 def _read_index(config: StudyConfig, index: Path) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(index.read_text(encoding="utf-8").split("\n"), start=1):
+    data = index.read_bytes()
+    origin = {"index": shown_path(index), "index_sha256": hashlib.sha256(data).hexdigest()}
+    for number, line in enumerate(data.decode("utf-8").split("\n"), start=1):
         if not line:
             continue
         try:
@@ -111,7 +135,7 @@ def _read_index(config: StudyConfig, index: Path) -> Iterable[dict[str, Any]]:
                 f"{index}, line {number}, is no episode record; run the rollouts of this folder again."
             ) from error
         _check_belongs(config, record, f"{index}, line {number}")
-        yield _row(config, record, directory)
+        yield {**_row(config, record, directory), **origin}
 
 
 def _check_belongs(config: StudyConfig, record: EpisodeRecord, where: str) -> None:
@@ -135,12 +159,14 @@ def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[st
     steps = read_steps(directory)
     return {
         **record.model_dump(include=set(COLUMNS)),
-        "study": config.study,
+        "study": config.name,
+        "desktop_mark": desktop_mark(record.desktop),
         "sampling": json.dumps(record.sampling, sort_keys=True),
         "valid": valid,
         "success_hard": hard > above if valid and hard is not None else None,
         "success_standard": standard > above if valid and standard is not None else None,
         "failed_attempts": len(record.errors),
+        "errors": json.dumps(record.errors, ensure_ascii=False),
         "model_s": sum(step.model_s for step in steps) if steps else None,
         "env_s": sum(step.env_s for step in steps) if steps else None,
         "prompt_tokens": sum(step.prompt_tokens for step in steps) if steps else None,

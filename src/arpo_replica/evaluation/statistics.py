@@ -14,9 +14,9 @@ Why not the bootstrap for all: with 8 to 24 tasks of two runs it covers the trut
 simulated studies instead of 95 %, with 2 tasks in 64 to 77 %; the methods above in 94 % or more
 (tests/unit/test_statistics.py simulates it).
 
-All of these say how the result would vary with *new tasks* of the same kind. ``conditional_se`` is
-the other uncertainty: new runs of *this* task set. Where task means do not vary at all, Wilson or
-Newcombe over the tasks stands in, which is conservative.
+All of these say how the result would vary with *new tasks* of the same kind. ``conditional_interval`` is
+the other uncertainty: new runs of *this* task set. Each interval says which one it is (``about``). Where
+task means do not vary at all, Wilson or Newcombe over the tasks stands in, which is conservative.
 
 Further: E. Miller, "Adding Error Bars to Evals", arXiv 2411.00640; calls: scipy and statsmodels.
 """
@@ -27,10 +27,12 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats import proportion as smp
+from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -38,6 +40,10 @@ EQUAL = 1e-12
 """Rates closer than this are the same."""
 SEED = 20250522
 """Of every bootstrap and permutation; printed in the report. (The day of the paper's v1.)"""
+
+
+About = Literal["new tasks", "this task set", "training seeds", "both studies"]
+"""What an interval is about: what it expects to be drawn anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Interval:
     low: float
     high: float
     method: str
+    about: About = "new tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,10 @@ class PairedDifference:
     tasks: int
     dropped: tuple[str, ...]
     """Tasks that only one side has: they take no part."""
+    standard_error: float | None = None
+    """For new tasks; None where the differences do not vary."""
+    conditional_se: float | None = None
+    """For new runs of these very tasks; None with one run per task on either side."""
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -144,6 +155,48 @@ def conditional_se(runs: Mapping[str, Sequence[bool]]) -> float | None:
     return math.sqrt(noise) / len(runs)
 
 
+def conditional_interval(runs: Mapping[str, Sequence[bool]]) -> Interval | None:
+    """The rate with the interval for new runs of this very task set: Student's t with sum(K_t - 1) degrees.
+
+    None with one run per task, and where no task varies between its runs: no noise was seen then, which
+    is not the same as no noise.
+    """
+    error = conditional_se(runs)
+    if not error:
+        return None
+    degrees = sum(len(outcomes) - 1 for outcomes in runs.values())
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * error
+    centre = float(np.mean([np.mean(outcomes) for outcomes in runs.values()]))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Interval(centre, low, high, "Student's t over runs within tasks", "this task set")
+
+
+def pass_at_k(runs: Mapping[str, Sequence[bool]], k: int) -> Interval | None:
+    """Chance that at least one of k runs succeeds, unbiased per task: 1 - C(n - c, k) / C(n, k).
+
+    M. Chen et al. 2021, arXiv 2107.03374, eq. 1; the interval is clustered by task. Tasks with fewer than
+    k runs would bias it, so the answer is None if there is one, or if there are fewer than two tasks.
+    """
+    if len(runs) < 2 or k < 1 or any(len(outcomes) < k for outcomes in runs.values()):
+        return None
+    values = [
+        1 - math.comb(len(outcomes) - sum(outcomes), k) / math.comb(len(outcomes), k)
+        for outcomes in runs.values()
+    ]
+    if max(values) - min(values) < EQUAL:
+        low, high = _wilson_of_rate(values[0], len(values))
+        return Interval(values[0], low, high, "Wilson over tasks (tasks do not vary)")
+    found = clustered_t(values)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.method)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm for all tests of a family, in the given order."""
+    if not p_values:
+        return []
+    return [float(value) for value in multipletests(list(p_values), method="holm")[1]]
+
+
 def paired_difference(
     arm: Mapping[str, Sequence[bool]], reference: Mapping[str, Sequence[bool]]
 ) -> PairedDifference | None:
@@ -156,19 +209,22 @@ def paired_difference(
     theirs = np.array([np.mean(reference[task]) for task in shared])
     change = ours - theirs
     n = len(shared)
-    bootstrap = None
+    bootstrap = error = None
     if n < 2 or np.ptp(change) < EQUAL:
         low, high = _newcombe(float(ours.sum()), n, float(theirs.sum()), n)
         method = "Newcombe over tasks, unpaired (differences do not vary)"
         interval = Interval(float(change.mean()), low, high, method)
     else:
         found = clustered_t(change.tolist())
+        error = float(change.std(ddof=1)) / math.sqrt(n)
         interval = Interval(
             found.value, max(-1.0, found.low), min(1.0, found.high), "paired by task, Student's t"
         )
         with contextlib.suppress(ValueError):
             bootstrap = bootstrap_mean(change.tolist())
-    return PairedDifference(interval, bootstrap, sign_flip(change.tolist()), n, dropped)
+    noise = [conditional_se({task: side[task] for task in shared}) for side in (arm, reference)]
+    conditional = math.hypot(noise[0], noise[1]) if noise[0] is not None and noise[1] is not None else None
+    return PairedDifference(interval, bootstrap, sign_flip(change.tolist()), n, dropped, error, conditional)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

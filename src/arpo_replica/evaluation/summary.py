@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.evaluation import statistics as st
+from arpo_replica.evaluation.breakdowns import (
+    domain_difference_rows,
+    domain_rows,
+    flip_rows,
+    name_of,
+    pass_rows,
+    subset_rows,
+)
 from arpo_replica.evaluation.curves import read_curve, read_model
+from arpo_replica.evaluation.effort import effort_rows, env_error_rows, replay_rows, throughput_rows
+from arpo_replica.evaluation.provenance import git_state, source_files
 from arpo_replica.evaluation.schema import (
     PROTOCOLS,
     DifferenceRow,
-    EffortRow,
+    InputFile,
     IntervalRecord,
-    Protocol,
     RateRow,
     SplitFacts,
     StatisticsFacts,
@@ -27,25 +36,24 @@ from arpo_replica.evaluation.schema import (
     write_document,
 )
 from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation.selection import (
+    UNTRAINED,
+    Checkpoint,
+    Runs,
+    arm_order,
+    checkpoints_of,
+    pairs_of,
+    runs_of,
+    select,
+    sources_of,
+    stage_order,
+)
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.tasks.splits import load_split, read_split
+from arpo_replica.training.gates import StageReport
 
-UNTRAINED = "base"
-"""Arm and stage of the policy before training."""
-Runs = dict[str, list[bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """An arm at a stage, with the training seeds it is measured for."""
-
-    arm: str
-    stage: str
-    seeds: tuple[int, ...]
-
-    def seed_groups(self) -> list[int | None]:
-        """Each seed by itself; with several also all together (None), first."""
-        return [None, *self.seeds] if len(self.seeds) > 1 else list(self.seeds)
+ROLES = ("benchmark", "selected", "in_domain", "out_of_domain")
+"""Keys of `targets` that name a split."""
 
 
 def summarise_study(
@@ -54,33 +62,59 @@ def summarise_study(
     metrics: Sequence[Path],
     manifests: Sequence[Path],
     out_json: Path,
+    *,
+    reports: Sequence[Path] = (),
 ) -> Summary:
     """Write ``summary.json``: rates, paired differences, effort, curves, what is missing, provenance.
 
     ``scores`` is the parquet of ``score_episodes``; ``metrics`` and ``manifests`` are the stages'
-    ``metrics.jsonl`` and ``manifest.json``; either may be empty. Raises ``UserError`` for a file that
-    cannot be read.
+    ``metrics.jsonl`` and ``manifest.json``, ``reports`` their ``stage_report.json``; each may be empty.
+    Raises ``UserError`` for a file that cannot be read.
     """
-    table = read_scores(scores)
+    inputs = [input_file(path) for path in [scores, *sorted(metrics), *sorted(manifests), *sorted(reports)]]
+    summary = summarise(config, read_scores(scores), metrics, manifests, inputs)
+    summary.gates = [StageReport.model_validate_json(path.read_bytes()) for path in sorted(reports)]
+    summary.not_run += [report.reason for report in summary.gates if report.reason is not None]
+    write_document(summary, out_json)
+    return summary
+
+
+def summarise(
+    config: StudyConfig,
+    table: pd.DataFrame,
+    metrics: Sequence[Path],
+    manifests: Sequence[Path],
+    inputs: list[InputFile],
+) -> Summary:
+    """The same from a table of episodes, without writing."""
     splits = {
         name: load_split(config.tasks.splits[name], config.tasks.root) for name in _splits(config, table)
     }
-    checkpoints = list(_checkpoints(config, table))
+    trained = {
+        f"{domain}/{task_id}"
+        for stage in config.training.stages
+        for domain, ids in read_split(config.tasks.splits[stage.split]).tasks.items()
+        for task_id in ids
+    }
+    checkpoints = list(checkpoints_of(config, table))
     rates = [row for checkpoint in checkpoints for row in _rates(config, table, splits, checkpoint)]
-    summary = Summary(
-        study=config.study,
+    curves = sorted(
+        (read_curve(path) for path in metrics),
+        key=lambda c: (arm_order(config, c.arm), c.seed, stage_order(config, c.stage)),
+    )
+    code = git_state(Path())
+    return Summary(
+        study=config.name,
         size=config.size,
-        desktop=config.desktop.provider,
+        desktop=config.desktop.kind,
+        synthetic=bool(table["synthetic"].any()),
         seeds=config.seeds,
         trials=config.evaluation.trials,
-        splits={name: _split_facts(config, name, tasks) for name, tasks in splits.items()},
+        splits={name: _split_facts(config, name, tasks, trained) for name, tasks in splits.items()},
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
-        effort=list(_effort(table)),
-        curves=sorted(
-            (read_curve(path) for path in metrics),
-            key=lambda c: (_order(config, c.arm), c.seed, _stage_order(config, c.stage)),
-        ),
+        effort=list(effort_rows(table)),
+        curves=curves,
         models=[read_model(path) for path in sorted(manifests)],
         not_run=_not_run(config, rates, metrics),
         statistics=StatisticsFacts(
@@ -90,10 +124,23 @@ def summarise_study(
             scipy=version("scipy"),
             statsmodels=version("statsmodels"),
         ),
-        inputs=[input_file(path) for path in [scores, *sorted(metrics), *sorted(manifests)]],
+        inputs=inputs,
+        desktops={
+            str(name): int(count) for name, count in table["desktop"].value_counts().sort_index().items()
+        },
+        desktop_marks={str(name): desktop_mark(str(name)) for name in sorted(set(table["desktop"]))},
+        domains=list(domain_rows(table, splits, checkpoints)),
+        domain_differences=list(domain_difference_rows(table, splits, checkpoints)),
+        subsets=list(subset_rows(table, splits, checkpoints, trained)),
+        pass_at_k=list(pass_rows(table, splits, checkpoints)),
+        flips=list(flip_rows(table, splits, checkpoints)),
+        replay=list(replay_rows(curves)),
+        throughput=list(throughput_rows(config, table, curves)),
+        env_errors=list(env_error_rows(table, curves)),
+        commit=code["commit"],
+        dirty=code["dirty"],
+        files=source_files(table, inputs),
     )
-    write_document(summary, out_json)
-    return summary
 
 
 def _splits(config: StudyConfig, table: pd.DataFrame) -> list[str]:
@@ -102,34 +149,19 @@ def _splits(config: StudyConfig, table: pd.DataFrame) -> list[str]:
     return [*config.evaluation.splits, *others]
 
 
-def _checkpoints(config: StudyConfig, table: pd.DataFrame) -> Iterator[Checkpoint]:
-    """What was measured, and what the config wants measured: each trained arm after its last stage."""
-    for arm in config.arms:
-        episodes = table[table["arm"] == arm]
-        stages = {str(stage) for stage in episodes["stage"]}
-        if arm == UNTRAINED:
-            stages = stages or {UNTRAINED}
-        else:
-            stages.add(config.training.stages[-1].name)
-        for stage in sorted(stages, key=lambda name: _stage_order(config, name)):
-            seeds = {int(seed) for seed in episodes[episodes["stage"] == stage]["seed"]}
-            wanted = set(config.seeds) if arm != UNTRAINED else set()
-            yield Checkpoint(arm, stage, tuple(sorted(seeds | wanted)) or (config.seeds[0],))
-
-
 def _rates(
     config: StudyConfig, table: pd.DataFrame, splits: dict[str, list[Task]], checkpoint: Checkpoint
 ) -> Iterator[RateRow]:
     for split, tasks in splits.items():
         for seed in checkpoint.seed_groups():
-            episodes = _select(table, checkpoint, seed, split)
+            episodes = select(table, checkpoint, seed, split)
             runs_per_task = config.evaluation.trials * (len(checkpoint.seeds) if seed is None else 1)
             expected = max(len(tasks) * runs_per_task, len(episodes))
             valid = episodes[episodes["valid"]]
             unscored = expected - len(valid)
             infeasible = valid[valid["infeasible"]]
             for protocol in PROTOCOLS:
-                runs = _runs(episodes, protocol)
+                runs = runs_of(episodes, protocol)
                 column = f"success_{protocol}"
                 successes = int(valid[column].sum())
                 yield RateRow(
@@ -151,39 +183,24 @@ def _rates(
                     conditional_se=st.conditional_se(runs),
                     infeasible_valid=len(infeasible),
                     infeasible_successes=int(infeasible[column].sum()),
+                    effective_runs=_effective(runs),
+                    conditional=IntervalRecord.maybe(st.conditional_interval(runs)),
+                    sources=sources_of(episodes),
                 )
-
-
-def _select(table: pd.DataFrame, checkpoint: Checkpoint, seed: int | None, split: str) -> pd.DataFrame:
-    mask = (table["arm"] == checkpoint.arm) & (table["stage"] == checkpoint.stage) & (table["split"] == split)
-    return table[mask] if seed is None else table[mask & (table["seed"] == seed)]
-
-
-def _runs(episodes: pd.DataFrame, protocol: Protocol) -> Runs:
-    """Task -> success of each valid episode. Tasks without a valid episode are absent."""
-    runs: Runs = {}
-    valid = episodes[episodes["valid"]]
-    for domain, task, success in zip(
-        valid["domain"], valid["task_id"], valid[f"success_{protocol}"], strict=True
-    ):
-        runs.setdefault(f"{domain}/{task}", []).append(bool(success))
-    return runs
 
 
 def _differences(
     table: pd.DataFrame, splits: list[str], checkpoints: list[Checkpoint]
 ) -> Iterator[DifferenceRow]:
-    """Every trained arm against base; arpo against grpo at the same stage."""
-    for ours, theirs in _pairs(checkpoints):
+    """Paired differences of every pair of arms, for each seed and for all together."""
+    for ours, theirs in pairs_of(checkpoints):
         for split in splits:
             for seed in ours.seed_groups():
                 # Base is the same policy for every training seed: all its episodes count.
                 their_seed = seed if seed in theirs.seeds and theirs.arm != UNTRAINED else None
+                arm, reference = select(table, ours, seed, split), select(table, theirs, their_seed, split)
                 for protocol in PROTOCOLS:
-                    found = st.paired_difference(
-                        _runs(_select(table, ours, seed, split), protocol),
-                        _runs(_select(table, theirs, their_seed, split), protocol),
-                    )
+                    found = st.paired_difference(runs_of(arm, protocol), runs_of(reference, protocol))
                     if found is not None:
                         yield DifferenceRow(
                             arm=ours.arm,
@@ -198,37 +215,22 @@ def _differences(
                             difference=IntervalRecord.of(found.interval),
                             bootstrap=None if found.bootstrap is None else IntervalRecord.of(found.bootstrap),
                             p_value=found.p_value,
+                            standard_error=found.standard_error,
+                            conditional_se=found.conditional_se,
+                            sources=sources_of(arm, reference),
                         )
 
 
-def _pairs(checkpoints: list[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
-    for ours in checkpoints:
-        for theirs in checkpoints:
-            against_base = ours.arm != UNTRAINED and theirs.arm == UNTRAINED
-            replay = ours.arm == "arpo" and theirs.arm == "grpo" and ours.stage == theirs.stage
-            if against_base or replay:
-                yield ours, theirs
+def _effective(runs: Runs) -> float | None:
+    """Independent runs that the interval of the rate stands for."""
+    if not runs:
+        return None
+    means = [sum(outcomes) / len(outcomes) for outcomes in runs.values()]
+    single = all(len(outcomes) == 1 for outcomes in runs.values())
+    return float(len(runs)) if single or max(means) - min(means) < st.EQUAL else st.effective_runs(runs)
 
 
-def _effort(table: pd.DataFrame) -> Iterator[EffortRow]:
-    for (arm, stage, split), episodes in table.groupby(["arm", "stage", "split"], sort=True):
-        yield EffortRow(
-            arm=str(arm),
-            stage=str(stage),
-            split=str(split),
-            episodes=len(episodes),
-            steps=int(episodes["n_steps"].sum()),
-            format_errors=int(episodes["format_errors"].sum()),
-            retried=int((episodes["attempts"] > 1).sum()),
-            failed_attempts=int(episodes["failed_attempts"].sum()),
-            episode_seconds=round(float(episodes["duration_s"].sum()), 3),
-            model_seconds=round(float(episodes["model_s"].sum()), 3),
-            env_seconds=round(float(episodes["env_s"].sum()), 3),
-            completion_tokens=int(episodes["completion_tokens"].sum()),
-        )
-
-
-def _split_facts(config: StudyConfig, name: str, tasks: list[Task]) -> SplitFacts:
+def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set[str]) -> SplitFacts:
     digest = hashlib.sha256("".join(task.sha256 for task in tasks).encode()).hexdigest()
     return SplitFacts(
         tasks=len(tasks),
@@ -236,6 +238,8 @@ def _split_facts(config: StudyConfig, name: str, tasks: list[Task]) -> SplitFact
         list_sha256=hashlib.sha256(config.tasks.splits[name].read_bytes()).hexdigest(),
         tasks_sha256=digest,
         trained_on=any(stage.split == name for stage in config.training.stages),
+        tasks_trained_on=sum(name_of(task) in trained for task in tasks),
+        roles=[role for role in ROLES if getattr(config.targets, role) == name],
     )
 
 
@@ -258,13 +262,3 @@ def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path])
                 f"{where}: {row.env_errors} of {row.expected} episodes are environment failures."
             )
     return sentences
-
-
-def _order(config: StudyConfig, arm: str) -> int:
-    arms = list(config.arms)
-    return arms.index(arm) if arm in arms else len(arms)
-
-
-def _stage_order(config: StudyConfig, stage: str) -> int:
-    names = [s.name for s in config.training.stages]
-    return names.index(stage) if stage in names else -1

@@ -1,0 +1,52 @@
+# Needs: the episodes, metrics or timings that a table or figure of the paper rests on, and no more. Makes: that
+# table or figure as this study has it, as CSV, JSON, SVG and PNG: `snakemake table1`, `fig1b`, `fig3` and so on.
+
+
+rule measure_throughput:
+    input:
+        manifest="<results>/models/base/seed_0/stage_base/manifest.json",
+        split=study.last_split(),
+    output:
+        "<results>/throughput.json",
+    log:
+        "<logs>/measure_throughput.log",
+    benchmark:
+        "<benchmarks>/measure_throughput.tsv"
+    threads: study.config.threads
+    resources:
+        mem_mb=rollout_memory,
+        runtime=longer_minutes,
+        cpus_per_task=study.config.threads,
+        gres=rollout_gpus,
+    params:
+        decides=study.throughput_params(),
+    script:
+        "../scripts/measure_throughput.py"
+
+
+rule make_target:
+    input:
+        unpack(target_files),
+        claims="data/paper/claims.yaml",
+        published="data/paper/results.yaml",
+    output:
+        multiext("<results>/targets/{target}/{target}", ".csv", ".json", ".svg", ".png"),
+    log:
+        "<logs>/make_target/{target}.log",
+    wildcard_constraints:
+        target="|".join(study.targets),
+    localrule: True
+    params:
+        decides=study.target_params(),
+    script:
+        "../scripts/make_target.py"
+
+
+for target in study.targets:
+
+    rule:
+        name:
+            target
+        input:
+            f"<results>/targets/{target}/{target}.csv",
+        localrule: True

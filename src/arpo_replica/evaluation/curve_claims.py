@@ -1,0 +1,144 @@
+"""Claims about learning curves and throughput: numbers read off plots, without tasks behind them.
+
+The paper shows one curve each, so its noise can be neither known nor bounded. Ours is compared with the
+plotted value itself, needs at least three training seeds for an interval of its own, and counts as higher or
+lower only where that interval leaves the margin altogether.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.comparison import ALPHA, equivalence_p, error_side
+from arpo_replica.evaluation.document import IntervalRecord, Verdict
+from arpo_replica.evaluation.published import Claim, CurveRole, Measure, Published
+from arpo_replica.evaluation.schema import Curve, Summary
+from arpo_replica.evaluation.statistics import CONFIDENCE
+
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study says about a claim."""
+
+    verdict: Verdict
+    reason: str
+    measured: IntervalRecord | None = None
+    gap: IntervalRecord | None = None
+    equivalence_p: float | None = None
+    sources: list[str] = field(default_factory=list)
+    row: Any = None
+    """The row of the summary that it rests on."""
+
+    def given(self, verdict: Verdict, words: str, p_value: float) -> Finding:
+        """The same with its verdict; ``words`` come first in the reason."""
+        reason = f"{words} {self.reason}".strip()
+        return replace(self, verdict=verdict, reason=reason, equivalence_p=p_value)
+
+
+def compare_curve(
+    config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, published: list[Published]
+) -> Finding:
+    """The mean of a metric over the first or last updates, per seed, against the plotted value."""
+    try:
+        ours = _per_seed(config, summary, measure, measure.arm, measure.role)
+        pair = measure.reference is not None or measure.reference_role is not None
+        other = (
+            _per_seed(config, summary, measure, str(measure.reference), measure.reference_role)
+            if pair
+            else {}
+        )
+    except UserError as missing:
+        return Finding("not run", str(missing))
+    seeds = sorted(set(ours) & set(other)) if pair else sorted(ours)
+    values = [ours[seed][0] - (other[seed][0] if pair else 0.0) for seed in seeds]
+    if not values:
+        return Finding("not run", "There is no training curve of what the claim is about.")
+    target = published[0].value - (published[1].value if pair else 0.0)
+    sources = sorted({path for side in (ours, other) for seed, (_, path) in side.items() if seed in seeds})
+    mean = statistics.fmean(values)
+    if len(values) < FEWEST_SEEDS:
+        measured = IntervalRecord(
+            value=mean, low=mean, high=mean, method="no interval", about="training seeds"
+        )
+        words = (
+            f"Ours is {mean:.3f}, published {target:.3f}; {len(values)} training seed(s) give no interval, "
+            f"it takes {FEWEST_SEEDS}. The paper shows one curve without noise."
+        )
+        return Finding("inconclusive", words, measured, sources=sources)
+    error = statistics.stdev(values) / len(values) ** 0.5
+    side = error_side(mean - target, error, len(values) - 1, "Student's t over training seeds")
+    low, high = side.at(CONFIDENCE)
+    gap = IntervalRecord(value=side.value, low=low, high=high, method=side.method, about="training seeds")
+    measured = IntervalRecord(
+        value=mean, low=low + target, high=high + target, method=side.method, about="training seeds"
+    )
+    p_value = equivalence_p(side, claim.margin)
+    verdict: Verdict = "inconclusive"
+    if p_value < ALPHA:
+        verdict = "consistent"
+    elif low > claim.margin:
+        verdict = "higher"
+    elif high < -claim.margin:
+        verdict = "lower"
+    words = (
+        f"Ours minus plotted value: 95 % interval {low:+.3f} to {high:+.3f} over {len(values)} training "
+        f"seeds, margin ±{claim.margin:g}. The paper shows one curve; its noise is unknown."
+    )
+    return Finding(verdict, words, measured, gap, p_value, sources)
+
+
+def _per_seed(
+    config: StudyConfig, summary: Summary, measure: Measure, arm: str | None, role: CurveRole | None
+) -> dict[int, tuple[float, str]]:
+    """Seed -> (mean of the metric, metrics file). Raises ``UserError`` if the config names no such curve."""
+    stage = config.training.stages[-1].name
+    if role is not None:
+        named = getattr(config.targets, role)
+        if named is None:
+            raise UserError(f"The config has no targets.{role}.")
+        arm, stage = named.arm, named.stage
+    found = {}
+    for curve in summary.curves:
+        if (curve.arm, curve.stage) == (arm, stage):
+            values = _values(curve, str(measure.metric))
+            part = values[: measure.last] if measure.place == "start" else values[-measure.last :]
+            if part:
+                found[curve.seed] = (statistics.fmean(part), curve.source)
+    return found
+
+
+def _values(curve: Curve, metric: str) -> list[float]:
+    known = [getattr(point, metric, None) if metric in type(point).model_fields else point.other.get(metric)
+             for point in curve.points]  # fmt: skip
+    return [float(value) for value in known if value is not None]
+
+
+def compare_throughput(
+    claim: Claim, measure: Measure, published: list[Published], throughput: Path | None
+) -> Finding:
+    """Hours of rollouts per 1,024 trajectories with so many desktops; other hardware, so never a verdict
+    of agreement from one measurement.
+    """
+    if throughput is None or not throughput.is_file():
+        return Finding("not run", "The throughput was not measured in this study (`snakemake fig7`).")
+    points = {row["desktops"]: row for row in json.loads(throughput.read_bytes())["points"]}
+    counts = [measure.environments, measure.reference] if measure.reference else [measure.environments]
+    missing = [str(count) for count in counts if count not in points]
+    if missing:
+        return Finding("not run", f"targets.environments of this study lacks {' and '.join(missing)}.")
+    values = [float(points[count]["hours_per_epoch"]) for count in counts]
+    value = values[0] - (values[1] if len(values) > 1 else 0.0)
+    target = published[0].value - (published[1].value if len(published) > 1 else 0.0)
+    measured = IntervalRecord(value=value, low=value, high=value, method="one measurement, no interval")
+    words = (
+        f"Ours is {value:.2f} h, published {target:.2f} h, on other hardware and from one measurement each."
+    )
+    return Finding("inconclusive", words, measured, sources=[throughput.as_posix()])

@@ -1,0 +1,124 @@
+"""The paper's tables and figures as this study has them: ``snakemake table1`` and so on.
+
+A target needs a few arms, splits, curves or counts of desktops; which of the study's own splits and stages
+play those parts is said in the config's section ``targets``. What a study lacks is named, by config key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.claim_records import TargetName
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure of the paper."""
+
+    name: TargetName
+    title: str
+    place: str
+    """Where it stands in the paper."""
+    arms: tuple[str, ...] = ()
+    """Arms whose episodes (or, without roles, whose training metrics) it needs."""
+    roles: tuple[str, ...] = ()
+    """Keys of `targets` that name a split."""
+    curves: tuple[str, ...] = ()
+    """Keys of `targets` that name a training."""
+    throughput: bool = False
+    """Whether it needs `targets.environments` measured."""
+
+
+TRAINED = ("base", "grpo", "arpo")
+OFFLINE = ("base", "rejection", "dpo", "kto", "grpo", "arpo")
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("table1", "Success on the whole benchmark", "Table 1, p. 7", TRAINED, ("benchmark",)),
+        Target("readme128", "Success on the selected tasks", "README, lines 26-34", TRAINED, ("selected",)),
+        Target("fig1b", "In-domain success", "Figure 1b, p. 1", TRAINED, ("selected",)),
+        Target("fig3", "Training reward with and without replay", "Figure 3, p. 7", ("grpo", "arpo")),
+        Target(
+            "fig4",
+            "Tasks trained on and others",
+            "Figure 4, §4.3-4.4",
+            TRAINED,
+            ("in_domain", "out_of_domain"),
+        ),
+        Target(
+            "fig5",
+            "Training on selected and on all tasks",
+            "Figure 5, p. 8",
+            curves=("selected_curve", "full_curve"),
+        ),
+        Target("fig6", "Against offline methods", "Figure 6, §4.6", OFFLINE, ("benchmark",)),
+        Target("fig7", "Rollouts with more desktops", "Figure 7", throughput=True),
+    )
+}
+
+
+def target_of(config: StudyConfig, name: str) -> Target:
+    """The target, if this study has all that it needs. Raises ``UserError`` that names every missing key."""
+    target = TARGETS[name]
+    missing = list(missing_keys(config, target))
+    if missing:
+        raise UserError(
+            f"{name} ({target.place}) cannot be made from the study '{config.study}': its config lacks "
+            f"{', '.join(missing)}."
+        )
+    return target
+
+
+def missing_keys(config: StudyConfig, target: Target) -> Iterator[str]:
+    """Config keys that the target needs and the study lacks."""
+    for arm in target.arms:
+        if arm not in config.arms:
+            yield f"arms.{arm}"
+    for role in target.roles:
+        split = getattr(config.targets, role)
+        if split is None:
+            yield f"targets.{role}"
+        elif split not in config.evaluation.splits:
+            yield f"'{split}' (targets.{role}) in evaluation.splits"
+    for role in target.curves:
+        curve = getattr(config.targets, role)
+        if curve is None:
+            yield f"targets.{role}"
+        elif curve.arm not in config.arms or curve.arm == "base":
+            yield f"arms.{curve.arm} (targets.{role}.arm)"
+        elif curve.stage not in [stage.name for stage in config.training.stages]:
+            yield f"a stage '{curve.stage}' (targets.{role}.stage) in training.stages"
+    if target.throughput and not config.targets.environments:
+        yield "targets.environments"
+
+
+def splits_of(config: StudyConfig, target: Target) -> list[str]:
+    """The study's splits that play the target's parts, each once."""
+    return list(dict.fromkeys(getattr(config.targets, role) for role in target.roles))
+
+
+def episodes_of(config: StudyConfig, target: Target) -> list[tuple[str, int, str, str, int]]:
+    """(arm, seed, stage, split, trial) of every index of episodes that the target needs."""
+    last = config.training.stages[-1].name
+    return [
+        (arm, seed, "base" if arm == "base" else last, split, trial)
+        for arm in target.arms
+        for seed in ([0] if arm == "base" else config.seeds)
+        for split in splits_of(config, target)
+        for trial in range(config.evaluation.trials)
+    ]
+
+
+def trainings_of(config: StudyConfig, target: Target) -> list[tuple[str, int, str]]:
+    """(arm, seed, stage) of every training whose metrics the target needs."""
+    if target.curves:
+        named = [getattr(config.targets, role) for role in target.curves]
+        pairs = [(curve.arm, curve.stage) for curve in named]
+    elif target.roles or target.throughput:
+        pairs = []
+    else:
+        pairs = [(arm, stage.name) for arm in target.arms for stage in config.training.stages]
+    return [(arm, seed, stage) for arm, stage in dict.fromkeys(pairs) for seed in config.seeds]

@@ -1,0 +1,91 @@
+"""What the page is made of: flips, order, compressed cards, room for screenshots, tables as files."""
+
+import base64
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from markupsafe import Markup
+
+from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.report.gallery import EpisodeView, build_gallery
+from arpo_replica.report.matrix import build_matrix
+from arpo_replica.report.pack import json_block, pack
+from arpo_replica.report.tables import Table
+from synthetic_study import Study, evaluate, make_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = make_study(tmp_path_factory.mktemp("study"), tasks=5, trials=2, steps=3)
+    evaluate(study)
+    return study
+
+
+def test_flips_of_the_matrix_are_those_of_the_summary(study: Study) -> None:
+    scores = read_scores(study.results / "scores.parquet")
+    gallery = build_gallery(scores, study.episodes, budget_mb=0, width=960)
+    summary = json.loads((study.results / "summary.json").read_bytes())
+    compared = 0
+    for part in build_matrix(gallery.episodes, list(study.config.arms)):
+        assert part.reference == ("base", "base")
+        for index, (arm, _) in enumerate(part.columns):
+            rows = [row for domain in part.domains for row in domain.rows]
+            for flip in ("gained", "lost", "mixed"):
+                marked = [f"{r.domain}/{r.task_id}" for r in rows if r.cells[index].flip == flip]
+                said = [
+                    row[flip] for row in summary["flips"]
+                    if (row["arm"], row["reference"], row["split"], row["protocol"])
+                    == (arm, "base", part.split, "hard")
+                ]  # fmt: skip
+                assert [sorted(marked)] * len(said) == [sorted(tasks) for tasks in said]
+                compared += len(said) * max(1, len(marked))
+    assert compared > 8
+
+
+def test_order_of_episodes_does_not_matter(study: Study) -> None:
+    scores = read_scores(study.results / "scores.parquet")
+    options = {"budget_mb": 0.05, "width": 960}
+    one = build_gallery(scores, study.episodes, **options)
+    two = build_gallery(scores.sample(frac=1, random_state=3), study.episodes, **options)
+    assert one == two
+
+
+def test_cards_beyond_the_limit_are_compressed_whole(study: Study) -> None:
+    scores = read_scores(study.results / "scores.parquet")
+    gallery = build_gallery(scores, study.episodes, budget_mb=0, width=960)
+
+    def card(view: EpisodeView) -> Markup:
+        return Markup(f"<details class='card' id='{view.id}'>" + "ü" * 200 + "</details>")
+
+    packed = pack(gallery, study.config, card, plain_bytes=1000)
+    plain = [str(html) for group in packed.groups for html in group.cards]
+    squeezed = [json.loads(gzip.decompress(base64.b64decode(chunk))) for chunk in packed.chunks]
+    index = json.loads(packed.index)
+    assert len(plain) == packed.plain == 4
+    seen = 0
+    for group in index["groups"]:
+        for name, *_, chunk, place in group["episodes"]:
+            html = next(h for h in plain if f"'{name}'" in h) if chunk < 0 else squeezed[chunk][place]
+            assert f"id='{name}'" in html
+            seen += 1
+    assert seen == len(gallery.episodes) == len(plain) + sum(map(len, squeezed))
+    assert "<" not in json_block({"a": "</script><!--"})
+    assert json.loads(json_block({"a": "</script>&"})) == {"a": "</script>&"}
+
+
+def test_screenshots_give_way_to_text(study: Study, tmp_path: Path) -> None:
+    wordy = make_study(tmp_path, tasks=3, trials=1, steps=0, text=lambda i: os.urandom(200_000).hex())
+    evaluate(wordy)
+    scores = read_scores(wordy.results / "scores.parquet")
+    options = {"budget_mb": 12, "width": 960}
+    assert build_gallery(scores, wordy.episodes, **options, page_mb=14.5).budget_bytes < 2e6
+    assert build_gallery(scores, wordy.episodes, **options).budget_bytes == 12e6
+
+
+def test_a_formula_in_a_table_is_text() -> None:
+    table = Table("t", "T", [{"a": "=1+1", "b": {"c": -1, "d": ["@x", 2]}, "e": None}])
+    assert table.csv().decode() == 'a,b.c,b.d,e\n\'=1+1,-1,"[""@x"", 2]",\n'
+    assert json.loads(table.json()) == table.rows

@@ -1,0 +1,90 @@
+"""The generator of large studies: the layout that rules write, and a mark that publishing cannot miss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arpo_replica.cli import main
+from arpo_replica.config import load_config
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.genuine import refuse_synthetic
+from arpo_replica.evaluation.schema import Claims, Summary
+from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation.synthetic import SyntheticStudy, make_synthetic
+from arpo_replica.rollout.records import read_episode
+from synthetic_study import PAPER, evaluate, make_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> SyntheticStudy:
+    root = tmp_path_factory.mktemp("synthetic")
+    return make_synthetic(
+        root, tasks=12, arms=("base", "grpo", "arpo"), trials=2, screen=(160, 90), updates=4, paper=PAPER
+    )
+
+
+def test_it_has_what_the_page_reads(study: SyntheticStudy) -> None:
+    names = {path.name for path in study.results.iterdir()}
+    assert {"scores.parquet", "summary.json", "claims.json", "provenance.json", "episodes", "tables"} <= names
+    assert len(read_scores(study.results / "scores.parquet")) == 12 * 3 * 2
+    assert load_config(study.config_file).study == "synthetic"
+    record, steps = read_episode(next(path.parent for path in study.results.rglob("step_001.webp")))
+    assert record.n_steps == len(steps)
+
+
+def test_every_layer_says_that_it_is_invented(study: SyntheticStudy) -> None:
+    for path in study.results.rglob("episode.json"):
+        assert json.loads(path.read_bytes())["synthetic"] is True
+    assert read_scores(study.results / "scores.parquet")["synthetic"].all()
+    assert Summary.model_validate_json((study.results / "summary.json").read_bytes()).synthetic
+    claims = Claims.model_validate_json((study.results / "claims.json").read_bytes())
+    assert claims.synthetic
+    assert set(claims.counts) == {"not run"}
+    assert all("invented" in own.mark for own in claims.own_measurements)
+
+
+@pytest.mark.parametrize("hidden", [(), ("summary",), ("summary", "claims"), ("summary", "claims", "index")])
+def test_publishing_is_refused_wherever_the_mark_is_left(
+    study: SyntheticStudy, tmp_path: Path, hidden: tuple[str, ...]
+) -> None:
+    import shutil
+
+    results = tmp_path / "results"
+    shutil.copytree(study.results, results)
+    for name in ("summary", "claims"):
+        if name in hidden:
+            path = results / f"{name}.json"
+            path.write_text(path.read_text().replace('"synthetic": true', '"synthetic": false'))
+    if "index" in hidden:
+        for path in results.rglob("episodes.jsonl"):
+            path.write_text(path.read_text().replace('"synthetic": true', '"synthetic": false'))
+    with pytest.raises(UserError, match="synthetic"):
+        refuse_synthetic(results)
+
+
+def test_a_measured_study_is_not_refused(tmp_path: Path) -> None:
+    real = make_study(tmp_path, tasks=2, screenshots=False)
+    evaluate(real)
+    refuse_synthetic(real.results)
+    (real.results / "claims.json").write_text("{")
+    with pytest.raises(UserError, match=r"claims\.json is no JSON"):
+        refuse_synthetic(real.results)
+
+
+def test_the_same_arguments_give_the_same_episodes(study: SyntheticStudy, tmp_path: Path) -> None:
+    again = make_synthetic(
+        tmp_path, tasks=12, arms=("base", "grpo", "arpo"), trials=2, screen=(160, 90), updates=4, paper=PAPER
+    )
+    for path in study.results.rglob("step_00*.webp"):
+        assert path.read_bytes() == (again.results / path.relative_to(study.results)).read_bytes()
+    for path in study.results.rglob("episodes.jsonl"):
+        assert path.read_bytes() == (again.results / path.relative_to(study.results)).read_bytes()
+
+
+def test_the_command_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert main(["make-synthetic", "--out", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err

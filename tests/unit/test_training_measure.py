@@ -1,0 +1,92 @@
+"""What a step amounts to: hand-worked numbers, before and after replay."""
+
+from __future__ import annotations
+
+import pytest
+
+from arpo_replica.config.training import ReplayConfig, StageConfig, TrainingConfig
+from arpo_replica.training.measure import Rollout, batch_multiple, lost_share, measure, too_many_lost
+from arpo_replica.training.replay import Group, ReplayBuffer, Stored
+
+RECIPE = TrainingConfig(
+    stages=[StageConfig(name="s", split="s", steps=1)], tasks_per_step=2, rollouts_per_task=4
+)
+
+
+def group(task: str, scores: list[float], errors: list[int], attempts: int = 1) -> list[Rollout]:
+    """Rollouts under the paper's reward, score - (1 if unparsable)."""
+    return [
+        Rollout(
+            session=number,
+            keys=(f"{task}_{number}_0", f"{task}_{number}_1"),
+            images=((0, 2), (1, 2)),
+            task=task,
+            rollout=number,
+            score=score,
+            reward=score - float(error > 0),
+            format_errors=error,
+            attempts=attempts,
+            turns=3,
+        )
+        for number, (score, error) in enumerate(zip(scores, errors, strict=True))
+    ]
+
+
+def test_reward_and_score_before_and_after_a_replacement() -> None:
+    """Failed group: scores 0, first two unparsable. Its first rollout gives way to a clean success.
+
+    Before: rewards -1 -1 0 0 | 1 0 0 -1 -> mean -2/8; scores 0 0 0 0 | 1 0 0 0 -> 1/8.
+    After:  rewards  1 -1 0 0 | 1 0 0 -1 -> mean  0/8; scores 1 0 0 0 | 1 0 0 0 -> 2/8.
+    """
+    groups = [group("a", [0, 0, 0, 0], [1, 1, 0, 0]), group("b", [1, 0, 0, 0], [0, 0, 0, 1])]
+    buffer = ReplayBuffer(ReplayConfig(enabled=True), seed=0)
+    buffer.store("a", Stored("old", 3))
+    plan = buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
+    assert [(swap.group, swap.rollout) for swap in plan.swaps] == [(0, 0)]
+    found = measure(plan, groups, {(0, 0): (1.0, 1.0)}, step=8, lost=0, retries=2, success_above=0.5)
+    assert found["arpo/reward_before"] == pytest.approx(-0.25)
+    assert found["arpo/reward_after"] == pytest.approx(0.0)
+    assert found["arpo/score_before"] == pytest.approx(0.125)
+    assert found["arpo/score_after"] == pytest.approx(0.25)
+    assert found["arpo/success"] == pytest.approx(0.125)
+    assert found["arpo/unparsable"] == pytest.approx(3 / 8)
+    assert found["arpo/replay_age"] == 5
+    assert (found["arpo/failed_groups"], found["arpo/swapped_groups"]) == (1, 1)
+    assert found["arpo/varying_groups"] == 2
+    assert found["arpo/sequences"] == 16
+
+
+def test_a_group_varies_by_its_rewards_after_replay() -> None:
+    same = group("a", [0, 0, 0, 0], [0, 0, 0, 0])
+    empty = ReplayBuffer(ReplayConfig(), seed=0).plan([Group("a", (0.0,) * 4)])
+    options = {"step": 1, "lost": 0, "retries": 0, "success_above": 0.5}
+    assert measure(empty, [same], {}, **options)["arpo/varying_groups"] == 0
+    assert measure(empty, [same], {(0, 0): (1.0, 1.0)}, **options)["arpo/varying_groups"] == 1
+    # the same success by penalty alone
+    penalty = group("a", [0, 0, 0, 0], [1, 0, 0, 0])
+    assert measure(empty, [penalty], {}, **options)["arpo/varying_groups"] == 1
+
+
+def test_lost_rollouts_count_all_their_attempts() -> None:
+    plan = ReplayBuffer(ReplayConfig(), seed=0).plan([])
+    groups = [group("a", [1, 0], [0, 0], attempts=2)]
+    found = measure(plan, groups, {}, step=1, lost=2, retries=2, success_above=0.5)
+    assert found["arpo/lost_rollouts"] == 2
+    assert found["arpo/env_errors"] == 2 * 1 + 2 * 3
+
+
+def test_the_share_of_lost_rollouts_is_over_four_steps() -> None:
+    assert lost_share([], RECIPE) == 0
+    assert lost_share([8], RECIPE) == 1.0
+    assert lost_share([8, 0, 0, 0], RECIPE) == 0.25
+    assert lost_share([8, 0, 0, 0, 0], RECIPE) == 0.0
+    assert too_many_lost([4], RECIPE) is None  # half is not more than half
+    sentence = too_many_lost([5], RECIPE)
+    assert sentence is not None and "62%" in sentence and "training.env_error_share_max (50%)" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(("parallel", "multiple"), [(1, 16), (4, 16), (3, 48), (32, 32)])
+def test_filling_respects_minibatches_and_gpus(parallel: int, multiple: int) -> None:
+    recipe = RECIPE.model_copy(update={"minibatch_tasks": 4})
+    assert batch_multiple(recipe, parallel) == multiple

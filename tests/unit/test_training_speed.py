@@ -1,0 +1,93 @@
+"""``training.speed`` -> verl's keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arpo_replica.config import load_config
+from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.environments import ROOT
+from arpo_replica.policy.vllm_server import graph_config, image_cache_gib
+from arpo_replica.training.job import Job
+from arpo_replica.training.recipe import verl_overrides
+from arpo_replica.training.speed import ATTENTION, MODULE, Speed
+
+
+def keys(tmp_path: Path, **changes: Any) -> tuple[Job, dict[str, Any]]:
+    """A job of the demo with changes to its config, and its verl keys without their prefix."""
+    raw = merge(load_config(ROOT / "configs" / "demo.yaml").model_dump(mode="json"), changes)
+    job = Job(
+        config=StudyConfig.model_validate(raw),
+        arm="arpo",
+        seed=0,
+        stage_name="train_4",
+        parent_model=tmp_path,
+        parent_sha256="0" * 64,
+        out=tmp_path,
+        scratch=tmp_path,
+        attempt=1,
+    )
+    found = verl_overrides(job, tasks=4, data=Path("/d"), agents=Path("/a"))
+    return job, {key.lstrip("+").removeprefix("actor_rollout_ref."): value for key, value in found.items()}
+
+
+def test_a_cpu_trains_as_plain_verl_does(tmp_path: Path) -> None:
+    _, found = keys(tmp_path)
+    assert found["model.use_remove_padding"] is False
+    assert found["model.override_config.attn_implementation"] == "sdpa"
+    assert found["model.enable_gradient_checkpointing"] is False
+    assert "model.external_lib" not in found
+    assert "model.use_fused_kernels" not in found
+
+
+def test_a_gpu_packs_and_computes_text_logits_only(tmp_path: Path) -> None:
+    job, found = keys(tmp_path, accelerator="cuda", serving={"enforce_eager": False})
+    speed = Speed.of(job)
+    assert (speed.pack, speed.text_log_probs, speed.compact_pixels, speed.freeze_vision) == (
+        True,
+        True,
+        True,
+        False,
+    )
+    assert found["model.use_remove_padding"] is True
+    assert found["model.override_config.attn_implementation"] == ATTENTION
+    assert found["model.external_lib"] == MODULE
+    assert found["model.use_fused_kernels"] is True
+    assert found["model.enable_gradient_checkpointing"] is True
+    graphs = json.loads(found["rollout.engine_kwargs.vllm.compilation_config"])
+    assert graphs["mode"] == 0 and graphs["cudagraph_capture_sizes"][-1] == 8
+    assert found["ray_kwargs.ray_init.num_cpus"] >= 16
+
+
+@pytest.mark.parametrize("share, checkpointing, external", [(0, False, False), (0.5, True, True)])
+def test_checkpoints(tmp_path: Path, share: float, checkpointing: bool, external: bool) -> None:
+    _, found = keys(tmp_path, training={"speed": {"checkpoint_share": share}})
+    assert found["model.enable_gradient_checkpointing"] is checkpointing
+    assert ("model.external_lib" in found) is external
+
+
+def test_micro_batches_by_tokens(tmp_path: Path) -> None:
+    _, found = keys(tmp_path, training={"speed": {"micro_batch_tokens": 50_000, "rollout_memory": 0.3}})
+    assert found["actor.use_dynamic_bsz"] is found["rollout.log_prob_use_dynamic_bsz"] is True
+    assert found["actor.ppo_max_token_len_per_gpu"] == 50_000
+    assert found["rollout.log_prob_max_token_len_per_gpu"] == 50_000
+    assert found["rollout.gpu_memory_utilization"] == 0.3
+
+
+def test_eager_vllm_gets_no_graphs(tmp_path: Path) -> None:
+    _, found = keys(tmp_path, accelerator="cuda")
+    assert "rollout.engine_kwargs.vllm.compilation_config" not in found
+    assert json.loads(graph_config(1))["cudagraph_capture_sizes"] == [1]
+
+
+def test_the_cache_holds_the_screenshots_of_all_conversations() -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    assert image_cache_gib(config, 8) == 4.0
+    config.policy.max_pixels, config.policy.max_images = 2_116_800, 15
+    needed = 8 * 15 * (2_116_800 / 196) * 1176 * 4 / 2**30
+    assert needed < image_cache_gib(config, 8) < 1.3 * needed
+    assert image_cache_gib(config, 500) == 32.0
