@@ -1,5 +1,5 @@
-# Needs: scores, summary, claims, provenance, episodes and the templates. Makes: one HTML file, the page that
-# the study is for.
+# Needs: scores, summary, claims, tables, provenance, episodes and the templates. Makes: one HTML file, the page
+# that the study is for; on request (snakemake publish) a folder and a zip with all that is behind it.
 
 
 rule render_report:
@@ -7,8 +7,10 @@ rule render_report:
         scores="<results>/scores.parquet",
         summary="<results>/summary.json",
         claims="<results>/claims.json",
+        tables=study.table_files(),
         provenance="<results>/provenance.json",
         deviations="data/paper/deviations.yaml",
+        parity="data/paper/hyperparameters.yaml",
         templates=study.report_templates(),
     output:
         report(
@@ -18,5 +20,27 @@ rule render_report:
     log:
         "<logs>/render_report.log",
     localrule: True
+    params:
+        decides=study.report_params(),
     script:
         "../scripts/render_report.py"
+
+
+rule publish_report:
+    input:
+        page="<reports>/index.html",
+        scores="<results>/scores.parquet",
+    output:
+        folder=directory(f"<reports>/arpo_{study.name}"),
+        archive=f"<reports>/arpo_{study.name}.zip",
+    log:
+        "<logs>/publish_report.log",
+    localrule: True
+    script:
+        "../scripts/publish_report.py"
+
+
+rule publish:
+    input:
+        rules.publish_report.output,
+    localrule: True

@@ -258,5 +258,5 @@ async def test_hostile_text_neither_runs_nor_leaves(tmp_path: Path) -> None:
         assert await page.value("seen") == []
         assert await page.value("location.protocol") == "file:"
         assert await page.value("performance.getEntriesByType('resource').length") == 0
-        assert await page.count("script, style, iframe, object, img, math, base") == 2
+        assert await page.count("script:not([type]), style, iframe, object, img, math, base") == 2
         assert await page.value("document.querySelector('.model-text').textContent") == "\n".join(PAYLOADS)

@@ -42,6 +42,12 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": "none",
 }
 MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
+SMOOTH_FROM = 16
+"""Updates from which on a single seed's curve gets a running mean."""
+MOST_BARS = 30
+"""More updates than this share bars."""
+WINDOW = 7
+"""Updates of the running mean."""
 TOTALS = {"step", "total"}
 """Phases that are the sum of the others."""
 
@@ -55,13 +61,15 @@ def arm_colour(arm: str, arms: Sequence[str]) -> str:
 
 
 @contextmanager
-def _styled(salt: str) -> Iterator[None]:
+def styled(salt: str) -> Iterator[None]:
+    """The page's style; ``salt`` makes the ids of the SVG the same each time."""
     settings: Any = {**STYLE, "svg.hashsalt": salt}
     with mpl.rc_context(settings):
         yield
 
 
-def _embedded(figure: Figure, prefix: str, title: str, description: str) -> str:
+def embedded(figure: Figure, prefix: str, title: str, description: str) -> str:
+    """The figure as SVG for the page, with a text alternative."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return embed(out.getvalue(), prefix, title, description)
@@ -84,7 +92,7 @@ def forest_plot(rows: Sequence[RateRow], arms: Sequence[str], size: str) -> str 
             labels.append((y, label_of(key[1], key[2], key[3], keys)))
             y += 1
         y += 0.4
-    with _styled("forest"):
+    with styled("forest"):
         figure = Figure(figsize=(8.2, 0.42 * y + 0.9), layout="constrained")
         axes = figure.subplots()
         for row in shown:
@@ -105,7 +113,7 @@ def forest_plot(rows: Sequence[RateRow], arms: Sequence[str], size: str) -> str 
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"success, % of valid episodes, 95 % interval   [{size}]")
-        return _embedded(
+        return embedded(
             figure,
             "forest",
             "Success rates with 95 % intervals",
@@ -145,7 +153,7 @@ def learning_curves(
     names += sorted({curve.stage for curve in curves} - set(names))
     lengths = [max(curve.points[-1].step for curve in curves if curve.stage == name) for name in names]
     trained = list(dict.fromkeys(curve.arm for curve in curves))
-    with _styled("curves"):
+    with styled("curves"):
         figure = Figure(figsize=(8.2, 7.2), layout="constrained")
         grid = figure.subplots(
             3, len(names), sharex="col", sharey="row", squeeze=False,
@@ -170,7 +178,7 @@ def learning_curves(
         for arm in trained:
             _Pen(arm, PALETTE[arm_colour(arm, arms)]).line(grid[0][0], [], [], label=arm)
         figure.legend(loc="outside upper left", ncols=len(trained), fontsize=11)
-        return _embedded(
+        return embedded(
             figure, "curves", "Training of each arm over its stages", "; ".join(map(_curve_spoken, curves))
         )
 
@@ -180,19 +188,22 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: int) -> None:
-    """Groups that failed altogether, as outlined bars; the part that replay swapped, filled."""
-    width = 0.8 / count
+    """Groups that failed altogether, as outlined bars; the part that replay swapped, filled. Where there are
+    many updates a bar is the mean of several."""
+    last = max((point.step for curve in curves for point in curve.points), default=1)
+    binned = -(-last // MOST_BARS)
+    width = 0.8 * binned / count
     for field, filled in (("all_fail_groups", False), ("swapped_groups", True)):
-        per_step: dict[int, list[float]] = {}
+        per_bin: dict[int, list[float]] = {}
         for curve in curves:
             for point in curve.points:
                 value = getattr(point, field)
                 if value is not None:
-                    per_step.setdefault(point.step, []).append(value)
-        steps = sorted(per_step)
+                    per_bin.setdefault((point.step - 1) // binned, []).append(value)
+        bins = sorted(per_bin)
         axes.bar(
-            [step - 0.4 + width * (index + 0.5) for step in steps],
-            [float(np.mean(per_step[step])) for step in steps],
+            [0.5 + binned * (at + 0.1) + width * (index + 0.5) for at in bins],
+            [float(np.mean(per_bin[at])) for at in bins],
             width * 0.86, facecolor=colour if filled else "none", edgecolor=colour, linewidth=1,
         )  # fmt: skip
 
@@ -224,18 +235,42 @@ class _Pen:
     def curves(
         self, axes: Any, curves: Sequence[Curve], value_of: Callable[[CurvePoint], float | None]
     ) -> None:
-        """Each seed thin and, with several seeds, their mean thick."""
+        """Several seeds: each thin, their mean thick, their range as a band. One seed with enough updates:
+        the updates thin, their running mean thick, one standard deviation within the window as a band."""
         per_step: dict[int, list[float]] = {}
+        smooth = False
         for curve in curves:
             steps = [point.step for point in curve.points if value_of(point) is not None]
             values = [value for point in curve.points if (value := value_of(point)) is not None]
             for step, value in zip(steps, values, strict=True):
                 per_step.setdefault(step, []).append(value)
+            smooth = len(curves) == 1 and len(steps) >= SMOOTH_FROM
             if steps:
-                self.line(axes, steps, values, thin=len(curves) > 1)
-        if len(curves) > 1 and per_step:
-            steps = sorted(per_step)
-            self.line(axes, steps, [float(np.mean(per_step[step])) for step in steps])
+                self.line(axes, steps, values, thin=len(curves) > 1 or smooth)
+        steps = sorted(per_step)
+        if smooth:
+            self.band(axes, steps, [_window(per_step, steps, at) for at in range(len(steps))], spread=np.std)
+        elif len(curves) > 1 and per_step:
+            self.band(axes, steps, [per_step[step] for step in steps])
+
+    def band(
+        self,
+        axes: Any,
+        steps: Sequence[int],
+        values: Sequence[Sequence[float]],
+        spread: Callable[..., Any] | None = None,
+    ) -> None:
+        """The mean of each step's values, thick, in a band: ``spread`` to both sides or else their range."""
+        means = [float(np.mean(here)) for here in values]
+        low = [m - float(spread(v)) if spread else min(v) for m, v in zip(means, values, strict=True)]
+        high = [m + float(spread(v)) if spread else max(v) for m, v in zip(means, values, strict=True)]
+        if self.main:
+            axes.fill_between(steps, low, high, color=self.colour, alpha=0.16, linewidth=0)
+        self.line(axes, steps, means)
+
+
+def _window(per_step: dict[int, list[float]], steps: Sequence[int], at: int) -> list[float]:
+    return [per_step[step][0] for step in steps[max(0, at - WINDOW // 2) : at + WINDOW // 2 + 1]]
 
 
 def _curve_spoken(curve: Curve) -> str:
@@ -258,7 +293,7 @@ def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
             weight[phase] = weight.get(phase, 0.0) + seconds
     ordered = sorted(weight, key=lambda phase: (-weight[phase], phase))
     named, rest = ordered[:5], ordered[5:]
-    with _styled("phases"):
+    with styled("phases"):
         figure = Figure(figsize=(8.2, 0.42 * len(totals) + 1.5), layout="constrained")
         axes = figure.subplots()
         for y, (_, phases) in enumerate(totals):
@@ -280,7 +315,7 @@ def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
             loc="outside upper left", ncols=len(labels), fontsize=9, handlelength=1, columnspacing=1.4
         )
         spoken = "; ".join(f"{phase}: {weight[phase]:.0f} s" for phase in ordered)
-        return _embedded(figure, "phases", "Seconds of training by phase", spoken)
+        return embedded(figure, "phases", "Seconds of training by phase", spoken)
 
 
 def phase_totals(curve: Curve) -> dict[str, float]:

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import io
 import json
+import math
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -21,18 +23,24 @@ from arpo_replica.evaluation.scores import read_steps
 from arpo_replica.report.overlay import Drawing, drawing, mark_of
 from arpo_replica.rollout.records import StepRecord
 
+PLAIN_BYTES = 1_500_000
+"""Most that the HTML of plain cards may take, so that the first view does not wait for the last episode."""
 LARGEST_SCREENSHOT = 32 * 2**20
 """A file above this is no screenshot of ours; bytes."""
+REFUSALS = 8
+"""So many episodes in a row that did not fit into the budget end the search for smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A screenshot in the page's store."""
+    """A screenshot in the page's store or, with a ``file``, in the folder beside the page."""
 
     id: str
     width: int
     height: int
     """Of the screen, in pixels, whatever the size of the stored image."""
+    file: str | None = None
+    """Path relative to the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,8 @@ class EpisodeView:
     errors: list[str]
     has_shots: bool = False
     thumbnail: StepView | None = None
+    flip: str = "none"
+    """Against the reference arm on this task: gained, lost, same, mixed, none (nothing to compare)."""
 
 
 @dataclass
@@ -79,6 +89,11 @@ class Gallery:
     over_budget: int = 0
     """Episodes left without screenshots because the budget was spent."""
     used_bytes: int = 0
+    budget_bytes: int = 0
+    beside: int = 0
+    """Screenshots in the folder beside the page."""
+    order: list[int] = field(default_factory=list)
+    """Positions in ``episodes``, arms, splits and outcomes in turn: who comes first when room is short."""
 
 
 class _Store:
@@ -89,6 +104,7 @@ class _Store:
         self.width = width
         self.used = 0
         self.images: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, dict[str, Any] | None] = {}
 
     def add(self, files: Iterable[Path]) -> dict[str, Shot] | None:
         """All of an episode's screenshots or, if they do not fit, none (None). Broken files are left out."""
@@ -113,6 +129,16 @@ class _Store:
             if file.stat().st_size > LARGEST_SCREENSHOT:
                 return None
             data = file.read_bytes()
+        except OSError:
+            return None
+        # The first screens of a task are the same in every arm: each is decoded once.
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._known:
+            self._known[digest] = self._decode(data)
+        return self._known[digest]
+
+    def _decode(self, data: bytes) -> dict[str, Any] | None:
+        try:
             with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
                 screen = image.size
                 if image.width > self.width:
@@ -124,7 +150,7 @@ class _Store:
                     data = out.getvalue()
                 else:
                     image.load()
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
         return {
             "id": f"i{hashlib.sha256(data).hexdigest()[:16]}",
@@ -133,46 +159,101 @@ class _Store:
         }
 
 
-def build_gallery(scores: pd.DataFrame, root: Path, *, budget_mb: float, width: int) -> Gallery:
+def build_gallery(
+    scores: pd.DataFrame,
+    root: Path,
+    *,
+    budget_mb: float,
+    width: int,
+    page_mb: float = math.inf,
+    beside: Path | None = None,
+) -> Gallery:
     """Read the episodes of ``scores`` below ``root`` (the study's folder of episodes).
 
     Where the budget does not reach for all, screenshots go in turn to arms, splits and outcomes, so that
-    each kind is seen; text, actions and timing are there for every episode.
+    each kind is seen; text, actions and timing are there for every episode. The budget shrinks where text
+    would push the page beyond ``page_mb``. With ``beside``, every screenshot that is not in the page is
+    copied into that folder, as it was taken.
     """
     known = scores.astype(object).where(scores.notna(), None)
     records = [{str(k): v for k, v in row.items()} for row in known.to_dict("records")]
     records.sort(key=_place)
     raw_steps = [read_steps(root / row["directory"]) for row in records]
     finals = [_record_of(root / row["directory"]) for row in records]
-    store = _Store(round(budget_mb * 1e6), width)
-    gallery = Gallery(episodes=[])
+    budget = max(0.0, min(budget_mb * 1e6, page_mb * 1e6 - _text_bytes(raw_steps)))
+    store = _Store(round(budget), width)
+    gallery = Gallery(episodes=[], order=list(_fair_order(records)))
     shots: dict[int, dict[str, Shot]] = {}
-    for index in _fair_order(records):
-        names = [step.screenshot for step in raw_steps[index]]
-        final = finals[index].get("final_screenshot")
-        names += [final] if isinstance(final, str) else []
-        folder = root / records[index]["directory"]
-        files = [folder / Path(name).name for name in dict.fromkeys(names)]
-        present = [file for file in files if file.is_file()]
+    refused = 0
+    for index in gallery.order:
+        present = _files_of(root / records[index]["directory"], raw_steps[index], finals[index])
         if not present:
             gallery.without_files += 1
             continue
-        added = store.add(present)
+        added = store.add(present) if refused < REFUSALS else None
         if added is None:
             gallery.over_budget += 1
+            refused += 1
+            if beside is not None:
+                shots[index] = _copy_beside(present, beside)
         elif not added:
             gallery.without_files += 1
         else:
             shots[index] = added
+            refused = 0
     for index, row in enumerate(records):
         gallery.episodes.append(_view(index, row, raw_steps[index], finals[index], shots.get(index, {})))
     gallery.images = [
         {"id": key, "uri": image["uri"], "width": image["screen"][0], "height": image["screen"][1]}
         for key, image in sorted(store.images.items())
     ]
-    gallery.with_shots = len(shots)
-    gallery.used_bytes = store.used
+    in_folder = [shot.file for found in shots.values() for shot in found.values() if shot.file]
+    gallery.beside = len(set(in_folder))
+    gallery.with_shots = sum(not any(shot.file for shot in found.values()) for found in shots.values())
+    gallery.used_bytes, gallery.budget_bytes = store.used, round(budget)
     return gallery
+
+
+def _text_bytes(steps: Sequence[Sequence[StepRecord]]) -> float:
+    """What everything but screenshots will take, roughly: plain cards, compressed cards, tables, figures."""
+    squeezer = zlib.compressobj(1)
+    squeezed = 0
+    for step in (step for episode in steps for step in episode):
+        squeezed += len(squeezer.compress(step.model_dump_json().encode()))
+    squeezed += len(squeezer.flush())
+    plain = sum(700 + 5 * len(step.text) for episode in steps for step in episode)
+    return 1e6 + min(plain, PLAIN_BYTES) + 4 / 3 * squeezed + 650 * len(steps)
+
+
+def _files_of(folder: Path, steps: list[StepRecord], record: dict[str, Any]) -> list[Path]:
+    """The screenshots of an episode that are on disk, in order."""
+    names = [step.screenshot for step in steps]
+    final = record.get("final_screenshot")
+    names += [final] if isinstance(final, str) else []
+    files = [folder / Path(name).name for name in dict.fromkeys(names)]
+    return [file for file in files if file.is_file()]
+
+
+def _copy_beside(files: list[Path], folder: Path) -> dict[str, Shot]:
+    """Copy screenshots into ``folder`` under the name of their hash. What is no screenshot is left out."""
+    shots: dict[str, Shot] = {}
+    for file in files:
+        try:
+            if file.stat().st_size > LARGEST_SCREENSHOT:
+                continue
+            data = file.read_bytes()
+            with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+                screen = image.size
+                image.verify()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+        name = hashlib.sha256(data).hexdigest()[:24]
+        target = folder / name[:2] / f"{name}.webp"
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        shots[file.name] = Shot(name, *screen, file=f"{folder.name}/{name[:2]}/{name}.webp")
+    return shots
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:

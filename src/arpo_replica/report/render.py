@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +16,137 @@ from markupsafe import Markup
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.schema import Claims, InputFile, Summary, input_file
+from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report import figures, views
-from arpo_replica.report.gallery import build_gallery
+from arpo_replica.report import effort, figures, matrix, views
+from arpo_replica.report.figures_more import domain_forest, replay_figure
+from arpo_replica.report.gallery import Gallery, build_gallery
+from arpo_replica.report.pack import pack
+from arpo_replica.report.parity import parity_rows
+from arpo_replica.report.sources import Sources, collect_sources
+from arpo_replica.report.tables import Download, download
+from arpo_replica.report.twins import build_twins
 from arpo_replica.rollout.records import write_atomically
 
 STATIC = Path(__file__).parent / "static"
+FULL_SET = "screenshots"
+"""Folder beside the page with the screenshots that its budget left out (``report.full_screenshots``)."""
 
 
 def render_report(
     config: StudyConfig, results: Path, out: Path, *, deviations: Path = Path("data/paper/deviations.yaml")
 ) -> None:
-    """Write the page to ``out``.
+    """Write the page to ``out`` and, if the config asks for it, every screenshot beside it.
 
     ``results`` is the study's folder with ``summary.json``, ``scores.parquet``, ``claims.json``,
     ``provenance.json`` and ``episodes/``, which may lack screenshots or be empty. Raises ``UserError``
     for a file that cannot be read.
     """
-    summary, scores, claims, provenance = (
-        results / name for name in ("summary.json", "scores.parquet", "claims.json", "provenance.json")
-    )
-    numbers = _read(summary, Summary.model_validate_json)
-    judged = _read(claims, Claims.model_validate_json)
-    origin = _read(provenance, json.loads)
-    differing = _read(deviations, lambda data: yaml.safe_load(data)["deviations"])
+    files = {name: results / name for name in ("summary.json", "claims.json", "provenance.json")}
+    numbers = read_input(files["summary.json"], Summary.model_validate_json)
+    judged = read_input(files["claims.json"], Claims.model_validate_json)
+    origin = read_input(files["provenance.json"], json.loads)
+    differing = read_input(deviations, lambda data: yaml.safe_load(data)["deviations"])
+    scores = results / "scores.parquet"
+    facts = deviations.with_name("hyperparameters.yaml")
+    beside = out.parent / FULL_SET
+    if beside.is_dir():
+        shutil.rmtree(beside)
     gallery = build_gallery(
         read_scores(scores),
         results / "episodes",
         budget_mb=config.report.screenshots_mb,
+        page_mb=config.report.page_mb,
         width=config.report.screenshot_width,
+        beside=beside if config.report.full_screenshots else None,
     )
-    style, script = _static("report.css"), _static("report.js")
-    arms = list(config.arms)
-    page = _environment().get_template("report.html.j2").render(
-        config=config,
-        summary=numbers,
-        claims=judged,
-        provenance=origin,
-        provenance_json=json.dumps(origin, indent=1, sort_keys=True),
-        config_yaml=yaml.safe_dump(origin["config"], sort_keys=False, allow_unicode=True),
-        deviations=[views.deviation(entry, origin["config"]) for entry in differing],
-        gallery=gallery,
-        outcomes=views.OUTCOMES,
-        banner=views.banner(config),
-        facts=views.facts(numbers, origin),
-        findings=views.findings(numbers),
-        matrix=views.matrix(gallery.episodes, arms),
-        groups=views.groups(gallery.episodes, config),
-        stages=views.stage_rows(numbers),
-        swaps=views.swap_rows(numbers),
-        jobs=views.job_rows(results / "benchmarks"),
-        phases=views.phase_rows(numbers),
-        forest=_figure(figures.forest_plot(numbers.rates, arms, config.size)),
-        curves=_figure(
-            figures.learning_curves(
-                numbers.curves, arms, [stage.name for stage in config.training.stages], config.size
-            )
-        ),
-        phase_figure=_figure(figures.phase_seconds(numbers.curves, config.size)),
-        colour=lambda arm: figures.arm_colour(arm, arms),
-        inputs=_inputs(numbers, judged, [summary, scores, claims, provenance, deviations]),
+    sources = collect_sources(
+        [*files.values(), scores, deviations, *([facts] if facts.is_file() else [])],
+        [*numbers.inputs, *judged.inputs],
+        results / "benchmarks",
+        origin["git"]["commit"],
+    )
+    context = _context(config, numbers, judged, origin, gallery, sources=sources)
+    context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
+    context["parity"] = parity_rows(config, facts)
+    context["jobs"] = effort.job_rows(results / "benchmarks")
+    context["cost"] = effort.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
+    context["twins"] = build_twins(results, context, sources)
+    context["documents"] = [_document(path) for path in files.values()]
+    write_atomically(out, _page(config, gallery, context).encode())
+
+
+def _context(
+    config: StudyConfig,
+    summary: Summary,
+    claims: Claims,
+    origin: dict[str, Any],
+    gallery: Gallery,
+    *,
+    sources: Sources,
+) -> dict[str, Any]:
+    """Everything that the templates name, apart from rows that come from further files."""
+    arms, stages = list(config.arms), [stage.name for stage in config.training.stages]
+    banner = views.banner(config, summary.synthetic)
+    tag = banner["tag"]
+    parts = matrix.build_matrix(gallery.episodes, arms)
+    swaps = views.swap_rows(summary)
+    drawn = {
+        "forest": figures.forest_plot(summary.rates, arms, tag),
+        "curves": figures.learning_curves(summary.curves, arms, stages, tag),
+        "phases": figures.phase_seconds(summary.curves, tag),
+        "replay": replay_figure(summary.curves, arms, tag),
+        "domains": domain_forest(summary.domains, arms, tag),
+    }
+    return {
+        "config": config,
+        "summary": summary,
+        "claims": claims,
+        "provenance": origin,
+        "provenance_json": json.dumps(origin, indent=1, sort_keys=True),
+        "config_yaml": yaml.safe_dump(origin["config"], sort_keys=False, allow_unicode=True),
+        "gallery": gallery,
+        "sources": sources,
+        "outcomes": views.OUTCOMES,
+        "banner": banner,
+        "verdicts": views.verdict_counts(claims.claims),
+        "reasons": views.reasons(claims.claims),
+        "facts": views.facts(summary, origin),
+        "findings": views.findings(summary),
+        "by_split": views.by_split,
+        "matrix": parts,
+        "stages": views.stage_rows(summary),
+        "swaps": swaps,
+        "swapped_tasks": views.swaps_by_task(swaps),
+        "targets": views.claim_groups(claims.claims),
+        "contradictions": {clash.id: clash for clash in claims.contradictions},
+        "powers": views.power_words(claims.claims),
+        "domain_parts": views.domain_parts(summary),
+        "phases": views.phase_rows(summary),
+        # Our own SVG, in which every text was escaped by the XML writer.
+        "figures": {name: svg and Markup(svg) for name, svg in drawn.items()},  # noqa: S704
+        "colour": lambda arm: figures.arm_colour(arm, arms),
+    }
+
+
+def _page(config: StudyConfig, gallery: Gallery, context: dict[str, Any]) -> str:
+    environment = template_environment()
+    card: Callable[..., Markup] = (
+        environment.get_template("episode.html.j2").make_module(context).card  # type: ignore[attr-defined]
+    )
+    style, script = static_file("report.css"), static_file("report.js")
+    pictures = "data: 'self' file:" if gallery.beside else "data:"
+    return environment.get_template("report.html.j2").render(
+        **context,
+        packed=pack(gallery, config, card),
         style=Markup(style),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
-        policy=(
-            f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-    )  # fmt: skip
-    write_atomically(out, page.encode())
+        policy=content_policy(pictures, style, script),
+    )
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Jinja with everything escaped and undefined names refused."""
     environment = Environment(
         loader=PackageLoader("arpo_replica.report"),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -96,6 +157,9 @@ def _environment() -> Environment:
     environment.filters.update(
         pct=views.percent,
         points=views.points,
+        amount=views.amount,
+        bounds=views.bounds,
+        published=views.published,
         seconds=views.duration,
         short=views.short_hash,
         mb=views.megabytes,
@@ -103,21 +167,31 @@ def _environment() -> Environment:
     return environment
 
 
-def _static(name: str) -> str:
+def _document(path: Path) -> Download:
+    """A whole file of results inside the page."""
+    return download(path.name, path.read_bytes(), "JSON", "application/json")
+
+
+def static_file(name: str) -> str:
     """A style sheet or script as it stands between its tags; the policy's hash is over these bytes."""
     return "\n" + (STATIC / name).read_text(encoding="utf-8")
+
+
+def content_policy(pictures: str, style: str, script: str | None = None) -> str:
+    """The page's Content-Security-Policy: our own style and script by their hashes, no network at all."""
+    scripts = _hash(script) if script is not None else "'none'"
+    return (
+        f"default-src 'none'; img-src {pictures}; style-src {_hash(style)}; "
+        f"script-src {scripts}; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _figure(svg: str | None) -> Markup | None:
-    """Our own SVG, in which every text was escaped by the XML writer."""
-    return None if svg is None else Markup(svg)  # noqa: S704 - made here
-
-
-def _read(path: Path, parse: Any) -> Any:
+def read_input(path: Path, parse: Callable[[bytes], Any]) -> Any:
+    """What ``parse`` makes of the file. Raises ``UserError`` that names it if it cannot be read."""
     try:
         return parse(path.read_bytes())
     except OSError as error:
@@ -125,8 +199,3 @@ def _read(path: Path, parse: Any) -> Any:
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not in order ({reason}); make it again.") from error
-
-
-def _inputs(summary: Summary, claims: Claims, files: list[Path]) -> list[InputFile]:
-    found = [*(input_file(path) for path in files), *summary.inputs, *claims.inputs]
-    return sorted({entry.path: entry for entry in found}.values(), key=lambda entry: entry.path)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+import statistics
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.schema import DifferenceRow, Summary
+from arpo_replica.evaluation.schema import (
+    PROTOCOLS,
+    ClaimResult,
+    DifferenceRow,
+    IntervalRecord,
+    Summary,
+)
 from arpo_replica.report.figures import TOTALS, phase_totals
-from arpo_replica.report.gallery import EpisodeView, natural
 
 MINUS = "\N{MINUS SIGN}"
 OUTCOMES = {
@@ -58,8 +62,31 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def banner(config: StudyConfig) -> dict[str, str]:
-    """The size mark in words that cannot be misread."""
+DESKTOPS = {
+    "process": "process",
+    "container": "container",
+    "osworld_container": "container",
+    "osworld_unpinned": "VM, not verified",
+    "osworld": "VM",
+}
+"""Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
+VERDICTS = ("consistent", "lower", "higher", "inconclusive", "not run")
+
+
+def banner(config: StudyConfig, synthetic: bool = False) -> dict[str, str]:
+    """The size mark in words that cannot be misread; ``tag`` stands beside every number of this study."""
+    found = {**_banner(config), "desktop": DESKTOPS.get(config.desktop.kind, config.desktop.kind)}
+    if synthetic:
+        found |= {
+            "mark": "invented",
+            "title": "Invented data",
+            "text": "Nothing on this page was measured: a generator made every episode.",
+            "more": "It shows how the page copes with a study of the full size. It cannot be published.",
+        }
+    return {**found, "tag": f"{found['mark']} · {found['desktop']}"}
+
+
+def _banner(config: StudyConfig) -> dict[str, str]:
     width, height = config.desktop.screen
     desktop = "small desktop" if width * height < 1280 * 720 else f"{width} × {height} desktop"
     if config.size == "nano":
@@ -68,13 +95,13 @@ def banner(config: StudyConfig) -> dict[str, str]:
             "title": f"Nano model, {desktop}",
             "text": "Shows that the pipeline works, says nothing about the paper's numbers.",
             "more": (
-                "The policy has a few million weights and was made here from scripted demonstrations; the "
-                "tasks are MiniWoB++ pages. No number below may be read beside a number of the paper."
+                "The policy has a few million weights and was made here from scripted demonstrations on "
+                "MiniWoB++ pages. No number below may be read beside a number of the paper."
             ),
         }
     return {
         "mark": config.size,
-        "title": f"{config.size.upper()} model, {config.desktop.provider} desktops ({width} × {height})",
+        "title": f"{config.size.upper()} model, {config.desktop.kind} desktops ({width} × {height})",
         "text": "Not the paper's set-up: see the deviations before comparing.",
         "more": "A claim of the paper is judged only where size, desktops, tasks and step limit are its own.",
     }
@@ -113,6 +140,96 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
         if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
             found.append({"row": row, "verdict": _settled(row)})
     return found
+
+
+def verdict_counts(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
+    """Verdict -> number of claims, in a fixed order, without those that no claim has."""
+    counts = [(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS]
+    return [(verdict, count) for verdict, count in counts if count]
+
+
+TARGETS = {
+    "table1": "Table 1",
+    "readme128": "README, 128 tasks",
+    "fig1b": "Figure 1b",
+    "fig3": "Figure 3",
+    "fig4": "Figure 4",
+    "fig5": "Figure 5",
+    "fig6": "Figure 6",
+    "fig7": "Figure 7",
+}
+"""Target of the workflow -> table or figure of the paper."""
+
+
+def claim_groups(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
+    """Claims by the paper's tables and figures, each with its place in ``claims.json``."""
+    found: dict[str, list[tuple[int, ClaimResult]]] = {}
+    for place, claim in enumerate(claims):
+        found.setdefault(TARGETS.get(str(claim.target), "Claims"), []).append((place, claim))
+    return [
+        {
+            "title": title,
+            "claims": rows,
+            "verdicts": verdict_counts([claim for _, claim in rows]),
+            "judged": any(claim.verdict != "not run" for _, claim in rows),
+        }
+        for title, rows in found.items()
+    ]
+
+
+def amount(interval: IntervalRecord, unit: str) -> str:
+    """A measured value in the published unit."""
+    return f"{100 * interval.value:.1f} %" if unit == "percent" else f"{interval.value:.2f}"
+
+
+def published(value: float, unit: str) -> str:
+    """A published number with the digits it has: ``26`` percent was printed as 26.0."""
+    return f"{value:.1f}" if unit == "percent" and round(value, 1) == value else f"{value:g}"
+
+
+def bounds(interval: IntervalRecord, unit: str) -> str:
+    """Its 95 % interval."""
+    factor, digits = (100, 1) if unit == "percent" else (1, 2)
+    return f"{factor * interval.low:.{digits}f} to {factor * interval.high:.{digits}f}"
+
+
+def reasons(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
+    """Why claims were not run, the most frequent reason first."""
+    counts = Counter(claim.reason for claim in claims if claim.verdict == "not run")
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def power_words(claims: Sequence[ClaimResult]) -> str:
+    """What the column "what would settle it" rests on, once for all claims."""
+    return " ".join(dict.fromkeys(claim.power.assumption for claim in claims if claim.power))
+
+
+def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Protocol -> splits -> domains -> per arm (place in the summary, row). Empty with one domain."""
+    if len({row.domain for row in summary.domains}) < 2:
+        return []
+    parts = []
+    for protocol in PROTOCOLS:
+        tables = []
+        for split, rows in by_split(summary.domains, protocol):
+            arms = list(dict.fromkeys(row.arm for _, row in rows))
+            lines: dict[str, dict[str, Any]] = {}
+            for place, row in rows:
+                line = lines.setdefault(row.domain, {"domain": row.domain, "tasks": row.tasks, "by": {}})
+                line["by"][row.arm] = (place, row)
+            full = [{**line, "cells": [line["by"].get(arm) for arm in arms]} for line in lines.values()]
+            tables.append({"split": split, "arms": arms, "rows": full})
+        parts.append((str(protocol), tables))
+    return parts
+
+
+def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[int, Any]]]]:
+    """Split -> (place in the summary, row) of one protocol, in the summary's order."""
+    found: dict[str, list[tuple[int, Any]]] = {}
+    for place, row in enumerate(rows):
+        if row.protocol == protocol:
+            found.setdefault(row.split, []).append((place, row))
+    return list(found.items())
 
 
 def _settled(row: DifferenceRow) -> str:
@@ -179,27 +296,24 @@ def swap_rows(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def job_rows(benchmarks: Path) -> list[dict[str, Any]]:
-    """Wall-clock seconds and peak memory of each job, as Snakemake measured them (may be none)."""
-    rows = []
-    for path in sorted(benchmarks.rglob("*.tsv")):
-        for run in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"):
-            rows.append(
-                {
-                    "job": path.relative_to(benchmarks).with_suffix("").as_posix(),
-                    "seconds": _number(run.get("s")),
-                    "peak_mb": _number(run.get("max_rss")),
-                    "cpu_seconds": _number(run.get("cpu_time")),
-                }
-            )
-    return rows
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Arm and task -> how often replay fired there, when, and how old the injected success was (updates)."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in swaps:
+        found.setdefault((row["curve"].arm, row["task"]), []).append(row)
+    rows = [
+        {
+            "arm": arm,
+            "task": task,
+            "times": len(fired),
+            "first": min(row["step"] for row in fired),
+            "last": max(row["step"] for row in fired),
+            "median_age": statistics.median(row["age"] for row in fired),
+            "oldest": max(row["age"] for row in fired),
+        }
+        for (arm, task), fired in found.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["times"], row["arm"], row["task"]))
 
 
 def phase_rows(summary: Summary) -> dict[str, Any]:
@@ -222,50 +336,3 @@ def _mean(points_: Sequence[Any], name: str) -> float | None:
 def _sum(points_: Sequence[Any], name: str) -> float | None:
     values = [value for p in points_ if (value := getattr(p, name)) is not None]
     return sum(values) if values else None
-
-
-def matrix(episodes: Sequence[EpisodeView], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Split -> rows of tasks -> per arm (and stage) the outcome of each trial, linked to the episode."""
-    splits = list(dict.fromkeys(episode.row["split"] for episode in episodes))
-    found = []
-    for split in splits:
-        here = [episode for episode in episodes if episode.row["split"] == split]
-        columns = sorted(
-            {(e.row["arm"], e.row["stage"]) for e in here}, key=lambda c: (arms.index(c[0]), c[1])
-        )
-        tasks: dict[tuple[str, str], dict[tuple[str, str], list[EpisodeView]]] = {}
-        for episode in here:
-            cells = tasks.setdefault((episode.row["domain"], episode.row["task_id"]), {})
-            cells.setdefault((episode.row["arm"], episode.row["stage"]), []).append(episode)
-        rows = [
-            {
-                "task": task,
-                "cells": [cells.get(column, []) for column in columns],
-                "instruction": _first(cells),
-            }
-            for task, cells in sorted(tasks.items(), key=lambda item: natural(*item[0]))
-        ]
-        found.append({"split": split, "columns": columns, "rows": rows})
-    return found
-
-
-def _first(cells: dict[tuple[str, str], list[EpisodeView]]) -> str:
-    return str(next(iter(cells.values()))[0].row["instruction"])
-
-
-def groups(episodes: Sequence[EpisodeView], config: StudyConfig) -> list[dict[str, Any]]:
-    """The gallery's groups: one per split, arm and stage, in the config's order."""
-    arms = list(config.arms)
-    splits = list(config.evaluation.splits)
-    found: dict[tuple[str, str, str], list[EpisodeView]] = {}
-    for episode in episodes:
-        found.setdefault((episode.row["split"], episode.row["arm"], episode.row["stage"]), []).append(episode)
-
-    def order(key: tuple[str, str, str]) -> tuple[int, str, int, str]:
-        split, arm, stage = key
-        return splits.index(split) if split in splits else len(splits), split, arms.index(arm), stage
-
-    return [
-        {"split": key[0], "arm": key[1], "stage": key[2], "episodes": found[key]}
-        for key in sorted(found, key=order)
-    ]

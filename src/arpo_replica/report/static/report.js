@@ -1,4 +1,4 @@
-// Comfort only: without this script every text, table, figure and step is still there.
+// Comfort only: without this script every text, table, figure and the plain cards are still there.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -18,7 +18,8 @@
   document.querySelector(".masthead").append(theme);
 
   // One step of an episode at a time.
-  const players = new Map();
+  const players = new WeakMap();
+  let current = null;
   const prepare = (card) => {
     if (players.has(card)) return players.get(card);
     const steps = [...card.querySelectorAll(".step")];
@@ -49,74 +50,194 @@
     players.set(card, player);
     return player;
   };
-  let current = null;
-  const cards = [...document.querySelectorAll(".card")];
-  cards.forEach((card) => card.addEventListener("toggle", () => {
+  // "toggle" and "focusin" of cards, also of those that are unpacked later.
+  document.addEventListener("toggle", (event) => {
+    const card = event.target;
+    if (!card.classList.contains("card")) return;
     if (card.open) { prepare(card); current = card; } else if (current === card) { current = null; }
-  }));
-  cards.forEach((card) => card.addEventListener("focusin", () => { if (card.open) current = card; }));
-  document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
-    const player = current && players.get(current);
-    if (!player) return;
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by) player.move(by);
-    else if (event.key === "Escape") { current.open = false; cards.find((card) => card === current)?.querySelector("summary").focus(); }
-    else return;
-    event.preventDefault();
+  }, true);
+  document.addEventListener("focusin", (event) => {
+    const card = event.target.closest(".card");
+    if (card?.open) current = card;
   });
 
-  // A link to an episode opens it.
-  const follow = () => {
-    const card = document.getElementById(location.hash.slice(1));
-    if (!card || !card.classList.contains("card")) return;
-    clear();
-    card.closest(".group-block").open = true;
+  // The index of all episodes; cards that are not plain HTML are unpacked when they are wanted.
+  const index = JSON.parse(document.getElementById("episode-index").textContent);
+  const outcomes = Object.keys(index.outcomes);
+  const blocks = [...document.querySelectorAll(".group-block")];
+  const groups = index.groups.map((group, i) => ({
+    ...group, block: blocks[i], grid: blocks[i].querySelector(".cards"), limit: 24,
+    entries: group.episodes.map(([id, outcome, domain, flip, task, chunk, place]) => ({
+      id, chunk, place, card: chunk < 0 ? document.getElementById(id) : null,
+      outcome: outcomes[outcome], domain: index.domains[domain], flip: index.flips[flip],
+      task: index.tasks[task].toLowerCase(), split: group.split, arm: group.arm,
+    })),
+  }));
+  const home = new Map(groups.flatMap((group) => group.entries.map((entry) => [entry.id, { group, entry }])));
+  const chunks = new Map();
+  const unpack = (number) => {
+    if (!chunks.has(number)) {
+      const text = document.getElementById(`chunk-${number}`).textContent;
+      const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      chunks.set(number, new Response(stream).json());
+    }
+    return chunks.get(number);
+  };
+  const cardOf = async (entry) => {
+    if (!entry.card) {
+      // The same escaped markup as the plain cards; the page's policy holds for it as well.
+      const html = (await unpack(entry.chunk))[entry.place];
+      entry.card ||= document.adoptNode(new DOMParser().parseFromString(html, "text/html").querySelector(".card"));
+    }
+    return entry.card;
+  };
+  const place = async (group, entry) => {
+    const card = await cardOf(entry);
+    if (card.parentNode !== group.grid) {
+      const after = group.entries.slice(group.entries.indexOf(entry) + 1).find((other) => other.card?.parentNode === group.grid);
+      group.grid.insertBefore(card, after ? after.card : null);
+    }
+    card.hidden = false;
+    return card;
+  };
+
+  // Filters of episodes.
+  const form = document.getElementById("filters");
+  let fits = () => true;
+  let asked = 0;
+  const show = async (group) => {
+    const turn = ++asked;
+    group.turn = turn;
+    if (!group.block.open) { group.entries.forEach((entry) => { if (entry.card) entry.card.hidden = !fits(entry); }); return; }
+    const wanted = group.entries.filter(fits);
+    const shown = new Set(wanted.slice(0, group.limit));
+    group.entries.forEach((entry) => { if (entry.card && !shown.has(entry) && !entry.card.open) entry.card.hidden = true; });
+    for (const entry of shown) {
+      await place(group, entry);
+      if (group.turn !== turn) return;
+    }
+    group.more.hidden = wanted.length <= group.limit;
+    group.more.textContent = `Show more: ${Math.min(group.limit, wanted.length)} of ${wanted.length} are here`;
+  };
+  groups.forEach((group) => {
+    group.more = make("button", { type: "button", className: "more", hidden: true });
+    group.more.addEventListener("click", () => { group.limit += 48; show(group); });
+    group.grid.after(group.more);
+    group.block.addEventListener("toggle", (event) => { if (event.target === group.block && group.block.open) show(group); });
+  });
+  let clear = () => {};
+  const choice = (target, key, label, values, names = {}) => {
+    const list = make("select", { name: key }, [make("option", { value: "", textContent: "all" }), ...values.map((value) => make("option", { value, textContent: names[value] || value }))]);
+    const field = make("label", { textContent: label }, [list]);
+    if (values.length > 1) target.append(field);
+    return [key, list];
+  };
+  if (form) {
+    const all = groups.flatMap((group) => group.entries);
+    const values = (key) => [...new Set(all.map((entry) => entry[key]))];
+    const flips = values("flip").filter((flip) => flip !== "none");
+    const lists = [
+      choice(form, "split", "Split", values("split")), choice(form, "arm", "Arm", values("arm")),
+      choice(form, "domain", "Domain", values("domain").sort()), choice(form, "outcome", "Outcome", values("outcome"), index.outcomes),
+      choice(form, "flip", "Task", flips, { gained: "gained (0 → 1)", lost: "lost (1 → 0)", same: "unchanged" }),
+    ];
+    const text = make("input", { type: "search", placeholder: "words of a task" });
+    form.append(make("label", { textContent: "Search" }, [text]));
+    const reset = make("button", { type: "button", textContent: "Clear" });
+    const count = make("output");
+    count.setAttribute("aria-live", "polite");
+    form.append(reset, count);
+    const apply = () => {
+      const wanted = text.value.trim().toLowerCase();
+      const active = Boolean(wanted) || lists.some(([, list]) => list.value);
+      fits = (entry) => lists.every(([key, list]) => !list.value || entry[key] === list.value) && entry.task.includes(wanted);
+      let found = 0;
+      groups.forEach((group) => {
+        const here = group.entries.filter(fits).length;
+        found += here;
+        group.limit = 24;
+        group.block.hidden = !here;
+        if (active && here) group.block.open = true;
+        show(group);
+      });
+      reset.disabled = !active;
+      count.textContent = `${found} of ${all.length} episodes`;
+    };
+    form.addEventListener("input", apply);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    clear = () => { lists.forEach(([, list]) => { list.value = ""; }); text.value = ""; apply(); };
+    reset.addEventListener("click", clear);
+    apply();
+  }
+
+  // A link to an episode opens it; a filter that would hide it gives way.
+  const open = async ({ group, entry }) => {
+    if (!fits(entry)) clear();
+    group.block.hidden = false;
+    group.block.open = true;
+    const card = await place(group, entry);
     card.open = true;
     prepare(card);
     current = card;
     card.scrollIntoView({ block: "start" });
     card.querySelector("summary").focus({ preventScroll: true });
   };
-
-  // Filters.
-  const form = document.getElementById("filters");
-  let clear = () => {};
-  if (form) {
-    const values = (key) => [...new Set(cards.map((card) => card.dataset[key]))];
-    const select = (key, label) => {
-      const list = make("select", { name: key }, [make("option", { value: "", textContent: "all" }), ...values(key).map((value) => make("option", { value, textContent: value.replace("_", " ") }))]);
-      form.append(make("label", { textContent: label }, [list]));
-      return [key, list];
-    };
-    const lists = [select("split", "Split"), select("arm", "Arm"), select("outcome", "Outcome")];
-    const text = make("input", { type: "search", placeholder: "e.g. click-tab" });
-    form.append(make("label", { textContent: "Task" }, [text]));
-    const count = make("output");
-    count.setAttribute("aria-live", "polite");
-    form.append(count);
-    const apply = () => {
-      const wanted = text.value.trim().toLowerCase();
-      const active = wanted || lists.some(([, list]) => list.value);
-      let shown = 0;
-      cards.forEach((card) => {
-        const fits = lists.every(([key, list]) => !list.value || card.dataset[key] === list.value) && card.dataset.task.toLowerCase().includes(wanted);
-        card.hidden = !fits;
-        shown += fits;
-      });
-      document.querySelectorAll(".group-block").forEach((group) => {
-        group.hidden = !group.querySelector(".card:not([hidden])");
-        if (active && !group.hidden) group.open = true;
-      });
-      count.textContent = `${shown} of ${cards.length} episodes`;
-    };
-    form.addEventListener("input", apply);
-    form.addEventListener("submit", (event) => event.preventDefault());
-    clear = () => { lists.forEach(([, list]) => { list.value = ""; }); text.value = ""; apply(); };
-    apply();
-  }
+  const follow = () => {
+    const found = home.get(location.hash.slice(1));
+    if (found) open(found);
+  };
+  const neighbour = (by) => {
+    const { group, entry } = home.get(current.id);
+    const wanted = group.entries.filter((other) => other === entry || fits(other));
+    const next = wanted[wanted.indexOf(entry) + by];
+    if (!next) return;
+    current.open = false;
+    open({ group, entry: next });
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    if (!current) return;
+    const player = players.get(current);
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (key === "ArrowLeft" || key === "ArrowRight") player?.move(key === "ArrowLeft" ? -1 : 1);
+    else if (key === "Home" || key === "End") player?.to(key === "Home" ? 0 : player.last);
+    else if (key === "n" || key === "p") neighbour(key === "n" ? 1 : -1);
+    else if (key === "Escape") { const card = current; card.open = false; card.querySelector("summary").focus(); }
+    else return;
+    event.preventDefault();
+  });
   addEventListener("hashchange", follow);
   follow();
+
+  // Filter of tasks.
+  const tasks = document.getElementById("matrix-filter");
+  if (tasks) {
+    const rows = [...document.querySelectorAll(".matrix tbody tr:not(.group)")];
+    const [, list] = choice(tasks, "task-flip", "Tasks", ["gained", "lost"], { gained: "gained (0 → 1)", lost: "lost (1 → 0)" });
+    const text = make("input", { type: "search", placeholder: "words of a task" });
+    const count = make("output");
+    count.setAttribute("aria-live", "polite");
+    tasks.append(make("label", { textContent: "Search" }, [text]), count);
+    const apply = () => {
+      const wanted = text.value.trim().toLowerCase();
+      let shown = 0;
+      rows.forEach((row) => {
+        const here = (!list.value || (row.dataset.flip || "").includes(list.value)) && (!wanted || row.cells[0].textContent.toLowerCase().includes(wanted));
+        row.hidden = !here;
+        shown += here;
+      });
+      const active = wanted || list.value;
+      document.querySelectorAll("details.domain").forEach((domain) => {
+        domain.hidden = !domain.querySelector("tbody tr:not([hidden])");
+        if (active && !domain.hidden) domain.open = true;
+      });
+      count.textContent = `${shown} of ${rows.length} tasks`;
+    };
+    tasks.addEventListener("input", apply);
+    tasks.addEventListener("submit", (event) => event.preventDefault());
+    apply();
+  }
 
   // Where the reader is.
   const links = new Map([...document.querySelectorAll(".contents a")].map((link) => [link.hash.slice(1), link]));

@@ -1,0 +1,199 @@
+"""Two studies side by side: mine against yours. Text for a terminal, HTML for a reader."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.schema import Claims, IntervalRecord, RateRow, Summary
+from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
+from arpo_replica.report.views import percent, points
+from arpo_replica.rollout.records import write_atomically
+
+Key = tuple[str, str, str]
+"""Split, arm, protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two studies."""
+
+    folder: Path
+    summary: Summary
+    claims: Claims
+    provenance: dict[str, Any]
+
+    @property
+    def mark(self) -> str:
+        """Size and desktops: must be equal before numbers are compared."""
+        invented = "invented, " if self.summary.synthetic else ""
+        return f"{invented}{self.summary.size}, {self.summary.desktop}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One rate on both sides; None: that study has none."""
+
+    split: str
+    arm: str
+    protocol: str
+    mine: IntervalRecord | None
+    yours: IntervalRecord | None
+    same_tasks: bool
+    gap: tuple[float, float, float] | None
+    """Mine minus yours with its 95 % interval; None if the marks or the tasks differ or one is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that is shown."""
+
+    mine: Side
+    yours: Side
+    pairs: list[Pair]
+    settings: list[tuple[str, str, str]]
+    """Config key and value on both sides, where they differ."""
+    verdicts: list[tuple[str, str, str]]
+    """Claim and verdict on both sides, where either was run."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the size marks agree."""
+        return self.mine.mark == self.yours.mark
+
+
+def read_side(folder: Path) -> Side:
+    """A folder of results, or one written by ``publish_report``. Raises ``UserError`` if it is neither."""
+    place = next((p for p in (folder, folder / "data") if (p / "summary.json").is_file()), None)
+    if place is None:
+        raise UserError(f"{folder} holds no summary.json; name a folder of results or a published one.")
+    return Side(
+        folder,
+        read_input(place / "summary.json", Summary.model_validate_json),
+        read_input(place / "claims.json", Claims.model_validate_json),
+        read_input(place / "provenance.json", json.loads),
+    )
+
+
+def compare_studies(mine: Path, yours: Path) -> Comparison:
+    """Read both and put them side by side. A difference is computed only for equal marks and equal tasks."""
+    a, b = read_side(mine), read_side(yours)
+    rates_a, rates_b = _rates(a.summary), _rates(b.summary)
+    pairs = [
+        _pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in dict.fromkeys([*rates_a, *rates_b])
+    ]
+    flat_a, flat_b = _flat(a.provenance["config"]), _flat(b.provenance["config"])
+    settings = [
+        (key, flat_a.get(key, "not set"), flat_b.get(key, "not set"))
+        for key in dict.fromkeys([*flat_a, *flat_b])
+        if flat_a.get(key) != flat_b.get(key) and key != "study"
+    ]
+    words_a = {claim.id: claim.verdict for claim in a.claims.claims}
+    words_b = {claim.id: claim.verdict for claim in b.claims.claims}
+    verdicts = [
+        (name, str(words_a.get(name, "no such claim")), str(words_b.get(name, "no such claim")))
+        for name in dict.fromkeys([*words_a, *words_b])
+        if {words_a.get(name), words_b.get(name)} - {"not run", None}
+    ]
+    return Comparison(a, b, pairs, settings, verdicts)
+
+
+def _rates(summary: Summary) -> dict[Key, RateRow]:
+    """Split, arm, protocol -> the row of the last stage, all seeds together where there are several."""
+    found: dict[Key, RateRow] = {}
+    for row in summary.rates:
+        if row.seed is None or len(summary.seeds) == 1 or row.arm == "base":
+            found[row.split, row.arm, row.protocol] = row
+    return found
+
+
+def _pair(key: Key, mine: RateRow | None, yours: RateRow | None, a: Side, b: Side) -> Pair:
+    split, arm, protocol = key
+    facts = a.summary.splits.get(split), b.summary.splits.get(split)
+    same = None not in facts and facts[0].tasks_sha256 == facts[1].tasks_sha256  # type: ignore[union-attr]
+    first, second = (row.of_valid if row else None for row in (mine, yours))
+    gap = None
+    if same and a.mark == b.mark and first is not None and second is not None:
+        gap = difference(first, second)
+    return Pair(split, arm, protocol, first, second, same, gap)
+
+
+def difference(mine: IntervalRecord, yours: IntervalRecord) -> tuple[float, float, float]:
+    """Difference of two independent rates from their own intervals (Newcombe's square-and-add; Zou and
+    Donner 2008 for any pair of intervals). Tasks are not paired, which is conservative."""
+    value = mine.value - yours.value
+    low = value - math.hypot(mine.value - mine.low, yours.high - yours.value)
+    high = value + math.hypot(mine.high - mine.value, yours.value - yours.low)
+    return value, max(-1.0, low), min(1.0, high)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): json.dumps(value, ensure_ascii=False)}
+
+
+def as_text(found: Comparison) -> str:
+    """For a terminal: columns of plain text."""
+    head = ["split", "arm", "protocol", "mine, %", "yours, %", "difference, points"]
+    rows = [
+        [p.split, p.arm, p.protocol, _rate(p.mine), _rate(p.yours), gap_words(p, found)] for p in found.pairs
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip_longest(head, *rows, fillvalue="")]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
+    intro = [
+        f"mine:  {found.mine.summary.study} ({found.mine.mark}), {found.mine.folder}",
+        f"yours: {found.yours.summary.study} ({found.yours.mark}), {found.yours.folder}",
+    ]
+    if not found.comparable:
+        intro.append("The marks differ: the numbers stand side by side, no difference is computed.")
+    settings = [f"  {key}: {mine} | {yours}" for key, mine, yours in found.settings]
+    verdicts = [f"  {name}: {mine} | {yours}" for name, mine, yours in found.verdicts]
+    parts = [
+        *intro, "", *lines, "",
+        f"Settings that differ: {len(settings)}", *settings,
+        f"Claims that either study judged: {len(verdicts)}", *verdicts,
+    ]  # fmt: skip
+    return "\n".join(parts) + "\n"
+
+
+def write_comparison(found: Comparison, out: Path) -> None:
+    """The same as one HTML file without script; same inputs, same bytes."""
+    style = static_file("report.css")
+    page = (
+        template_environment()
+        .get_template("compare.html.j2")
+        .render(
+            found=found,
+            rate=_rate,
+            gap=gap_words,
+            style=Markup(style),  # noqa: S704 - our own file
+            policy=content_policy("data:", style),
+        )
+    )
+    write_atomically(out, page.encode())
+
+
+def _rate(interval: IntervalRecord | None) -> str:
+    if interval is None:
+        return "not run"
+    return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def gap_words(pair: Pair, found: Comparison) -> str:
+    """The difference, or why there is none."""
+    if pair.gap is not None:
+        value, low, high = pair.gap
+        return f"{points(value)} ({points(low)} to {points(high)})"
+    if pair.mine is None or pair.yours is None:
+        return "one side has none"
+    return "other tasks" if found.comparable else "other mark"

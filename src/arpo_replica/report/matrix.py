@@ -1,0 +1,144 @@
+"""Task by task: outcome of every trial of every arm, and which tasks flipped between arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from arpo_replica.report.gallery import EpisodeView, natural
+
+Flip = Literal["gained", "lost", "same", "mixed", "none"]
+FOLDED_ABOVE = 60
+"""A split with more tasks than this shows its domains folded."""
+Column = tuple[str, str]
+"""Arm and stage."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """One task under one arm and stage."""
+
+    episodes: list[EpisodeView]
+    flip: Flip
+
+
+@dataclass(slots=True)
+class TaskRow:
+    """One task under every arm and stage."""
+
+    domain: str
+    task_id: str
+    instruction: str
+    infeasible: bool
+    cells: list[Cell]
+
+    @property
+    def flips(self) -> str:
+        """The kinds of flip in the row, for the filter."""
+        return " ".join(sorted({cell.flip for cell in self.cells} & {"gained", "lost"}))
+
+
+@dataclass(slots=True)
+class DomainPart:
+    """The tasks of one domain; per column: (episodes that succeeded, valid ones, gained, lost)."""
+
+    domain: str
+    rows: list[TaskRow]
+    totals: list[tuple[int, int, int, int]]
+
+
+@dataclass(slots=True)
+class SplitPart:
+    """The tasks of one split."""
+
+    split: str
+    columns: list[Column]
+    reference: Column | None
+    domains: list[DomainPart] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> int:
+        """How many have an episode."""
+        return sum(len(part.rows) for part in self.domains)
+
+    @property
+    def folded(self) -> bool:
+        """Too long to be shown at once."""
+        return self.tasks > FOLDED_ABOVE
+
+
+def build_matrix(episodes: Sequence[EpisodeView], arms: Sequence[str]) -> list[SplitPart]:
+    """Splits -> domains -> tasks -> cells. Sets each episode's ``flip`` on the way.
+
+    A task counts as solved by an arm if more than half of its valid episodes succeed (hard protocol), as
+    failed if fewer than half do; it is gained or lost if that differs from the reference, which is the
+    untrained policy or else the first arm. Exactly half on either side is mixed.
+    """
+    parts = []
+    for split in dict.fromkeys(str(episode.row["split"]) for episode in episodes):
+        here = [episode for episode in episodes if episode.row["split"] == split]
+        columns = sorted(
+            {(str(e.row["arm"]), str(e.row["stage"])) for e in here}, key=lambda c: (arms.index(c[0]), c[1])
+        )
+        reference = columns[0] if len(columns) > 1 else None
+        part = SplitPart(split, columns, reference)
+        tasks: dict[tuple[str, str], dict[Column, list[EpisodeView]]] = {}
+        for episode in here:
+            cells = tasks.setdefault((episode.row["domain"], episode.row["task_id"]), {})
+            cells.setdefault((episode.row["arm"], episode.row["stage"]), []).append(episode)
+        by_domain: dict[str, list[TaskRow]] = {}
+        for (domain, task_id), found in sorted(tasks.items(), key=lambda item: natural(*item[0])):
+            by_domain.setdefault(domain, []).append(_row(domain, task_id, columns, reference, found))
+        part.domains = [
+            DomainPart(domain, rows, [_total(rows, i) for i in range(len(columns))])
+            for domain, rows in by_domain.items()
+        ]
+        parts.append(part)
+    return parts
+
+
+def _row(
+    domain: str,
+    task_id: str,
+    columns: list[Column],
+    reference: Column | None,
+    found: dict[Column, list[EpisodeView]],
+) -> TaskRow:
+    before = share(found.get(reference, [])) if reference else None
+    cells = []
+    for column in columns:
+        episodes = found.get(column, [])
+        flip = _flip(before, share(episodes)) if column != reference else "none"
+        for episode in episodes:
+            episode.flip = flip
+        cells.append(Cell(episodes, flip))
+    row = next(iter(found.values()))[0].row
+    return TaskRow(domain, task_id, str(row["instruction"]), bool(row["infeasible"]), cells)
+
+
+def share(episodes: Sequence[EpisodeView]) -> float | None:
+    """Successes among the valid episodes; None without a valid one."""
+    valid = [bool(episode.row["success_hard"]) for episode in episodes if episode.row["valid"]]
+    return sum(valid) / len(valid) if valid else None
+
+
+def _flip(before: float | None, after: float | None) -> Flip:
+    if before is None or after is None:
+        return "none"
+    if 0.5 in (before, after):
+        return "mixed"
+    if (before > 0.5) == (after > 0.5):
+        return "same"
+    return "gained" if after > 0.5 else "lost"
+
+
+def _total(rows: Sequence[TaskRow], column: int) -> tuple[int, int, int, int]:
+    cells = [row.cells[column] for row in rows]
+    valid = [episode for cell in cells for episode in cell.episodes if episode.row["valid"]]
+    return (
+        sum(bool(episode.row["success_hard"]) for episode in valid),
+        len(valid),
+        sum(cell.flip == "gained" for cell in cells),
+        sum(cell.flip == "lost" for cell in cells),
+    )
