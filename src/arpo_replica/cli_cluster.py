@@ -1,0 +1,49 @@
+"""Subcommands for long studies: ``plan`` and ``status``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_cluster_commands(commands: Any) -> None:
+    """Add the subcommands; each sets ``run``, a function of the options that returns the exit status."""
+    plan = commands.add_parser(
+        "plan",
+        help="say how many jobs, GPU-hours and GB a study would take from here",
+        description="Nothing is started. What is finished is not counted. The numbers are estimates.",
+    )
+    plan.add_argument("--config", type=Path, nargs="+", default=[Path("configs/demo.yaml")])
+    plan.add_argument(
+        "--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"
+    )
+    plan.set_defaults(run=run_plan)
+    status = commands.add_parser(
+        "status",
+        help="say how far a study is, from its files alone",
+        description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
+    )
+    status.add_argument("--config", type=Path, nargs="+", default=[Path("configs/demo.yaml")])
+    status.set_defaults(run=run_status)
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the plan."""
+    from arpo_replica.cluster.plan import plan, render
+
+    config, jobs = plan(options.config, options.target)
+    print(render(config, jobs), end="")
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Print the screen."""
+    from arpo_replica.cluster.allocation import read_jobs
+    from arpo_replica.cluster.plan import load_overlaid
+    from arpo_replica.cluster.status import render, study_status
+
+    config = load_overlaid(options.config)
+    jobs = read_jobs(Path("results") / config.name)
+    print(render(config, study_status(config), jobs), end="")
+    return 0

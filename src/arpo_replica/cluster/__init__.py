@@ -1,0 +1,1 @@
+"""A study on a Slurm cluster: site file, profile, costs beforehand, progress, and what a job ran on."""

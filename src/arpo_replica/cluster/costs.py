@@ -1,0 +1,155 @@
+"""What a job costs, from ``data/cluster/costs.yaml``: minutes, GPUs, disk.
+
+Estimates: rollouts and updates follow one another, restarts and queues are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.section import Positive, Section
+from arpo_replica.environments import ROOT
+
+COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"
+CHECKPOINT_BYTES = 16
+"""Per weight: float32 weights, AdamW's two moments, weights for vLLM. The nano policy's 31 MB agree."""
+MODEL_BYTES = 4
+"""Per weight of a published model (float32; bfloat16 is half)."""
+Basis = Literal["measured", "published", "computed"]
+
+
+class Number(Section):
+    """A number and where it comes from."""
+
+    basis: Basis
+    """How far it can be trusted."""
+    source: str
+    """Where it stands."""
+    value: float = Field(gt=0)
+    """The number."""
+
+
+class Rate(Section):
+    """Finished episodes per hour, by the number of desktops at once."""
+
+    basis: Basis
+    """How far it can be trusted."""
+    source: str
+    """Where it stands."""
+    by_desktops: dict[int, float] = Field(min_length=1)
+    """Desktops -> episodes per hour."""
+
+    def at(self, desktops: int) -> float:
+        """Between the known points on a straight line of logarithms; beyond them in proportion, at most."""
+        points = sorted(self.by_desktops.items())
+        if desktops <= points[0][0]:
+            return points[0][1] * desktops / points[0][0]
+        for (few, slow), (many, fast) in pairwise(points):
+            if desktops <= many:
+                share = math.log(desktops / few) / math.log(many / few)
+                return float(slow * (fast / slow) ** share)
+        return points[-1][1]
+
+
+class Costs(Section):
+    """One size of policy."""
+
+    weights: Positive
+    """Number of weights."""
+    episodes_per_hour: Rate
+    """Rollouts."""
+    update_gpu_seconds: Number
+    """GPU time of one trajectory in an update, log-probabilities included."""
+    start_seconds: Number
+    """From a job's start to its first episode."""
+    episode_mb: Number
+    """Size of a recorded episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One job."""
+
+    hours: float
+    gpus: int
+    """GPUs of all its nodes."""
+    disk_gb: float
+
+
+@lru_cache(maxsize=1)
+def all_costs(path: Path = COSTS_FILE) -> dict[str, Costs]:
+    """Size -> costs."""
+    return {size: Costs.model_validate(raw) for size, raw in yaml.safe_load(path.read_text()).items()}
+
+
+def costs_of(config: StudyConfig) -> Costs:
+    """The study's; random weights cost what trained ones do."""
+    return all_costs()[config.size.removesuffix("_random")]
+
+
+def train_gpus(config: StudyConfig, arm: str) -> tuple[int, int]:
+    """(nodes, GPUs on each) of a training; no GPUs on a CPU."""
+    recipe = config.recipe(arm)
+    return recipe.nodes, recipe.gpus if config.accelerator == "cuda" else 0
+
+
+def rollout_gpus(config: StudyConfig, arm: str) -> int:
+    """GPUs of the job that serves a checkpoint; none if it is served elsewhere or on a CPU."""
+    elsewhere = config.policy.endpoint is not None and arm == "base"
+    return 1 if config.accelerator == "cuda" and not elsewhere else 0
+
+
+def stage_estimate(config: StudyConfig, arm: str, stage: str) -> Estimate:
+    """One stage of training."""
+    costs, recipe = costs_of(config), config.recipe(arm)
+    nodes, gpus = train_gpus(config, arm)
+    steps = config.stage(stage).steps
+    episodes = steps * recipe.tasks_per_step * recipe.rollouts_per_task
+    rollouts_h = episodes / costs.episodes_per_hour.at(config.desktop.count)
+    update_h = episodes * costs.update_gpu_seconds.value / max(1, nodes * gpus) / 3600
+    saved = min(recipe.keep_checkpoints, math.ceil(steps / recipe.save_every))
+    weights_gb = costs.weights * (CHECKPOINT_BYTES * saved + MODEL_BYTES) / 1e9
+    disk_gb = weights_gb + episodes * costs.episode_mb.value / 1e3
+    return Estimate(costs.start_seconds.value / 3600 + rollouts_h + update_h, nodes * gpus, disk_gb)
+
+
+def rollout_estimate(config: StudyConfig, arm: str) -> Estimate:
+    """All evaluation episodes of one checkpoint."""
+    costs = costs_of(config)
+    episodes = sum(split_size(config, name) for name in config.evaluation.splits) * config.evaluation.trials
+    hours = costs.start_seconds.value / 3600 + episodes / costs.episodes_per_hour.at(config.desktop.count)
+    return Estimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3)
+
+
+def split_size(config: StudyConfig, name: str) -> int:
+    """Number of tasks of a split; of the clean one if a noisy variant is still to be made."""
+    path = config.tasks.splits[name]
+    if not path.is_file() and name in config.tasks.noisy:
+        return split_size(config, config.tasks.noisy[name].source)
+    return sum(len(ids) for ids in json.loads(path.read_bytes())["tasks"].values())
+
+
+def other_estimate(config: StudyConfig, rule: str) -> Estimate:
+    """Jobs that are neither training nor rollouts."""
+    costs = costs_of(config)
+    match rule:
+        case "fetch_model":
+            return Estimate(0.5, 0, costs.weights * MODEL_BYTES / 1e9)
+        case "record_demonstrations":
+            return Estimate(config.nano.demonstrations * 0.17 / 3600, 0, 0.05)
+        case "build_nano_model":
+            return Estimate(config.nano.demonstrations * 0.11 / 3600, 0, 0.05)
+        case "measure_throughput" | "build_desktop_image":
+            return Estimate(0.5, rollout_gpus(config, ""), 0.0)
+        case _:
+            return Estimate(0.0, 0, 0.0)

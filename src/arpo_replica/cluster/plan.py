@@ -1,0 +1,142 @@
+"""``plan``: what a study would run and cost, before anything is submitted.
+
+The jobs are those of Snakemake's own dry-run, so what is finished is not counted; their costs are estimates
+(``costs``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arpo_replica.cluster.costs import (
+    Costs,
+    Estimate,
+    costs_of,
+    other_estimate,
+    rollout_estimate,
+    stage_estimate,
+)
+from arpo_replica.config import parse_config
+from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.errors import UserError
+
+PLANNING = "ARPO_PLANNING"
+"""Environment variable: the Snakefile then leaves out the checks of this machine: it will not do the work."""
+SUBMITTED = {
+    *("train_stage", "collect_rollouts", "measure_throughput"),
+    *("record_demonstrations", "build_nano_model", "build_desktop_image", "validate_tasks"),
+}
+"""Rules whose jobs go to the cluster; all others are ``localrule``."""
+JOB = re.compile(r"^(?:local)?rule (\w+):\n((?:[ \t]+.*\n?)*)", re.MULTILINE)
+WILDCARDS = re.compile(r"^ +wildcards: (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """One job of the dry-run."""
+
+    rule: str
+    local: bool
+    wildcards: dict[str, str]
+    estimate: Estimate
+
+
+def load_overlaid(paths: Sequence[Path]) -> StudyConfig:
+    """The config of several files, later ones over earlier ones, as Snakemake does. Raises ``UserError``."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            raw = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(
+                f"Config {path} cannot be read: {' '.join(str(error).split())}; give an existing YAML file."
+            ) from error
+        if not isinstance(raw, dict):
+            raise UserError(f"Config {path} must be a mapping of keys, see configs/README.md.")
+        merged = merge(merged, raw)
+    return parse_config(merged, ", ".join(map(str, paths)))
+
+
+def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> tuple[StudyConfig, list[PlannedJob]]:
+    """The jobs that a run would start now. Raises ``UserError`` with what Snakemake refuses."""
+    config = load_overlaid(paths)
+    command = [
+        *(sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1"),
+        *("--configfile", *map(str, paths), "--", *targets),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, PLANNING: "1"}, capture_output=True, text=True, check=False, timeout=600
+    )
+    if done.returncode:
+        said = done.stderr + done.stdout
+        reason = re.search(r"UserError: (.+)", said)
+        lines = [line for line in said.splitlines() if line.strip()]
+        raise UserError(reason[1] if reason else "Snakemake cannot plan this study: " + " ".join(lines[-3:]))
+    return config, read_jobs(config, done.stdout + done.stderr)
+
+
+def read_jobs(config: StudyConfig, text: str) -> list[PlannedJob]:
+    """The jobs in the output of a dry-run."""
+    jobs = []
+    for rule, body in JOB.findall(text):
+        found = WILDCARDS.search(body)
+        pairs = (part.split("=", 1) for part in found[1].split(", ")) if found else ()
+        wildcards = {part[0]: part[1] for part in pairs}
+        jobs.append(PlannedJob(rule, rule not in SUBMITTED, wildcards, estimate(config, rule, wildcards)))
+    return jobs
+
+
+def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> Estimate:
+    """What one job costs."""
+    match rule:
+        case "train_stage":
+            return stage_estimate(config, wildcards["arm"], wildcards["stage"])
+        case "collect_rollouts":
+            return rollout_estimate(config, wildcards["arm"])
+        case _:
+            return other_estimate(config, rule)
+
+
+def render(config: StudyConfig, jobs: Sequence[PlannedJob]) -> str:
+    """The plan as text."""
+    if not jobs:
+        return f"Study '{config.name}': nothing to do.\n"
+    groups: dict[str, list[PlannedJob]] = defaultdict(list)
+    for job in jobs:
+        groups["(on this machine)" if job.local else job.rule].append(job)
+    lines = [
+        f"Study '{config.name}', size {config.size}, {config.desktop.count} desktops at once",
+        "",
+        f"{'rule':24}{'jobs':>6}{'hours each':>12}{'hours':>9}{'GPU-hours':>11}{'disk GB':>9}",
+    ]
+    for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
+        lines.append(_line(name, group, each=name[0] != "("))
+    lines += [_line("total", jobs, each=False), "", *_sources(costs_of(config))]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:
+    hours = [job.estimate.hours for job in jobs]
+    gpu_hours = sum(job.estimate.hours * job.estimate.gpus for job in jobs)
+    spread = "-".join(dict.fromkeys((f"{min(hours):.2f}", f"{max(hours):.2f}"))) if each else ""
+    disk = sum(job.estimate.disk_gb for job in jobs)
+    return f"{name:24}{len(jobs):6d}{spread:>12}{sum(hours):9.2f}{gpu_hours:11.1f}{disk:9.1f}"
+
+
+def _sources(costs: Costs) -> list[str]:
+    """How far the numbers can be trusted."""
+    lines = ["Estimates, without queues and restarts, from data/cluster/costs.yaml:"]
+    for name in ("episodes_per_hour", "update_gpu_seconds", "start_seconds", "episode_mb"):
+        number = getattr(costs, name)
+        lines.append(f"  {name}: {number.basis} ({number.source})")
+    return lines

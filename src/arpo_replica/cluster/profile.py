@@ -1,0 +1,144 @@
+"""What ``slurm/profile.yaml`` asks for: the site file joined with what Slurm says.
+
+Snakemake reads the profile (a YTE template) before the Snakefile, in the same process; so ``active`` tells
+the rules' functions which limits hold. In jobs nothing is active: their resources are decided already.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arpo_replica.cluster import slurm
+from arpo_replica.cluster.site import SITE_FILE, Site, load_site
+from arpo_replica.errors import UserError
+from arpo_replica.rollout.records import write_atomically
+from arpo_replica.training.notice import VARIABLE as GRACE
+
+PARTITION_FILE = Path(".snakemake/arpo_partitions.yaml")
+"""For the executor: which partition takes GPU jobs. Made anew at every start."""
+CACHES = {
+    "HF_HOME": "huggingface",
+    "XDG_CACHE_HOME": "xdg",
+    "TORCH_HOME": "torch",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "VLLM_CACHE_ROOT": "vllm",
+}
+"""Variable -> folder below ``results/_cache``: none of these may grow in a home with a quota."""
+active: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A cluster, ready for Snakemake."""
+
+    site: Site
+    cpu: slurm.Partition
+    gpu: slurm.Partition | None
+    status_command: str
+
+    @property
+    def default_resources(self) -> dict[str, str | int]:
+        """What every job asks for."""
+        named = {"slurm_account": self.site.account, "qos": self.site.qos}
+        # One string in Snakemake's expression language: quoted twice.
+        resources = {key: repr(value) for key, value in named.items() if value is not None}
+        if self.site.warn_seconds:
+            resources["slurm_extra"] = repr(f"--signal=URG@{self.site.warn_seconds}")  # see training.notice
+        return {"mem_mb": 2000, "runtime": min(60, self.minutes(gpus=False) or 60), **resources}
+
+    @property
+    def precommand(self) -> str:
+        """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder."""
+        lines = [f'export {name}="${{{name}:-$PWD/results/_cache/{at}}}"' for name, at in CACHES.items()]
+        if self.site.scratch is not None:
+            lines.append(f'export ARPO_TMP="{self.site.scratch}"')
+        if self.site.warn_seconds:
+            lines.append(f"export {GRACE}={self.site.warn_seconds}")
+        return " && ".join([*lines, *self.site.setup])
+
+    def partition(self, gpus: bool) -> slurm.Partition:
+        """Where a job goes."""
+        return self.gpu if gpus and self.gpu is not None else self.cpu
+
+    def minutes(self, gpus: bool) -> int | None:
+        """Longest run time that a job may ask for."""
+        own = self.site.max_minutes.gpu if gpus else self.site.max_minutes.cpu
+        limits = [limit for limit in (own, self.partition(gpus).minutes) if limit is not None]
+        return min(limits, default=None)
+
+    def partition_file(self) -> Path:
+        """Write the executor's file of partitions and return its path."""
+        listed: dict[str, Any] = {self.cpu.name: {"max_gpu": 0}}
+        if self.gpu is not None:
+            listed[self.gpu.name] = {"max_gpu": max(self.gpu.gpus.values())}
+        PARTITION_FILE.parent.mkdir(exist_ok=True)
+        write_atomically(PARTITION_FILE, yaml.safe_dump({"partitions": listed}).encode())
+        return PARTITION_FILE
+
+
+def read_profile(path: Path | None = None) -> Profile:
+    """The profile, for the template. A ``UserError`` ends Snakemake with its sentence and status 2."""
+    global active  # noqa: PLW0603  # the one way from the template to the rules
+    try:
+        active = make_profile(load_site(path or SITE_FILE))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    return active
+
+
+def make_profile(site: Site, ask: slurm.Ask = slurm.ask) -> Profile:
+    """Join the site file with what Slurm says. Raises ``UserError``."""
+    known = {partition.name: partition for partition in slurm.partitions(ask)}
+    if not known:
+        raise UserError(
+            "Slurm has no partition that you may use (sinfo lists none); ask the cluster's staff."
+        )
+    for key, name in (("cpu", site.partitions.cpu), ("gpu", site.partitions.gpu)):
+        if name is not None and name not in known:
+            raise UserError(
+                f"{SITE_FILE}: partitions.{key} is '{name}', which this cluster does not have; "
+                f"it has {', '.join(known)}."
+            )
+    default = next((p for p in known.values() if p.default), next(iter(known.values())))
+    cpu = known[site.partitions.cpu] if site.partitions.cpu else default
+    having = [p for p in known.values() if p.gpus and fits(p, site.gpu_model)]
+    gpu = next((p for p in having if p.default), next(iter(having), None))
+    if site.partitions.gpu is not None:
+        gpu = known[site.partitions.gpu]
+        if not gpu.gpus:
+            raise UserError(
+                f"{SITE_FILE}: partitions.gpu is '{gpu.name}', whose nodes have no GPUs (sinfo -o '%P %G')."
+            )
+    if site.gpu_model is not None and (gpu is None or not fits(gpu, site.gpu_model)):
+        models = sorted({kind for p in known.values() for kind in p.gpus if kind}) or ["no typed GPUs"]
+        raise UserError(
+            f"{SITE_FILE}: gpu_model is '{site.gpu_model}', which "
+            f"{'no partition' if gpu is None else f'partition {gpu.name}'} has; the cluster has "
+            f"{', '.join(models)}."
+        )
+    return Profile(site, cpu, gpu, choose_status_command(site, ask))
+
+
+def fits(partition: slurm.Partition, model: str | None) -> bool:
+    """True if the partition has GPUs of that model."""
+    return model is None or model in partition.gpus
+
+
+def choose_status_command(site: Site, ask: slurm.Ask) -> str:
+    """``sacct`` or ``squeue``; refuses what would wait for ever. Raises ``UserError``."""
+    accounting = slurm.has_accounting(slurm.settings(ask))
+    if site.status_command == "sacct" and not accounting:
+        raise UserError(
+            f"{SITE_FILE}: status_command is 'sacct', but this cluster keeps no accounts, so no job would "
+            "ever be seen to end; set 'auto' or 'squeue'."
+        )
+    if site.status_command != "auto":
+        return site.status_command
+    return "sacct" if accounting else "squeue"
