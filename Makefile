@@ -5,7 +5,10 @@ PYTHON ?= $(or $(shell for p in python3 python3.12 python3.11; do $$p -c '$(FITS
 BIN := envs/controller/.venv/bin
 CORES ?= 2
 
-.PHONY: help demo test check lint type unit workflow setup system controller cpu lock clean-study
+# A Docker daemon of our own keeps its images here between runs; see envs/desktop/with_docker.sh.
+export ARPO_DOCKER_STATE ?= /var/tmp/arpo-docker
+
+.PHONY: help demo test lint type unit workflow docker slow setup system controller cpu evaluator lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,7 +17,7 @@ demo: setup ## Set everything up, run the study of configs/demo.yaml, write repo
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "The report: reports/demo/index.html"
 
-test: setup lint type unit workflow ## Set up what is missing and run every check that two cores can run
+test: setup lint type unit workflow docker ## Set up what is missing and run every check that two cores can run
 
 setup: system controller cpu ## Debian packages and locked Python environments
 
@@ -27,6 +30,9 @@ controller: system
 cpu: system
 	@$(PYTHON) envs/prepare.py cpu
 
+evaluator: controller
+	@$(PYTHON) envs/prepare.py evaluator
+
 lint: controller ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,12 +42,21 @@ lint: controller ## ruff, snakefmt, snakemake --lint
 type: controller ## mypy
 	$(BIN)/mypy
 
-unit: setup ## Unit tests and tests on real desktops
-	$(BIN)/python -m pytest tests/unit tests/desktop
-	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training
+unit: setup evaluator ## Unit tests and tests on real desktops
+	$(BIN)/python -m pytest tests/unit tests/desktop tests/evaluator -m "not slow"
+	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training -m "not slow"
 
 workflow: setup ## What runs again after which change, bad input, and a whole small study
-	$(BIN)/python -m pytest tests/workflow
+	$(BIN)/python -m pytest tests/workflow -m "not slow"
+
+docker: setup evaluator ## Desktops in containers, with the Docker daemon at hand or, as root, one of our own
+	@sh envs/debian.sh envs/desktop/apt-docker.txt
+	envs/desktop/with_docker.sh $(BIN)/snakemake --cores 1 --configfile configs/smoke.yaml build_desktop_image
+	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
+
+slow: setup evaluator ## The long variants of tests: three kills of a training, long simulations
+	$(BIN)/python -m pytest tests/unit -m slow
+	envs/cpu/.venv/bin/python -m pytest tests/training -m slow
 
 lock: controller ## Write the locked requirements anew
 	envs/lock.sh

@@ -10,12 +10,16 @@ if "study" not in config:
 
 
 include: "rules/common.smk"
+include: "rules/tasks.smk"
 include: "rules/data.smk"
+include: "rules/desktops.smk"
 include: "rules/models.smk"
 include: "rules/training.smk"
 include: "rules/rollouts.smk"
 include: "rules/evaluation.smk"
+include: "rules/targets.smk"
 include: "rules/report.smk"
+include: "rules/validation.smk"
 
 
 rule all:

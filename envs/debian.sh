@@ -1,8 +1,10 @@
 #!/bin/sh
-# Install the Debian packages that desktops need: as root at once, else print the one line to run.
+# Install Debian packages: as root at once, else print the one line to run.
+#   debian.sh [LIST ...]    lists of package names; by default what desktops need
 set -eu
 cd "$(dirname "$0")/.."
-wanted=$(sed 's/#.*//' envs/desktop/apt.txt)
+[ $# -gt 0 ] || set -- envs/desktop/apt.txt
+wanted=$(sed 's/#.*//' "$@")
 missing=
 for package in $wanted; do
     [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||

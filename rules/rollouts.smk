@@ -5,6 +5,8 @@
 
 rule collect_rollouts:
     input:
+        # ancient: another guest server alone makes no other episodes, as with desktops without an image
+        image=ancient(study.desktop_image()),
         manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
         splits=expand(
             "<results>/splits/{split}.json", split=study.config.evaluation.splits
@@ -17,8 +19,10 @@ rule collect_rollouts:
         "<benchmarks>/collect_rollouts/{arm}.seed_{seed}.{stage}.tsv"
     threads: study.config.threads
     resources:
-        mem_mb=10000,
-        runtime=120,
+        mem_mb=rollout_memory,
+        runtime=rollout_minutes,
+        cpus_per_task=study.config.threads,
+        gres=rollout_gpus,
     params:
         decides=study.rollout_params(),
     script:

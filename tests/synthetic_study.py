@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from arpo_replica.config.load import parse_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.claims import judge_claims
+from arpo_replica.evaluation.claims import compare_claims
 from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.schema import Summary
 from arpo_replica.evaluation.scores import score_episodes
@@ -134,7 +134,7 @@ def evaluate(study: Study) -> Summary:
     summary = summarise_study(
         study.config, results / "scores.parquet", study.metrics, study.manifests, results / "summary.json"
     )
-    judge_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
+    compare_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
     write_provenance(study.config, results / "provenance.json", repository=PAPER.parents[1])
     return summary
 

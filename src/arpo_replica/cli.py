@@ -6,7 +6,12 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
+from arpo_replica.cli_cluster import add_cluster_commands
+from arpo_replica.cli_machine import add_machine_commands, write_doctor_page
+from arpo_replica.cli_osworld import add_osworld_commands
+from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
 
@@ -17,25 +22,80 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
     check.add_argument("config", type=Path)
-    docs = commands.add_parser("docs", help="write configs/README.md from the config models")
+    docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
     docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
+    docs.add_argument("--results", type=Path, default=Path("docs"), help="folder of results.md and schemas")
+    docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
     make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
     make.add_argument("--data", type=Path, default=Path("data"))
     make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
+    add_synthetic(commands)
+    add_machine_commands(commands)
+    add_cluster_commands(commands)
+    add_osworld_commands(commands)
+    add_report_commands(commands)
     options = parser.parse_args(arguments)
     try:
+        if hasattr(options, "run"):
+            return int(options.run(options))
         if options.command == "check":
             check_config(options.config)
+        elif options.command == "make-synthetic":
+            make_synthetic(options)
         elif options.command == "docs":
             from arpo_replica.config.docs import render_docs
+            from arpo_replica.evaluation.docs import write_results_docs
+            from arpo_replica.tasks.fidelity_page import write_fidelity_page
+            from arpo_replica.training.parity import render_parity
 
             options.out.write_text(render_docs())
+            write_results_docs(options.results)
+            write_doctor_page()
+            write_fidelity_page()
+            options.parity.write_text(render_parity())
         else:
             asyncio.run(make_tasks(options.data, only_check=options.check))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def add_synthetic(commands: Any) -> None:
+    """The subcommand that invents a large study."""
+    synthetic = commands.add_parser(
+        "make-synthetic",
+        help="invent a study of the full size, to measure the page",
+        description=(
+            "Write an invented study: OUT/synthetic.yaml and OUT/results/synthetic with episodes, scores, "
+            "summary, claims and provenance: all that the report reads. Its episodes say "
+            "'synthetic: true', no claim gets a verdict from it, and it cannot be published."
+        ),
+    )
+    synthetic.add_argument("--out", type=Path, required=True, help="an empty or new folder")
+    synthetic.add_argument("--tasks", type=int, default=369)
+    synthetic.add_argument("--arms", default="base,grpo,arpo,kto", help="comma-separated, base first")
+    synthetic.add_argument("--trials", type=int, default=3)
+    synthetic.add_argument("--screen", default="480x270", help="of the screenshots, e.g. 1920x1080")
+
+
+def make_synthetic(options: argparse.Namespace) -> None:
+    """Invent the study and say where it lies."""
+    from arpo_replica.evaluation import synthetic
+
+    if options.out.exists() and any(options.out.iterdir()):
+        raise UserError(f"--out {options.out} is not empty; name a new folder.")
+    width, cross, height = options.screen.partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise UserError(f"--screen is '{options.screen}'; give WIDTHxHEIGHT, e.g. 1920x1080.")
+    study = synthetic.make_synthetic(
+        options.out,
+        tasks=options.tasks,
+        arms=tuple(options.arms.split(",")),
+        trials=options.trials,
+        screen=(int(width), int(height)),
+    )
+    print(f"{study.results}: invented, not measured; its config is {study.config_file}")
 
 
 def check_config(path: Path) -> None:

@@ -17,8 +17,10 @@ from typing import Literal
 from arpo_replica.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-Environment = Literal["controller", "cpu", "gpu"]
+Environment = Literal["controller", "cpu", "gpu", "evaluator"]
 PR_SET_PDEATHSIG = 1
+SHORT_PATH = 40
+"""Longest path of a scratch folder."""
 
 
 def heavy_environment(accelerator: Literal["cpu", "cuda"]) -> Environment:
@@ -77,3 +79,17 @@ def run_module(environment: Environment, module: str, *arguments: object, thread
         raise UserError(last)
     if status:
         raise RuntimeError(f"{module} ended with status {status}: {last}")
+
+
+def short_root() -> Path:
+    """Where folders with short paths go: ``ARPO_TMP`` (a cluster's scratch), or ``/tmp``.
+
+    UNIX sockets lie some 45 characters below, and their paths end at 107 bytes. Raises ``UserError``.
+    """
+    root = Path(os.environ.get("ARPO_TMP") or "/tmp")  # noqa: S108
+    if len(str(root)) > SHORT_PATH or not root.is_dir() or not os.access(root, os.W_OK):
+        raise UserError(
+            f"The scratch folder {root} (scratch in slurm/site.yaml, or ARPO_TMP) must exist, be writable, "
+            f"and have a path of at most {SHORT_PATH} characters."
+        )
+    return root

@@ -19,3 +19,10 @@ class PolicyError(Exception):
 
 class FormatError(ValueError):
     """Model text that is no valid action. The episode loop turns it into the format penalty."""
+
+
+class Stopped(Exception):
+    """A signal ended the job before it was done; what is finished is kept. Entry points exit with status 75.
+
+    75 is EX_TEMPFAIL of ``sysexits.h``: Snakemake submits the job again (``retries``), and it goes on.
+    """

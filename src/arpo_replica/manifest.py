@@ -18,6 +18,8 @@ from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 
 WEIGHTS = ("*.safetensors",)
+UNSEEN = "served, weights not seen"
+"""How the source of a model begins that only a server elsewhere has."""
 
 
 class Manifest(BaseModel):
@@ -87,15 +89,39 @@ def read_manifest(path: Path, *, verify: bool = False) -> Manifest:
         raise UserError(
             f"Manifest {path} is no manifest of this version; delete it and build anew."
         ) from error
-    if verify:
+    served = str(manifest.recipe.get("source", "")).startswith(UNSEEN)
+    if verify and not (served and not manifest.weights):
         weights, _ = hash_weights(manifest.model_path(path))
         if weights != manifest.weights:
             raise UserError(f"The weights beside {path} are not those it names; delete both and build anew.")
     return manifest
 
 
-def register_model(config: StudyConfig, folder: Path, out: Path) -> Manifest:
-    """Write the manifest of the untrained policy, whose weights lie in ``folder``."""
+def served_manifest(config: StudyConfig) -> Manifest:
+    """Of a policy that only ``policy.endpoint`` has: nobody here can hash its weights, and it says so."""
+    policy = config.policy
+    identity = f"{UNSEEN}: {policy.served_model} at {policy.endpoint}"
+    return Manifest(
+        arm="base",
+        seed=0,
+        stage="base",
+        step=0,
+        size=config.size,
+        model=".",
+        weights={},
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        parent=None,
+        recipe={"source": identity},
+        versions={},
+    )
+
+
+def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manifest:
+    """Write the manifest of the untrained policy. ``folder`` holds its weights; None: a server alone has."""
+    if folder is None:
+        manifest = served_manifest(config)
+        write_manifest(manifest, out)
+        return manifest
     if (folder / "manifest.json").is_file():
         source = read_manifest(folder / "manifest.json", verify=True)
         folder = source.model_path(folder / "manifest.json")

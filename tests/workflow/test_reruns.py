@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-AFTER_ROLLOUTS = {"score_episodes", "summarise_study", "judge_claims", "write_provenance", "render_report"}
+AFTER_ROLLOUTS = {
+    "score_episodes",
+    "summarise_study",
+    "compare_claims",
+    "write_tables",
+    "write_provenance",
+    "render_report",
+}
 
 
 def test_nothing_to_do_after_a_finished_study(finished):

@@ -146,6 +146,7 @@ def make_conversations(
             replies[: cut - 1],
             max_images=policy.max_images,
             language=policy.language,
+            prompt=policy.prompt,
         )
         messages.append({"role": "assistant", "content": [{"type": "text", "text": replies[cut - 1]}]})
         images = [

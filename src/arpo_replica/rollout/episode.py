@@ -10,13 +10,14 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 from arpo_replica.actions.types import Action, Fail, Finished
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.errors import DesktopError, FormatError
 from arpo_replica.policy.interface import Policy
 from arpo_replica.rollout.parser import ReplyParser
-from arpo_replica.rollout.records import Outcome, StepRecord
+from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
 from arpo_replica.tasks.model import Task
 
 
@@ -45,6 +46,63 @@ class EpisodeResult:
     """Seconds until the desktop showed the task."""
     evaluate_s: float = 0.0
     """Seconds of the evaluator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What all episodes of a job have in common, as it goes into their records."""
+
+    arm: str
+    seed: int
+    stage: str
+    size: str
+    desktop: str
+    checkpoint_sha256: str
+    sampling: dict[str, Any]
+
+
+def make_record(
+    task: Task,
+    result: EpisodeResult | None,
+    labels: Labels,
+    *,
+    split: str,
+    trial: int,
+    errors: list[str],
+    started_at: float,
+) -> EpisodeRecord:
+    """The summary of an episode that ends now; ``result`` None: every attempt was an environment error.
+
+    ``errors``: one line for each attempt that was one. ``started_at``: Unix time of the first attempt.
+    """
+    return EpisodeRecord(
+        task_id=task.id,
+        domain=task.domain,
+        task_sha256=task.sha256,
+        instruction=task.instruction,
+        infeasible=task.infeasible,
+        arm=labels.arm,
+        seed=labels.seed,
+        stage=labels.stage,
+        split=split,
+        trial=trial,
+        size=labels.size,
+        desktop=labels.desktop,
+        checkpoint_sha256=labels.checkpoint_sha256,
+        sampling=labels.sampling,
+        outcome="env_error" if result is None else result.outcome,
+        hard_score=None if result is None else result.hard_score,
+        standard_score=None if result is None else result.standard_score,
+        format_errors=0 if result is None else result.format_errors,
+        n_steps=0 if result is None else len(result.steps),
+        attempts=len(errors) + (result is not None),
+        errors=list(errors),
+        final_screenshot=None if result is None else result.final_screenshot,
+        started_at=started_at,
+        duration_s=round(time.time() - started_at, 3),
+        reset_s=0.0 if result is None else result.reset_s,
+        evaluate_s=0.0 if result is None else result.evaluate_s,
+    )
 
 
 async def run_episode(

@@ -19,11 +19,10 @@ from typing import Any
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.errors import DesktopError, PolicyError, UserError
 from arpo_replica.policy.interface import Policy
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.progress import Progress, say
 from arpo_replica.rollout.records import (
-    EpisodeRecord,
     Outcome,
     clear_unfinished,
     discard_episode,
@@ -36,19 +35,6 @@ from arpo_replica.tasks.model import Task
 
 CLOSE_TIMEOUT_S = 30.0
 """Longest time that closing a desktop may take before it is left to itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """What all episodes of a job have in common, as it goes into their records."""
-
-    arm: str
-    seed: int
-    stage: str
-    size: str
-    desktop: str
-    checkpoint_sha256: str
-    sampling: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +279,15 @@ class _Pool:
 
     async def _record(self, episode: Episode, result: EpisodeResult | None) -> None:
         outcome: Outcome = "env_error" if result is None else result.outcome
-        record = make_record(episode, result, self.labels)
+        record = make_record(
+            episode.task,
+            result,
+            self.labels,
+            split=episode.root.split,
+            trial=episode.root.trial,
+            errors=episode.errors,
+            started_at=episode.started_at,
+        )
         steps = [] if result is None else result.steps
         screenshots = {} if result is None else result.screenshots
         root = episode.root.path
@@ -311,39 +305,6 @@ class _StartError(DesktopError):
 async def _ready(policy_ready: Callable[[], Awaitable[object]] | None) -> None:
     if policy_ready is not None:
         await policy_ready()
-
-
-def make_record(episode: Episode, result: EpisodeResult | None, labels: Labels) -> EpisodeRecord:
-    """The summary of an episode; ``result`` None: every attempt was an environment error."""
-    task, now = episode.task, time.time()
-    return EpisodeRecord(
-        task_id=task.id,
-        domain=task.domain,
-        task_sha256=task.sha256,
-        instruction=task.instruction,
-        infeasible=task.infeasible,
-        arm=labels.arm,
-        seed=labels.seed,
-        stage=labels.stage,
-        split=episode.root.split,
-        trial=episode.root.trial,
-        size=labels.size,
-        desktop=labels.desktop,
-        checkpoint_sha256=labels.checkpoint_sha256,
-        sampling=labels.sampling,
-        outcome="env_error" if result is None else result.outcome,
-        hard_score=None if result is None else result.hard_score,
-        standard_score=None if result is None else result.standard_score,
-        format_errors=0 if result is None else result.format_errors,
-        n_steps=0 if result is None else len(result.steps),
-        attempts=len(episode.errors) + (result is not None),
-        errors=list(episode.errors),
-        final_screenshot=None if result is None else result.final_screenshot,
-        started_at=episode.started_at,
-        duration_s=round(now - episode.started_at, 3),
-        reset_s=0.0 if result is None else result.reset_s,
-        evaluate_s=0.0 if result is None else result.evaluate_s,
-    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -97,6 +97,8 @@ class EpisodeRecord(BaseModel):
     """Seconds until the desktop showed the task, in the attempt that counted."""
     evaluate_s: float = 0.0
     """Seconds of the evaluator."""
+    synthetic: bool = False
+    """True: invented by a generator, never measured; no such episode can be published."""
 
 
 def to_webp(image: bytes) -> bytes:

@@ -19,6 +19,7 @@ from arpo_replica.desktop.providers import make_provider
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import Manifest, read_manifest
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.named_images import NamedImagePolicy
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import (
@@ -81,7 +82,7 @@ def collect_rollouts(
     provider = provider or make_provider(config.desktop)
     provider.check()
     serving = serve(config, model.model_path(manifest), labels, beside / "vllm.log")
-    return asyncio.run(_collect(config, outputs, labels, provider=provider, serving=serving))
+    return asyncio.run(collect_served(config, outputs, labels, provider=provider, serving=serving))
 
 
 def output_root(config: StudyConfig, path: Path) -> OutputRoot:
@@ -102,7 +103,7 @@ def make_labels(config: StudyConfig, model: Manifest) -> Labels:
         seed=model.seed,
         stage=model.stage,
         size=config.size,
-        desktop=config.desktop.provider,
+        desktop=config.desktop.kind,
         checkpoint_sha256=model.sha256,
         sampling=describe_sampling(config),
     )
@@ -110,7 +111,9 @@ def make_labels(config: StudyConfig, model: Manifest) -> Labels:
 
 def describe_sampling(config: StudyConfig) -> dict[str, Any]:
     """Everything besides task and weights that decides an episode."""
-    policy = config.policy.model_dump(mode="json", exclude={"model", "endpoint"})
+    policy = config.policy.model_dump(
+        mode="json", exclude={"model", "endpoint", "api_key_variable", "recipe"}
+    )
     return {
         "temperature": config.evaluation.temperature,
         "top_p": config.evaluation.top_p,
@@ -120,7 +123,7 @@ def describe_sampling(config: StudyConfig) -> dict[str, Any]:
     }
 
 
-async def _collect(
+async def collect_served(
     config: StudyConfig,
     outputs: Sequence[OutputRoot],
     labels: Labels,
@@ -128,6 +131,7 @@ async def _collect(
     provider: DesktopProvider,
     serving: AbstractAsyncContextManager[Serving],
 ) -> Progress:
+    """Collect the missing episodes of all outputs with a policy that is, or will be, served."""
     task = asyncio.current_task()
     assert task is not None
     # Snakemake and Slurm stop a job with SIGTERM: leave in order, so that desktops and vLLM are closed.
@@ -148,7 +152,7 @@ async def _collect(
         progress = await collect_episodes(
             outputs,
             provider=provider,
-            policy=lambda root: EndpointPolicy(
+            policy=lambda root: (NamedImagePolicy if served.server else EndpointPolicy)(
                 served.endpoint, config.policy, sampling, (labels.seed, labels.stage, root.trial)
             ),
             parser=UITarsParser.of(config.policy, config.desktop.screen),
@@ -169,7 +173,12 @@ async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> 
     timeout_s = float(config.rollout.episode_timeout_s)
     if config.policy.endpoint is not None and labels.arm == "base":
         async with Endpoint(
-            config.policy.endpoint, model=None, api_key=None, timeout_s=timeout_s, connections=connections
+            config.policy.endpoint,
+            model=config.policy.served_model,
+            api_key=None,
+            timeout_s=timeout_s,
+            connections=connections,
+            key_variable=config.policy.api_key_variable,
         ) as endpoint:
             await endpoint.check()  # before any desktop is started
             yield Serving(endpoint, None)

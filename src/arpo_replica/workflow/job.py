@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from arpo_replica.cluster.allocation import describe_allocation, record_allocation
 from arpo_replica.config import StudyConfig, parse_config
-from arpo_replica.errors import UserError
+from arpo_replica.errors import Stopped, UserError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+TRY_AGAIN = 75
+"""EX_TEMPFAIL of sysexits.h: a signal ended the job; submitted again it goes on."""
 
 
 class Tee:
@@ -40,7 +47,8 @@ class Tee:
 def job(snakemake: Any) -> Iterator[StudyConfig]:
     """Give a script the checked config; copy what it prints to the rule's log.
 
-    A ``UserError`` ends the job with its one sentence and status 2, without a traceback.
+    A ``UserError`` ends the job with its one sentence and status 2, without a traceback; so does a full disk.
+    A job that a signal ended leaves with status 75. On a cluster the job's place is recorded.
     """
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +57,24 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
         sys.stdout = Tee(stdout, file)  # type: ignore[assignment]
         sys.stderr = Tee(stderr, file)  # type: ignore[assignment]
         try:
-            yield parse_config(snakemake.config, "of the run")
+            config = parse_config(snakemake.config, "of the run")
+            if describe_allocation() is not None:
+                record_allocation(Path("results") / config.name, snakemake.rule, str(snakemake.output[0]))
+            yield config
         except UserError as error:
             print(error, file=sys.stderr)
+            sys.exit(2)
+        except (Stopped, asyncio.CancelledError) as stop:
+            print(str(stop) or "Stopped by a signal; finished episodes are kept.", file=sys.stderr)
+            sys.exit(TRY_AGAIN)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            print(
+                f"The disk is full ({error.filename or Path.cwd()}); free space there and run again: what is "
+                "finished is kept.",
+                file=sys.stderr,
+            )
             sys.exit(2)
         finally:
             sys.stdout, sys.stderr = stdout, stderr

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.config.container import BUILT_IMAGE
+from arpo_replica.config.policy import SERVED
+from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.desktop.providers import make_provider
 from arpo_replica.environments import heavy_environment, python_of
 from arpo_replica.errors import UserError
+from arpo_replica.evaluation.tables import table_files
+from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.policy.endpoint import check_endpoint
-from arpo_replica.tasks.evaluate import check_evaluator
-from arpo_replica.tasks.setup import check_setup
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.policy.weights import check_folder, check_named_model, read_description
+from arpo_replica.tasks.evaluate import check_provider
+from arpo_replica.tasks.planned import check_tasks, planned_tasks, split_files
+from arpo_replica.training.job import outline
+from arpo_replica.training.recipe import check_recipe, check_window
 
 BASE_STAGE = "base"
 """Stage name of the untrained policy."""
@@ -25,7 +32,7 @@ class Study:
 
     def __init__(self, raw: dict[str, Any], source: str) -> None:
         self.config: StudyConfig = parse_config(dict(raw), source)
-        self.name = self.config.study
+        self.name = self.config.name
 
     # --- checks before any work ------------------------------------------------------------------
 
@@ -33,14 +40,27 @@ class Study:
         """Refuse what cannot work before anything starts. Raises ``UserError``."""
         used = {stage.split for stage in self.config.training.stages} | set(self.config.evaluation.splits)
         for split in sorted(used):
-            for task in load_split(self.config.tasks.splits[split], self.config.tasks.root):
-                check_setup(task)
-                check_evaluator(task)
+            tasks = planned_tasks(self.config, split) or []
+            check_tasks(tasks)
+            check_provider(tasks, self.config.desktop.kind)
         python_of(heavy_environment(self.config.accelerator))
         self.base_source()
+        self.check_training()
         make_provider(self.config.desktop).check()
         if self.config.policy.endpoint is not None:
-            check_endpoint(self.config.policy.endpoint)
+            policy = self.config.policy
+            check_endpoint(self.config.policy.endpoint, policy.served_model, policy.api_key_variable)
+
+    def check_training(self) -> None:
+        """Refuse stages that verl could not train. Raises ``UserError``."""
+        folder = Path(self.config.policy.model)
+        for arm in self.trained_arms:
+            for stage in self.config.training.stages:
+                tasks = planned_tasks(self.config, stage.split)
+                job = outline(self.config, arm, stage.name, folder)
+                check_recipe(job, None if tasks is None else len(tasks))
+                if (folder / "config.json").is_file():
+                    check_window(job)
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
 
@@ -69,17 +89,43 @@ class Study:
             for stage in self.config.training.stages
         ]
 
-    def base_source(self) -> str:
-        """File that stands for the untrained policy: nano's manifest, or the given folder's config."""
-        if self.config.policy.model == "nano":
+    def base_source(self) -> str | list[str]:
+        """File that stands for the untrained policy: a manifest of ours, or the given folder's config.
+
+        None at all if a server elsewhere alone has the weights.
+        """
+        if self.config.policy.model == SERVED:
+            if self.trained_arms:
+                raise UserError(
+                    f"policy.model is 'served', but the arm '{self.trained_arms[0]}' needs weights to train "
+                    "on; give a model, or keep the arm 'base' alone."
+                )
+            return []
+        if self.config.policy.model == "nano" and not self.config.model.shape_only:
             return "<results>/nano/model/manifest.json"
+        named = read_description(self.config.policy.model)
+        if named is not None:
+            check_named_model(self.config, named)
+            return "<results>/model/manifest.json"
+        if self.config.model.shape_only:
+            raise UserError(
+                "model.shape_only needs a name in data/models, but policy.model is "
+                f"'{self.config.policy.model}'."
+            )
         folder = Path(self.config.policy.model)
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
             raise UserError(
-                f"policy.model '{folder}' is no model folder with config.json and *.safetensors; give 'nano' "
-                "or a folder in Hugging Face format."
+                f"policy.model '{folder}' is no model folder with config.json and *.safetensors; give "
+                "'nano', a name in data/models, or a folder in Hugging Face format."
             )
+        check_folder(folder)
         return str(folder / "config.json")
+
+    def desktop_image(self) -> list[str]:
+        """Record of the image that the study's desktops need built; nothing for other desktops."""
+        desktop = self.config.desktop
+        built = desktop.provider == "container" and desktop.container.image == BUILT_IMAGE
+        return ["<results>/desktop_image.json"] if built else []
 
     def previous_manifest(self, arm: str, seed: str, stage: str) -> str:
         """Manifest that a stage starts from."""
@@ -91,11 +137,20 @@ class Study:
             return f"<results>/models/base/seed_0/stage_{BASE_STAGE}/manifest.json"
         return f"<results>/models/{arm}/seed_{seed}/stage_{names[index - 1]}/manifest.json"
 
+    def previous_metrics(self, arm: str, seed: str, stage: str) -> list[str]:
+        """Metrics of the stage before; none for the first."""
+        manifest = Path(self.previous_manifest(arm, seed, stage))
+        first = self.config.training.stages[0].name == stage
+        return [] if first else [str(manifest.with_name("metrics.jsonl"))]
+
     def task_files(self, split: str) -> list[str]:
-        """The task files of a split."""
-        root = self.config.tasks.root
-        tasks = load_split(self.config.tasks.splits[split], root)
-        return [str(root / task.domain / f"{task.id}.json") for task in tasks]
+        """The files that decide the tasks of a split."""
+        return split_files(self.config, split)
+
+    def noisy_source(self, split: str) -> list[str]:
+        """What a noisy split is made from: the clean list and its tasks."""
+        clean = self.config.tasks.noisy[split].source
+        return [str(self.config.tasks.splits[clean]), *self.task_files(clean)]
 
     # --- files of the whole study ------------------------------------------------------------------
 
@@ -122,12 +177,47 @@ class Study:
             for arm, seed, stage in self.stages()
         ]
 
+    def all_reports(self) -> list[str]:
+        """``stage_report.json`` of every trained stage."""
+        return [path.replace("metrics.jsonl", "stage_report.json") for path in self.all_metrics()]
+
     def all_manifests(self) -> list[str]:
         """Manifests of the base and of every trained stage."""
         models = [("base", 0, BASE_STAGE), *self.stages()]
         return [
             f"<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json" for arm, seed, stage in models
         ]
+
+    def table_files(self) -> list[str]:
+        """Every table as CSV and JSON."""
+        return table_files("<results>/tables")
+
+    # --- the paper's tables and figures ---------------------------------------------------------------
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the paper's tables and figures."""
+        return list(TARGETS)
+
+    def target_files(self, name: str) -> dict[str, list[str]]:
+        """What a table or figure rests on. Raises ``UserError`` naming the config keys that are missing."""
+        target = target_of(self.config, name)
+        files = {
+            "indexes": [
+                f"<results>/episodes/{arm}/seed_{seed}/stage_{stage}/{split}/trial_{trial}/episodes.jsonl"
+                for arm, seed, stage, split, trial in episodes_of(self.config, target)
+            ],
+            "metrics": [
+                f"<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl"
+                for arm, seed, stage in trainings_of(self.config, target)
+            ],
+            "throughput": ["<results>/throughput.json"] if target.throughput else [],
+        }
+        return {kind: paths for kind, paths in files.items() if paths}
+
+    def last_split(self) -> str:
+        """The tasks that training ends on."""
+        return f"<results>/splits/{self.config.training.stages[-1].split}.json"
 
     def report_templates(self) -> list[str]:
         """Everything that decides how the page looks."""
@@ -153,32 +243,63 @@ class Study:
             part[name] = value
         return part
 
+    @property
+    def _desktop_keys(self) -> list[str]:
+        """Which keys decide what a desktop shows."""
+        keys = ["desktop.screen", "desktop.provider"]
+        if self.config.desktop.provider == "container":
+            keys += [f"desktop.container.{key}" for key in ("image", "apps", "network", "sudo")]
+        return keys
+
     def demonstration_params(self) -> dict[str, Any]:
         """What decides the demonstrations."""
-        return self._part(
-            "nano.demonstrations", "nano.seed", "desktop.screen", "desktop.provider", "policy.max_steps"
-        )
+        return self._part("nano.demonstrations", "nano.seed", *self._desktop_keys, "policy.max_steps")
 
     def nano_params(self) -> dict[str, Any]:
         """What decides the nano policy."""
         return self._part("nano", "policy", "desktop.screen")
 
+    def model_params(self) -> dict[str, Any]:
+        """What decides a model of ``data/models``."""
+        return self._part("model", "policy.model", "size")
+
     def training_params(self, arm: str, stage: str) -> dict[str, Any]:
         """What decides a stage of an arm; other stages, arms and the evaluation do not."""
-        recipe = self.config.recipe(arm).model_dump(mode="json", exclude={"stages"})
+        recipe = self.config.recipe(arm).model_dump(mode="json", exclude=WITHOUT_EFFECT)
         return {
-            **self._part("policy", "desktop.screen", "desktop.provider", "rollout", "accelerator"),
+            **self._part("policy", *self._desktop_keys, "rollout", "accelerator"),
             **self._part("evaluation.success_above"),
             "recipe": recipe,
             "stage": self.config.stage(stage).model_dump(mode="json"),
         }
 
+    def gate_params(self, arm: str) -> dict[str, Any]:
+        """What a stage of an arm is judged by, given the stage."""
+        recipe = self.config.recipe(arm)
+        return {"gates": recipe.gates.model_dump(mode="json"), "replay": recipe.replay.enabled}
+
     def rollout_params(self) -> dict[str, Any]:
         """What decides the episodes of a checkpoint."""
+        return self._part("policy", *self._desktop_keys, "rollout", "evaluation", "accelerator")
+
+    def validation_params(self) -> dict[str, Any]:
+        """What decides what tasks score without a model."""
+        return self._part(*self._desktop_keys, "rollout", "evaluation.success_above")
+
+    def throughput_params(self) -> dict[str, Any]:
+        """What decides how long rollouts take, given the machine."""
         return self._part(
-            "policy", "desktop.screen", "desktop.provider", "rollout", "evaluation", "accelerator"
-        )
+            "policy", "desktop.screen", "desktop.provider", "rollout", "training.temperature", "accelerator"
+        ) | self._part("targets.environments", "serving")
+
+    def target_params(self) -> dict[str, Any]:
+        """What decides a table or figure of the paper, given its files."""
+        return self._part("evaluation", "size", "targets")
 
     def score_params(self) -> dict[str, Any]:
         """What decides the scores, given the episodes."""
         return self._part("evaluation", "size")
+
+    def report_params(self) -> dict[str, Any]:
+        """What decides how the page looks, given the results."""
+        return self._part("report")
