@@ -38,7 +38,8 @@ class Checkout:
         for name in ("rules", "scripts", "profiles", "configs", "data", "src", "slurm"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Snakefile", root)
-        shutil.copy(ROOT / "tests" / "slurm" / "small.yaml", root)
+        for path in (ROOT / "tests" / "slurm").glob("*.yaml"):
+            shutil.copy(path, root)
         (root / "slurm" / "site.yaml").write_text(site)
         self.log = root / "snakemake.log"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ from arpo_replica.cluster.plan import load_overlaid
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.training.checkpoints import checkpoints
 from slurm.cluster import Cluster
-from slurm.conftest import Checkout
+from slurm.conftest import SITE, Checkout
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
 STAGE = "results/slurm/models/arpo/seed_0/stage_train_4"
@@ -173,4 +172,19 @@ def test_editing_the_report_template_submits_nothing(story: Story) -> None:
 def test_nothing_is_left(story: Story, cluster: Cluster) -> None:
     assert story.processes() == []
     assert cluster.jobs() == []
-    assert not list(Path("/tmp").glob("arpo_train_*/never"))
+
+
+def test_two_nodes_train_together(story: Story, cluster: Cluster) -> None:
+    """verl over Ray over two nodes of one job: each holds half of the trainer's state."""
+    checkout = story.checkout
+    (checkout.root / "slurm" / "site.yaml").write_text(SITE + "partitions: {cpu: gpu}\nretries: 0\n")
+    stage = "results/slurm/models/arpo/seed_0/stage_train_two"
+    more = ("two_nodes.yaml", "--rerun-triggers", "mtime", "--", f"{stage}/manifest.json")
+    assert checkout.run(*more) == 0, checkout.said()[-3000:]
+    work = checkout.root / stage / "checkpoints"
+    saved = sorted(path.name for path in (work / "global_step_2" / "actor").glob("model_world_size_2_*.pt"))
+    assert saved == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
+    place = read_jobs(checkout.root / "results" / "slurm")[-1]
+    assert place["rule"] == "train_stage" and place["host"]
+    assert (work / "logs" / "ray_001.log").is_file()
+    assert cluster.jobs() == []
