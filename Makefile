@@ -8,7 +8,7 @@ CORES ?= 2
 # A Docker daemon of our own keeps its images here between runs; see envs/desktop/with_docker.sh.
 export ARPO_DOCKER_STATE ?= /var/tmp/arpo-docker
 
-.PHONY: help demo test lint type unit workflow docker slow setup system controller cpu evaluator lock
+.PHONY: help demo test lint type unit workflow docker slurm slow setup system controller cpu gpu evaluator lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ controller: system
 
 cpu: system
 	@$(PYTHON) envs/prepare.py cpu
+
+gpu: controller ## envs/gpu, in place of envs/cpu on a machine with NVIDIA GPUs
+	@$(PYTHON) envs/prepare.py gpu
 
 evaluator: controller
 	@$(PYTHON) envs/prepare.py evaluator
@@ -53,6 +56,10 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 	@sh envs/debian.sh envs/desktop/apt-docker.txt
 	envs/desktop/with_docker.sh $(BIN)/snakemake --cores 1 --configfile configs/smoke.yaml build_desktop_image
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
+
+slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 15 minutes)
+	@sh envs/debian.sh tests/slurm/apt.txt
+	$(BIN)/python -m pytest tests/slurm
 
 slow: setup evaluator ## The long variants of tests: three kills of a training, long simulations
 	$(BIN)/python -m pytest tests/unit -m slow
