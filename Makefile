@@ -54,7 +54,8 @@ workflow: setup ## What runs again after which change, bad input, and a whole sm
 
 docker: setup evaluator ## Desktops in containers, with the Docker daemon at hand or, as root, one of our own
 	@sh envs/debian.sh envs/desktop/apt-docker.txt
-	envs/desktop/with_docker.sh $(BIN)/snakemake --cores 1 --configfile configs/smoke.yaml build_desktop_image
+	envs/desktop/with_docker.sh $(BIN)/snakemake --cores 1 --configfile configs/demo.yaml configs/desktops/container.yaml \
+		-- results/demo_container/desktop_image.json
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
 
 slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 15 minutes)
