@@ -31,9 +31,9 @@ Run another study with `snakemake --configfile configs/nano.yaml`. An arm is a s
 **Overlays** are files of a few lines, laid over a study in the order given; later ones win, for example
 `--configfile configs/demo.yaml configs/recipes/released_code.yaml configs/ablations/random_slot.yaml`.
 [recipes](recipes) say how to learn (paper, released code, GRPO alone, the 2B plan) and fit a study of any
-size; [shapes](shapes) change the batch of one study; each of [ablations](ablations) changes one key. An
-overlay's `variant` keeps its results in a folder of its own. Which value comes from where:
-[parity](../docs/parity.md).
+size; [shapes](shapes) change the batch of one study; each of [ablations](ablations) changes one key;
+[desktops](desktops) put any study on other desktops. An overlay's `variant` keeps its results in a folder
+of its own. Which value comes from where: [parity](../docs/parity.md).
 """
 
 
