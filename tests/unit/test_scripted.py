@@ -9,11 +9,13 @@ import yaml
 
 from arpo_replica.actions.types import Click, Fail, Finished, Hotkey, Wait
 from arpo_replica.config import load_config
+from arpo_replica.config.tasks import NoisyTasksConfig
 from arpo_replica.errors import UserError
 from arpo_replica.policy.scripted import DONE, FAIL, PATIENCE, EndsAtOnce, ScriptedOracle, screen_parser
 from arpo_replica.tasks.agreement import compare_validations
 from arpo_replica.tasks.evaluate import CHROMIUM_WRITES_S, seconds_to_settle
 from arpo_replica.tasks.model import Task, load_task
+from arpo_replica.tasks.noise import make_noisy
 from arpo_replica.tasks.oracles import FOLDER, Oracle, find_oracles, load_oracle
 from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
 from arpo_replica.tasks.validate import KNOWN_ISSUES, Attempt, judge, load_known_issues, tell, validate_tasks
@@ -248,6 +250,17 @@ def test_a_script_of_another_task_file_is_refused(study, tmp_path):
     task = load_task(config.tasks.root / "apps" / "one.json")
     with pytest.raises(UserError, match="another task file than apps/one"):
         find_oracles([task], SCREEN, scripts)
+
+
+def test_a_noisy_task_has_the_script_of_its_clean_one(study):
+    config, scripts, _ = study
+    clean = load_task(config.tasks.root / "apps" / "one.json")
+    noisy = make_noisy(clean, NoisyTasksConfig(source="all", kinds=["distractor_file"]))
+    assert noisy.id != clean.id
+    assert find_oracles([noisy], SCREEN, scripts) == {noisy.id: find_oracles([clean], SCREEN, scripts)["one"]}
+    noisy.raw["arpo_noise"]["of_sha256"] = "f" * 64
+    with pytest.raises(UserError, match="another task file than apps/one"):
+        find_oracles([noisy], SCREEN, scripts)
 
 
 def test_a_script_for_another_screen_is_not_used(study):

@@ -101,7 +101,13 @@ def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
         **task.raw,
         "id": noisy_id(task, settings.seed, kinds),
         "config": config,
-        "arpo_noise": {"of": task.id, "seed": settings.seed, "kinds": kinds, "steps": sorted(added)},
+        "arpo_noise": {
+            "of": task.id,
+            "of_sha256": task.sha256,
+            "seed": settings.seed,
+            "kinds": kinds,
+            "steps": sorted(added),
+        },
     }
     return Task(
         id=raw["id"],

@@ -103,20 +103,22 @@ def load_oracle(path: Path) -> Oracle:
 
 
 def find_oracles(tasks: Iterable[Task], screen: tuple[int, int], folder: Path = FOLDER) -> dict[str, Oracle]:
-    """Task id -> script, for those tasks that have one for this screen.
+    """Task id -> script, for those tasks that have one for this screen; noise leaves a task its script.
 
     Raises ``UserError`` for a script of another task file than the present one.
     """
     found = {}
     for task in tasks:
-        path = folder / task.domain / f"{task.id}.yaml"
+        noise = task.raw.get("arpo_noise", {})
+        clean = (noise.get("of", task.id), noise.get("of_sha256", task.sha256))
+        path = folder / task.domain / f"{clean[0]}.yaml"
         if not path.is_file():
             continue
         oracle = load_oracle(path)
-        if (oracle.task, oracle.task_sha256) != (task.id, task.sha256):
+        if (oracle.task, oracle.task_sha256) != clean:
             raise UserError(
-                f"The script {path} was written for another task file than {task.domain}/{task.id}; check it "
-                "against the present one and correct 'task' and 'task_sha256'."
+                f"The script {path} was written for another task file than {task.domain}/{clean[0]}; "
+                "check it against the present one and correct 'task' and 'task_sha256'."
             )
         if oracle.screen == screen:
             found[task.id] = oracle
