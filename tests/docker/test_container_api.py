@@ -180,9 +180,16 @@ def test_vlc_and_devtools_ports(container, url):
         assert post(url, "/setup/launch", json={"command": command, "shell": False}).status_code == 200
     status = f"http://127.0.0.1:{ports['8080/tcp']}/requests/status.xml"
     version = f"http://127.0.0.1:{ports['9222/tcp']}/json/version"
-    assert "<state>stopped" in answer(lambda: requests.get(status, auth=("", "password"), timeout=5).text)
+    assert "<state>stopped" in answer(lambda: get_text(status, auth=("", "password")))
     found = answer(lambda: json.loads(urllib.request.urlopen(version, timeout=5).read())["Browser"])
     assert found.startswith("Chrome/")
+
+
+def get_text(url, **options):
+    """The page; an error status raises (a VLC that has only begun to serve answers 404)."""
+    found = requests.get(url, timeout=5, **options)
+    found.raise_for_status()
+    return found.text
 
 
 def answer(ask):
