@@ -116,6 +116,34 @@ def served_manifest(config: StudyConfig) -> Manifest:
     )
 
 
+def write_base(
+    config: StudyConfig,
+    folder: Path,
+    out: Path,
+    *,
+    stage: str,
+    recipe: dict[str, Any],
+    versions: dict[str, str],
+) -> Manifest:
+    """Hash an untrained policy's weights and write its manifest."""
+    weights, identity = hash_weights(folder)
+    manifest = Manifest(
+        arm="base",
+        seed=0,
+        stage=stage,
+        step=0,
+        size=config.size,
+        model=os.path.relpath(folder, out.parent),
+        weights=weights,
+        sha256=identity,
+        parent=None,
+        recipe=recipe,
+        versions=versions,
+    )
+    write_manifest(manifest, out)
+    return manifest
+
+
 def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manifest:
     """Write the manifest of the untrained policy. ``folder`` holds its weights; None: a server alone has."""
     if folder is None:
@@ -128,19 +156,4 @@ def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manif
         recipe, versions = source.recipe, source.versions
     else:
         recipe, versions = {"source": config.policy.model}, {}
-    weights, identity = hash_weights(folder)
-    manifest = Manifest(
-        arm="base",
-        seed=0,
-        stage="base",
-        step=0,
-        size=config.size,
-        model=os.path.relpath(folder, out.parent),
-        weights=weights,
-        sha256=identity,
-        parent=None,
-        recipe=recipe,
-        versions=versions,
-    )
-    write_manifest(manifest, out)
-    return manifest
+    return write_base(config, folder, out, stage="base", recipe=recipe, versions=versions)

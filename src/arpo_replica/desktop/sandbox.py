@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def guest_command(config: GuestConfig) -> list[str]:
     return [PYTHON, "-m", "guest", json.dumps(asdict(config))]
 
 
+def system_files(etc: Iterable[str]) -> list[str]:
+    """bubblewrap's arguments for the system's programs and the files of /etc with these names, read-only."""
+    args = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/") / name
+        if path.is_symlink():
+            args += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            args += ["--ro-bind", str(path), str(path)]
+    for name in etc:
+        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    return args
+
+
 def bubblewrap(
     config: GuestConfig,
     *,
@@ -132,15 +147,7 @@ def bubblewrap(
         "desktop",
     ]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv"]
-    args += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/") / name
-        if path.is_symlink():
-            args += ["--symlink", str(path.readlink()), str(path)]
-        elif path.exists():
-            args += ["--ro-bind", str(path), str(path)]
-    for name in ETC:
-        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    args += system_files(ETC)
     args += ["--ro-bind-try", "/var/cache/fontconfig", "/var/cache/fontconfig"]
     args += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
     args += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]

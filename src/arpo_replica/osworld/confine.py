@@ -40,15 +40,7 @@ def confined(command: list[str], folder: Path, downloads: Path) -> list[str]:
     base = Path(os.path.realpath(python)).parent.parent
     visible = [python.parent.parent, base, ROOT / "src", downloads]
     args = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    args += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/") / name
-        if path.is_symlink():
-            args += ["--symlink", str(path.readlink()), str(path)]
-        elif path.exists():
-            args += ["--ro-bind", str(path), str(path)]
-    for name in ETC:
-        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    args += sandbox.system_files(ETC)
     args += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own
     parents = {parent for path in (*visible, folder) for parent in path.parents}
     for parent in sorted(parents - {Path("/"), Path("/usr"), Path("/tmp")}):  # noqa: S108

@@ -8,7 +8,6 @@ sha256: those of ``data/models``, or those recorded at the first fetch.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.environments import heavy_environment, run_module
 from arpo_replica.errors import UserError
-from arpo_replica.manifest import Manifest, file_sha256, hash_weights, write_manifest
+from arpo_replica.manifest import Manifest, file_sha256, write_base
 from arpo_replica.rollout.records import write_atomically
 
 DESCRIPTIONS = Path("data/models")
@@ -172,22 +171,7 @@ def fetch_model(config: StudyConfig, out: Path) -> Manifest:
         if hashes is None:
             hashes = record_hashes(folder, record)
         recipe = {"source": "hub", "hub": description.hub, "revision": revision, "sha256": hashes}
-    weights, identity = hash_weights(folder)
-    manifest = Manifest(
-        arm="base",
-        seed=0,
-        stage="fetched",
-        step=0,
-        size=config.size,
-        model=os.path.relpath(folder, out.parent),
-        weights=weights,
-        sha256=identity,
-        parent=None,
-        recipe=recipe,
-        versions={},
-    )
-    write_manifest(manifest, out)
-    return manifest
+    return write_base(config, folder, out, stage="fetched", recipe=recipe, versions={})
 
 
 def record_hashes(folder: Path, record: Path) -> dict[str, str]:
