@@ -112,7 +112,11 @@ def private_memory_mb(pids: list[int]) -> float:
 
 
 def any_running(pids: list[int]) -> bool:
-    """True if a thread of these processes runs or waits for a processor right now."""
+    """True if a thread of these processes runs, or waits for a processor, the disk or memory, right now.
+
+    A program whose code is read from the disk again (the system took its pages back while it was idle)
+    sleeps in the middle of its work: state D.
+    """
     for pid in pids:
         tasks = f"{_PROC}/{pid}/task"
         try:
@@ -120,7 +124,7 @@ def any_running(pids: list[int]) -> bool:
         except OSError:
             continue
         for thread in threads:
-            if _start_of(f"{tasks}/{thread}/stat").rpartition(b")")[2][1:2] == b"R":
+            if _start_of(f"{tasks}/{thread}/stat").rpartition(b")")[2][1:2] in (b"R", b"D"):
                 return True
     return False
 
