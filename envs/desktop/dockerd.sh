@@ -57,7 +57,7 @@ stop() {
         exit 1
     fi
     # What it leaves mounted would keep the folder from being removed.
-    grep -o " $state/[^ ]*" /proc/mounts | sort -r | while read -r mounted; do
+    { grep -o " $state/[^ ]*" /proc/mounts || true; } | sort -r | while read -r mounted; do
         umount "$mounted" || echo "still mounted: $mounted" >&2
     done
 }
