@@ -69,6 +69,7 @@ class PlainVllm(VllmServer):
         command, environment = super().command(scratch)
         kept = ("--host", "--port", "--served-model-name", "--max-model-len", "--limit-mm-per-prompt")
         kept += ("--mm-processor-kwargs", "--gpu-memory-utilization", "--generation-config", "--dtype")
+        kept += ("--tensor-parallel-size",)
         options = [part for i, part in enumerate(command) if part in kept or command[i - 1] in kept]
         start = [command[0], "-m", "vllm.entrypoints.cli.main", "serve", str(self.model)]
         if self.config.accelerator == "cpu":  # what the CPU build needs
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--clients", nargs="+", default=["named", "resend"], help="or named_alone: our server"
     )
+    parser.add_argument("--gpus", type=int, default=1, help="that hold the model together")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the GPU's memory")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--keep-log", action="store_true", help="vLLM's log beside OUT")
@@ -213,6 +215,7 @@ def main() -> None:
     config.serving.gpu_memory_utilization = options.memory
     config.serving.enforce_eager = options.accelerator == "cpu"
     config.serving.max_num_seqs = options.conversations
+    config.serving.tensor_parallel = options.gpus
     vllm_server.python_of = lambda _: Path(options.python)  # this machine's environment, whatever its name
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),

@@ -60,6 +60,11 @@ def training_params(wildcards):
     return study.training_params(wildcards.arm, wildcards.stage)
 
 
+def offline_params(wildcards):
+    """All that decides an offline arm, given its episodes."""
+    return study.offline_params(wildcards.arm)
+
+
 def gate_params(wildcards):
     """What a stage is judged by."""
     return study.gate_params(wildcards.arm)
@@ -133,6 +138,11 @@ def rollout_memory(wildcards, attempt):
 def rollout_gpus(wildcards):
     """GPUs of the job that serves a checkpoint."""
     return needs.rollout_gres(study.config, wildcards.get("arm", "base"))
+
+
+def offline_gpus(wildcards):
+    """An offline arm trains on one GPU."""
+    return needs.gres(1 if study.config.accelerator == "cuda" else 0)
 
 
 def longer_minutes(wildcards, attempt):

@@ -18,7 +18,7 @@ rule train_stage:
     benchmark:
         "<benchmarks>/train_stage/{arm}.seed_{seed}.{stage}.tsv"
     wildcard_constraints:
-        arm=study.trained_arms_pattern,
+        arm=study.online_arms_pattern,
     threads: study.config.threads
     resources:
         mem_mb=train_memory,
@@ -42,7 +42,7 @@ rule check_stage:
     log:
         "<logs>/check_stage/{arm}.seed_{seed}.{stage}.log",
     wildcard_constraints:
-        arm=study.trained_arms_pattern,
+        arm=study.online_arms_pattern,
     priority: 1
     localrule: True
     params:

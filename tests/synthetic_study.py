@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from PIL import Image, ImageDraw
 
@@ -22,6 +23,8 @@ from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.schema import Summary
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.evaluation.summary import summarise_study
+from arpo_replica.evaluation.synthetic import outcome_fields
+from arpo_replica.evaluation.synthetic_training import write_gates
 from arpo_replica.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
@@ -40,8 +43,8 @@ PAGES = [
 ]
 COLOURS = ["#d7263d", "#1b998b", "#2e86ab", "#f5b700", "#6a4c93"]
 
-Chooser = Callable[[str, str, int], str]
-"""(arm, task id, trial) -> outcome."""
+Chooser = Callable[[str, str, int], Any]
+"""(arm, task id, trial) -> outcome; empty: no episode."""
 
 
 @dataclass
@@ -53,12 +56,15 @@ class Study:
     episodes: Path
     metrics: list[Path] = field(default_factory=list)
     manifests: list[Path] = field(default_factory=list)
+    reports: list[Path] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
         return self.root / "results" / self.config.study
 
 
+# Invented episodes need not survive a power cut: thousands of flushes take minutes on a busy disk.
+@mock.patch("os.fsync", lambda _: None)
 def make_study(
     root: Path,
     *,
@@ -122,6 +128,8 @@ def make_study(
                     _episodes(study, arm, seed, stage, split, trial, choose, screenshots, text)
             if arm == "base":
                 _manifest(study, arm, seed, "base", 0)
+            elif arm in config.offline_arms:
+                _manifest(study, arm, seed, "train_32", steps)
             elif steps:
                 _training(study, arm, seed, steps)
     return study
@@ -132,7 +140,12 @@ def evaluate(study: Study) -> Summary:
     results = study.results
     score_episodes(study.config, [study.episodes], results / "scores.parquet")
     summary = summarise_study(
-        study.config, results / "scores.parquet", study.metrics, study.manifests, results / "summary.json"
+        study.config,
+        results / "scores.parquet",
+        study.metrics,
+        study.manifests,
+        results / "summary.json",
+        reports=study.reports,
     )
     compare_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
     write_provenance(study.config, results / "provenance.json", repository=PAPER.parents[1])
@@ -159,7 +172,7 @@ def _episodes(
 ) -> None:
     folder = study.episodes / arm / f"seed_{seed}" / f"stage_{stage}" / split / f"trial_{trial}"
     ids = json.loads((study.root / f"data/splits/{split}.json").read_text())["tasks"]["miniwob"]
-    skill = {"base": 0.3, "grpo": 0.45, "arpo": 0.6}[arm] * (1 if split == "test_in" else 0.7)
+    skill = {"base": 0.3, "grpo": 0.45, "arpo": 0.6}.get(arm, 0.4) * (1 if split == "test_in" else 0.7)
     for i, task_id in enumerate(ids):
         raw = json.loads((study.root / f"data/tasks/miniwob/{task_id}.json").read_text())
         dice = random.Random(f"{arm} {seed} {split} {trial} {task_id}")
@@ -175,8 +188,7 @@ def _episodes(
         if not outcome:
             continue
         infeasible = raw["evaluator"]["func"] == "infeasible"
-        steps, images = _steps(dice, i, outcome, text)
-        scored = outcome != "env_error"
+        steps, images = _steps(dice, i, outcome, text, screenshots)
         record = EpisodeRecord(
             task_id=task_id,
             domain="miniwob",
@@ -192,26 +204,17 @@ def _episodes(
             desktop="process",
             checkpoint_sha256="b" * 64,
             sampling={"temperature": 0.6, "top_p": 1.0},
-            outcome=outcome,
-            hard_score=float(outcome == "success") if scored else None,
-            standard_score=float(outcome == "success" or (outcome == "truncated" and infeasible))
-            if scored
-            else None,
-            format_errors=sum(step.format_error is not None for step in steps),
-            n_steps=len(steps),
-            attempts=3 if outcome == "env_error" else 1,
-            errors=["desktop: the guest server did not answer within 15 s"] * 3 if not scored else [],
-            final_screenshot=f"step_{len(steps):03d}.webp" if scored else None,
+            **outcome_fields(outcome, infeasible, steps),
             started_at=1_700_000_000.0 + i,
             duration_s=round(1.3 + dice.random(), 3),
         )
-        write_episode(folder, record, steps, images if screenshots else {})
+        write_episode(folder, record, steps, images)
     folder.mkdir(parents=True, exist_ok=True)
     write_index(folder)
 
 
 def _steps(
-    dice: random.Random, i: int, outcome: str, text: Callable[[int], str] | None
+    dice: random.Random, i: int, outcome: str, text: Callable[[int], str] | None, screenshots: bool
 ) -> tuple[list[StepRecord], dict[str, bytes]]:
     if outcome == "env_error":
         return [], {}
@@ -250,8 +253,9 @@ def _steps(
                 completion_tokens=24,
             )
         )
-        images[f"step_{index:03d}.webp"] = screen(i, buttons, None)
-    images[f"step_{count:03d}.webp"] = screen(i, buttons, "#1b998b" if outcome == "success" else None)
+    if screenshots:
+        images = {f"step_{index:03d}.webp": screen(i, buttons, None) for index in range(count)}
+        images[f"step_{count:03d}.webp"] = screen(i, buttons, "#1b998b" if outcome == "success" else None)
     return steps, images
 
 
@@ -314,6 +318,7 @@ def _training(study: Study, arm: str, seed: int, steps: int) -> None:
             lines.append(json.dumps(line) + "\n")
         _write(folder / "metrics.jsonl", "".join(lines))
         study.metrics.append(folder / "metrics.jsonl")
+        study.reports.append(write_gates(folder, arm, seed, stage, count))
         _manifest(study, arm, seed, stage, count)
 
 

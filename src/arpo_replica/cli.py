@@ -104,7 +104,8 @@ def check_config(path: Path) -> None:
 
     study = Study(load_config(path).model_dump(mode="json"), str(path))
     study.check()
-    counts = f"{len(study.stages())} trainings, {len(study.all_indexes())} rollout sets"
+    trainings = len(study.stages()) + len(study.offline_trainings())
+    counts = f"{trainings} trainings, {len(study.all_indexes())} rollout sets"
     print(f"{path}: study '{study.name}', {counts}: fine")
 
 

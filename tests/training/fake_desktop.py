@@ -2,11 +2,14 @@
 
 Every task succeeds in the first episode that is ever evaluated (``FAKE_STATE`` is a folder that remembers
 it over processes) and fails in all later ones. ``FAKE_BREAK`` names tasks whose every attempt breaks,
-``FAKE_HOPELESS`` tasks that never succeed; both are separated by commas.
+``FAKE_HOPELESS`` tasks that never succeed; both are separated by commas. ``FAKE_BREAK_FIRST`` (``task:n``)
+breaks the first n attempts at a task, ``FAKE_BREAK_AFTER`` all but these. ``FAKE_SLOW`` (``task:seconds``) is
+a task whose every action takes so long.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import random
@@ -21,6 +24,23 @@ from arpo_replica.errors import DesktopError
 from arpo_replica.tasks.model import Task
 
 
+def setting(name: str, task: str) -> float | None:
+    """The number of ``task:number`` in a variable, if it is about this task."""
+    named, _, number = os.environ.get(name, "").partition(":")
+    return float(number) if named == task else None
+
+
+def attempt_at(task: str) -> int:
+    """1, 2, ... over all desktops."""
+    number = 1
+    while True:
+        try:
+            (Path(os.environ["FAKE_STATE"]) / f"{task}.attempt_{number}").touch(exist_ok=False)
+            return number
+        except FileExistsError:
+            number += 1
+
+
 class FakeDesktop:
     """A button that jumps at every action."""
 
@@ -28,9 +48,15 @@ class FakeDesktop:
         self.screen = screen
         self.random = random.Random(seed)
         self.turn = 0
+        self.task = ""
 
     async def reset(self, task: Task) -> None:
-        self.turn = 0
+        self.turn, self.task = 0, task.id
+        first, after = (setting(f"FAKE_BREAK_{name}", task.id) for name in ("FIRST", "AFTER"))
+        if first is not None and attempt_at(task.id) <= first:
+            raise DesktopError("broken at first")
+        if after is not None and attempt_at(task.id) > after:
+            raise DesktopError("broken since")
         if task.id in os.environ.get("FAKE_BREAK", "").split(","):
             raise DesktopError("broken on purpose")
 
@@ -45,6 +71,7 @@ class FakeDesktop:
         return out.getvalue()
 
     async def act(self, action: Action, action_id: str) -> None:
+        await asyncio.sleep(setting("FAKE_SLOW", self.task) or 0)
         self.turn += 1
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:

@@ -166,5 +166,5 @@ def test_a_folder_that_is_no_model_fails_with_the_reason(config, tmp_path):
         async with VllmServer(config, tmp_path / "nothing", tmp_path / "vllm.log") as server:
             await server.ready()
 
-    with pytest.raises(RuntimeError, match=r"(?s)vLLM ended with status 1.*nothing"):
+    with pytest.raises(UserError, match=r"(?s)vLLM ended with status 1.*nothing"):
         asyncio.run(main())

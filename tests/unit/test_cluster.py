@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -99,8 +100,17 @@ def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     )
     made = make_profile(site)
     assert made.default_resources["slurm_account"] == "'p_arpo'"
-    assert 'export ARPO_TMP="$SLURM_TMPDIR"' in made.precommand
     assert made.precommand.endswith("&& module load cuda")
+    # What the executor does: the variable must still be one when the line reaches the node.
+    wrapped = made.precommand.replace('"', '\\"')
+    sent = subprocess.run(
+        ["sh", "-c", f'printf %s "{wrapped}"'],
+        env={"SLURM_TMPDIR": "/login"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 'export ARPO_TMP="$SLURM_TMPDIR"' in sent
     listed = (tmp_path / made.partition_file()).read_text()
     assert "compute:\n    max_gpu: 0" in listed and "old:\n    max_gpu: 4" in listed
 
@@ -253,6 +263,9 @@ def test_status_says_how_far_each_part_is(tmp_path):
     rollouts = lines["rollouts base seed 0 base"]
     assert (rollouts.state, rollouts.progress) == ("silent", "5/20 episodes")
     assert rollouts.details == "success 5, 60 episodes/h, ETA 0:15:00"
+    (base / "heartbeat.json").write_text(json.dumps({**beat, "kept": 3, "outcomes": {"success": 2}}))
+    again = {line.name: line for line in study_status(config, tmp_path)}["rollouts base seed 0 base"]
+    assert again.details.startswith("kept 3, success 2, "), "what earlier jobs finished is kept"
     assert lines["train grpo seed 0 train_4"].state == "waiting"
     text = render_status(
         config, lines.values(), [{"rule": "train_stage", "job": "7", "nodes": "gpu1", "gpus": "0,1"}]

@@ -53,6 +53,7 @@ def changed(**changes):
         ({"desktop": {"screen": [0, 224]}}, "'desktop.screen.0' is 0"),
         ({"arms": {"grpo": {"learning_rat": 1}}}, "unknown key 'arms.grpo.learning_rat'"),
         ({"arms": {"base": {"learning_rate": 1}}}, "arms.base must be empty"),
+        ({"serving": {"tensor_parallel": 2}}, "serving.tensor_parallel is about GPUs"),
         ({"seeds": [1, 1]}, "a seed is listed twice"),
         ({"evaluation": {"trials": 0}}, "'evaluation.trials' is 0"),
         ({"training": {"stages": [{"name": "a", "split": "nope", "steps": 1}]}}, "names the split 'nope'"),

@@ -16,12 +16,13 @@ from PIL import Image
 
 from arpo_replica.actions.types import Click, Drag, Scroll, TypeText, Wait
 from arpo_replica.errors import UserError
+from arpo_replica.evaluation.schema import CurvePoint
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.effort import job_rows
 from arpo_replica.report.gallery import build_gallery, natural
 from arpo_replica.report.overlay import drawing, mark_of
 from arpo_replica.report.svg import embed
-from arpo_replica.report.views import duration, percent, points
+from arpo_replica.report.views import duration, first_and_last, percent, points
 from synthetic_study import SCREEN, Study, evaluate, make_study, render
 
 HOSTILE = [
@@ -297,8 +298,8 @@ def test_figures_lose_styles_and_gain_prefixes() -> None:
 
 
 def test_words_for_numbers(tmp_path: Path) -> None:
-    assert [percent(v) for v in (0.325, 0, 1, None)] == ["32", "0", "100", "not run"]
-    assert [points(v) for v in (0.123, -0.2, 0.001)] == ["+12", "\N{MINUS SIGN}20", "0"]
+    assert [percent(v) for v in (0.325, 0, 1, None)] == ["32.5", "0.0", "100.0", "not run"]
+    assert [points(v) for v in (0.123, -0.2, 0.0004)] == ["+12.3", "\N{MINUS SIGN}20.0", "0.0"]
     assert [duration(v) for v in (3.21, 61, 3720, None)] == [
         "3.2 s",
         "1 min 1 s",
@@ -347,6 +348,31 @@ def test_numbers_stand_in_the_row_that_names_them(study: Study, page: Path) -> N
     for place, row in enumerate(summary["differences"]):
         (cells,) = re.findall(rf'data-from="summary.json/differences/{place}">(.*?)</tr>', html, re.DOTALL)
         assert f"<strong>{points(row['difference']['value'])}</strong>" in cells
+
+
+def test_gates_are_shown_with_what_was_found(study: Study, page: Path, tmp_path: Path) -> None:
+    assert "4 of 4 stages passed every gate" in words(page)
+    (cells,) = re.findall(r'data-from="summary.json/gates/0">(.*?)</tr>', page.read_text(), re.DOTALL)
+    assert "verdict-passed" in cells
+    assert "3 of 3 steps are logged" in cells
+    failed = make_study(tmp_path, tasks=3, trials=1, steps=1, screenshots=False)
+    report = json.loads(failed.reports[0].read_text())
+    report |= {"passed": False, "reason": "The stage 'grpo seed 0 stage train_4' does not meet its gates."}
+    report["gates"][0] |= {"state": "failed", "says": "2 of 3 <steps> are logged"}
+    failed.reports[0].write_text(json.dumps(report))
+    evaluate(failed)
+    text = words(render(failed))
+    assert "3 of 4 stages passed every gate" in text
+    assert "steps failed: 2 of 3 <steps> are logged" in text
+    assert "does not meet its gates." in text
+
+
+def test_beginning_and_end_of_a_short_stage_are_not_the_same_updates() -> None:
+    updates = [CurvePoint(step=i, success=i / 10) for i in range(1, 9)]
+    assert first_and_last(updates, "success") == pytest.approx([0.2, 0.7])
+    assert first_and_last(updates[:3], "success") == pytest.approx([0.1, 0.3])
+    assert first_and_last(updates[:1], "success") == pytest.approx([0.1, 0.1])
+    assert first_and_last([], "success") == [None, None]
 
 
 def test_another_process_writes_the_same_bytes(study: Study, page: Path, tmp_path: Path) -> None:

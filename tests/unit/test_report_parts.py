@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
+from arpo_replica.evaluation.schema import CurvePoint
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
 from arpo_replica.report.tables import Table
+from arpo_replica.report.views import staleness
 from synthetic_study import Study, evaluate, make_study
 
 
@@ -89,3 +91,9 @@ def test_a_formula_in_a_table_is_text() -> None:
     table = Table("t", "T", [{"a": "=1+1", "b": {"c": -1, "d": ["@x", 2]}, "e": None}])
     assert table.csv().decode() == 'a,b.c,b.d,e\n\'=1+1,-1,"[""@x"", 2]",\n'
     assert json.loads(table.json()) == table.rows
+
+
+def test_the_age_of_rollouts_is_shown_for_trainings_that_record_it() -> None:
+    points = [CurvePoint(step=step, other={"staleness_mean": mean}) for step, mean in ((1, 0.0), (2, 1.0))]
+    assert staleness(points) == 0.5
+    assert staleness([CurvePoint(step=1)]) is None

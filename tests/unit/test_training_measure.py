@@ -13,7 +13,14 @@ RECIPE = TrainingConfig(
 )
 
 
-def group(task: str, scores: list[float], errors: list[int], attempts: int = 1) -> list[Rollout]:
+def group(
+    task: str,
+    scores: list[float],
+    errors: list[int],
+    attempts: int = 1,
+    step: int = 1,
+    version: int | None = None,
+) -> list[Rollout]:
     """Rollouts under the paper's reward, score - (1 if unparsable)."""
     return [
         Rollout(
@@ -27,6 +34,8 @@ def group(task: str, scores: list[float], errors: list[int], attempts: int = 1) 
             format_errors=error,
             attempts=attempts,
             turns=3,
+            step=step,
+            version=step - 1 if version is None else version,
         )
         for number, (score, error) in enumerate(zip(scores, errors, strict=True))
     ]
@@ -43,7 +52,9 @@ def test_reward_and_score_before_and_after_a_replacement() -> None:
     buffer.store("a", Stored("old", 3))
     plan = buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
     assert [(swap.group, swap.rollout) for swap in plan.swaps] == [(0, 0)]
-    found = measure(plan, groups, {(0, 0): (1.0, 1.0)}, step=8, lost=0, retries=2, success_above=0.5)
+    found = measure(
+        plan, groups, {(0, 0): (1.0, 1.0)}, step=8, lost=0, retries=2, refills=0, success_above=0.5
+    )
     assert found["arpo/reward_before"] == pytest.approx(-0.25)
     assert found["arpo/reward_after"] == pytest.approx(0.0)
     assert found["arpo/score_before"] == pytest.approx(0.125)
@@ -59,7 +70,7 @@ def test_reward_and_score_before_and_after_a_replacement() -> None:
 def test_a_group_varies_by_its_rewards_after_replay() -> None:
     same = group("a", [0, 0, 0, 0], [0, 0, 0, 0])
     empty = ReplayBuffer(ReplayConfig(), seed=0).plan([Group("a", (0.0,) * 4)])
-    options = {"step": 1, "lost": 0, "retries": 0, "success_above": 0.5}
+    options = {"step": 1, "lost": 0, "retries": 0, "refills": 0, "success_above": 0.5}
     assert measure(empty, [same], {}, **options)["arpo/varying_groups"] == 0
     assert measure(empty, [same], {(0, 0): (1.0, 1.0)}, **options)["arpo/varying_groups"] == 1
     # the same success by penalty alone
@@ -70,9 +81,31 @@ def test_a_group_varies_by_its_rewards_after_replay() -> None:
 def test_lost_rollouts_count_all_their_attempts() -> None:
     plan = ReplayBuffer(ReplayConfig(), seed=0).plan([])
     groups = [group("a", [1, 0], [0, 0], attempts=2)]
-    found = measure(plan, groups, {}, step=1, lost=2, retries=2, success_above=0.5)
+    found = measure(plan, groups, {}, step=1, lost=2, retries=2, refills=0, success_above=0.5)
     assert found["arpo/lost_rollouts"] == 2
     assert found["arpo/env_errors"] == 2 * 1 + 2 * 3
+
+
+def test_a_lost_rollout_that_was_begun_again_counts_all_rounds() -> None:
+    """Three attempts a round. One came in the second round, at its first attempt; two were lost in both."""
+    plan = ReplayBuffer(ReplayConfig(), seed=0).plan([])
+    groups = [group("a", [1, 0], [0, 0]), group("b", [1], [0], attempts=4)]
+    found = measure(plan, groups, {}, step=1, lost=2, retries=2, refills=1, success_above=0.5)
+    assert found["arpo/refilled_rollouts"] == 1
+    assert found["arpo/lone_groups"] == 1
+    assert found["arpo/env_errors"] == 3 + 2 * 6
+
+
+def test_staleness_counts_updates_since_the_oldest_weights() -> None:
+    """Step 5 updates the weights of version 4."""
+    plan = ReplayBuffer(ReplayConfig(), seed=0).plan([])
+    options = {"step": 5, "lost": 0, "retries": 0, "refills": 0, "success_above": 0.5}
+    fresh = group("a", [1, 0], [0, 0], step=5)
+    assert measure(plan, [fresh], {}, **options)["arpo/staleness_max"] == 0
+    carried = group("b", [1, 0, 0, 0, 0, 0], [0] * 6, step=4, version=2)
+    found = measure(plan, [fresh, carried], {}, **options)
+    assert (found["arpo/staleness_max"], found["arpo/stale_rollouts"]) == (2, 6)
+    assert found["arpo/staleness_mean"] == pytest.approx(1.5)
 
 
 def test_the_share_of_lost_rollouts_is_over_four_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.training.attempt import environment
 from arpo_replica.training.job import Job
+from arpo_replica.training.launch import check_loggers
 from arpo_replica.training.recipe import (
     check_window,
     data_parallel,
@@ -169,6 +171,63 @@ def test_ablations_reach_verl(tmp_path: Path) -> None:
     assert found["actor_rollout_ref.actor.optim.lr_warmup_steps_ratio"] == 0.05
     assert found["data.gen_batch_size"] == 1
     assert found["trainer.logger"] == ["console", "file", "tensorboard", "wandb"]
+
+
+def test_a_kl_term_brings_its_reference_model(tmp_path: Path) -> None:
+    """verl refuses one without a micro batch; on a CPU it computes in float32, as the actor does."""
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    ref = "actor_rollout_ref.ref"
+    assert not [key for key in overrides(make_job(tmp_path, config=config)) if key.startswith(ref)]
+    config.training.kl_weight = 0.01
+    found = overrides(make_job(tmp_path, config=config))
+    assert found[f"{ref}.log_prob_micro_batch_size_per_gpu"] == config.training.micro_batch
+    assert found[f"{ref}.fsdp_config.dtype"] == "float32"
+    assert found["actor_rollout_ref.actor.kl_loss_type"] == "low_var_kl"
+    config.accelerator, config.training.offload = "cuda", True
+    found = overrides(make_job(tmp_path, config=config))
+    assert f"{ref}.fsdp_config.dtype" not in found
+    assert found[f"{ref}.fsdp_config.param_offload"] is True
+
+
+def test_rollouts_beside_updates_are_verls_colocated_trainer(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    plain = overrides(make_job(tmp_path, config=config))
+    assert not [key for key in plain if "trainer_mode" in key or "max_off_policy" in key]
+    assert plain["trainer.v1.sampler.custom_sampler.name"] == "ReplaySampler"
+    asynchrony = config.training.asynchrony
+    asynchrony.mode, asynchrony.max_staleness = "partial_rollout", 2
+    found = overrides(make_job(tmp_path, config=config))
+    assert found["trainer.v1.trainer_mode"] == "colocate_async"
+    assert found["trainer.v1.sampler.custom_sampler.name"] == "AsyncReplaySampler"
+    # a rollout begun with version v and trained on two updates later spans v, v + 1, v + 2
+    assert found["trainer.v1.sampler.max_off_policy_threshold"] == 3
+    assert found["trainer.v1.sampler.max_off_policy_strategy"] == "wait"
+    config.training.dynamic_sampling = True
+    with pytest.raises(
+        UserError, match=r"training\.dynamic_sampling .* training\.asynchrony\.mode"
+    ) as caught:
+        overrides(make_job(tmp_path, config=config))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_logger_that_is_not_installed_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.training.loggers = ["tensorboard", "wandb"]
+    job = make_job(tmp_path, config=config)
+    job.stop_file.parent.mkdir(parents=True)
+    installed = {"tensorboard", "wandb"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    check_loggers(job)
+    assert not job.stop_file.exists()
+    installed.remove("wandb")
+    with pytest.raises(SystemExit):
+        check_loggers(job)
+    assert job.stop_file.read_text() == (
+        "training.loggers names 'wandb', but the environment that trains has no package wandb; install it "
+        "there or drop it from the key."
+    )
 
 
 def test_loggers_stay_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

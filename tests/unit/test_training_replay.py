@@ -39,6 +39,14 @@ def test_trigger(scores: list[float], failed: bool) -> None:
     assert buffer().failed(scores) is failed
 
 
+def test_a_rollout_left_alone_gives_way_to_nothing() -> None:
+    replay = buffer()
+    replay.store("t", Stored("old", 3))
+    plan = replay.plan([Group("t", (0.0,)), Group("t", (0.0, 0.0))])
+    assert plan.failed_groups == 2
+    assert [swap.group for swap in plan.swaps] == [1]
+
+
 def test_the_format_term_plays_no_part() -> None:
     """All scores 0, half of the replies unparsable: rewards differ (std 0.5), the group has failed."""
     rewards = [0.0, -1.0] * 4

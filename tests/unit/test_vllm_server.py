@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from arpo_replica.cluster.costs import rollout_gpus
 from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
@@ -103,7 +104,7 @@ async def test_it_is_started_awaited_and_stopped_with_all_its_children(tmp_path,
         assert (tmp_path / "server.log").read_text() == "loading\n"
         server.check_alive()
     assert_all_gone(server.notes)
-    with pytest.raises(RuntimeError, match="ended with status"):
+    with pytest.raises(UserError, match="ended with status"):
         server.check_alive()
 
 
@@ -111,7 +112,7 @@ async def test_a_server_that_dies_early_is_reported_with_the_end_of_its_log(tmp_
     monkeypatch.setattr(vllm_server, "GRACE_S", 0.5)
     server = StandIn(tmp_path, "die")
     async with server:
-        with pytest.raises(RuntimeError, match=r"(?s)status 3.*no such model"):
+        with pytest.raises(UserError, match=r"(?s)status 3.*no such model"):
             await server.ready()
     assert_all_gone(server.notes)
 
@@ -131,7 +132,7 @@ async def test_a_program_that_is_not_there(tmp_path):
             return [str(tmp_path / "no_such_program")], dict(os.environ)
 
     async with Missing(tmp_path) as server:
-        with pytest.raises(RuntimeError, match=r"(?s)status 127.*no_such_program"):
+        with pytest.raises(UserError, match=r"(?s)status 127.*no_such_program"):
             await server.ready()
 
 
@@ -238,6 +239,12 @@ def test_the_command_serves_what_the_config_says(config, tmp_path, monkeypatch):
     assert command[:4] == ["/gpu/bin/python", "-m", "vllm.entrypoints.cli.main", "serve"]
     assert "uni" not in command
     assert option(command, "--dtype") == "auto"
+    assert "--tensor-parallel-size" not in command
+    several = cuda.model_copy(update={"serving": cuda.serving.model_copy(update={"tensor_parallel": 2})})
+    command = vllm_server.serve_command(several, tmp_path, 4711)
+    assert option(command, "--tensor-parallel-size") == "2"
+    assert option(command, "--mm-encoder-tp-mode") == "data"
+    assert rollout_gpus(several, "grpo") == 2
 
 
 def test_a_whole_image_fits_into_one_engine_step(config):

@@ -32,8 +32,8 @@ Run another study with `snakemake --configfile configs/nano.yaml`. An arm is a s
 `--configfile configs/demo.yaml configs/recipes/released_code.yaml configs/ablations/random_slot.yaml`.
 [recipes](recipes) say how to learn (paper, released code, GRPO alone, the 2B plan) and fit a study of any
 size; [shapes](shapes) change the batch of one study; each of [ablations](ablations) changes one key;
-[desktops](desktops) put any study on other desktops. An overlay's `variant` keeps its results in a folder
-of its own. Which value comes from where: [parity](../docs/parity.md).
+[desktops](desktops) put any study on other desktops; [arms](arms) add arms to any study. An overlay's
+`variant` keeps its results in a folder of its own. Which value comes from where: [parity](../docs/parity.md).
 """
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from arpo_replica.config.container import ContainerConfig
+from arpo_replica.config.offline import OfflineEpisodesConfig
 from arpo_replica.config.osworld import OSWorldConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.remote import RemoteConfig
@@ -119,6 +120,8 @@ class ServingConfig(Section):
     """No CUDA graphs or compilation: faster start, slower tokens."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; `auto`: float32 on a CPU, the model's own on a GPU."""
+    tensor_parallel: Positive = 1
+    """GPUs that hold one copy of the model together, and each a share of its screenshots' encoding."""
 
 
 class RolloutConfig(Section):
@@ -195,6 +198,8 @@ class StudyConfig(Section):
     """Episodes."""
     training: TrainingConfig
     """GRPO and replay."""
+    offline: OfflineEpisodesConfig = OfflineEpisodesConfig()
+    """Episodes for offline arms."""
     evaluation: EvaluationConfig
     """Evaluation."""
     targets: TargetsConfig = TargetsConfig()
@@ -224,6 +229,7 @@ class StudyConfig(Section):
             "training.stages": [stage.split for stage in self.training.stages],
             "evaluation.splits": self.evaluation.splits,
             "targets": self.targets.splits(),
+            "offline.split": [self.offline_split],
         }
         self.tasks.add_noisy(self.name, {name for names in uses.values() for name in names})
         known = set(self.tasks.splits)
@@ -238,6 +244,8 @@ class StudyConfig(Section):
                 f"model.shape_only is {str(self.model.shape_only).lower()} and size is '{self.size}': random "
                 "weights need a size that ends in '_random', and the other way round"
             )
+        if self.accelerator == "cpu" and self.serving.tensor_parallel > 1:
+            raise ValueError("serving.tensor_parallel is about GPUs: with accelerator: cpu it must be 1")
         for arm in self.arms:
             self.recipe(arm)
         return self
@@ -267,6 +275,27 @@ class StudyConfig(Section):
                 f"training.minibatch_tasks ({recipe.minibatch_tasks})"
             )
         return recipe
+
+    @property
+    def offline_arms(self) -> list[str]:
+        """Arms that learn from recorded episodes of the base policy."""
+        return [arm for arm in self.arms if arm != "base" and self.recipe(arm).offline is not None]
+
+    @property
+    def online_arms(self) -> list[str]:
+        """Arms that verl trains, with rollouts of their own."""
+        return [arm for arm in self.arms if arm != "base" and self.recipe(arm).offline is None]
+
+    @property
+    def offline_split(self) -> str:
+        """Split that offline arms learn from."""
+        return self.offline.split or self.training.stages[-1].split
+
+    @property
+    def training_splits(self) -> list[str]:
+        """Splits that some arm learns from, each once."""
+        splits = [stage.split for stage in self.training.stages]
+        return list(dict.fromkeys([*splits, *([self.offline_split] if self.offline_arms else [])]))
 
     def stage(self, name: str) -> StageConfig:
         """The stage of that name."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from arpo_replica.config.offline import OfflineConfig
 from arpo_replica.config.section import Fraction, Positive, Section
 from arpo_replica.config.speed import SpeedConfig
 
@@ -25,6 +26,17 @@ class ReplayConfig(Section):
     """... and its population standard deviation below this (released code: 0.2 and 0.05)."""
     replaced_index: Literal["first", "random"] = "first"
     """Which rollout of a failed group gives way: `random` (paper §3.5) or `first` (released code)."""
+
+
+class AsynchronyConfig(Section):
+    """Whether rollouts wait for the update. On GPUs and CPU alike trainer and vLLM share the device."""
+
+    mode: Literal["sync", "partial_rollout"] = "sync"
+    """`sync`: all rollouts of a step begin and end with the same weights (ARPO). `partial_rollout`: the
+    rollouts of the next step begin beside this one's, are paused in mid-reply by the update and go on with
+    the new weights (verl: trainer.v1.trainer_mode colocate_async)."""
+    max_staleness: Positive = 1
+    """Updates that a rollout may lag behind: a step waits for rollouts that would fall further back."""
 
 
 class GatesConfig(Section):
@@ -49,6 +61,8 @@ class StageConfig(Section):
     """Split that is trained on."""
     steps: Positive
     """Updates (verl steps)."""
+    from_base: bool = False
+    """Start from the untrained policy instead of the stage before (figure 5 compares two such trainings)."""
 
 
 class TrainingConfig(Section):
@@ -99,6 +113,9 @@ class TrainingConfig(Section):
     """Steps between checkpoints (ARPO: 8); the last step is always saved."""
     keep_checkpoints: Positive = 2
     """Checkpoints kept per stage for resuming."""
+    lost_rollout_refills: Annotated[int, Field(ge=0)] = 0
+    """A rollout lost to environment errors is begun again so often, once the others of its step are through;
+    what is lost even then is masked."""
     env_error_share_max: Fraction = 0.5
     """A larger share of lost rollouts over the last four steps stops the stage: its desktops need care."""
     gpus: Positive = 1
@@ -118,10 +135,14 @@ class TrainingConfig(Section):
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Further loggers of verl, beside `metrics.jsonl`: files under the stage's `checkpoints/tensorboard` or
     `wandb`. W&B stays offline unless WANDB_MODE in the environment says otherwise."""
+    asynchrony: AsynchronyConfig = AsynchronyConfig()
+    """Rollouts beside updates."""
     gates: GatesConfig = GatesConfig()
     """What the next stage waits for."""
     replay: ReplayConfig = ReplayConfig()
     """Experience replay."""
+    offline: OfflineConfig | None = None
+    """In an arm: learn from recorded episodes instead, in one training, without stages and replay."""
     speed: SpeedConfig = SpeedConfig()
     """How the trainer computes."""
     verl: dict[str, Any] = Field(default_factory=dict)
@@ -130,6 +151,7 @@ class TrainingConfig(Section):
 
 WITHOUT_EFFECT = {
     *("stages", "gates", "loggers", "save_every", "keep_checkpoints"),
-    *("stall_timeout_s", "dead_after_s", "env_error_share_max"),
+    *("stall_timeout_s", "dead_after_s", "env_error_share_max", "offline"),
 }
-"""Keys of ``TrainingConfig`` that decide how a stage is run and judged, never what it results in."""
+"""Keys of ``TrainingConfig`` that decide how a stage is run and judged, never what it results in. ``offline``
+is for arms without stages."""

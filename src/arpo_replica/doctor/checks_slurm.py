@@ -32,9 +32,8 @@ def site_profile(machine: Machine) -> Profile | None:
 def longest(config: StudyConfig, gpus: bool) -> Estimate | None:
     """The study's longest job with, or without, GPUs."""
     jobs = [rollout_estimate(config, arm) for arm in config.arms]
-    for arm in config.arms:
-        if arm != "base":
-            jobs += [stage_estimate(config, arm, stage.name) for stage in config.training.stages]
+    for arm in config.online_arms:
+        jobs += [stage_estimate(config, arm, stage.name) for stage in config.training.stages]
     return max((job for job in jobs if (job.gpus > 0) == gpus), key=lambda job: job.hours, default=None)
 
 
@@ -61,7 +60,7 @@ def slurm_limits(config: StudyConfig, machine: Machine) -> Finding:
     if profile is None:
         return ok(NO_SLURM)
     most = 0 if profile.gpu is None else max(profile.gpu.gpus.values())
-    for arm in config.arms:
+    for arm in config.online_arms:
         _, gpus = train_gpus(config, arm)
         if gpus > most:
             return fail(

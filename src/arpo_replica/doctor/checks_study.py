@@ -120,12 +120,10 @@ def precision(config: StudyConfig, machine: Machine) -> Finding:
     return ok(words) if half < 5 else warn(words, "raise evaluation.trials")
 
 
-@check("group and batch sizes that fit", lambda config: set(config.arms) != {"base"})
+@check("group and batch sizes that fit", lambda config: bool(config.online_arms))
 def training_sizes(config: StudyConfig, machine: Machine) -> Finding:
     """Batches smaller than a minibatch, single rollouts, splits smaller than a step."""
-    for arm in config.arms:
-        if arm == "base":
-            continue
+    for arm in config.online_arms:
         recipe = config.recipe(arm)
         rollouts = recipe.minibatch_tasks * recipe.rollouts_per_task
         if rollouts % recipe.micro_batch:

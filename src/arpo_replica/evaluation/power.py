@@ -17,9 +17,10 @@ errors simulated for 369 tasks of three runs near 45 %: 2.2 points clustered, 1.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from pydantic import Field
-from scipy import stats
+from scipy import special, stats
 
 from arpo_replica.evaluation.document import Document
 
@@ -27,6 +28,7 @@ CONCENTRATION = 0.85
 WITHIN = CONCENTRATION / (CONCENTRATION + 1)
 """Share of p (1 - p) that is noise between runs of one task."""
 POWER, ALPHA = 0.80, 0.05
+ONE_SIDED = float(stats.norm.ppf(1 - ALPHA))
 MOST_TRIALS = 100
 """More runs per task than that are not a plan."""
 
@@ -81,10 +83,11 @@ def agreement_power(error: float, margin: float) -> float:
     """Power of the two one-sided tests when both results are equal in truth (same unit for both)."""
     if error <= 0:
         return 1.0
-    reach = margin / error - float(stats.norm.ppf(1 - ALPHA))
-    return max(0.0, 2 * float(stats.norm.cdf(reach)) - 1)
+    reach = margin / error - ONE_SIDED
+    return max(0.0, 2 * float(special.ndtr(reach)) - 1)
 
 
+@lru_cache(maxsize=256)
 def agreement(rates: tuple[float, ...], tasks: int, margin: float) -> tuple[int | None, float, float]:
     """(runs per task or None, largest power, smallest margin) to show agreement; all as fractions."""
     theirs = spread(*rates) / tasks
@@ -98,7 +101,7 @@ def agreement(rates: tuple[float, ...], tasks: int, margin: float) -> tuple[int 
     )
     largest = agreement_power(math.sqrt(theirs), margin)
     # 2 Phi(m / e - z) - 1 = power, solved for m.
-    needed = float(stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + POWER) / 2))
+    needed = ONE_SIDED + float(stats.norm.ppf((1 + POWER) / 2))
     return trials, largest, needed * math.sqrt(theirs)
 
 

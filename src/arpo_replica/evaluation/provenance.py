@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+import arpo_replica
 from arpo_replica.cluster.allocation import read_jobs
 from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
@@ -31,7 +32,7 @@ from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.splits import load_split
 
 CONTROLLER_PACKAGES = (
-    "arpo-replica", "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
+    "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
     "matplotlib", "jinja2", "pillow", "ui-tars", "miniwob",
 )  # fmt: skip
 RULES = (
@@ -47,6 +48,7 @@ RULES = (
     (r"/nano/model/", "build_nano_model"),
     (r"/models/base/.*manifest\.json$", "register_base_model"),
     (r"/models/.*(manifest\.json|metrics\.jsonl)$", "train_stage"),
+    (r"/offline/.*episodes\.jsonl$", "collect_offline_episodes"),
     (r"/episodes/.*episodes\.jsonl$", "collect_rollouts"),
 )
 """Place of a file -> rule that writes it."""
@@ -91,11 +93,13 @@ def write_provenance(
     return provenance
 
 
-def source_files(table: pd.DataFrame, inputs: Sequence[InputFile]) -> list[SourceFile]:
+def source_files(
+    table: pd.DataFrame, inputs: Sequence[InputFile], offline_arms: Sequence[str] = ()
+) -> list[SourceFile]:
     """Every file that a number rests on: what was read here, and the indexes behind the table of episodes."""
     found = {
         entry.path: SourceFile(
-            path=entry.path, sha256=entry.sha256, bytes=entry.bytes, rule=rule_of(entry.path)
+            path=entry.path, sha256=entry.sha256, bytes=entry.bytes, rule=rule_of(entry.path, offline_arms)
         )
         for entry in inputs
     }
@@ -106,8 +110,11 @@ def source_files(table: pd.DataFrame, inputs: Sequence[InputFile]) -> list[Sourc
     return [found[path] for path in sorted(found)]
 
 
-def rule_of(path: str) -> str:
+def rule_of(path: str, offline_arms: Sequence[str] = ()) -> str:
     """Rule of the workflow that writes a file of a study; ``none`` for a file of the repository."""
+    arm = re.search(r"/models/(\w+)/", path)
+    if arm is not None and arm[1] in offline_arms:
+        return "train_offline"
     return next((rule for pattern, rule in RULES if re.search(pattern, path)), "none")
 
 
@@ -126,11 +133,11 @@ def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]
     heavy = repository / "envs" / ("gpu" if config.accelerator == "cuda" else "cpu") / ".venv"
     folders = [str(path) for path in sorted(heavy.glob("lib/python*/site-packages"))]
     found = {}
-    for distribution in importlib.metadata.distributions(path=folders) if folders else ():
-        name = (distribution.metadata["Name"] or "").lower()
-        if name in HEAVY_PACKAGES:
+    for name in HEAVY_PACKAGES if folders else ():
+        for distribution in importlib.metadata.distributions(name=name, path=folders):
             found[name] = distribution.version
-    ours = {}
+    # Made importable by a path alone, so no metadata says which version it is.
+    ours = {"arpo-replica": arpo_replica.__version__}
     for name in CONTROLLER_PACKAGES:
         try:
             ours[name] = importlib.metadata.version(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -22,6 +23,14 @@ class Checkpoint:
     arm: str
     stage: str
     seeds: tuple[int, ...]
+
+    def place(self, split: str, protocol: Protocol) -> dict[str, Any]:
+        """The fields by which a row of results says where it belongs."""
+        return {"arm": self.arm, "stage": self.stage, "split": split, "protocol": protocol}
+
+    def place_against(self, theirs: Checkpoint, split: str, protocol: Protocol) -> dict[str, Any]:
+        """The same for a row that compares it with another checkpoint."""
+        return self.place(split, protocol) | {"reference": theirs.arm, "reference_stage": theirs.stage}
 
     def seed_groups(self) -> list[int | None]:
         """Each seed by itself; with several also all together (None), first."""

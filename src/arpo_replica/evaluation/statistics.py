@@ -192,8 +192,8 @@ def pass_at_k(runs: Mapping[str, Sequence[bool]], k: int) -> Interval | None:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted by Holm for all tests of a family, in the given order."""
-    if not p_values:
-        return []
+    if len(p_values) < 2:
+        return list(p_values)
     return [float(value) for value in multipletests(list(p_values), method="holm")[1]]
 
 

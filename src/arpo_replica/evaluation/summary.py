@@ -73,7 +73,10 @@ def summarise_study(
     """
     inputs = [input_file(path) for path in [scores, *sorted(metrics), *sorted(manifests), *sorted(reports)]]
     summary = summarise(config, read_scores(scores), metrics, manifests, inputs)
-    summary.gates = [StageReport.model_validate_json(path.read_bytes()) for path in sorted(reports)]
+    summary.gates = sorted(
+        (StageReport.model_validate_json(path.read_bytes()) for path in reports),
+        key=lambda r: (arm_order(config, r.arm), r.seed, stage_order(config, r.stage)),
+    )
     summary.not_run += [report.reason for report in summary.gates if report.reason is not None]
     write_document(summary, out_json)
     return summary
@@ -92,8 +95,8 @@ def summarise(
     }
     trained = {
         f"{domain}/{task_id}"
-        for stage in config.training.stages
-        for domain, ids in read_split(config.tasks.splits[stage.split]).tasks.items()
+        for split in config.training_splits
+        for domain, ids in read_split(config.tasks.splits[split]).tasks.items()
         for task_id in ids
     }
     checkpoints = list(checkpoints_of(config, table))
@@ -113,9 +116,12 @@ def summarise(
         splits={name: _split_facts(config, name, tasks, trained) for name, tasks in splits.items()},
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
-        effort=list(effort_rows(table)),
+        effort=sorted(effort_rows(table), key=lambda row: arm_order(config, row.arm)),
         curves=curves,
-        models=[read_model(path) for path in sorted(manifests)],
+        models=sorted(
+            map(read_model, manifests),
+            key=lambda m: (arm_order(config, m.arm), m.seed, stage_order(config, m.stage)),
+        ),
         not_run=_not_run(config, rates, metrics),
         statistics=StatisticsFacts(
             confidence=st.CONFIDENCE,
@@ -135,11 +141,14 @@ def summarise(
         pass_at_k=list(pass_rows(table, splits, checkpoints)),
         flips=list(flip_rows(table, splits, checkpoints)),
         replay=list(replay_rows(curves)),
-        throughput=list(throughput_rows(config, table, curves)),
+        throughput=sorted(
+            throughput_rows(config, table, curves),
+            key=lambda row: (row.phase != "training", arm_order(config, row.arm)),
+        ),
         env_errors=list(env_error_rows(table, curves)),
         commit=code["commit"],
         dirty=code["dirty"],
-        files=source_files(table, inputs),
+        files=source_files(table, inputs, config.offline_arms),
     )
 
 
@@ -165,11 +174,8 @@ def _rates(
                 column = f"success_{protocol}"
                 successes = int(valid[column].sum())
                 yield RateRow(
-                    arm=checkpoint.arm,
-                    stage=checkpoint.stage,
+                    **checkpoint.place(split, protocol),
                     seed=seed,
-                    split=split,
-                    protocol=protocol,
                     tasks=len(tasks),
                     expected=expected,
                     valid=len(valid),
@@ -203,13 +209,8 @@ def _differences(
                     found = st.paired_difference(runs_of(arm, protocol), runs_of(reference, protocol))
                     if found is not None:
                         yield DifferenceRow(
-                            arm=ours.arm,
-                            reference=theirs.arm,
-                            stage=ours.stage,
-                            reference_stage=theirs.stage,
+                            **ours.place_against(theirs, split, protocol),
                             seed=seed,
-                            split=split,
-                            protocol=protocol,
                             tasks=found.tasks,
                             dropped=list(found.dropped),
                             difference=IntervalRecord.of(found.interval),
@@ -237,7 +238,7 @@ def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set
         infeasible=sum(task.infeasible for task in tasks),
         list_sha256=hashlib.sha256(config.tasks.splits[name].read_bytes()).hexdigest(),
         tasks_sha256=digest,
-        trained_on=any(stage.split == name for stage in config.training.stages),
+        trained_on=name in config.training_splits,
         tasks_trained_on=sum(name_of(task) in trained for task in tasks),
         roles=[role for role in ROLES if getattr(config.targets, role) == name],
     )

@@ -26,8 +26,14 @@ from arpo_replica.evaluation.claims import compare_claims
 from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.evaluation.summary import summarise_study
+from arpo_replica.evaluation.synthetic_training import (
+    digest,
+    write_gates,
+    write_invented_manifest,
+    write_metrics,
+    write_text,
+)
 from arpo_replica.evaluation.tables import write_tables
-from arpo_replica.manifest import Manifest, write_manifest
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_index
 
 DOMAINS = {
@@ -51,6 +57,7 @@ class SyntheticStudy:
     results: Path
     metrics: tuple[Path, ...]
     manifests: tuple[Path, ...]
+    reports: tuple[Path, ...]
 
 
 def make_synthetic(
@@ -70,16 +77,17 @@ def make_synthetic(
     """
     config, config_file = _write_config(out, tasks, arms=arms, trials=trials, screen=screen, updates=updates)
     results = out / "results" / config.study
-    metrics, manifests = [], []
+    metrics, manifests, reports = [], [], []
     last = config.training.stages[-1].name
     for arm in arms:
         stage = "base" if arm == "base" else last
-        manifests.append(_write_manifest(results, arm, stage, updates))
+        manifests.append(write_invented_manifest(results, arm, stage, updates))
         if arm != "base":
-            metrics.append(_write_metrics(results, config, arm, stage, updates))
+            metrics.append(write_metrics(results, config, arm, stage, updates))
+            reports.append(write_gates(metrics[-1].parent, arm, 0, stage, updates))
         for trial in range(trials):
             _write_episodes(results, config, arm, stage, trial)
-    study = SyntheticStudy(config, config_file, results, tuple(metrics), tuple(manifests))
+    study = SyntheticStudy(config, config_file, results, tuple(metrics), tuple(manifests), tuple(reports))
     evaluate(study, paper)
     return study
 
@@ -89,7 +97,7 @@ def evaluate(study: SyntheticStudy, paper: Path = Path("data/paper")) -> None:
     config, results = study.config, study.results
     scores, summary = results / "scores.parquet", results / "summary.json"
     score_episodes(config, [results / "episodes"], scores)
-    summarise_study(config, scores, study.metrics, study.manifests, summary)
+    summarise_study(config, scores, study.metrics, study.manifests, summary, reports=study.reports)
     compare_claims(config, summary, paper / "claims.yaml", results / "claims.json")
     write_provenance(config, results / "provenance.json", study.manifests)
     write_tables(summary, results / "claims.json", scores, results / "tables")
@@ -112,13 +120,13 @@ def _write_config(
             "config": [],
             "evaluator": {"func": "infeasible" if infeasible else "synthetic"},
         }
-        _write(out / "data/tasks" / domain / f"{task_id}.json", json.dumps(raw))
+        write_text(out / "data/tasks" / domain / f"{task_id}.json", json.dumps(raw))
     for split, members in (("synthetic_in", trained), ("synthetic_out", others)):
         listed: dict[str, list[str]] = {}
         for domain, task_id in members:
             listed.setdefault(domain, []).append(task_id)
         content = {"name": split, "source": "invented, no benchmark", "tasks": listed}
-        _write(out / f"data/splits/{split}.json", json.dumps(content, indent=1))
+        write_text(out / f"data/splits/{split}.json", json.dumps(content, indent=1))
     raw_config = {
         "study": "synthetic",
         "size": "nano",
@@ -145,7 +153,7 @@ def _write_config(
     }
     config_file = out / "synthetic.yaml"
     heading = "# Invented by `make-synthetic`: no number of this study was measured.\n"
-    _write(config_file, heading + yaml.safe_dump(raw_config, sort_keys=False))
+    write_text(config_file, heading + yaml.safe_dump(raw_config, sort_keys=False))
     return parse_config(raw_config, str(config_file)), config_file
 
 
@@ -192,19 +200,10 @@ def _write_episode(
         trial=trial,
         size=config.size,
         desktop=config.desktop.kind,
-        checkpoint_sha256=_digest(f"{arm} {stage}"),
+        checkpoint_sha256=digest(f"{arm} {stage}"),
         sampling={"temperature": 0.6, "top_p": 1.0},
-        outcome=outcome,
-        hard_score=float(outcome == "success") if scored else None,
-        standard_score=float(outcome == "success" or (outcome == "truncated" and infeasible))
-        if scored
-        else None,
-        format_errors=sum(step.format_error is not None for step in steps),
-        n_steps=len(steps),
-        attempts=1 if scored else 3,
-        errors=[] if scored else ["desktop: the guest server did not answer within 15 s"] * 3,
-        final_screenshot=f"step_{len(steps):03d}.webp" if scored else None,
-        started_at=1_700_000_000.0 + dice.randint(0, 10**6),
+        **outcome_fields(outcome, infeasible, steps),
+        started_at=1_700_000_000.0 + dice.randint(0, 6000),
         duration_s=round(sum(step.model_s + step.env_s for step in steps) + 8 + dice.random(), 3),
         reset_s=6.0,
         evaluate_s=1.5,
@@ -217,8 +216,24 @@ def _write_episode(
         done = index == len(steps) and outcome == "success"
         data = _screenshot(task_id, index, done, tuple(config.desktop.screen))
         (folder / f"step_{index:03d}.webp").write_bytes(data)
-    _write(folder / "steps.jsonl", "".join(step.model_dump_json() + "\n" for step in steps))
-    _write(folder / "episode.json", record.model_dump_json(indent=1) + "\n")
+    write_text(folder / "steps.jsonl", "".join(step.model_dump_json() + "\n" for step in steps))
+    write_text(folder / "episode.json", record.model_dump_json(indent=1) + "\n")
+
+
+def outcome_fields(outcome: Outcome, infeasible: bool, steps: list[StepRecord]) -> dict[str, Any]:
+    """What an episode's record says of its end, as the rollouts write it."""
+    scored = outcome != "env_error"
+    fail_is_right = outcome == "truncated" and infeasible
+    return {
+        "outcome": outcome,
+        "hard_score": float(outcome == "success") if scored else None,
+        "standard_score": float(outcome == "success" or fail_is_right) if scored else None,
+        "format_errors": sum(step.format_error is not None for step in steps),
+        "n_steps": len(steps),
+        "attempts": 1 if scored else 3,
+        "errors": [] if scored else ["desktop: the guest server did not answer within 15 s"] * 3,
+        "final_screenshot": f"step_{len(steps):03d}.webp" if scored else None,
+    }
 
 
 def _outcome(dice: random.Random, arm: str, split: str, task_id: str, infeasible: bool) -> Outcome:
@@ -307,88 +322,6 @@ def _screenshot(task_id: str, index: int, done: bool, screen: tuple[int, int]) -
     return out.getvalue()
 
 
-def _write_metrics(results: Path, config: StudyConfig, arm: str, stage: str, updates: int) -> Path:
-    dice = random.Random(f"metrics {arm}")
-    names = [
-        f"{domain}/{task}"
-        for domain, ids in json.loads(config.tasks.splits["synthetic_in"].read_text())["tasks"].items()
-        for task in ids
-    ]
-    lines, stored = [], 0
-    for step in range(1, updates + 1):
-        mean = 0.45 + (0.22 if arm == "arpo" else 0.14) * (1 - math.exp(-step / 60)) + dice.gauss(0, 0.03)
-        groups = [dice.choice(names) for _ in range(config.training.tasks_per_step)]
-        failed = [g for g, _ in enumerate(groups) if dice.random() < 0.2]
-        swapped = [g for g in failed if arm == "arpo" and dice.random() < min(0.6, step / 40)]
-        stored += dice.randint(0, 3) if arm == "arpo" else 0
-        row = {
-            "step": step,
-            "reward_before": mean - 0.02,
-            "reward_after": mean - 0.02 + len(swapped) / 8 / len(groups),
-            "success": mean,
-            "groups": len(groups),
-            "rollouts": 8 * len(groups),
-            "all_fail_groups": len(failed),
-            "swapped_groups": len(swapped),
-            "buffer_size": stored,
-            "entropy": 0.9 - 0.002 * step,
-            "clip_fraction": 0.01,
-            "unparsable": 0.02,
-            "env_errors": int(dice.random() < 0.1),
-            "lost_rollouts": 0,
-            "probability_difference_mean": 0.003,
-            "seconds": {
-                "rollout": 800 + 60 * dice.random(),
-                "update": 210.0,
-                "weight_sync": 9.0,
-                "total": 1050.0,
-            },
-            "tasks": [
-                {"task": name, "scores": [0.0 if g in failed else 1.0] * 8} for g, name in enumerate(groups)
-            ],
-            "swaps": [
-                {
-                    "group": g,
-                    "rollout": 0,
-                    "name": f"synthetic-{step}-{g}",
-                    "step": max(0, step - dice.randint(1, 30)),
-                }
-                for g in swapped
-            ],
-        }
-        lines.append(json.dumps(row) + "\n")
-    return _write(results / f"models/{arm}/seed_0/stage_{stage}/metrics.jsonl", "".join(lines))
-
-
-def _write_manifest(results: Path, arm: str, stage: str, updates: int) -> Path:
-    path = results / f"models/{arm}/seed_0/stage_{stage}/manifest.json"
-    manifest = Manifest(
-        arm=arm,
-        seed=0,
-        stage=stage,
-        step=0 if arm == "base" else updates,
-        size="nano",
-        model="model",
-        weights={"model.safetensors": _digest(f"weights {arm}")},
-        sha256=_digest(f"{arm} {stage}"),
-        parent=None if arm == "base" else _digest("base base"),
-        recipe={"synthetic": True},
-        versions={},
-    )
-    write_manifest(manifest, path)
-    return path
-
-
 def _unit(kind: str, name: str) -> float:
     """A number in [0, 1) that belongs to a name."""
     return random.Random(f"{kind} {name}").random()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(f"synthetic {text}".encode()).hexdigest()
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from arpo_replica.evaluation.document import Document, Protocol
 from arpo_replica.evaluation.rows import Change
@@ -47,6 +47,21 @@ class CurveTask(CurvePoint):
     arm: str = ""
     seed: int = 0
     stage: str = ""
+
+
+class GateRow(Document):
+    """One gate of one finished stage of training (`training.gates`)."""
+
+    arm: str
+    seed: int
+    stage: str
+    gate: str
+    key: str
+    """Key of the config that sets it."""
+    state: Literal["passed", "failed", "off"]
+    """``off``: not asked for, or it does not apply."""
+    says: str
+    """What was found."""
 
 
 class SplitTable(SplitFacts):

@@ -46,6 +46,7 @@ from arpo_replica.evaluation.table_models import (
     CurveTask,
     EpisodeRow,
     FlipTask,
+    GateRow,
     Mark,
     PublishedNumber,
     ReplayEvent,
@@ -91,6 +92,7 @@ TABLES = (
     Table("contradictions", ContradictionRow),
     Table("own_measurements", OwnMeasurement),
     Table("learning_curves", CurveTask, frozenset({"swaps"})),
+    Table("gates", GateRow),
     Table("replay", ReplayRow),
     Table("replay_events", ReplayEvent),
     Table("throughput", ThroughputRow),
@@ -147,6 +149,7 @@ def table_rows(summary: Summary, claims: Claims, scores: pd.DataFrame) -> dict[s
             for curve in summary.curves
             for point in curve.points
         ],
+        "gates": list(gate_rows(summary)),
         "replay": summary.replay,
         "replay_events": list(_replay_events(summary)),
         "throughput": summary.throughput,
@@ -189,6 +192,19 @@ def _contradictions(claims: Claims) -> Iterator[ContradictionRow]:
                 says=side.says,
                 place=side.place,
                 **entry.model_dump(include={"number", "subject", "reading", "here", "key", "value"}),
+            )
+
+
+def gate_rows(summary: Summary) -> Iterator[GateRow]:
+    """Gate by gate what each finished stage was judged by, in the summary's order."""
+    for report in summary.gates:
+        for gate in report.gates:
+            yield GateRow(
+                arm=report.arm,
+                seed=report.seed,
+                stage=report.stage,
+                gate=gate.name,
+                **gate.model_dump(exclude={"name"}),
             )
 
 

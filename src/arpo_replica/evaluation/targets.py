@@ -30,6 +30,8 @@ class Target:
     """Keys of `targets` that name a training."""
     throughput: bool = False
     """Whether it needs `targets.environments` measured."""
+    overlay: str = ""
+    """Overlay of configs that adds arms that a study may lack."""
 
 
 TRAINED = ("base", "grpo", "arpo")
@@ -54,7 +56,14 @@ TARGETS: dict[str, Target] = {
             "Figure 5, p. 8",
             curves=("selected_curve", "full_curve"),
         ),
-        Target("fig6", "Against offline methods", "Figure 6, §4.6", OFFLINE, ("benchmark",)),
+        Target(
+            "fig6",
+            "Against offline methods",
+            "Figure 6, §4.6",
+            OFFLINE,
+            ("benchmark",),
+            overlay="configs/arms/offline.yaml (nano: offline_nano.yaml)",
+        ),
         Target("fig7", "Rollouts with more desktops", "Figure 7", throughput=True),
     )
 }
@@ -65,9 +74,11 @@ def target_of(config: StudyConfig, name: str) -> Target:
     target = TARGETS[name]
     missing = list(missing_keys(config, target))
     if missing:
+        arms = all(key.startswith("arms.") for key in missing)
+        hint = f"; {target.overlay} adds them" if target.overlay and arms else ""
         raise UserError(
             f"{name} ({target.place}) cannot be made from the study '{config.study}': its config lacks "
-            f"{', '.join(missing)}."
+            f"{', '.join(missing)}{hint}."
         )
     return target
 
@@ -87,7 +98,7 @@ def missing_keys(config: StudyConfig, target: Target) -> Iterator[str]:
         curve = getattr(config.targets, role)
         if curve is None:
             yield f"targets.{role}"
-        elif curve.arm not in config.arms or curve.arm == "base":
+        elif curve.arm not in config.online_arms:
             yield f"arms.{curve.arm} (targets.{role}.arm)"
         elif curve.stage not in [stage.name for stage in config.training.stages]:
             yield f"a stage '{curve.stage}' (targets.{role}.stage) in training.stages"

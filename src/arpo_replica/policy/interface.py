@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from arpo_replica.tasks.model import Task
@@ -15,6 +15,8 @@ class Reply:
     text: str
     prompt_tokens: int
     completion_tokens: int
+    weights: tuple[int, int] | None = field(default=None, kw_only=True)
+    """Updates behind the weights that wrote its first and its last token; None where nothing is trained."""
 
 
 class Conversation(Protocol):

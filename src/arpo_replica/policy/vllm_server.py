@@ -63,9 +63,19 @@ def serve_command(config: StudyConfig, model: Path, port: int) -> list[str]:
         *(["--enforce-eager"] if serving.enforce_eager else []),
         *(["--compilation-config", graph_config(serving.max_num_seqs)] if graphs(config) else []),
         *("--mm-processor-cache-gb", f"{image_cache_gib(config, serving.max_num_seqs):g}"),
+        *several_gpus(serving.tensor_parallel),
         # One process for engine and worker: half the start-up.
         *(["--distributed-executor-backend", "uni"] if config.accelerator == "cpu" else []),
     ]
+
+
+def several_gpus(gpus: int) -> list[str]:
+    """vLLM's options for a model on several GPUs: its weights are divided, screenshots are shared out.
+
+    Dividing the vision tower too would cost one exchange per layer and screenshot, for a tower that fits
+    into each GPU.
+    """
+    return ["--tensor-parallel-size", str(gpus), "--mm-encoder-tp-mode", "data"] if gpus > 1 else []
 
 
 def serving_dtype(config: StudyConfig) -> str:
@@ -222,10 +232,13 @@ class GuardedServer(ABC):
             guarded.wait()
 
     def check_alive(self) -> None:
-        """Raises ``RuntimeError`` with the end of the log if the server has died."""
+        """Raises ``UserError`` with the end of the log if the server has died."""
         if self._guard is None or self._guard.poll() is not None:
             status = None if self._guard is None else self._guard.returncode
-            raise RuntimeError(f"vLLM ended with status {status}; the end of {self.log}:\n{self.log_tail()}")
+            raise UserError(
+                f"vLLM ended with status {status}; mend what the end of its log names ({self.log}, below) or "
+                f"leave this node out, and run again: finished episodes are kept.\n{self.log_tail()}"
+            )
 
     def log_tail(self) -> str:
         """The last lines of the log."""
@@ -237,7 +250,7 @@ class GuardedServer(ABC):
     async def ready(self) -> float:
         """Wait until the server answers; seconds since its start.
 
-        Raises ``UserError`` if it is not ready in time, ``RuntimeError`` if it dies before.
+        Raises ``UserError`` if it is not ready in time or dies before.
         """
         headers = {"Authorization": f"Bearer {self.api_key}"}
         timeout = aiohttp.ClientTimeout(total=5)

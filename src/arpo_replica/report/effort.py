@@ -34,6 +34,11 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> list[tuple[str, str, str]]:
     """(label, value, how it was counted): what the study took. Only what some file says."""
     rows: list[tuple[str, str, str]] = []
@@ -44,7 +49,7 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
             (
                 "Job time",
                 f"{seconds / 3600:.2f} h",
-                f"{len(jobs)} jobs, one after another, as Snakemake timed them",
+                f"{counted(len(jobs), 'job')}, added up as Snakemake timed them",
             )
         )
         rows.append(("Processor time", f"{cpu / 3600:.2f} core-hours", "of all processes of these jobs"))
@@ -61,7 +66,9 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
     if episodes and spent:
         steps = sum(row.steps for row in summary.effort)
         tokens = sum(row.completion_tokens for row in summary.effort)
-        rows.append(("Desktop time", f"{spent / 3600:.2f} h", f"{episodes} evaluation episodes, added up"))
+        rows.append(
+            ("Desktop time", f"{spent / 3600:.2f} h", f"{counted(episodes, 'evaluation episode')}, added up")
+        )
         rows.append(
             ("Evaluation speed", f"{3600 * episodes / spent:.0f} episodes per desktop-hour", f"{steps} steps")
         )

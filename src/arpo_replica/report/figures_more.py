@@ -42,13 +42,13 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
                     [step for step, _ in stored], [count for _, count in stored], color=colour, linewidth=1.8
                 )
             grid[0][column].set_title(f"stage {stage}", loc="left", fontsize=10, fontweight="bold")
-            grid[0][column].set_ylim(bottom=0)
-            grid[1][column].set_ylim(bottom=0)
             grid[1][column].set_xlabel(f"update   [{size}]")
             grid[1][column].xaxis.get_major_locator().set_params(integer=True)
         grid[0][0].set_ylabel("age of the success,\nupdates")
         grid[1][0].set_ylabel("successes in store")
         for line in grid:
+            # After the last stage is drawn: a limit ends the scaling of all panels that share the axis.
+            line[0].set_ylim(bottom=0)
             line[0].yaxis.get_major_locator().set_params(integer=True)
         spoken = "; ".join(
             f"{c.arm}, {c.stage}, seed {c.seed}: fired {sum(len(p.swaps) for p in c.points)} times"

@@ -18,7 +18,7 @@ def parity_rows(config: StudyConfig, facts: Path) -> list[dict[str, Any]]:
 
     ``same_as``: what this study agrees with: paper, code, both, neither, or nothing stated.
     """
-    if not facts.is_file() or set(config.arms) <= {"base"}:
+    if not facts.is_file() or not config.online_arms:
         return []
     rows = []
     for row in Facts.model_validate(yaml.safe_load(facts.read_text(encoding="utf-8"))).rows:

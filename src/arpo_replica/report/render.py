@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def render_report(
         [*numbers.inputs, *judged.inputs],
         results / "benchmarks",
         origin["git"]["commit"],
+        {file.path: file.rule for file in numbers.files},
     )
     context = _context(config, numbers, judged, origin, gallery, sources=sources)
     context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
@@ -113,6 +115,10 @@ def _context(
         "reasons": views.reasons(claims.claims),
         "facts": views.facts(summary, origin),
         "findings": views.findings(summary),
+        "own_rates": views.own_rates(summary),
+        "judged": any(claim.verdict != "not run" for claim in claims.claims),
+        "reach": views.reach(summary),
+        "subsets": views.subset_parts(summary),
         "by_split": views.by_split,
         "matrix": parts,
         "stages": views.stage_rows(summary),
@@ -145,6 +151,7 @@ def _page(config: StudyConfig, gallery: Gallery, context: dict[str, Any]) -> str
     )
 
 
+@lru_cache(maxsize=1)
 def template_environment() -> Environment:
     """Jinja with everything escaped and undefined names refused."""
     environment = Environment(

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from arpo_replica.evaluation.provenance import rule_of
 from arpo_replica.evaluation.schema import InputFile, input_file
 
-RULES = {
-    "summary.json": "summarise_study",
-    "claims.json": "compare_claims",
-    "scores.parquet": "score_episodes",
-    "provenance.json": "write_provenance",
-    "metrics.jsonl": "train_stage",
-    "episodes.jsonl": "collect_rollouts",
-}
-"""File name -> the rule that writes it."""
 COMMITTED = "committed in data/paper"
 
 
@@ -62,21 +54,24 @@ class Sources:
         return source.anchor if source else "inputs"
 
 
-def made_by(path: str) -> str:
-    """In words: the rule of a file of results, or that a person wrote it."""
+def made_by(path: str, rules: Mapping[str, str]) -> str:
+    """In words: the rule of a file of results (``rules``: as recorded), or that a person wrote it."""
     pure = PurePosixPath(path)
     if "benchmarks" in pure.parts:
-        return f"measured by Snakemake, rule {pure.parent.name}"
-    if pure.name == "manifest.json":
-        stage = pure.parent.name.removeprefix("stage_")
-        return "rule build_nano_model or register_base_model" if stage == "base" else "rule train_stage"
-    if pure.name in RULES:
-        return f"rule {RULES[pure.name]}"
+        rule = pure.stem if pure.parent.name == "benchmarks" else pure.parent.name
+        return f"measured by Snakemake, rule {rule}"
+    rule = rules.get(path) or rule_of(path)
+    if rule != "none":
+        return f"rule {rule}"
     return COMMITTED if pure.suffix == ".yaml" else "input of the study"
 
 
 def collect_sources(
-    files: Sequence[Path], recorded: Sequence[InputFile], benchmarks: Path, commit: str | None
+    files: Sequence[Path],
+    recorded: Sequence[InputFile],
+    benchmarks: Path,
+    commit: str | None,
+    rules: Mapping[str, str],
 ) -> Sources:
     """``files`` and those below ``benchmarks`` are hashed now; ``recorded`` were when they were read."""
     measured = sorted(benchmarks.rglob("*.tsv")) if benchmarks.is_dir() else []
@@ -84,7 +79,7 @@ def collect_sources(
     unique = {entry.path: entry for entry in reversed(entries)}
     return Sources(
         tuple(
-            Source(entry.path, entry.sha256, entry.bytes, made_by(entry.path))
+            Source(entry.path, entry.sha256, entry.bytes, made_by(entry.path, rules))
             for entry in sorted(unique.values(), key=lambda entry: entry.path)
         ),
         commit or "unknown",

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.rows import SubsetRow
 from arpo_replica.evaluation.schema import (
     PROTOCOLS,
     ClaimResult,
+    CurvePoint,
     DifferenceRow,
     IntervalRecord,
+    RateRow,
     Summary,
 )
 from arpo_replica.report.figures import TOTALS, phase_totals
@@ -28,15 +31,15 @@ OUTCOMES = {
 """Outcome -> (sign, words): never colour alone."""
 
 
-def percent(value: float | None, digits: int = 0) -> str:
-    """``0.325`` -> ``33`` (no sign: the column says %)."""
+def percent(value: float | None, digits: int = 1) -> str:
+    """``0.325`` -> ``32.5`` (no sign: the column says %)."""
     return "not run" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def points(value: float) -> str:
     """A difference of rates in points, with its sign."""
-    rounded = round(100 * value)
-    return "0" if rounded == 0 else f"{'+' if rounded > 0 else MINUS}{abs(rounded)}"
+    rounded = round(100 * value, 1)
+    return "0.0" if rounded == 0 else f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -121,7 +124,7 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     seeds = f"seed {summary.seeds[0]}" if len(summary.seeds) == 1 else f"{len(summary.seeds)} training seeds"
     tasks = sum(split.tasks for name, split in summary.splits.items())
     return [
-        ("Tasks evaluated", str(tasks), f"{trials} each, {seeds}"),
+        ("Tasks to evaluate", str(tasks), f"{trials} each, {seeds}"),
         (
             "Episodes",
             str(episodes),
@@ -140,6 +143,32 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
         if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
             found.append({"row": row, "verdict": _settled(row)})
     return found
+
+
+def own_rates(summary: Summary) -> list[RateRow]:
+    """Success of each arm on each split by itself (hard protocol), all seeds together."""
+    return [
+        row
+        for row in summary.rates
+        if row.protocol == "hard"
+        and row.of_valid is not None
+        and (row.seed is None or len(summary.seeds) == 1 or row.arm == "base")
+    ]
+
+
+def reach(summary: Summary) -> float:
+    """Half the width of the axis on which all differences and their intervals fit."""
+    ends = [abs(end) for row in summary.differences for end in (row.difference.low, row.difference.high)]
+    return next(width for width in (0.1, 0.2, 0.5, 1.0) if width >= min(1.0, max(ends, default=1.0)))
+
+
+def subset_parts(summary: Summary) -> list[tuple[int, SubsetRow]]:
+    """(place in the summary, row) of parts that are less than their split: the others repeat its rate."""
+    return [
+        (place, row)
+        for place, row in enumerate(summary.subsets)
+        if row.tasks < summary.splits[row.split].tasks
+    ]
 
 
 def verdict_counts(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
@@ -272,8 +301,8 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
                 "steps": len(points_),
                 "seconds": seconds,
                 "per_step": seconds / len(points_) if points_ else None,
-                "reward": [_mean(points_[:3], "reward_before"), _mean(points_[-3:], "reward_before")],
-                "success": [_mean(points_[:3], "success"), _mean(points_[-3:], "success")],
+                "reward": first_and_last(points_, "reward_before"),
+                "success": first_and_last(points_, "success"),
                 "swapped": _sum(points_, "swapped_groups"),
                 "all_fail": _sum(points_, "all_fail_groups"),
                 "buffer": points_[-1].buffer_size if points_ else None,
@@ -281,9 +310,22 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
                 "unparsable": _mean(points_, "unparsable"),
                 "env_errors": _sum(points_, "env_errors"),
                 "lost": _sum(points_, "lost_rollouts"),
+                "stale": staleness(points_),
             }
         )
     return rows
+
+
+def first_and_last(points_: Sequence[CurvePoint], name: str) -> list[float | None]:
+    """Means of the first and of the last three updates, of fewer where these would be the same updates."""
+    ends = max(1, min(3, len(points_) // 2))
+    return [_mean(points_[:ends], name), _mean(points_[-ends:], name)]
+
+
+def staleness(points: Sequence[CurvePoint]) -> float | None:
+    """Mean number of updates that rollouts lagged behind; None for a training that records none."""
+    found = [p.other["staleness_mean"] for p in points if "staleness_mean" in p.other]
+    return sum(found) / len(found) if found else None
 
 
 def swap_rows(summary: Summary) -> list[dict[str, Any]]:

@@ -168,6 +168,7 @@ async def _run(
                 env_s=round(time.monotonic() - replied, 4),
                 prompt_tokens=reply.prompt_tokens,
                 completion_tokens=reply.completion_tokens,
+                weights=reply.weights,
             )
         )
         if ended:

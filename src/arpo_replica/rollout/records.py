@@ -53,6 +53,8 @@ class StepRecord(BaseModel):
     """Seconds of the action and the screenshot after it."""
     prompt_tokens: int
     completion_tokens: int
+    weights: tuple[int, int] | None = None
+    """Training: updates of the stage behind the weights that wrote the first and the last token."""
 
 
 class EpisodeRecord(BaseModel):

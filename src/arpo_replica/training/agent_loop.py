@@ -4,10 +4,11 @@ verl makes one ``DesktopAgentLoop`` per rollout in the one process of its agent-
 desktops, tasks and parser are shared in that process (``Workplace``). The desktops themselves live in the
 keeper's process, where they were started while verl was still being imported (``keeper``).
 
-An attempt that ends in an environment error is repeated on a fresh desktop. If all attempts fail, ``run``
-returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised over the others,
-and the sampler fills the batch up with rows whose response mask is empty. It is recorded as an
-``env_error`` and counted, never scored.
+An attempt that ends in an environment error is repeated on a fresh desktop. If all attempts fail, the
+rollout is begun again once the others of its step are through (``training.lost_rollout_refills``). If that
+fails too, ``run`` returns no output: in verl 0.9.1 the rollout then does not exist. Its group is normalised
+over the others, and the sampler fills the batch up with rows whose response mask is empty. It is recorded as
+an ``env_error`` and counted, never scored.
 
 A rollout gives one output for each of its token sequences (``conversation``): one, unless the history forgets
 screenshots. verl hands the episode's reward to all of them and normalises over episodes.
@@ -20,7 +21,8 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -37,12 +39,30 @@ from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
+from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.keeper import KeeperProvider, socket_path
 from arpo_replica.training.pixels import Normalisation, carry_bytes
 from arpo_replica.training.speed import Speed
+
+
+class FirstRound:
+    """The rollouts of a step that have not yet been through their attempts once; enter it for each."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.over = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.left += 1
+        self.over.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.left -= 1
+        if not self.left:
+            self.over.set()
 
 
 class Workplace:
@@ -57,12 +77,14 @@ class Workplace:
         self.limits = EpisodeLimits(
             max_steps=config.policy.max_steps,
             success_above=config.evaluation.success_above,
-            timeout_s=config.rollout.episode_timeout_s,
+            timeout_s=config.rollout.episode_timeout_s * (updates_within(job.recipe) + 1),
         )
         self.bytes_only = Speed.of(job).compact_pixels
         self.pool = DesktopPool(local_provider(job), config.desktop.count)
         self.drawn: Counter[tuple[int, str, int]] = Counter()
         """(step, task, session) -> times begun: dynamic sampling can draw a task twice in a step."""
+        self.first_round: defaultdict[int, FirstRound] = defaultdict(FirstRound)
+        """Step -> its rollouts that are not through yet."""
 
     def draw(self, step: int, task: str, session: int) -> int:
         """How often this rollout was begun before."""
@@ -145,7 +167,7 @@ class DesktopAgentLoop(AgentLoopBase):
 
     async def _attempt(self, place: Workplace, sampling: dict[str, Any], row: dict[str, Any]) -> Attempts:
         self._assert_mm_supported(True)
-        job, policy = place.job, place.job.config.policy
+        job = place.job
         name, step, session = row["extra_info"]["task"], int(row["global_steps"]), int(row["session_id"])
         rollout = Attempts(
             task=place.tasks[name],
@@ -154,13 +176,29 @@ class DesktopAgentLoop(AgentLoopBase):
             started=time.time(),
             errors=[],
         )
-        for attempt in range(job.config.rollout.env_error_retries + 1):
+        attempts = job.config.rollout.env_error_retries + 1
+        first = place.first_round[step]
+        with first:
+            await self._round(place, sampling, rollout, range(attempts))
+        for refill in range(1, job.recipe.lost_rollout_refills + 1):
+            if rollout.result is None:
+                await first.over.wait()
+                await self._round(place, sampling, rollout, range(refill * attempts, (refill + 1) * attempts))
+        return rollout
+
+    async def _round(
+        self, place: Workplace, sampling: dict[str, Any], rollout: Attempts, attempts: Iterable[int]
+    ) -> None:
+        """Attempts (their numbers) until one gives a result, which ``rollout`` then has."""
+        job, policy = place.job, place.job.config.policy
+        name = f"{rollout.task.domain}/{rollout.task.id}"
+        for attempt in attempts:
             conversation = TokenConversation(
                 self,
                 rollout.task,
                 sampling=sampling,
                 # The arm is left out on purpose: both arms draw the same numbers.
-                seed_parts=(job.seed, job.stage_name, step, name, rollout.rollout, attempt),
+                seed_parts=(job.seed, job.stage_name, rollout.step, name, rollout.rollout, attempt),
                 policy=policy,
             )
             try:
@@ -169,7 +207,7 @@ class DesktopAgentLoop(AgentLoopBase):
                         rollout.task, desktop, OnePolicy(conversation), place.parser, place.limits
                     )
                 rollout.conversation = conversation
-                return rollout
+                return
             except (DesktopError, PolicyError) as error:
                 rollout.errors.append(f"{type(error).__name__}: {error}")
                 print(
@@ -177,7 +215,6 @@ class DesktopAgentLoop(AgentLoopBase):
                     file=sys.stderr,
                     flush=True,
                 )
-        return rollout
 
 
 def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
@@ -185,7 +222,7 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
     result, conversation = rollout.result, rollout.conversation
     assert result is not None and conversation is not None
     reward = result.hard_score - job.recipe.format_weight * (result.format_errors > 0)
-    versions = conversation.versions or [rollout.step - 1]
+    versions = conversation.versions or [rollout.step - 1]  # with which it was begun
     facts = {
         "task": f"{rollout.task.domain}/{rollout.task.id}",
         "score": float(result.hard_score),
@@ -193,6 +230,8 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
         "attempts": rollout.count,
         "turns": len(result.steps),
         "rollout": rollout.rollout,
+        "step": rollout.step,
+        "version": min(versions),
     }
     return [
         AgentLoopOutput(
@@ -222,6 +261,12 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
     ]
 
 
+def first_version(rollout: Attempts) -> int:
+    """Updates behind the weights that wrote the first reply; of a lost rollout those when it was begun."""
+    versions = rollout.conversation.versions if rollout.conversation is not None else []
+    return versions[0] if versions else rollout.step - 1
+
+
 def record(job: Job, rollout: Attempts, sampling: dict[str, Any]) -> None:
     """Write the episode of a rollout, like those of evaluation, under the stage's directory."""
     result = rollout.result
@@ -231,7 +276,7 @@ def record(job: Job, rollout: Attempts, sampling: dict[str, Any]) -> None:
         stage=job.stage_name,
         size=job.config.size,
         desktop=job.config.desktop.kind,
-        checkpoint_sha256=f"{job.parent_sha256}+{rollout.step - 1}",
+        checkpoint_sha256=f"{job.parent_sha256}+{first_version(rollout)}",
         sampling={key: sampling.get(key) for key in ("temperature", "top_p", "top_k")},
     )
     summary = make_record(

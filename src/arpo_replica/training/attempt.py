@@ -21,6 +21,7 @@ from arpo_replica.environments import heavy_environment, python_of
 from arpo_replica.errors import Stopped, UserError
 from arpo_replica.policy import guard
 from arpo_replica.rollout.records import write_atomically
+from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.failures import explain
 from arpo_replica.training.job import VARIABLE, Job
@@ -277,11 +278,12 @@ class Attempt:
         )
 
     def _episodes(self) -> int:
-        """Recorded episodes of the step that is running."""
+        """Recorded episodes of the step that is running, and of those whose rollouts it may wait for."""
         own = [row["step"] for row in self.rows if row["attempt"] == self.job.attempt]
         step = max(own, default=self.job.resume_step) + 1
-        folder = self.job.episodes(step, 0).parent
-        return sum(1 for _ in folder.glob("rollout_*/*/episode.json"))
+        begun = range(max(1, step - updates_within(self.job.recipe)), step + 1)
+        folders = [self.job.episodes(number, 0).parent for number in begun]
+        return sum(1 for folder in folders for _ in folder.glob("rollout_*/*/episode.json"))
 
     def _dump(self) -> Path:
         """Write process table, stacks and the log's end to a file."""

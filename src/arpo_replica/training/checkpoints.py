@@ -7,16 +7,18 @@ from pathlib import Path
 
 COMPLETE_FILE = "complete.json"
 """Written last into a checkpoint: its files and their sizes."""
+PREFIX_VERL = "global_step_"
+PREFIX_TRL = "checkpoint-"
 
 
-def checkpoints(work: Path) -> list[int]:
+def checkpoints(work: Path, prefix: str = PREFIX_VERL) -> list[int]:
     """Steps of the complete checkpoints: all files that ``complete.json`` lists, in their sizes."""
     found = []
-    for path in work.glob("global_step_*"):
+    for path in work.glob(f"{prefix}*"):
         marker = path / COMPLETE_FILE
         if not marker.is_file():
             continue
         sizes = json.loads(marker.read_bytes())
         if all((path / name).is_file() and (path / name).stat().st_size == n for name, n in sizes.items()):
-            found.append(int(path.name.rsplit("_", 1)[1]))
+            found.append(int(path.name.removeprefix(prefix)))
     return sorted(found)

@@ -141,11 +141,16 @@ class TokenConversation:
         now.mask += [1] * len(sampled)
         now.logprobs += [float(value) for value in output.log_probs]
         self.replies.append(sampled)
-        for key in ("min_global_steps", "max_global_steps"):
-            if output.extra_fields.get(key) is not None:
-                self.versions.append(output.extra_fields[key])
+        known = [output.extra_fields.get(key) for key in ("min_global_steps", "max_global_steps")]
+        versions = [int(version) for version in known if version is not None]
+        self.versions += versions
         text = self.loop.tokenizer.decode(sampled, skip_special_tokens=True)
-        return Reply(text=text, prompt_tokens=prompt_tokens, completion_tokens=len(sampled))
+        return Reply(
+            text=text,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(sampled),
+            weights=(min(versions), max(versions)) if versions else None,
+        )
 
     def _observe(self) -> TokenSequence:
         """The sequence that the next reply belongs to, its history complete."""

@@ -8,6 +8,7 @@ started (GPU).
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from arpo_replica.environments import die_with_parent
+from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.job import VARIABLE, Job, current_job
@@ -72,6 +74,18 @@ def write_inputs(job: Job) -> list[str]:
     return to_arguments(verl_overrides(job, tasks=len(tasks), data=data, agents=agents))
 
 
+def check_loggers(job: Job) -> None:
+    """Leave a sentence for the user and end if a logger of the config is not installed here."""
+    for name in job.recipe.loggers:
+        if importlib.util.find_spec(name) is None:
+            sentence = (
+                f"training.loggers names '{name}', but the environment that trains has no package {name}; "
+                "install it there or drop it from the key."
+            )
+            write_atomically(job.stop_file, sentence.encode())
+            sys.exit(sentence)
+
+
 def row(index: int, task: Task) -> dict[str, object]:
     """One task in the columns that verl's dataset reads."""
     return {
@@ -92,8 +106,10 @@ def preload() -> None:
     # ends when the second process does: here the fork server, which ends with the training.
     early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
     os.environ.update(early)
-    for name in PRELOADED:
-        importlib.import_module(name)
+    ray_ids = importlib.import_module(f"{PACKAGE}.ray_ids")
+    with ray_ids.generator_unused():
+        for name in PRELOADED:
+            importlib.import_module(name)
     registry = importlib.import_module("vllm").ModelRegistry
     for architecture, module in MODEL_CLASSES.items():
         registry.register_model(architecture, getattr(importlib.import_module(module), architecture))
@@ -142,6 +158,7 @@ def main() -> None:
     """Run the job named by the first argument; ends with verl's status."""
     os.environ[VARIABLE] = sys.argv[1]
     job = current_job()
+    check_loggers(job)
     subprocess.Popen(
         [sys.executable, "-m", f"{PACKAGE}.keeper", sys.argv[1]],
         preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation

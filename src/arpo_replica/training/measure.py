@@ -34,6 +34,14 @@ class Rollout:
     format_errors: int
     attempts: int
     turns: int
+    step: int
+    """Step in which it was begun."""
+    version: int
+    """Updates behind the oldest weights that wrote some of it."""
+
+    def staleness(self, step: int) -> int:
+        """Updates that these weights lag behind those that ``step`` updates."""
+        return step - 1 - self.version
 
 
 Replaced = dict[tuple[int, int], tuple[float, float]]
@@ -48,13 +56,14 @@ def measure(
     step: int,
     lost: int,
     retries: int,
+    refills: int,
     success_above: float,
 ) -> dict[str, float]:
     """The step's metrics, ``arpo/...``.
 
     ``*_before`` are the rollouts as they came (the curve that the released code logs as task score),
     ``*_after`` the batch that is trained on (its total reward). ``lost``: rollouts without any result;
-    ``retries``: attempts after the first that each of them had.
+    ``retries``: attempts after the first; ``refills``: how often a lost rollout had all of them again.
     """
     rollouts = [rollout for group in groups for rollout in group]
     after = [
@@ -62,6 +71,7 @@ def measure(
         for i, group in enumerate(groups)
         for j, rollout in enumerate(group)
     ]
+    stale = [rollout.staleness(step) for rollout in rollouts]
     ages = [step - swap.stored.step for swap in plan.swaps]
     success = [[rollout.score > success_above for rollout in group] for group in groups]
     numbers = {
@@ -82,7 +92,13 @@ def measure(
         "varying_groups": varying(groups, replaced),
         "replay_age": fmean(ages) if ages else 0.0,
         "lost_rollouts": lost,
-        "env_errors": sum(rollout.attempts - 1 for rollout in rollouts) + lost * (retries + 1),
+        "env_errors": sum(rollout.attempts - 1 for rollout in rollouts)
+        + lost * (retries + 1) * (refills + 1),
+        "refilled_rollouts": sum(rollout.attempts > retries + 1 for rollout in rollouts),
+        "lone_groups": sum(len(group) == 1 for group in groups),
+        "staleness_mean": fmean(stale),
+        "staleness_max": max(stale),
+        "stale_rollouts": sum(one > 0 for one in stale),
     }
     return {f"arpo/{name}": float(value) for name, value in numbers.items()}
 

@@ -33,6 +33,11 @@ KEYS = {
     "replay_age": "arpo/replay_age",
     "lost_rollouts": "arpo/lost_rollouts",
     "env_errors": "arpo/env_errors",
+    "refilled_rollouts": "arpo/refilled_rollouts",
+    "lone_groups": "arpo/lone_groups",
+    "staleness_mean": "arpo/staleness_mean",
+    "staleness_max": "arpo/staleness_max",
+    "stale_rollouts": "arpo/stale_rollouts",
     "entropy": "actor/entropy",
     "loss": "actor/pg_loss",
     "kl": "actor/ppo_kl",
@@ -63,6 +68,10 @@ COUNTS = {
     "buffer_tasks",
     "lost_rollouts",
     "env_errors",
+    "refilled_rollouts",
+    "lone_groups",
+    "staleness_max",
+    "stale_rollouts",
 }
 SECONDS = {
     "rollout": "timing_s/gen",

@@ -117,7 +117,7 @@ def actual(row: Row, config: StudyConfig) -> Value:
     if row.key is None:
         return row.fixed
     first, *rest = row.key.split(".")
-    trained = [arm for arm in config.arms if arm != "base"]
+    trained = config.online_arms
     arm = row.arm if row.arm in trained else trained[0]
     value: Any = config.recipe(arm) if first == "training" else getattr(config, first)
     for part in rest:
@@ -127,7 +127,7 @@ def actual(row: Row, config: StudyConfig) -> Value:
 
 def verl_values(config: StudyConfig) -> dict[str, Any]:
     """verl's keys of the config's last stage, without Hydra's plus."""
-    arm = next(arm for arm in reversed(config.arms) if arm != "base")
+    arm = config.online_arms[-1]
     stage = config.training.stages[-1]
     job, nowhere = outline(config, arm, stage.name), Path("/nowhere")
     overrides = verl_overrides(job, tasks=10**6, data=nowhere, agents=nowhere)

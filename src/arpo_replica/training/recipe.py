@@ -15,6 +15,7 @@ from typing import Any
 from arpo_replica.config.models import PolicyConfig, StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
+from arpo_replica.training.asynchrony import asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job
 from arpo_replica.training.speed import speed_overrides
 
@@ -59,6 +60,7 @@ def check_recipe(job: Job, tasks: int | None) -> None:
             f"data-parallel GPUs ({recipe.micro_batch} x {parallel}); change training.minibatch_tasks, "
             "training.rollouts_per_task, training.micro_batch or training.gpus."
         )
+    check_asynchrony(recipe)
     if policy.max_new_tokens >= policy.max_model_len:
         raise UserError(
             f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
@@ -98,6 +100,7 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
         **_trainer(job, tasks),
         **(_cpu(job) if job.config.accelerator == "cpu" else _cuda(job)),
         **speed_overrides(job),
+        **asynchrony_overrides(job.recipe),
     }
     user = {key.lstrip("+"): (key, value) for key, value in job.recipe.verl.items()}
     kept = {key: value for key, value in overrides.items() if key.lstrip("+") not in user}
@@ -136,7 +139,7 @@ def _algorithm(job: Job) -> dict[str, Any]:
         **_correction(job),
         f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §3, scripts
         f"{actor}.kl_loss_coef": recipe.kl_weight,
-        **({f"{actor}.kl_loss_type": "low_var_kl"} if recipe.kl_weight else {}),
+        **(_reference(job) if recipe.kl_weight else {}),
         f"{actor}.clip_ratio_low": recipe.clip_low,
         f"{actor}.clip_ratio_high": recipe.clip_high,
         f"{actor}.clip_ratio_c": recipe.dual_clip,
@@ -159,6 +162,19 @@ def _algorithm(job: Job) -> dict[str, Any]:
     }
 
 
+def _reference(job: Job) -> dict[str, Any]:
+    """The KL term and the model that it pulls to, the one that the stage began from."""
+    ref = "actor_rollout_ref.ref"
+    on_cpu = job.config.accelerator == "cpu"
+    return {
+        "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
+        f"{ref}.log_prob_micro_batch_size_per_gpu": job.recipe.micro_batch,
+        f"{ref}.fsdp_config.use_torch_compile": False,
+        **({f"{ref}.fsdp_config.dtype": "float32"} if on_cpu else {}),
+        **({f"{ref}.fsdp_config.param_offload": True} if job.recipe.offload else {}),
+    }
+
+
 def _correction(job: Job) -> dict[str, Any]:
     """verl's rollout correction: each token weighted by current over behaviour probability, truncated.
 
@@ -175,7 +191,7 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
     recipe, config = job.recipe, job.config
     rollout = "actor_rollout_ref.rollout"
     episodes = recipe.tasks_per_step * recipe.rollouts_per_task
-    concurrent = min(episodes, config.desktop.count)
+    concurrent = min(episodes * (2 if asynchronous(recipe) else 1), config.desktop.count)
     return {
         "actor_rollout_ref.model.path": str(job.parent_model),
         f"{rollout}.name": "vllm",

@@ -92,8 +92,10 @@ class ReplayBuffer:
         )
 
     def repairs(self, group: Group) -> bool:
-        """True if this group would get a stored success back."""
-        return self.config.enabled and bool(self.tasks.get(group.task)) and self.failed(group.scores)
+        """True if this group would get a stored success back. A lone rollout (the others were lost) does not:
+        nothing would be left that the success is better than."""
+        stored = self.config.enabled and bool(self.tasks.get(group.task))
+        return stored and len(group.scores) > 1 and self.failed(group.scores)
 
     def plan(self, groups: Sequence[Group]) -> Plan:
         """Decide one step. Draws from the random generator; the buffer itself stays unchanged.

@@ -187,6 +187,26 @@ def resume(job: Job) -> Job:
     return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
 
 
+def install_model(parent: Path, exported: Path, model: Path) -> tuple[dict[str, str], str]:
+    """Make the folder ``model`` of a trained policy; returns what ``hash_weights`` says of it.
+
+    Tokenizer, templates and image processor are the parent's, byte for byte; only weights are new.
+    """
+    temporary = model.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for path in sorted(parent.iterdir()):
+        weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
+        if path.is_file() and not weights and path.name != "manifest.json":
+            shutil.copy2(path, temporary / path.name)
+    for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
+        shutil.copy2(path, temporary / path.name)
+    hashed = hash_weights(temporary)
+    shutil.rmtree(model, ignore_errors=True)
+    temporary.rename(model)
+    return hashed
+
+
 def publish(job: Job) -> Manifest:
     """Put the last step's weights into ``model/`` and write metrics and manifest."""
     rows = collect(job.work / "logs", job.steps)
@@ -194,19 +214,8 @@ def publish(job: Job) -> Manifest:
     if steps not in checkpoints(job.work) or unbroken(rows) < steps:
         raise RuntimeError(f"the training ended without a complete checkpoint of step {steps} in {job.work}")
     exported = job.checkpoint(steps) / "actor" / "huggingface"
-    temporary, model = job.out / ".model.tmp", job.out / "model"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    # Tokenizer, templates and image processor are the parent's, byte for byte; only weights are new.
-    for path in sorted(job.parent_model.iterdir()):
-        weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
-        if path.is_file() and not weights and path.name != "manifest.json":
-            shutil.copy2(path, temporary / path.name)
-    for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
-        shutil.copy2(path, temporary / path.name)
-    hashes, identity = hash_weights(temporary)
-    shutil.rmtree(model, ignore_errors=True)
-    temporary.rename(model)
+    model = job.out / "model"
+    hashes, identity = install_model(job.parent_model, exported, model)
     write_atomically(job.out / "metrics.jsonl", to_jsonl(rows))
     versions = job.work / "versions.json"
     manifest = Manifest(

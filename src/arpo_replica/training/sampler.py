@@ -40,6 +40,8 @@ from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
 from arpo_replica.training.speed import Speed
 
 TRAIN = "train"
+NOTHING = "no materializable trajectories"
+"""What verl's sampler says about a batch whose rollouts were all lost."""
 POLL_S = 0.2
 """verl's default of 2 s costs up to 2 s of each step."""
 REPLAY_FILE = "replay.json"
@@ -84,7 +86,7 @@ class ReplaySampler(VerlReplayBuffer):
                 global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
             )
         except RuntimeError as error:
-            if "no materializable trajectories" in str(error):
+            if NOTHING in str(error):
                 self._write_step(Plan(), [], batch_size * self.job.recipe.rollouts_per_task, global_steps)
                 self._stop_if_desktops_fail()
             raise
@@ -96,11 +98,12 @@ class ReplaySampler(VerlReplayBuffer):
         tags = dict(zip(batch.keys, batch.tags, strict=True))
         uids, groups = read_groups(batch.keys)
         plan = self.buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
-        self._keep(plan, groups, tags, global_steps)
+        self._keep(plan, groups, tags)
         # In an order of its own, not in that of arrival: sums of floating-point numbers depend on it.
         ordered: Tags = {key: tags[key] for group in groups for rollout in group for key in rollout.keys}
         replaced, ordered = self._swap(plan, uids, groups, ordered, global_steps)
         lost = batch_size * self.job.recipe.rollouts_per_task - sum(len(group) for group in groups)
+        self._mask_lone(groups, ordered)
         self._fill(ordered)
         metrics |= measure(
             plan,
@@ -109,6 +112,7 @@ class ReplaySampler(VerlReplayBuffer):
             step=global_steps,
             lost=lost,
             retries=self.job.config.rollout.env_error_retries,
+            refills=self.job.recipe.lost_rollout_refills,
             success_above=self.job.config.evaluation.success_above,
         )
         metrics |= {
@@ -151,12 +155,12 @@ class ReplaySampler(VerlReplayBuffer):
         """Write buffer and random generator into a checkpoint."""
         write_atomically(folder / REPLAY_FILE, json.dumps(self.buffer.state()).encode())
 
-    def _keep(self, plan: Plan, groups: list[list[Rollout]], tags: Tags, step: int) -> None:
+    def _keep(self, plan: Plan, groups: list[list[Rollout]], tags: Tags) -> None:
         """Write the trajectories to store to disk; they enter the buffer in ``_swap``, afterwards."""
         for group, index in plan.store:
             chosen = groups[group][index]
             domain, _, task_id = chosen.task.partition("/")
-            episode = episode_dir(self.job.episodes(step, chosen.rollout), domain, task_id)
+            episode = episode_dir(self.job.episodes(chosen.step, chosen.rollout), domain, task_id)
             rows = [
                 Row(
                     tq.kv_batch_get(keys=[key], partition_id=TRAIN),
@@ -165,7 +169,7 @@ class ReplaySampler(VerlReplayBuffer):
                 )
                 for key, (first, count) in zip(chosen.keys, chosen.images, strict=True)
             ]
-            self.items.save(item_name(step, chosen), rows)
+            self.items.save(item_name(chosen), rows)
 
     def _swap(
         self, plan: Plan, uids: list[str], groups: list[list[Rollout]], tags: Tags, step: int
@@ -194,7 +198,7 @@ class ReplaySampler(VerlReplayBuffer):
             replaced[swap.group, swap.rollout] = (score, float(last["rm_scores"].values().sum()))
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
-            self.buffer.store(chosen.task, Stored(item_name(step, chosen), step))
+            self.buffer.store(chosen.task, Stored(item_name(chosen), chosen.step))
         changed: Tags = {}
         for key, tag in tags.items():
             changed |= instead.get(key, {key: tag})
@@ -215,17 +219,35 @@ class ReplaySampler(VerlReplayBuffer):
         uid = f"pad{uuid.uuid4().hex}"
         for session in range(missing):
             fields = tq.kv_batch_get(keys=[shortest], partition_id=TRAIN)
-            for name in ("response_mask", "loss_mask", "rm_scores"):
-                fields[name] = torch.zeros_like(fields[name])
+            without_effect(fields)
             tensordict_utils.assign_non_tensor_stack(fields, "uid", [uid])
             key = f"{uid}_{session}_0"
             tags[key] = {**tags[shortest], "is_padding": True}
             tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
 
+    def _mask_lone(self, groups: list[list[Rollout]], tags: Tags) -> None:
+        """Take the effect from a rollout that is left alone in its group; ``tags`` follows.
+
+        It can be compared with nothing, and verl would take its reward itself for its advantage.
+        """
+        for group in groups:
+            for key in group[0].keys if len(group) == 1 else ():
+                fields = tq.kv_batch_get(keys=[key], partition_id=TRAIN)
+                without_effect(fields)
+                tags[key] = {**tags[key], "is_padding": True}
+                tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
+
     def _write_step(self, plan: Plan, groups: list[list[Rollout]], lost: int, step: int) -> None:
         details = {
             "step": step,
-            "groups": [{"task": g[0].task, "scores": [r.score for r in g]} for g in groups],
+            "groups": [
+                {
+                    "task": g[0].task,
+                    "scores": [r.score for r in g],
+                    "staleness": [r.staleness(step) for r in g],
+                }
+                for g in groups
+            ],
             "swaps": [
                 {"group": swap.group, "rollout": swap.rollout, **asdict(swap.stored)} for swap in plan.swaps
             ],
@@ -290,14 +312,22 @@ def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
                     **facts[positions[-1]],
                 )
             )
-    ordered = sorted(groups.items(), key=lambda entry: (entry[1][0].task, entry[1][0].rollout))
+    ordered = sorted(
+        groups.items(), key=lambda entry: (entry[1][0].task, entry[1][0].step, entry[1][0].rollout)
+    )
     return [uid for uid, _ in ordered], [group for _, group in ordered]
 
 
-def item_name(step: int, rollout: Rollout) -> str:
+def item_name(rollout: Rollout) -> str:
     """Name of a stored trajectory: the same when a step is done again after a resume."""
     task = hashlib.sha256(rollout.task.encode()).hexdigest()[:12]
-    return f"{step:06d}_{task}_{rollout.rollout:03d}"
+    return f"{rollout.step:06d}_{task}_{rollout.rollout:03d}"
+
+
+def without_effect(fields: Any) -> None:
+    """Make rows that are trained on and measured nowhere of these (a TensorDict)."""
+    for name in ("response_mask", "loss_mask", "rm_scores"):
+        fields[name] = torch.zeros_like(fields[name])
 
 
 def raise_crashes(scratch: Path) -> None:

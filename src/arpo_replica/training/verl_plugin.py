@@ -10,7 +10,7 @@ import faulthandler
 import os
 import signal
 
-from arpo_replica.training import mrope_layout
+from arpo_replica.training import mrope_layout, without_trl
 from arpo_replica.training.upstream import UpstreamChanged
 
 
@@ -33,6 +33,7 @@ def register_rollout() -> None:
 
 
 mrope_layout.install()
+without_trl.install()
 register_rollout()
 if os.environ.get("VERL_PLATFORM") == "cpu":
     from arpo_replica.training import platform_cpu

@@ -7,6 +7,7 @@ from typing import Any
 
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.container import BUILT_IMAGE
+from arpo_replica.config.offline import SHARED
 from arpo_replica.config.policy import SERVED
 from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.desktop.providers import make_provider
@@ -38,7 +39,7 @@ class Study:
 
     def check(self) -> None:
         """Refuse what cannot work before anything starts. Raises ``UserError``."""
-        used = {stage.split for stage in self.config.training.stages} | set(self.config.evaluation.splits)
+        used = {*self.config.training_splits, *self.config.evaluation.splits}
         for split in sorted(used):
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
@@ -54,7 +55,7 @@ class Study:
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""
         folder = Path(self.config.policy.model)
-        for arm in self.trained_arms:
+        for arm in self.config.online_arms:
             for stage in self.config.training.stages:
                 tasks = planned_tasks(self.config, stage.split)
                 job = outline(self.config, arm, stage.name, folder)
@@ -70,9 +71,14 @@ class Study:
         return [arm for arm in self.config.arms if arm != "base"]
 
     @property
-    def trained_arms_pattern(self) -> str:
-        """The same as a regular expression for a wildcard."""
-        return "|".join(self.trained_arms) or "none"
+    def online_arms_pattern(self) -> str:
+        """Arms with stages, as a regular expression for a wildcard."""
+        return "|".join(self.config.online_arms) or "none"
+
+    @property
+    def offline_arms_pattern(self) -> str:
+        """Arms that learn from recorded episodes, as a regular expression for a wildcard."""
+        return "|".join(self.config.offline_arms) or "none"
 
     def checkpoints(self) -> list[tuple[str, int, str]]:
         """(arm, seed, stage) of every checkpoint that is evaluated: the base and each arm's last stage."""
@@ -84,10 +90,15 @@ class Study:
         """(arm, seed, stage) of every stage that is trained."""
         return [
             (arm, seed, stage.name)
-            for arm in self.trained_arms
+            for arm in self.config.online_arms
             for seed in self.config.seeds
             for stage in self.config.training.stages
         ]
+
+    def offline_trainings(self) -> list[tuple[str, int, str]]:
+        """(arm, seed, stage) of every offline arm: its training stands where others have a last stage."""
+        last = self.config.training.stages[-1].name
+        return [(arm, seed, last) for arm in self.config.offline_arms for seed in self.config.seeds]
 
     def base_source(self) -> str | list[str]:
         """File that stands for the untrained policy: a manifest of ours, or the given folder's config.
@@ -133,14 +144,14 @@ class Study:
         if stage not in names:
             raise UserError(f"training.stages has no stage '{stage}'; it has {', '.join(names)}.")
         index = names.index(stage)
-        if index == 0:
+        if index == 0 or self.config.training.stages[index].from_base:
             return f"<results>/models/base/seed_0/stage_{BASE_STAGE}/manifest.json"
         return f"<results>/models/{arm}/seed_{seed}/stage_{names[index - 1]}/manifest.json"
 
     def previous_metrics(self, arm: str, seed: str, stage: str) -> list[str]:
         """Metrics of the stage before; none for the first."""
         manifest = Path(self.previous_manifest(arm, seed, stage))
-        first = self.config.training.stages[0].name == stage
+        first = manifest.parts[-4] == "base"
         return [] if first else [str(manifest.with_name("metrics.jsonl"))]
 
     def task_files(self, split: str) -> list[str]:
@@ -182,10 +193,17 @@ class Study:
         return [path.replace("metrics.jsonl", "stage_report.json") for path in self.all_metrics()]
 
     def all_manifests(self) -> list[str]:
-        """Manifests of the base and of every trained stage."""
-        models = [("base", 0, BASE_STAGE), *self.stages()]
+        """Manifests of the base, of every trained stage and of every offline arm."""
+        models = [("base", 0, BASE_STAGE), *self.stages(), *self.offline_trainings()]
         return [
             f"<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json" for arm, seed, stage in models
+        ]
+
+    def offline_indexes(self) -> list[str]:
+        """Indexes of the episodes that offline arms learn from."""
+        return [
+            f"<results>/offline/{self.config.offline_split}/trial_{trial}/episodes.jsonl"
+            for trial in range(self.config.offline.rollouts_per_task)
         ]
 
     def table_files(self) -> list[str]:
@@ -272,6 +290,17 @@ class Study:
             "recipe": recipe,
             "stage": self.config.stage(stage).model_dump(mode="json"),
         }
+
+    def offline_params(self, arm: str) -> dict[str, Any]:
+        """What decides an offline arm, given its episodes."""
+        recipe = self.config.recipe(arm).model_dump(mode="json", include={"offline", *SHARED})
+        return {**self._part("policy", "accelerator"), "recipe": recipe}
+
+    def offline_episode_params(self) -> dict[str, Any]:
+        """What decides the episodes that offline arms learn from."""
+        return self._part("policy", *self._desktop_keys, "rollout", "training.temperature", "accelerator") | (
+            self._part("evaluation.success_above")
+        )
 
     def gate_params(self, arm: str) -> dict[str, Any]:
         """What a stage of an arm is judged by, given the stage."""

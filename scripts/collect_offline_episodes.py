@@ -1,0 +1,14 @@
+"""Serve the base policy and collect the episodes that offline arms learn from."""
+
+from pathlib import Path
+
+from arpo_replica.rollout.run import collect_rollouts
+from arpo_replica.training.offline import episodes_config
+from arpo_replica.workflow.job import job
+
+with job(snakemake) as config:
+    collect_rollouts(
+        episodes_config(config),
+        manifest=Path(snakemake.input.manifest),
+        roots=[Path(index).parent for index in snakemake.output],
+    )

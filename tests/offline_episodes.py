@@ -1,0 +1,112 @@
+"""Made-up episodes of a base policy, for tests of the arms that learn from them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_episode, write_index
+
+BASE_SHA256 = "b" * 64
+SCREEN = (84, 56)
+GOOD = "Thought: I press the button.\nAction: click(point='<point>10 20</point>')"
+BAD = "Action: click(point='<point>70 50</point>')"
+END = "Action: finished()"
+
+
+def offline_config(
+    method: str = "rejection", training: dict[str, Any] | None = None, **offline: Any
+) -> StudyConfig:
+    """A study with one offline arm of the method's name; ``training``: further overrides of that arm."""
+    return StudyConfig.model_validate(
+        {
+            "study": "test",
+            "size": "nano",
+            "desktop": {"screen": list(SCREEN)},
+            "tasks": {"splits": {"one": "data/splits/one.json"}},
+            "policy": {"min_pixels": 3136, "max_pixels": 100352, "max_images": 3, "max_model_len": 1024},
+            "arms": {
+                "base": {},
+                "grpo": {},
+                method: {"offline": {"method": method, **offline}, **(training or {})},
+            },
+            "training": {"stages": [{"name": "one", "split": "one", "steps": 1}]},
+            "offline": {"rollouts_per_task": 2},
+            "evaluation": {"splits": ["one"]},
+        }
+    )
+
+
+def write_rollout(
+    root: Path,
+    task: str,
+    trial: int,
+    texts: list[str],
+    outcome: Outcome = "success",
+    *,
+    tokens: list[int] | None = None,
+    checkpoint: str = BASE_SHA256,
+    format_errors: int = 0,
+) -> Path:
+    """One episode under ``root/trial_{trial}``; ``tokens``: length of each reply as the server counted it."""
+    folder = root / f"trial_{trial}"
+    images = {f"step_{i:03d}.webp": screenshot(f"{task}{i}") for i in range(len(texts) + 1)}
+    steps = [
+        StepRecord(
+            index=index,
+            text=text,
+            action=None,
+            action_id=None,
+            format_error=None,
+            screenshot=f"step_{index:03d}.webp",
+            model_s=0.0,
+            env_s=0.0,
+            prompt_tokens=0,
+            completion_tokens=tokens[index] if tokens else 0,
+        )
+        for index, text in enumerate(texts)
+    ]
+    record = EpisodeRecord(
+        task_id=task,
+        domain="d",
+        task_sha256="a" * 64,
+        instruction=f"Press {task}.",
+        infeasible=False,
+        arm="base",
+        seed=0,
+        stage="base",
+        split="one",
+        trial=trial,
+        size="nano",
+        desktop="process",
+        checkpoint_sha256=checkpoint,
+        sampling={},
+        outcome=outcome,
+        hard_score=None if outcome == "env_error" else float(outcome == "success"),
+        standard_score=None if outcome == "env_error" else float(outcome == "success"),
+        format_errors=format_errors,
+        n_steps=len(steps),
+        attempts=1,
+        errors=[],
+        final_screenshot=f"step_{len(texts):03d}.webp",
+        started_at=0.0,
+        duration_s=1.0,
+    )
+    return write_episode(folder, record, steps, images)
+
+
+def write_indexes(root: Path) -> list[Path]:
+    """The indexes of all trials under ``root``."""
+    return [write_index(folder) for folder in sorted(root.glob("trial_*"))]
+
+
+def screenshot(key: str) -> bytes:
+    """A screen of one colour that depends on ``key``."""
+    red, green, blue = (sum(map(ord, key)) * factor % 256 for factor in (7, 31, 97))
+    out = io.BytesIO()
+    Image.new("RGB", SCREEN, (red, green, blue)).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,126 @@
+"""Offline arms beside the others: figure 6, the page, where numbers come from, status, estimates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from arpo_replica.cluster.costs import other_estimate
+from arpo_replica.cluster.status import study_status
+from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.environments import ROOT
+from arpo_replica.errors import UserError
+from arpo_replica.evaluation.make_target import TargetFiles, make_target
+from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
+from arpo_replica.training.parity import compose
+from arpo_replica.workflow.study import Study as Plan
+from synthetic_study import PAPER, Study, evaluate, make_study, render
+
+METHODS = ("rejection", "dpo", "kto")
+ARMS = ("base", "grpo", "arpo", *METHODS)
+OVERLAID = [Path("configs/demo.yaml"), Path("configs/arms/offline.yaml")]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    offline = {method: {"offline": {"method": method}} for method in METHODS}
+    return make_study(
+        tmp_path_factory.mktemp("study"),
+        tasks=4,
+        trials=1,
+        steps=2,
+        arms=ARMS,
+        screenshots=False,
+        overrides={
+            "arms": {"base": {}, "grpo": {}, "arpo": {"replay": {"enabled": True}}, **offline},
+            "targets": {"benchmark": "test_out", "selected_curve": {"arm": "dpo", "stage": "train_32"}},
+        },
+    )
+
+
+@pytest.fixture
+def demo() -> StudyConfig:
+    """The demo study with the overlay that adds the offline arms."""
+    return compose(OVERLAID, ROOT)
+
+
+def test_kto_of_the_nano_policy_learns_slowly(demo: StudyConfig) -> None:
+    nano = compose([OVERLAID[0], Path("configs/arms/offline_nano.yaml")], ROOT)
+    assert nano.offline_arms == demo.offline_arms == list(METHODS)
+    rates = {arm: nano.recipe(arm).learning_rate for arm in METHODS}
+    assert rates["rejection"] == rates["dpo"] == pytest.approx(10 * rates["kto"])
+
+
+def test_figure_6_has_all_arms_and_needs_no_metrics(study: Study, tmp_path: Path) -> None:
+    target = target_of(study.config, "fig6")
+    assert trainings_of(study.config, target) == []
+    indexes = [
+        study.episodes / arm / f"seed_{seed}" / f"stage_{stage}" / split / f"trial_{trial}/episodes.jsonl"
+        for arm, seed, stage, split, trial in episodes_of(study.config, target)
+    ]
+    made = make_target(study.config, "fig6", TargetFiles(indexes, claims=PAPER / "claims.yaml"), tmp_path)
+    for protocol in ("hard", "standard"):
+        assert {row["arm"] for row in made.rows if row["protocol"] == protocol} == set(ARMS)
+    assert all(row["gain_over_base"] is not None for row in made.rows if row["arm"] in METHODS)
+
+
+def test_an_offline_arm_has_no_learning_curve(study: Study) -> None:
+    with pytest.raises(UserError, match=r"arms\.dpo \(targets\.selected_curve\.arm\)"):
+        target_of(study.config, "fig5")
+
+
+def test_the_page_shows_offline_arms_and_the_rule_behind_them(study: Study) -> None:
+    summary = evaluate(study)
+    assert {row.arm for row in summary.rates} == set(ARMS)
+    assert {curve.arm for curve in summary.curves} == {"grpo", "arpo"}
+    rules = {file.path: file.rule for file in summary.files if "/models/" in file.path}
+    assert {rule for path, rule in rules.items() if "/dpo/" in path} == {"train_offline"}
+    assert {rule for path, rule in rules.items() if "/arpo/" in path} == {"train_stage", "check_stage"}
+    page = render(study).read_text()
+    assert all(page.count(arm) > 5 for arm in METHODS)
+    assert "(8 for each task of <code>train_32</code>), and so without curve" in page
+
+
+def test_tasks_that_offline_arms_alone_learn_from_count_as_trained_on(demo: StudyConfig) -> None:
+    assert demo.training_splits == ["train_4", "train_32"]
+    moved = StudyConfig.model_validate(demo.model_dump() | {"offline": {"split": "test_in"}})
+    assert moved.training_splits == ["train_4", "train_32", "test_in"]
+    moved.arms = {arm: keys for arm, keys in moved.arms.items() if arm not in METHODS}
+    assert moved.training_splits == ["train_4", "train_32"]
+
+
+def test_what_decides_other_arms_does_not_know_of_offline_keys(demo: StudyConfig) -> None:
+    plan = Plan(demo.model_dump(), "of the test")
+    assert "offline" not in plan.training_params("arpo", "train_4")["recipe"]
+    raw = merge(demo.model_dump(), {"arms": {"kto": {"learning_rate": 2e-5, "save_every": 1}}})
+    other = Plan(raw, "of the test")
+    assert other.offline_params("kto")["recipe"]["learning_rate"] == 2e-5
+    assert other.offline_params("dpo") == plan.offline_params("dpo")
+    assert set(other.offline_params("kto")["recipe"]) == set(plan.offline_params("kto")["recipe"])
+
+
+def test_status_follows_an_offline_arm(demo: StudyConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "results/demo/models/dpo/seed_0/stage_train_32"
+
+    def line() -> tuple[str, str]:
+        found = next(line for line in study_status(demo, tmp_path) if line.name == "train dpo seed 0")
+        return found.state, found.progress
+
+    assert line() == ("waiting", "0 updates saved")
+    (folder / "checkpoints/checkpoint-4").mkdir(parents=True)
+    (folder / "checkpoints/checkpoint-4/complete.json").write_text("{}")
+    assert line() == ("running", "4 updates saved")
+    (folder / "learning.jsonl").write_text(json.dumps({"step": 6, "loss": 0.5}) + "\n")
+    (folder / "manifest.json").write_text("{}")
+    assert line() == ("done", "6 updates")
+
+
+def test_a_cluster_is_asked_for_the_time_of_the_episodes(demo: StudyConfig) -> None:
+    collected, trained = (
+        other_estimate(demo, rule) for rule in ("collect_offline_episodes", "train_offline")
+    )
+    assert collected.hours > 0 and trained.hours > 0 and trained.disk_gb > 0
+    demo.offline.rollouts_per_task *= 10
+    assert other_estimate(demo, "collect_offline_episodes").hours > collected.hours
