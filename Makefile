@@ -17,7 +17,7 @@ demo: setup ## Set everything up, run the study of configs/demo.yaml, write repo
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "The report: reports/demo/index.html"
 
-test: setup lint type unit workflow docker ## Set up what is missing and run every check that two cores can run
+test: setup lint type unit workflow docker slurm ## Set up what is missing and run every check that two cores can run
 
 setup: system controller cpu ## Debian packages and locked Python environments
 
@@ -46,11 +46,13 @@ type: controller ## mypy
 	$(BIN)/mypy
 
 unit: setup evaluator ## Unit tests and tests on real desktops
-	$(BIN)/python -m pytest tests/unit tests/desktop tests/evaluator -m "not slow"
-	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training -m "not slow"
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/desktop tests/evaluator -m "not slow"
+	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 workflow: setup ## What runs again after which change, bad input, and a whole small study
-	$(BIN)/python -m pytest tests/workflow -m "not slow"
+	$(BIN)/python -m pytest tests/workflow -m "not slow and not study" -n 2
+	$(BIN)/python -m pytest tests/workflow -m "study and not slow"
 
 docker: setup evaluator ## Desktops in containers, with the Docker daemon at hand or, as root, one of our own
 	@sh envs/debian.sh envs/desktop/apt-docker.txt
@@ -58,7 +60,7 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 		-- results/demo_container/desktop_image.json
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
 
-slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 15 minutes)
+slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 10 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
 	$(BIN)/python -m pytest tests/slurm
 

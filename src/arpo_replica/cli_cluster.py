@@ -14,7 +14,13 @@ def add_cluster_commands(commands: Any) -> None:
         help="say how many jobs, GPU-hours and GB a study would take from here",
         description="Nothing is started. What is finished is not counted. The numbers are estimates.",
     )
-    plan.add_argument("--config", type=Path, nargs="+", default=[Path("configs/demo.yaml")])
+    plan.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        action="append",
+        help="the study's files, later ones over earlier ones; once more for each further study",
+    )
     plan.add_argument(
         "--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"
     )
@@ -30,10 +36,10 @@ def add_cluster_commands(commands: Any) -> None:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
-    from arpo_replica.cluster.plan import plan, render
+    from arpo_replica.cluster.plan import plan_studies, render_studies
 
-    config, jobs = plan(options.config, options.target)
-    print(render(config, jobs), end="")
+    studies = options.config or [[Path("configs/demo.yaml")]]
+    print(render_studies(plan_studies(studies, options.target)), end="")
     return 0
 
 

@@ -5,9 +5,13 @@ more than the machine has, and a job gets a correct ``CUDA_VISIBLE_DEVICES`` wit
 node (partition ``cpu``, the default) and two nodes with four GPUs each (partition ``gpu``).
 
 Needs root and Debian's munge, slurmctld, slurmd, slurm-client. Writes one link outside its folder:
-``/etc/slurm/slurm.conf``, because the executor's job step drops ``SLURM_CONF`` before it calls ``srun``.
+``/etc/slurm/slurm.conf``, because the executor's job step drops ``SLURM_CONF`` before it calls ``srun``. All
+daemons listen on loopback only.
 
-    python tests/slurm/cluster.py start|stop FOLDER      by hand; prints the export that clients need
+By hand (``start`` prints the export that clients need; ``lose`` pulls a node's plug, ``heal`` ends that):
+
+    python tests/slurm/cluster.py start|stop FOLDER
+    python tests/slurm/cluster.py lose|heal FOLDER NODE
 """
 
 from __future__ import annotations
@@ -23,8 +27,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is started by hand
+
+from slurm.accounting import Accounting
+
 SYSTEM_CONF = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
+NAME = "test"
 GPU_MODEL = "h200"
 GPUS = 4
 CPUS = 16
@@ -75,7 +84,8 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 class Cluster:
     """The cluster in ``root`` (short: UNIX sockets lie below it)."""
 
-    def __init__(self, root: Path, gpu_nodes: int = 2) -> None:
+    def __init__(self, root: Path, gpu_nodes: int = 2, *, accounting: bool = False) -> None:
+        """``accounting``: with slurmdbd, so that ``sacct`` works."""
         self.root = root
         self.nodes = ["cpu1", *(f"gpu{number + 1}" for number in range(gpu_nodes))]
         self.conf = root / "etc" / "slurm.conf"
@@ -86,6 +96,7 @@ class Cluster:
             MARK: str(root),
         }
         self.ports: dict[str, int] = {}
+        self.accounting = Accounting(root, self.environment, NAME, wait_until) if accounting else None
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -108,6 +119,8 @@ class Cluster:
         self._configure()
         self._link()
         self._start_munge()
+        if self.accounting is not None:
+            self.accounting.start()
         self._run("slurmctld", "-i")
         wait_until(self.answers, 30, f"slurmctld answers (see {self.root}/log)")
         for node in self.nodes:
@@ -125,8 +138,8 @@ class Cluster:
                 print(error, file=sys.stderr)
         for node in self.nodes:
             self._end(f"slurmd-{node}")
-        self._end("slurmctld")
-        self._end("munged")
+        for daemon in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
+            self._end(daemon)
         if SYSTEM_CONF.is_symlink() and SYSTEM_CONF.readlink() == self.conf:
             SYSTEM_CONF.unlink()
 
@@ -141,6 +154,14 @@ class Cluster:
         for victim in [pid, *self._steps_of(node)]:
             kill_tree(victim)
         self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=plug")
+
+    def heal_node(self, node: str) -> None:
+        """The node is back."""
+        self.start_node(node)
+        # Refused where the node's own report was faster.
+        self.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        shown = ("sinfo", "-h", "-n", node, "-o", "%T")
+        wait_until(lambda: "down" not in self.command(*shown), 30, f"{node} is back")
 
     def stop_controller(self) -> None:
         """End slurmctld: Slurm is down."""
@@ -219,7 +240,7 @@ class Cluster:
 
     def _steps_of(self, node: str) -> list[int]:
         """Process ids of the steps' daemons of a node (slurmstepd names neither; its spool folder does)."""
-        spool = f"slurmd-{node}"
+        spool = str(self.root / "spool" / f"slurmd-{node}")  # not of another cluster on this machine
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -243,7 +264,7 @@ class Cluster:
         SYSTEM_CONF.symlink_to(self.conf)
 
     def _configure(self) -> None:
-        names = ["slurmctld", *self.nodes]
+        names = ["slurmctld", "slurmdbd", *self.nodes]
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         for number in range(GPUS):
             device = self.root / "dev" / f"gpu{number}"
@@ -253,7 +274,7 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         claims = f"CPUs={CPUS} RealMemory={MEMORY_MB} NodeHostname={host} NodeAddr=127.0.0.1"
         lines = [
-            "ClusterName=test",
+            f"ClusterName={NAME}",
             f"SlurmctldHost={host}(127.0.0.1)",
             f"SlurmctldPort={self.ports['slurmctld']}",
             "SlurmUser=root",
@@ -284,9 +305,16 @@ class Cluster:
             "SlurmctldTimeout=60",
             "SlurmdTimeout=60",
             "JobRequeue=0",
-            "AccountingStorageType=accounting_storage/none",
-            "JobAcctGatherType=jobacct_gather/none",
+            "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",  # loopback only
         ]
+        if self.accounting is not None:
+            self.accounting.port = self.ports["slurmdbd"]
+            lines += self.accounting.slurm_lines()
+        else:
+            lines += [
+                "AccountingStorageType=accounting_storage/none",
+                "JobAcctGatherType=jobacct_gather/none",
+            ]
         for node in self.nodes:
             gres = f" Gres=gpu:{GPU_MODEL}:{GPUS}" if node.startswith("gpu") else ""
             lines.append(f"NodeName={node} Port={self.ports[node]} {claims}{gres}")
@@ -326,17 +354,21 @@ def kill_tree(pid: int) -> None:
 
 
 def main() -> None:
-    """``start`` or ``stop`` the cluster in a folder."""
-    action, folder = sys.argv[1:]
+    """``start``, ``stop``, ``lose`` or ``heal``."""
+    action, folder, *node = sys.argv[1:]
     cluster = Cluster(Path(folder).resolve())
     if action == "stop":
         cluster.stop()
-        return
-    reason = missing()
-    if reason is not None:
-        sys.exit(reason)
-    cluster.start()
-    print(f"export SLURM_CONF={cluster.conf}")
+    elif action == "lose":
+        cluster.lose_node(*node)
+    elif action == "heal":
+        cluster.heal_node(*node)
+    else:
+        reason = missing()
+        if reason is not None:
+            sys.exit(reason)
+        cluster.start()
+        print(f"export SLURM_CONF={cluster.conf}")
 
 
 if __name__ == "__main__":

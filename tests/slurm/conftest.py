@@ -1,20 +1,27 @@
-"""The virtual cluster, and checkouts whose jobs go to it."""
+"""The virtual cluster, and checkouts whose jobs go to it.
+
+Each module has a cluster of its own, which starts in a second or two; ``ACCOUNTING = True`` in a module gives
+it slurmdbd as well.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster, missing
+from arpo_replica.environments import ROOT, python_of
+from slurm import accounting
+from slurm.cluster import Cluster, missing, search_path
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 SITE = "first_check_seconds: 2\nwarn_seconds: 120\n"
 STUB = """
@@ -38,7 +45,7 @@ class Checkout:
         for name in ("rules", "scripts", "profiles", "configs", "data", "src", "slurm"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Snakefile", root)
-        for path in (ROOT / "tests" / "slurm").glob("*.yaml"):
+        for path in HERE.glob("*.yaml"):
             shutil.copy(path, root)
         (root / "slurm" / "site.yaml").write_text(site)
         self.log = root / "snakemake.log"
@@ -48,24 +55,34 @@ class Checkout:
         for script in (self.root / "scripts").glob("*.py"):
             script.write_text(STUB)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """``snakemake --profile slurm`` with the smallest study."""
-        command = [str(SNAKEMAKE), "--profile", "slurm"]
-        command += ["--configfile", "configs/ci.yaml", "small.yaml", *arguments]
+    def prepare(self, model: Path) -> None:
+        """Give it the random policy, and desktops for its training that answer alike every time."""
+        shutil.copytree(model, self.root / "tiny")
+        shutil.copy(HERE / "scripted_train_stage.py", self.root / "scripts" / "train_stage.py")
+
+    def start(
+        self, *arguments: str, options: Sequence[str] = ("--profile", "slurm"), **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """``snakemake --profile slurm`` with the smallest study. ``variables``: for its environment."""
+        command = [str(SNAKEMAKE), *options, "--configfile", "configs/ci.yaml", "small.yaml", *arguments]
+        # Where the scripted desktops are.
+        variables = {"PYTHONPATH": str(ROOT / "tests"), **variables}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=self.root, env=self.cluster.environment, stdout=log, stderr=log
+                command,
+                cwd=self.root,
+                env={**self.cluster.environment, **variables},
+                stdout=log,
+                stderr=log,
             )
 
-    def run(self, *arguments: str, timeout: float = 600) -> int:
+    def run(self, *arguments: str, timeout: float = 600, **variables: str) -> int:
         """The same until its end; its status."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, **variables)
         try:
             return process.wait(timeout)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(60)
+            end(process)
 
     def said(self) -> str:
         """All that Snakemake said so far."""
@@ -76,14 +93,26 @@ class Checkout:
         return self.said().count("submitted with SLURM jobid") + self.said().count("array job")
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a Snakemake that still runs. At SIGINT it cancels its jobs; at SIGTERM it may wait for them."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A cluster of three virtual nodes."""
-    reason = missing()
+    wanted = getattr(request.module, "ACCOUNTING", False)
+    reason = missing() or (accounting.missing(search_path()) if wanted else None)
     if reason is not None:
         pytest.skip(reason)
     root = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
-    made = Cluster(root)
+    made = Cluster(root, accounting=wanted)
     try:
         made.start()
         os.environ["SLURM_CONF"] = str(made.conf)
@@ -92,3 +121,17 @@ def cluster() -> Iterator[Cluster]:
         made.stop()
         os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random policy of a million weights."""
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    code = "import sys, pathlib, tiny_model; tiny_model.build_tiny_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run(
+        [str(python_of("cpu")), "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "training")},
+        check=True,
+        timeout=300,
+    )
+    return folder

@@ -1,4 +1,7 @@
-"""The profile on a virtual cluster, with scripts that only write their outputs: places, arrays, mistakes."""
+"""The profile on a virtual cluster, with scripts that only write their outputs: places, arrays, mistakes.
+
+This cluster keeps accounts, so the executor asks ``sacct``; in the other modules it asks ``squeue``.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from slurm.accounting import ACCOUNT
 from slurm.cluster import Cluster
 from slurm.conftest import SITE, Checkout
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+ACCOUNTING = True
 
 
 def last_line(checkout: Checkout) -> str:
@@ -17,21 +22,24 @@ def last_line(checkout: Checkout) -> str:
     return checkout.said().strip().splitlines()[-1]
 
 
-def test_rollouts_go_as_an_array_if_the_site_says_so(cluster: Cluster, tmp_path: Path) -> None:
+def test_rollouts_go_as_an_array_if_the_site_says_so(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
     checkout = Checkout(
         tmp_path / "checkout", cluster, SITE + "arrays: [collect_rollouts]\ngpu_model: h200\n"
     )
+    checkout.prepare(tiny_model)
     checkout.use_stubs()
     # Both evaluations are ready at once: the training is there already.
     local = ["--set-resources", "collect_rollouts:gres='gpu:h200:2'"]
-    stage = "results/slurm/models"
-    for model in ("base/seed_0/stage_base", "arpo/seed_0/stage_train_4"):
-        for name in ("manifest.json", "metrics.jsonl"):
-            path = checkout.root / stage / model / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("stub")
+    stages = [f"models/{name}" for name in ("base/seed_0/stage_base", "arpo/seed_0/stage_train_4")]
+    files = [f"{stage}/{name}" for stage in stages for name in ("manifest.json", "metrics.jsonl")]
+    for name in ("splits/train_4.json", *files):  # oldest first
+        path = checkout.root / "results" / "slurm" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("stub")
     targets = [
-        f"results/slurm/episodes/{arm}/seed_0/stage_{last}/test_out/trial_0/episodes.jsonl"
+        f"results/slurm/episodes/{arm}/seed_0/stage_{last}/train_4/trial_0/episodes.jsonl"
         for arm, last in (("base", "base"), ("arpo", "train_4"))
     ]
     assert checkout.run(*local, "--rerun-triggers", "mtime", "--", *targets) == 0, checkout.said()[-3000:]
@@ -42,6 +50,11 @@ def test_rollouts_go_as_an_array_if_the_site_says_so(cluster: Cluster, tmp_path:
         assert node.startswith("gpu")
         assert len(gpus.split(",")) == 2
         assert cache == f"{checkout.root}/results/_cache/huggingface"
+    # The account is the user's default one; without the slurmdbd no job would ever be seen to end by sacct.
+    asked = ("sacct", "-X", "-n", "-P", "-S", "now-1hours", "-o", "state,account,alloctres")
+    jobs = [line.split("|") for line in cluster.command(*asked).splitlines()]
+    assert len(jobs) == 2 and {(state, account) for state, account, _ in jobs} == {("COMPLETED", ACCOUNT)}
+    assert all("gres/gpu=2" in resources for *_, resources in jobs)
 
 
 def test_a_missing_partition_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,125 +1,57 @@
-"""A whole small study on a virtual cluster: real desktops, vLLM, verl, Ray, two accidents in the training.
-
-First the job is told to end (as before a time limit or a pre-emption), later its node loses power. One run
-serves all checks here.
-"""
+"""A whole small study on a virtual cluster: desktops, vLLM, verl, Ray, and four accidents (``story``)."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import os
+import secrets
+import shutil
+import subprocess
 
-import psutil
 import pytest
 
 from arpo_replica.cluster.allocation import read_jobs
 from arpo_replica.cluster.plan import load_overlaid
+from arpo_replica.cluster.status import study_status
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.training.checkpoints import checkpoints
-from slurm.cluster import Cluster
-from slurm.conftest import SITE, Checkout
+from arpo_replica.environments import ROOT, python_of
+from slurm.cluster import Cluster, free_ports, wait_until
+from slurm.conftest import SITE, Checkout, end
+from slurm.story import STUDY, Story, equal_parts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
-STAGE = "results/slurm/models/arpo/seed_0/stage_train_4"
-
-
-class Story:
-    """What happened."""
-
-    def __init__(self, checkout: Checkout) -> None:
-        self.checkout, self.stage = checkout, checkout.root / STAGE
-        self.saved_at_notice: list[int] = []
-        self.left_after_accident: list[str] = []
-        self.jobs_of_training: list[str] = []
-
-    def rows(self) -> list[dict]:
-        """Steps of the training so far."""
-        path = self.stage / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def steps_of(self, attempt: int) -> int:
-        """Steps that an attempt has finished."""
-        return sum(row["attempt"] == attempt for row in self.rows())
-
-    def processes(self) -> list[str]:
-        """Living processes of the training."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                ours = process.environ().get("ARPO_JOB", "").startswith(str(self.stage))
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
-        return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float, words: Callable[[], str]) -> None:
-    """Poll until true; fails with ``words``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, words()
-        time.sleep(0.2)
-
-
-def training_job(checkout: Checkout, but: list[str]) -> str:
-    """Slurm's number of the training job that runs now."""
-    for record in reversed(read_jobs(checkout.root / "results" / "slurm")):
-        if record["rule"] == "train_stage" and record["job"] not in but:
-            return str(record["job"])
-    raise AssertionError(checkout.said()[-3000:])
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
-def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """The study, from an empty folder to its report."""
-    checkout = Checkout(tmp_path_factory.mktemp("study") / "checkout", cluster)
-    story = Story(checkout)
-    process = checkout.start("--set-resources", "train_stage:gres='gpu:2'")
+def undisturbed(cluster: Cluster, tiny_model, tmp_path_factory) -> Checkout:
+    """The same study on this machine alone, without accidents."""
+    checkout = Checkout(tmp_path_factory.mktemp("alone") / "checkout", cluster)
+    checkout.prepare(tiny_model)
+    return checkout
 
-    def words() -> str:
-        logs = sorted((checkout.root / "results" / "slurm_logs").rglob("*.log"))
-        return checkout.said()[-3000:] + "".join(path.read_text()[-2000:] for path in logs[-2:])
 
-    def goes_on() -> bool:
-        assert process.poll() is None, words()
-        return True
-
+@pytest.fixture(scope="module")
+def story(cluster: Cluster, tiny_model, undisturbed: Checkout, tmp_path_factory) -> Story:
+    """The study, from an empty folder to its report; beside it the undisturbed one."""
+    story = Story(Checkout(tmp_path_factory.mktemp("study") / "checkout", cluster))
+    alone = undisturbed.start(options=["--cores", "1"])
     try:
-        wait_for(lambda: goes_on() and story.steps_of(1) >= 2, 600, words)
-        first = training_job(checkout, [])
-        cluster.command("scancel", "--signal=URG", first)
-        wait_for(lambda: first not in cluster.jobs(), 90, words)
-        story.saved_at_notice = checkpoints(story.stage / "checkpoints")
-        wait_for(lambda: goes_on() and story.steps_of(2) >= 1, 300, words)
-        second = training_job(checkout, [first])
-        node = cluster.show(second)["BatchHost"]
-        cluster.lose_node(node)
-        deadline = time.monotonic() + 40
-        while story.processes() and time.monotonic() < deadline and second in cluster.jobs():
-            time.sleep(0.2)
-        story.left_after_accident = story.processes()
-        cluster.start_node(node)
-        cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
-        story.jobs_of_training = [first, second]
-        status = process.wait(700)
-        assert status == 0, words()
+        story.tell(tiny_model)
+        assert alone.wait(600) == 0, undisturbed.said()[-3000:]
     finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(120)
+        end(alone)
     return story
 
 
 def test_a_training_that_is_told_to_end_saves_first(story: Story) -> None:
     assert len(story.saved_at_notice) == 1
-    assert story.saved_at_notice[0] >= 2
+    assert 1 <= story.saved_at_notice[0] < STEPS
 
 
 def test_the_next_job_goes_on_from_there(story: Story) -> None:
     rows = story.rows()
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert {row["attempt"] for row in rows if row["step"] <= story.saved_at_notice[0]} == {1}
     assert rows[-1]["attempt"] == 3, "notice, node failure, end: three attempts"
 
@@ -128,34 +60,59 @@ def test_a_lost_node_leaves_no_process(story: Story) -> None:
     assert story.left_after_accident == []
 
 
+def test_a_vllm_that_does_not_start_is_told_in_one_sentence(story: Story) -> None:
+    said = story.said_without_vllm
+    assert "mend what the end of its log names" in said
+    assert "Traceback" not in said.split("vLLM ended with status")[0]
+
+
+def test_a_full_disk_is_told_in_one_sentence(story: Story) -> None:
+    said = story.said_with_full_disk
+    assert "free space there and run again: what is finished is kept." in said
+    assert "Traceback" not in said
+
+
+def test_episodes_finished_before_the_disk_was_full_are_untouched(story: Story) -> None:
+    names = {path.parent for path in story.kept}
+    assert 1 <= len(names) < 8
+    now = story.episodes()
+    assert {path: now.get(path) for path in story.kept} == story.kept
+    assert len({path.parent for path in now}) == 8, "4 tasks, 2 trials"
+
+
+def test_the_report_is_that_of_the_undisturbed_study(story: Story, undisturbed: Checkout) -> None:
+    here, there = equal_parts(story.root / STUDY), equal_parts(undisturbed.root / STUDY)
+    for part in here:
+        assert here[part] == there[part], part
+    assert len(here["texts"]) == 16 and len(here["manifests"]) == 2
+    trained = here["manifests"]["models/arpo/seed_0/stage_train_4/manifest.json"]
+    assert json.loads(trained)["sha256"] != json.loads(trained)["parent"], "nothing was learnt"
+
+
 def test_gpu_jobs_got_their_gpus_and_others_the_cpu_partition(story: Story) -> None:
-    places = read_jobs(story.checkout.root / "results" / "slurm")
-    trainings = [place for place in places if place["rule"] == "train_stage"]
+    trainings = story.jobs("train_stage", "arpo")
     assert len({place["job"] for place in trainings}) == 3
     for place in trainings:
         assert len(place["gpus"].split(",")) == 2
         assert place["nodes"].startswith("gpu")
-    rollouts = [place for place in places if place["rule"] == "collect_rollouts"]
-    assert len(rollouts) == 2
+    rollouts = [*story.jobs("collect_rollouts", "base"), *story.jobs("collect_rollouts", "arpo")]
+    assert len(rollouts) == 4, "no vLLM, no space, success; the trained policy"
     assert {(place["nodes"], place["gpus"]) for place in rollouts} == {("cpu1", "")}
 
 
 def test_the_page_says_where_it_was_computed(story: Story) -> None:
-    assert (story.checkout.root / "reports" / "slurm" / "index.html").is_file()
-    origin = json.loads((story.checkout.root / "results" / "slurm" / "provenance.json").read_text())
+    assert (story.root / "reports" / "slurm" / "index.html").is_file()
+    origin = json.loads((story.root / STUDY / "provenance.json").read_text())
     assert {job["rule"] for job in origin["cluster_jobs"]} >= {"train_stage", "collect_rollouts"}
 
 
 def test_caches_stay_in_the_study(story: Story) -> None:
-    assert (story.checkout.root / "results" / "_cache").is_dir()
+    assert (story.root / "results" / "_cache").is_dir()
 
 
 def test_status_reads_the_finished_study(story: Story) -> None:
-    from arpo_replica.cluster.status import study_status
-
-    root = story.checkout.root
-    config: StudyConfig = load_overlaid([root / "configs" / "ci.yaml", root / "small.yaml"])
-    assert {line.state for line in study_status(config, root)} == {"done"}
+    config: StudyConfig = load_overlaid([story.root / "configs" / "ci.yaml", story.root / "small.yaml"])
+    assert {line.state for line in study_status(config, story.root)} == {"done"}
 
 
 def test_editing_the_report_template_submits_nothing(story: Story) -> None:
@@ -174,17 +131,42 @@ def test_nothing_is_left(story: Story, cluster: Cluster) -> None:
     assert cluster.jobs() == []
 
 
-def test_two_nodes_train_together(story: Story, cluster: Cluster) -> None:
-    """verl over Ray over two nodes of one job: each holds half of the trainer's state."""
-    checkout = story.checkout
-    (checkout.root / "slurm" / "site.yaml").write_text(SITE + "partitions: {cpu: gpu}\nretries: 0\n")
-    stage = "results/slurm/models/arpo/seed_0/stage_train_two"
-    more = ("two_nodes.yaml", "--rerun-triggers", "mtime", "--", f"{stage}/manifest.json")
-    assert checkout.run(*more) == 0, checkout.said()[-3000:]
-    work = checkout.root / stage / "checkpoints"
-    saved = sorted(path.name for path in (work / "global_step_2" / "actor").glob("model_world_size_2_*.pt"))
-    assert saved == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"]
-    place = read_jobs(checkout.root / "results" / "slurm")[-1]
-    assert place["rule"] == "train_stage" and place["host"]
+def test_two_nodes_train_together_on_desktops_of_a_third(story: Story, cluster: Cluster) -> None:
+    """verl over Ray over two nodes of one job; a job on the CPU partition lends them real desktops."""
+    checkout, root = story.checkout, story.root
+    token, (port,) = secrets.token_urlsafe(32), free_ports(1)
+    shutil.copy(ROOT / "scripts" / "train_stage.py", root / "scripts" / "train_stage.py")
+    (root / "slurm" / "site.yaml").write_text(SITE + "partitions: {cpu: gpu}\nretries: 0\n")
+    remote = f"desktop: {{provider: remote, remote: {{url: 'http://127.0.0.1:{port}', lends: process}}}}\n"
+    (root / "pool.yaml").write_text(remote)
+    lend = f"{python_of('controller')} -m arpo_replica serve-desktops --config configs/ci.yaml --port {port}"
+    pool = subprocess.run(
+        ["sbatch", "--parsable", "-p", "cpu", "-o", str(root / "pool.log"), "--wrap", lend],
+        env={**cluster.environment, "ARPO_DESKTOP_TOKEN": token},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    try:
+        said = root / "pool.log"
+        wait_until(lambda: said.exists() and "127.0.0.1" in said.read_text(), 120, "a pool that listens")
+        assert cluster.show(pool)["Partition"] == "cpu"
+        stage = str(STUDY / "models/arpo/seed_0/stage_train_two")
+        more = ("two_nodes.yaml", "pool.yaml", "--rerun-triggers", "mtime", "--", f"{stage}/manifest.json")
+        status = checkout.run(*more, ARPO_DESKTOP_TOKEN=token)
+        assert status == 0, checkout.said()[-3000:]
+    finally:
+        cluster.command("scancel", pool)
+    work = root / stage / "checkpoints"
+    saved = sorted(path.name for path in (work / "global_step_1" / "actor").glob("model_world_size_2_*.pt"))
+    assert saved == ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"], "each holds half"
+    place = read_jobs(root / STUDY)[-1]
+    assert (place["rule"], place["nodes"]) == ("train_stage", "gpu1"), "the step's own node: the head"
     assert (work / "logs" / "ray_001.log").is_file()
-    assert cluster.jobs() == []
+    rows = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
+    assert [row["env_errors"] for row in rows] == [0], "the desktops were there"
+    wait_until(lambda: cluster.jobs() == [], 60, "an empty queue")
+    written = [*root.glob("results/slurm_logs/**/*.log"), *(root / stage).rglob("*.log"), checkout.log]
+    assert not [path for path in written if token in path.read_text(errors="replace")]
+    assert token not in os.environ.values()

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from snakemake_server import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[2]
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 STUB = """
 from pathlib import Path
 for name in snakemake.output:
@@ -30,19 +29,11 @@ class Workspace:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run snakemake here, with variables added to the environment."""
-        return subprocess.run(
-            [str(SNAKEMAKE), *arguments],
-            cwd=self.root,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        return run_snakemake(arguments, self.root, {**os.environ, **environment}, timeout=300)
 
-    def planned(self, *arguments: str) -> Counter[str]:
+    def planned(self, *arguments: str, **environment: str) -> Counter[str]:
         """Rule -> number of jobs that a run would start."""
-        done = self.run("--dry-run", "--quiet", "rules", *arguments)
+        done = self.run("--dry-run", "--quiet", "rules", *arguments, **environment)
         assert done.returncode == 0, done.stderr
         found = re.findall(r"^(\w+) +(\d+)$", done.stderr + done.stdout, flags=re.MULTILINE)
         return Counter({rule: int(count) for rule, count in found if rule not in {"total", "all"}})

@@ -1,4 +1,4 @@
-"""The paper's study planned before anything runs: 3 arms, 3 seeds, 3 stages, 369 tasks x 3 trials."""
+"""The paper's study planned before anything runs: 2 models, 3 arms, 3 seeds, 3 stages, 369 tasks x 3."""
 
 from __future__ import annotations
 
@@ -21,25 +21,46 @@ training:
     - {name: train_128, split: arpo_128, steps: 60}
 evaluation: {splits: [osworld_369], trials: 3}
 """
+OTHER_MODEL = """
+study: paper_2b
+size: 2b
+policy: {recipe: null, model: UI-TARS-2B-SFT}
+"""
 
 
 def test_the_papers_study_is_planned_in_seconds(checkout):
     (checkout.root / "large.yaml").write_text(OVERLAY)
-    command = [sys.executable, "-m", "arpo_replica", "plan", "--config", "configs/paper.yaml", "large.yaml"]
+    (checkout.root / "other.yaml").write_text(OTHER_MODEL)
+    study = ["--config", "configs/paper.yaml", "large.yaml"]
+    command = [sys.executable, "-m", "arpo_replica", "plan", *study, *study, "other.yaml"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         command, cwd=checkout.root, capture_output=True, text=True, check=False, timeout=300
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    rows = {
-        line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if re.match(r"\w+ +\d+ ", line)
-    }
-    # 2 trained arms x 3 seeds x 3 stages; the base and each last stage.
-    assert (rows["train_stage"], rows["collect_rollouts"]) == ("18", "7")
+    found = re.findall(r"^(\w+) +(\d+) .* ([\d.]+) +([\d.]+)$", done.stdout, flags=re.MULTILINE)
+    # Of each model 2 trained arms x 3 seeds x 3 stages; the base and each last stage.
+    assert [count for rule, count, *_ in found if rule == "train_stage"] == ["18", "18"]
+    assert [count for rule, count, *_ in found if rule == "collect_rollouts"] == ["7", "7"]
     assert "published (paper" in done.stdout
+    sums = {name: (int(jobs), float(hours), float(disk)) for name, jobs, hours, disk in found[-3:]}
+    assert list(sums) == ["paper", "paper_2b", "total"]
+    for both, *each in zip(sums["total"], sums["paper"], sums["paper_2b"], strict=True):
+        assert abs(both - sum(each)) <= 0.11, "rounded to one digit"
+        assert min(each) > 0
     # Processor time: the clock also measures what else the machine does.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+
+
+def test_two_studies_of_one_name_are_one_sentence(checkout):
+    command = [sys.executable, "-m", "arpo_replica", "plan", *("--config", "configs/demo.yaml") * 2]
+    done = subprocess.run(
+        command, cwd=checkout.root, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2
+    assert "would share results/demo" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_config_that_cannot_be_planned_is_one_sentence(checkout):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
+from conftest import ROOT
+
+from arpo_replica.workflow.study import Study
 
 PREPARE = {"record_demonstrations": 1, "build_nano_model": 1, "register_base_model": 1}
 MADE = {"make_target": 1}
@@ -34,6 +38,47 @@ def test_a_target_plans_exactly_what_it_needs(checkout, target, expected):
     }
 
 
+REVISION = 'model: {revision: "0123456789abcdef0123456789abcdef01234567"}\n'
+CHEAP = {"resolve_split", "check_stage", "fetch_model", "fetch_osworld_tasks", "register_base_model"}
+
+
+@pytest.mark.parametrize(
+    ("target", "configs", "expected"),
+    [
+        ("table1", ["paper"], {"train_stage": 2, "collect_rollouts": 3}),
+        ("readme128", ["paper"], {"train_stage": 2, "collect_rollouts": 3}),
+        ("fig1b", ["paper"], {"train_stage": 2, "collect_rollouts": 3}),
+        ("fig3", ["paper"], {"train_stage": 2}),
+        ("fig4", ["subset32"], {"train_stage": 2, "collect_rollouts": 3}),
+        ("fig5", ["paper", "shapes/full_set"], {"train_stage": 2}),
+        ("fig7", ["paper"], {"measure_throughput": 1}),
+        ("table1", ["seed_2b"], {"train_stage": 6, "collect_rollouts": 3}),
+        ("fig3", ["seed_2b"], {"train_stage": 6}),
+    ],
+)
+def test_a_target_is_planned_at_the_size_that_was_published(checkout, target, configs, expected):
+    (checkout.root / "model.yaml").write_text(REVISION)
+    files = [f"configs/{name}.yaml" for name in configs]
+    planned = checkout.planned("--configfile", *files, "model.yaml", "--", target, ARPO_PLANNING="1")
+    assert {"fetch_model", "fetch_osworld_tasks"} <= set(planned)
+    left = {rule: n for rule, n in planned.items() if rule not in CHEAP}
+    assert left == {**expected, **MADE, target: 1}
+
+
+def test_a_stage_may_start_from_the_untrained_policy():
+    raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    stage = raw["training"]["stages"][1]
+    before = Study(raw, "demo.yaml")
+    assert before.previous_manifest("grpo", "0", "train_32").endswith(
+        "grpo/seed_0/stage_train_4/manifest.json"
+    )
+    assert before.previous_metrics("grpo", "0", "train_32")
+    stage["from_base"] = True
+    study = Study(raw, "demo.yaml")
+    assert study.previous_manifest("grpo", "0", "train_32") == study.previous_manifest("grpo", "0", "train_4")
+    assert study.previous_metrics("grpo", "0", "train_32") == []
+
+
 def test_a_finished_study_has_its_tables_at_once(finished):
     assert finished.planned("--", "table1") == {"make_target": 1, "table1": 1}
     assert finished.planned("--", "fig3") == {"make_target": 1, "fig3": 1}
@@ -44,19 +89,11 @@ def test_a_target_that_the_study_lacks_parts_for_names_the_keys(checkout):
     done = checkout.run("--dry-run", "fig6")
     shown = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 2
-    assert "its config lacks arms.rejection, arms.dpo, arms.kto." in shown
+    assert "its config lacks arms.rejection, arms.dpo, arms.kto; configs/arms/offline.yaml" in shown
     assert "Traceback" not in shown
     assert not (checkout.root / ".snakemake/locks").exists() or not list(
         (checkout.root / ".snakemake/locks").iterdir()
     )
-
-
-def test_with_the_arms_figure_6_is_planned(checkout):
-    arms = "".join(f"\n  {arm}: {{replay: {{enabled: false}}}}" for arm in ("rejection", "dpo", "kto"))
-    checkout.edit("configs/demo.yaml", "  base: {}", f"  base: {{}}{arms}")
-    planned = checkout.planned("--", "fig6")
-    assert planned["collect_rollouts"] == 6
-    assert planned["make_target"] == 1
 
 
 def test_a_changed_margin_judges_again_and_renders(finished):

@@ -106,7 +106,7 @@ def train_gpus(config: StudyConfig, arm: str) -> tuple[int, int]:
 def rollout_gpus(config: StudyConfig, arm: str) -> int:
     """GPUs of the job that serves a checkpoint; none if it is served elsewhere or on a CPU."""
     elsewhere = config.policy.endpoint is not None and arm == "base"
-    return 1 if config.accelerator == "cuda" and not elsewhere else 0
+    return config.serving.tensor_parallel if config.accelerator == "cuda" and not elsewhere else 0
 
 
 def stage_estimate(config: StudyConfig, arm: str, stage: str) -> Estimate:
@@ -131,6 +131,19 @@ def rollout_estimate(config: StudyConfig, arm: str) -> Estimate:
     return Estimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3)
 
 
+def offline_estimate(config: StudyConfig, *, collected: bool) -> Estimate:
+    """Collecting what offline arms learn from, or one arm's training: an update's cost for each episode."""
+    costs = costs_of(config)
+    episodes = split_size(config, config.offline_split) * config.offline.rollouts_per_task
+    hours = costs.start_seconds.value / 3600
+    if collected:
+        hours += episodes / costs.episodes_per_hour.at(config.desktop.count)
+        return Estimate(hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3)
+    hours += episodes * costs.update_gpu_seconds.value / 3600
+    gpus = 1 if config.accelerator == "cuda" else 0
+    return Estimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
+
+
 def split_size(config: StudyConfig, name: str) -> int:
     """Number of tasks of a split; of the clean one if a noisy variant is still to be made."""
     path = config.tasks.splits[name]
@@ -149,6 +162,8 @@ def other_estimate(config: StudyConfig, rule: str) -> Estimate:
             return Estimate(config.nano.demonstrations * 0.17 / 3600, 0, 0.05)
         case "build_nano_model":
             return Estimate(config.nano.demonstrations * 0.11 / 3600, 0, 0.05)
+        case "collect_offline_episodes" | "train_offline":
+            return offline_estimate(config, collected=rule == "collect_offline_episodes")
         case "measure_throughput" | "build_desktop_image":
             return Estimate(0.5, rollout_gpus(config, ""), 0.0)
         case _:

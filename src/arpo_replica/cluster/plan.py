@@ -12,7 +12,9 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ from arpo_replica.errors import UserError
 PLANNING = "ARPO_PLANNING"
 """Environment variable: the Snakefile then leaves out the checks of this machine: it will not do the work."""
 SUBMITTED = {
-    *("train_stage", "collect_rollouts", "measure_throughput"),
+    *("train_stage", "collect_rollouts", "measure_throughput", "collect_offline_episodes", "train_offline"),
     *("record_demonstrations", "build_nano_model", "build_desktop_image", "validate_tasks"),
 }
 """Rules whose jobs go to the cluster; all others are ``localrule``."""
+COLUMNS = f"{'jobs':>6}{'hours each':>12}{'hours':>9}{'GPU-hours':>11}{'disk GB':>9}"
 JOB = re.compile(r"^(?:local)?rule (\w+):\n((?:[ \t]+.*\n?)*)", re.MULTILINE)
 WILDCARDS = re.compile(r"^ +wildcards: (.+)$", re.MULTILINE)
 
@@ -67,7 +70,29 @@ def load_overlaid(paths: Sequence[Path]) -> StudyConfig:
     return parse_config(merged, ", ".join(map(str, paths)))
 
 
-def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> tuple[StudyConfig, list[PlannedJob]]:
+Plan = tuple[StudyConfig, list[PlannedJob]]
+"""A study and the jobs that a run of it would start now."""
+
+
+def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ()) -> list[Plan]:
+    """Plan several studies at once, e.g. one per model. ``studies``: the config files of each.
+
+    Raises ``UserError`` if one cannot be planned or two have the same name: they would share their results.
+    """
+    seen: dict[str, str] = {}
+    for paths in studies:
+        name, files = load_overlaid(paths).name, " ".join(map(str, paths))
+        if name in seen:
+            raise UserError(
+                f"Study '{name}' is named by '{seen[name]}' and by '{files}'; give one of them another "
+                "'study', they would share results/" + name + "."
+            )
+        seen[name] = files
+    with ThreadPoolExecutor(max_workers=2) as pool:  # each is a Snakemake of its own
+        return list(pool.map(lambda paths: plan(paths, targets), studies))
+
+
+def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
     """The jobs that a run would start now. Raises ``UserError`` with what Snakemake refuses."""
     config = load_overlaid(paths)
     command = [
@@ -117,12 +142,29 @@ def render(config: StudyConfig, jobs: Sequence[PlannedJob]) -> str:
     lines = [
         f"Study '{config.name}', size {config.size}, {config.desktop.count} desktops at once",
         "",
-        f"{'rule':24}{'jobs':>6}{'hours each':>12}{'hours':>9}{'GPU-hours':>11}{'disk GB':>9}",
+        f"{'rule':24}{COLUMNS}",
     ]
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
     lines += [_line("total", jobs, each=False), "", *_sources(costs_of(config))]
     return "\n".join(lines) + "\n"
+
+
+def render_studies(plans: Sequence[Plan]) -> str:
+    """The plans as text; of several studies also their sum."""
+    text = "\n".join(render(config, jobs) for config, jobs in plans)
+    if len(plans) < 2:
+        return text
+    jobs = list(chain.from_iterable(jobs for _, jobs in plans))
+    sent = sum(not job.local for job in jobs)
+    lines = [
+        f"All {len(plans)} studies, {sent} jobs for the cluster",
+        "",
+        f"{'study':24}{COLUMNS}",
+        *(_line(config.name, jobs, each=False) for config, jobs in plans),
+        _line("total", jobs, each=False),
+    ]
+    return text + "\n" + "\n".join(lines) + "\n"
 
 
 def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:

@@ -6,6 +6,7 @@ the rules' functions which limits hold. In jobs nothing is active: their resourc
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,17 @@ class Profile:
 
     @property
     def precommand(self) -> str:
-        """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder."""
+        """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder.
+
+        The executor puts it between double quotes in a command for a shell on the login node, which must
+        leave variables such as ``$SLURM_TMPDIR`` to the node.
+        """
         lines = [f'export {name}="${{{name}:-$PWD/results/_cache/{at}}}"' for name, at in CACHES.items()]
         if self.site.scratch is not None:
             lines.append(f'export ARPO_TMP="{self.site.scratch}"')
         if self.site.warn_seconds:
             lines.append(f"export {GRACE}={self.site.warn_seconds}")
-        return " && ".join([*lines, *self.site.setup])
+        return re.sub(r"([\\$`])", r"\\\1", " && ".join([*lines, *self.site.setup]))
 
     def partition(self, gpus: bool) -> slurm.Partition:
         """Where a job goes."""

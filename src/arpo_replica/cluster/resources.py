@@ -61,9 +61,7 @@ def train_memory(config: StudyConfig, arm: str, attempt: int) -> int:
 
 def check_nodes(config: StudyConfig) -> None:
     """Refuse trainings on more nodes than there are: they would wait for ever. Raises ``UserError``."""
-    for arm in config.arms:
-        if arm == "base":
-            continue
+    for arm in config.online_arms:
         nodes, gpus = train_gpus(config, arm)
         partition = None if profile.active is None else profile.active.partition(gpus > 0)
         if partition is not None and nodes > partition.nodes:

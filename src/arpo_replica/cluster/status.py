@@ -10,6 +10,7 @@ from typing import Any
 
 from arpo_replica.cluster.files import latest, read_json, read_rows
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints
 from arpo_replica.workflow.study import Study
 
 STALE_S = 120.0
@@ -32,8 +33,9 @@ def study_status(config: StudyConfig, root: Path = Path(), now: float | None = N
     study, now = Study(config.model_dump(mode="json"), "of the study"), time.time() if now is None else now
     results = root / "results" / study.name
     trainings = (training_line(config, results, key, now) for key in study.stages())
+    offline = (offline_line(results, key, now) for key in study.offline_trainings())
     rollouts = (rollout_line(study, results, key, now) for key in study.checkpoints())
-    return [*trainings, *rollouts]
+    return [*trainings, *offline, *rollouts]
 
 
 def training_line(config: StudyConfig, results: Path, key: tuple[str, int, str], now: float) -> Line:
@@ -59,6 +61,20 @@ def training_line(config: StudyConfig, results: Path, key: tuple[str, int, str],
     errors = sum(row["env_errors"] for row in rows)
     details = f"{_reward(rows)}{rate}env errors {errors}, {left}"
     return Line(name, _state(newest, now), f"{step}/{steps} steps", details)
+
+
+def offline_line(results: Path, key: tuple[str, int, str], now: float) -> Line:
+    """One offline arm: updates and loss; while it runs, the newest checkpoint."""
+    arm, seed, stage = key
+    folder = results / "models" / arm / f"seed_{seed}" / f"stage_{stage}"
+    name = f"train {arm} seed {seed}"
+    if (folder / "manifest.json").is_file():
+        rows = read_rows(folder / "learning.jsonl")
+        return Line(name, "done", f"{rows[-1]['step']} updates", f"loss {rows[-1]['loss']:.3f}")
+    steps = checkpoints(folder / "checkpoints", PREFIX_TRL)
+    newest = latest([folder / "checkpoints" / "job.json", *(folder / "checkpoints").glob(f"{PREFIX_TRL}*")])
+    state = _state(newest, now) if newest else "waiting"
+    return Line(name, state, f"{max(steps, default=0)} updates saved", "")
 
 
 def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: float) -> Line:
@@ -109,7 +125,9 @@ def _reward(rows: list[dict[str, Any]]) -> str:
 
 
 def _outcomes(beat: dict[str, Any]) -> str:
-    return "".join(f"{name} {count}, " for name, count in sorted(beat.get("outcomes", {}).items()))
+    # A job counts its own episodes; those of earlier jobs are only kept.
+    counts = {"kept": beat.get("kept", 0), **dict(sorted(beat.get("outcomes", {}).items()))}
+    return "".join(f"{name} {count}, " for name, count in counts.items() if count)
 
 
 def clock(seconds: float) -> str:
