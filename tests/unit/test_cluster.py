@@ -100,17 +100,20 @@ def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     )
     made = make_profile(site)
     assert made.default_resources["slurm_account"] == "'p_arpo'"
-    assert made.precommand.endswith("&& module load cuda")
-    # What the executor does: the variable must still be one when the line reaches the node.
-    wrapped = made.precommand.replace('"', '\\"')
-    sent = subprocess.run(
-        ["sh", "-c", f'printf %s "{wrapped}"'],
-        env={"SLURM_TMPDIR": "/login"},
+    assert made.node_lines.endswith("&&\nmodule load cuda\n")
+    # Variables are the node's, whether a shell of the login node reads the command first or not.
+    command = made.precommand()
+    assert not set(command) & set('$`"\\')
+    Path(command.removeprefix(". ")).write_text(made.node_lines.replace("module load cuda", "echo $ARPO_TMP"))
+    said = subprocess.run(
+        ["sh", "-c", command],
+        env={"SLURM_TMPDIR": "/node"},
+        cwd="/",
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert 'export ARPO_TMP="$SLURM_TMPDIR"' in sent
+    assert said == "/node\n"
     listed = (tmp_path / made.partition_file()).read_text()
     assert "compute:\n    max_gpu: 0" in listed and "old:\n    max_gpu: 4" in listed
 

@@ -6,7 +6,8 @@ the rules' functions which limits hold. In jobs nothing is active: their resourc
 
 from __future__ import annotations
 
-import re
+import hashlib
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.training.notice import VARIABLE as GRACE
 
-PARTITION_FILE = Path(".snakemake/arpo_partitions.yaml")
+NODE_FOLDER = Path(".snakemake")
+PARTITION_FILE = NODE_FOLDER / "arpo_partitions.yaml"
 """For the executor: which partition takes GPU jobs. Made anew at every start."""
 CACHES = {
     "HF_HOME": "huggingface",
@@ -54,18 +56,27 @@ class Profile:
         return {"mem_mb": 2000, "runtime": min(60, self.minutes(gpus=False) or 60), **resources}
 
     @property
-    def precommand(self) -> str:
-        """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder.
-
-        The executor puts it between double quotes in a command for a shell on the login node, which must
-        leave variables such as ``$SLURM_TMPDIR`` to the node.
-        """
+    def node_lines(self) -> str:
+        """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder."""
         lines = [f'export {name}="${{{name}:-$PWD/results/_cache/{at}}}"' for name, at in CACHES.items()]
         if self.site.scratch is not None:
             lines.append(f'export ARPO_TMP="{self.site.scratch}"')
         if self.site.warn_seconds:
             lines.append(f"export {GRACE}={self.site.warn_seconds}")
-        return re.sub(r"([\\$`])", r"\\\1", " && ".join([*lines, *self.site.setup]))
+        return " &&\n".join([*lines, *self.site.setup]) + "\n"
+
+    def precommand(self) -> str:
+        """Write those lines to a file and return the command that reads it.
+
+        The executor hands a job's command through one shell on the login node, and those of an array's
+        further tasks through none: only without ``$``, quotes and backslashes do both leave it as it is.
+        The file is named by its content, so that waiting jobs keep theirs when the site file changes.
+        """
+        content = self.node_lines.encode()
+        path = NODE_FOLDER / f"arpo_node_{hashlib.sha256(content).hexdigest()[:12]}.sh"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content)
+        return f". {shlex.quote(str(path.absolute()))}"
 
     def partition(self, gpus: bool) -> slurm.Partition:
         """Where a job goes."""

@@ -23,7 +23,7 @@ class ClaimResult(Document):
     margin: float
     """Fixed beforehand, in the published unit."""
     needs: str
-    """What a comparison would take, in words."""
+    """What a comparison would take, in words; empty for what this pipeline does not measure."""
     measured: IntervalRecord | None
     """Rates and differences as fractions; rewards and hours in their own unit."""
     verdict: Verdict

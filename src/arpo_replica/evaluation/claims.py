@@ -111,7 +111,7 @@ def _result(
         statement=claim.statement,
         published=shown,
         margin=claim.margin,
-        needs=claim.needs.words(),
+        needs=claim.needs.words() if claim.measure else "",
         measured=finding.measured,
         verdict=finding.verdict,
         reason=finding.reason,
