@@ -314,7 +314,7 @@ def test_a_page_that_does_not_escape_would_be_caught(
     escaping = render_module.template_environment
 
     def careless() -> Any:
-        environment = escaping()
+        environment = escaping.__wrapped__()  # one of its own: the usual one is shared
         environment.autoescape = False
         return environment
 
