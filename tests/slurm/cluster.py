@@ -239,21 +239,22 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
 
     def _steps_of(self, node: str) -> list[int]:
-        """Process ids of the steps' daemons of a node (slurmstepd names neither; its spool folder does)."""
-        spool = str(self.root / "spool" / f"slurmd-{node}")  # not of another cluster on this machine
+        """Process ids of the daemons of a node's steps, known by their sockets in its spool folder.
+
+        Neither their names nor their arguments say which node, of which cluster on this machine, they serve.
+        """
+        spool = str(self.root / "spool" / f"slurmd-{node}") + "/"
+        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        sockets = {f"socket:[{line[6]}]" for line in lines if line[-1].startswith(spool)}
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
-                    name = (entry / "comm").read_text().strip()
-                    files = (
-                        [str(path.readlink()) for path in (entry / "fd").iterdir()]
-                        if "slurmstepd" in name
-                        else []
-                    )
+                    stepd = "slurmstepd" in (entry / "comm").read_text()
+                    files = {str(path.readlink()) for path in (entry / "fd").iterdir()} if stepd else set()
                 except OSError:
                     continue
-                if any(spool in path for path in files):
+                if sockets & files:
                     found.append(int(entry.name))
         return found
 
