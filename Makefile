@@ -46,6 +46,7 @@ type: controller ## mypy
 	$(BIN)/mypy
 
 unit: setup evaluator ## Unit tests and tests on real desktops
+	@sh envs/debian.sh tests/desktop/apt.txt
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/desktop tests/evaluator -m "not slow"
 	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
