@@ -34,6 +34,7 @@ gpu: controller ## envs/gpu, in place of envs/cpu on a machine with NVIDIA GPUs
 	@$(PYTHON) envs/prepare.py gpu
 
 evaluator: controller
+	@sh envs/debian.sh envs/desktop/apt-evaluator.txt
 	@$(PYTHON) envs/prepare.py evaluator
 
 lint: controller ## ruff, snakefmt, snakemake --lint
@@ -46,7 +47,6 @@ type: controller ## mypy
 	$(BIN)/mypy
 
 unit: setup evaluator ## Unit tests and tests on real desktops
-	@sh envs/debian.sh tests/desktop/apt.txt
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/desktop tests/evaluator -m "not slow"
 	envs/cpu/.venv/bin/python -m pytest tests/nano tests/training -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
