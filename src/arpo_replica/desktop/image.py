@@ -137,7 +137,8 @@ def _gather(inputs: ImageInputs, context: Path, output: Any) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--require-hashes"]
-    _run([*pip, "-r", str(context / "wheels.txt"), "-w", str(context / "wheels")], output)
+    # Debian's pip would else want the package "wheel" in this environment.
+    _run([*pip, "--use-pep517", "-r", str(context / "wheels.txt"), "-w", str(context / "wheels")], output)
 
 
 def _build(inputs: ImageInputs, context: Path, tag: str, digest: str, output: Any) -> None:
