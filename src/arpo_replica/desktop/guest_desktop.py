@@ -101,20 +101,23 @@ class GuestDesktop(ABC):
         )
         health = asyncio.create_task(self.guest.health(self._config.start_timeout_s))
         ended = asyncio.create_task(running.wait())
-        await asyncio.wait({health, ended}, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
         try:
+            await asyncio.wait({health, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not health.done():
                 raise DesktopError("its sandbox ended")
-            health.result()
-        except DesktopError as error:
+            if health.result()["browser"]:
+                await self.devtools.begin()
+        except BaseException as error:
+            # Also when cancelled: nobody else can close it yet.
             health.cancel()
-            await self._stop()
-            raise DesktopError(
-                f"desktop {self.name} did not start: {error}. {running.last_words()}"
-            ) from error
-        if health.result()["browser"]:
-            await self.devtools.begin()
+            await asyncio.shield(self._stop())
+            if isinstance(error, DesktopError):
+                raise DesktopError(
+                    f"desktop {self.name} did not start: {error}. {running.last_words()}"
+                ) from error
+            raise
+        finally:
+            ended.cancel()
 
     async def _stop(self) -> None:
         running, self._running = self._running, None
