@@ -138,21 +138,26 @@ class Study:
         built = desktop.provider == "container" and desktop.container.image == BUILT_IMAGE
         return ["<results>/desktop_image.json"] if built else []
 
-    def previous_manifest(self, arm: str, seed: str, stage: str) -> str:
-        """Manifest that a stage starts from."""
+    def _stage_before(self, stage: str) -> str | None:
+        """Stage that a stage goes on from; None if it starts from the base."""
         names = [entry.name for entry in self.config.training.stages]
         if stage not in names:
             raise UserError(f"training.stages has no stage '{stage}'; it has {', '.join(names)}.")
         index = names.index(stage)
-        if index == 0 or self.config.training.stages[index].from_base:
+        from_base = index == 0 or self.config.training.stages[index].from_base
+        return None if from_base else names[index - 1]
+
+    def previous_manifest(self, arm: str, seed: str, stage: str) -> str:
+        """Manifest that a stage starts from."""
+        before = self._stage_before(stage)
+        if before is None:
             return f"<results>/models/base/seed_0/stage_{BASE_STAGE}/manifest.json"
-        return f"<results>/models/{arm}/seed_{seed}/stage_{names[index - 1]}/manifest.json"
+        return f"<results>/models/{arm}/seed_{seed}/stage_{before}/manifest.json"
 
     def previous_metrics(self, arm: str, seed: str, stage: str) -> list[str]:
-        """Metrics of the stage before; none for the first."""
-        manifest = Path(self.previous_manifest(arm, seed, stage))
-        first = manifest.parts[-4] == "base"
-        return [] if first else [str(manifest.with_name("metrics.jsonl"))]
+        """Metrics of the stage that a stage goes on from, if it goes on from one."""
+        before = self._stage_before(stage)
+        return [] if before is None else [f"<results>/models/{arm}/seed_{seed}/stage_{before}/metrics.jsonl"]
 
     def task_files(self, split: str) -> list[str]:
         """The files that decide the tasks of a split."""
