@@ -21,7 +21,7 @@ Wait = Callable[[Callable[[], bool], float, str], None]
 def missing(path: str) -> str | None:
     """Why no accounting can be started here, or None. ``path``: where programs are looked for."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
-    packages = "slurmdbd slurm-wlm-mysql-plugin mariadb-server-core"
+    packages = "slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core"
     return f"{', '.join(absent)} not found (Debian: {packages})" if absent else None
 
 
