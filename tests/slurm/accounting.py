@@ -9,13 +9,13 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+
+from slurm.daemons import HOST, run_daemon, wait_until
 
 PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacctmgr", "sacct")
 ACCOUNT = "replication"
 """The account of root, who runs the jobs."""
-Wait = Callable[[Callable[[], bool], float, str], None]
 
 
 def missing(path: str) -> str | None:
@@ -28,8 +28,8 @@ def missing(path: str) -> str | None:
 class Accounting:
     """The two daemons below a cluster's folder; they end by the pids that they write."""
 
-    def __init__(self, root: Path, environment: dict[str, str], cluster: str, wait: Wait) -> None:
-        self.root, self.cluster, self.wait = root, cluster, wait
+    def __init__(self, root: Path, environment: dict[str, str], cluster: str) -> None:
+        self.root, self.cluster = root, cluster
         self.data, self.log, self.run = root / "spool" / "mariadb", root / "log", root / "run"
         self.socket = self.run / "mariadb.sock"
         # slurmdbd's client library takes the socket from this variable.
@@ -55,12 +55,12 @@ class Accounting:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait(self._database_answers, 60, f"mariadbd answers (see {self.log}/mariadb.log)")
+        wait_until(self._database_answers, 60, f"mariadbd answers (see {self.log}/mariadb.log)")
         conf = self.root / "etc" / "slurmdbd.conf"
         conf.touch(mode=0o600)
         conf.write_text("\n".join(self._lines()) + "\n")
-        self._call("slurmdbd", "-s")
-        self.wait(self._answers, 60, f"slurmdbd answers (see {self.log}/slurmdbd.log)")
+        run_daemon(("slurmdbd", "-s"), self.environment)
+        wait_until(self._answers, 60, f"slurmdbd answers (see {self.log}/slurmdbd.log)")
         self._call("sacctmgr", "-i", "add", "cluster", self.cluster)
         self._call("sacctmgr", "-i", "add", "account", ACCOUNT, f"Cluster={self.cluster}")
         self._call("sacctmgr", "-i", "add", "user", "root", f"DefaultAccount={ACCOUNT}")
@@ -82,8 +82,7 @@ class Accounting:
         return [
             "AuthType=auth/munge",
             f"AuthInfo=socket={self.run}/munge.socket",
-            # The host's name: slurmdbd refuses 127.0.0.1 here.
-            f"DbdHost={socket.gethostname().split('.')[0]}",
+            f"DbdHost={HOST}",  # slurmdbd refuses 127.0.0.1 here
             "DbdAddr=127.0.0.1",
             f"DbdPort={self.port}",
             "CommunicationParameters=NoInAddrAny",  # loopback only

@@ -23,13 +23,12 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is started by hand
 
 from slurm.accounting import Accounting
+from slurm.daemons import HOST, run_daemon, wait_until
 
 SYSTEM_CONF = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
@@ -72,15 +71,6 @@ def free_ports(count: int) -> list[int]:
             entry.close()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll until true. Raises RuntimeError naming ``what``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.1)
-
-
 class Cluster:
     """The cluster in ``root`` (short: UNIX sockets lie below it)."""
 
@@ -96,7 +86,7 @@ class Cluster:
             MARK: str(root),
         }
         self.ports: dict[str, int] = {}
-        self.accounting = Accounting(root, self.environment, NAME, wait_until) if accounting else None
+        self.accounting = Accounting(root, self.environment, NAME) if accounting else None
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -213,9 +203,7 @@ class Cluster:
     # --- parts -----------------------------------------------------------------------------------
 
     def _run(self, *arguments: str) -> None:
-        done = subprocess.run(arguments, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(arguments)}: {done.stderr or done.stdout}")
+        run_daemon(arguments, self.environment)
 
     def _start_munge(self) -> None:
         run = self.root / "run"
@@ -272,11 +260,10 @@ class Cluster:
             if not device.exists():
                 # Character devices: with plain files Slurm counts the GPUs but sets no CUDA_VISIBLE_DEVICES.
                 os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        host = socket.gethostname().split(".")[0]
-        claims = f"CPUs={CPUS} RealMemory={MEMORY_MB} NodeHostname={host} NodeAddr=127.0.0.1"
+        claims = f"CPUs={CPUS} RealMemory={MEMORY_MB} NodeHostname={HOST} NodeAddr=127.0.0.1"
         lines = [
             f"ClusterName={NAME}",
-            f"SlurmctldHost={host}(127.0.0.1)",
+            f"SlurmctldHost={HOST}(127.0.0.1)",
             f"SlurmctldPort={self.ports['slurmctld']}",
             "SlurmUser=root",
             "SlurmdUser=root",

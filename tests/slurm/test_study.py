@@ -15,8 +15,9 @@ from arpo_replica.cluster.plan import load_overlaid
 from arpo_replica.cluster.status import study_status
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.environments import ROOT, python_of
-from slurm.cluster import Cluster, free_ports, wait_until
+from slurm.cluster import Cluster, free_ports
 from slurm.conftest import SITE, Checkout, end
+from slurm.daemons import wait_until
 from slurm.story import STUDY, Story, equal_parts
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]
