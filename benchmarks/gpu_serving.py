@@ -56,10 +56,13 @@ CACHES = {"prefix": "prefix_cache", "screenshots": "mm_cache"}
 class OurVllm(VllmServer):
     """The server of the rollouts, with made-up weights and its counters on."""
 
+    further: tuple[str, ...] = ()
+    """Arguments besides."""
+
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
         command, environment = super().command(scratch)
         command.remove("--disable-log-stats")
-        return [*command, "--load-format", "dummy"], environment
+        return [*command, "--load-format", "dummy", *self.further], environment
 
 
 class PlainVllm(VllmServer):
@@ -199,11 +202,12 @@ def main() -> None:
     )
     parser.add_argument("--gpus", type=int, default=1, help="that hold the model together")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the GPU's memory")
+    parser.add_argument("--vllm", action="append", default=[], help="an argument of our server, --vllm=--x=y")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--keep-log", action="store_true", help="vLLM's log beside OUT")
     options = parser.parse_args()
     os.chdir(ROOT)
-    screen = "nano" if options.shape == "nano" else "full"
+    screen = "nano" if options.shape.startswith("nano") else "full"
     config = study(
         parse(
             [
@@ -216,6 +220,7 @@ def main() -> None:
     config.serving.enforce_eager = options.accelerator == "cpu"
     config.serving.max_num_seqs = options.conversations
     config.serving.tensor_parallel = options.gpus
+    OurVllm.further = tuple(options.vllm)
     vllm_server.python_of = lambda _: Path(options.python)  # this machine's environment, whatever its name
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),

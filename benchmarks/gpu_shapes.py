@@ -5,7 +5,8 @@
 
 Sizes are those of the published config.json of Qwen2-VL-2B-Instruct and Qwen2.5-VL-7B-Instruct, which
 UI-TARS-2B-SFT and UI-TARS-1.5-7B were trained from. The tokenizer has the vocabulary's size and its special
-tokens at their ids; the other entries are made-up words. ``nano`` is for dry runs without a GPU.
+tokens at their ids; the other entries are made-up words. ``nano`` and ``nano_7b`` (the 7B's class, untied)
+are for dry runs without a GPU.
 """
 
 from __future__ import annotations
@@ -82,6 +83,21 @@ SHAPES: dict[str, dict[str, Any]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
         },
         "vision": VISION | {"depth": 2, "embed_dim": 128, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 2},
+    },
+}
+SHAPES["nano_7b"] = {
+    "class": "Qwen2_5_VL",
+    "tied": False,
+    "text": SHAPES["nano"]["text"],
+    "vision": VISION
+    | {
+        "depth": 2,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "out_hidden_size": 128,
+        "num_heads": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
     },
 }
 

@@ -34,10 +34,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.errors import UserError  # noqa: E402
+from arpo_replica.errors import Stopped, UserError  # noqa: E402
 from arpo_replica.training.attempt import Attempt  # noqa: E402
 from arpo_replica.training.job import Job  # noqa: E402
 from arpo_replica.training.metrics import read_lines  # noqa: E402
+from arpo_replica.training.notice import Notice  # noqa: E402
 from arpo_replica.training.recipe import check_recipe  # noqa: E402
 from arpo_replica.training.run import prepare_work, resolved, short_folder  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402
@@ -60,8 +61,8 @@ def study(options: argparse.Namespace) -> StudyConfig:
     raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     raw = {key: raw[key] for key in ("tasks", "evaluation")} | {
         "study": "gpu_training",
-        "size": "nano" if options.shape == "nano" else f"{options.shape}_random",
-        "model": {"shape_only": options.shape != "nano"},
+        "size": "nano" if options.shape.startswith("nano") else f"{options.shape}_random",
+        "model": {"shape_only": not options.shape.startswith("nano")},
         "accelerator": options.accelerator,
         "threads": options.threads,
         "desktop": {"screen": [width, height], "count": options.tasks * options.rollouts},
@@ -279,10 +280,15 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
     error = None
     with Cards() as monitor:
         try:
-            attempt = Attempt(job, Path(options.python))
+            notice = Notice()
+            if options.limit:
+                timer = threading.Timer(options.limit, notice.give, kwargs={"at_once": True})
+                timer.daemon = True
+                timer.start()
+            attempt = Attempt(job, Path(options.python), notice)
             attempt.wait()
             result["peak_main_memory_mb"] = round(attempt.peak_mb)
-        except (RuntimeError, UserError) as problem:  # what was measured before is kept
+        except (RuntimeError, UserError, Stopped) as problem:  # what was measured before is kept
             error = str(problem)
     entries = read_lines(job.verl_metrics)
     result["seconds_to_first_step_and_last"] = round(time.time() - began, 1)
@@ -315,6 +321,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arm", choices=("grpo", "arpo"), default="arpo")
     parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--stall", type=int, default=240, help="seconds without progress that end the run")
+    parser.add_argument("--limit", type=float, default=0.0, help="seconds after which the run ends")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the config")
     parser.add_argument("--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the training")
@@ -322,7 +329,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep-log", action="store_true", help="the training's log beside OUT")
     options = parser.parse_args(arguments)
     if options.screen is None:
-        options.screen = "nano" if options.shape == "nano" else "full"
+        options.screen = "nano" if options.shape.startswith("nano") else "full"
     return options
 
 

@@ -244,6 +244,7 @@ def test_the_command_serves_what_the_config_says(config, tmp_path, monkeypatch):
     command = vllm_server.serve_command(several, tmp_path, 4711)
     assert option(command, "--tensor-parallel-size") == "2"
     assert option(command, "--mm-encoder-tp-mode") == "data"
+    assert option(command, "--mm-processor-cache-type") == "shm"
     assert rollout_gpus(several, "grpo") == 2
 
 

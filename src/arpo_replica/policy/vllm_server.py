@@ -73,9 +73,17 @@ def several_gpus(gpus: int) -> list[str]:
     """vLLM's options for a model on several GPUs: its weights are divided, screenshots are shared out.
 
     Dividing the vision tower too would cost one exchange per layer and screenshot, for a tower that fits
-    into each GPU.
+    into each GPU. Processed screenshots lie in shared memory: sent to every worker, 50 MB each, they made
+    two GPUs slower than one.
     """
-    return ["--tensor-parallel-size", str(gpus), "--mm-encoder-tp-mode", "data"] if gpus > 1 else []
+    if gpus == 1:
+        return []
+    options = {
+        "tensor-parallel-size": str(gpus),
+        "mm-encoder-tp-mode": "data",
+        "mm-processor-cache-type": "shm",
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
 def serving_dtype(config: StudyConfig) -> str:

@@ -50,6 +50,9 @@ LOGIT_ROWS = 1024
 """Rows of logits that exist at once: 0.6 GB over a vocabulary of 152,000."""
 ROUND = 256
 """cuDNN makes a plan for every new length, some 0.1 s; lengths are rounded up to multiples of this."""
+WINDOW = 256
+"""Segments up to this length without a causal mask are the windows of a 7B's vision tower, some 180 in every
+screenshot: ``flash`` takes all in one launch, whatever ``training.speed.attention`` says."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ def attend(
     scale: float | None = None,
 ) -> torch.Tensor:
     """Attention within each of the segments that lie one after another; (tokens, heads, size) each."""
-    if query.device.type == "cuda" and SETTINGS.kernel == "flash":
+    short = not causal and max(lengths) <= WINDOW
+    if query.device.type == "cuda" and (SETTINGS.kernel == "flash" or short):
         ends = torch.tensor([0, *lengths], device=query.device).cumsum(0, dtype=torch.int32)
         longest = max(lengths)
         attended: torch.Tensor = torch.ops.aten._flash_attention_forward(
