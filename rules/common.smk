@@ -80,6 +80,11 @@ def split_list(wildcards):
     return str(study.config.tasks.splits[wildcards.split])
 
 
+def left_out(wildcards):
+    """The tasks of a split that are not run: another list for other tasks resolves nothing again."""
+    return study.left_out(wildcards.split)
+
+
 def noisy_source(wildcards):
     """The clean tasks of a noisy split, and the list of them."""
     return study.noisy_source(wildcards.split)
@@ -87,7 +92,7 @@ def noisy_source(wildcards):
 
 def noisy_params(wildcards):
     """What decides a noisy split, given the clean tasks."""
-    return study.config.tasks.noisy[wildcards.split].model_dump(mode="json")
+    return study.noisy_params(wildcards.split)
 
 
 def target_files(wildcards):

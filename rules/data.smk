@@ -23,5 +23,7 @@ rule resolve_split:
     log:
         "<logs>/resolve_split/{split}.log",
     localrule: True
+    params:
+        left_out=left_out,
     script:
         "../scripts/resolve_split.py"

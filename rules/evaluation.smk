@@ -23,6 +23,8 @@ rule summarise_study:
         metrics=study.all_metrics(),
         reports=study.all_reports(),
         manifests=study.all_manifests(),
+        learning=study.all_learning(),
+        left_out=study.left_out_lists(),
     output:
         "<results>/summary.json",
     log:

@@ -30,6 +30,9 @@ rule publish_report:
     input:
         page="<reports>/index.html",
         scores="<results>/scores.parquet",
+        summary="<results>/summary.json",
+        claims="<results>/claims.json",
+        provenance="<results>/provenance.json",
     output:
         folder=directory(f"<reports>/arpo_{study.name}"),
         archive=f"<reports>/arpo_{study.name}.zip",

@@ -12,5 +12,6 @@ with job(snakemake) as config:
         [Path(path) for path in snakemake.input.get("metrics", [])],
         [Path(path) for path in snakemake.input.manifests],
         Path(snakemake.output[0]),
+        learning=[Path(path) for path in snakemake.input.get("learning", [])],
         reports=[Path(path) for path in snakemake.input.get("reports", [])],
     )

@@ -30,6 +30,11 @@ def make(changes: dict[str, Any] | None = None) -> StudyConfig:
     return parse_config(raw, "x.yaml")
 
 
+NODE = {
+    "lib/python3.*/site-packages/playwright/driver/node": [
+        "lib/python3.11/site-packages/playwright/driver/node"
+    ]
+}
 CONTAINER = {"desktop.provider": "container"}
 OSWORLD = {"desktop.provider": "osworld", "desktop.osworld": {"vm": "/vm/Ubuntu.qcow2"}}
 VMWARE = {"desktop.provider": "osworld", "desktop.osworld": {"hypervisor": "vmware", "vm": "/vm/x.vmx"}}
@@ -38,7 +43,9 @@ CUDA = {"accelerator": "cuda", "size": "7b"}
 LARGE = {"size": "7b", "policy.max_steps": 15}
 LONG = {"evaluation.trials": 300}
 FOLDER = {"policy.model": "/m", "policy.recipe": "uitars_15"}
+NAMED = {"policy.model": "UI-TARS-2B-SFT", "size": "2b"}
 SERVED = {"policy.endpoint": "http://127.0.0.1:1", "policy.served_model": "x"}
+ELSEWHERE = SERVED | {"policy.model": "served", "arms": {"base": {}}}
 PINNED = {"desktop.provider": "osworld", "desktop.osworld": {"image_digest": "sha256:" + "a" * 64}}
 IMAGE = "happysixd/osworld-docker:latest"
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
@@ -107,6 +114,8 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("disk", OK, {}, {}, "500 GiB"),
     ("disk", WARN, {}, {"free": {"/checkout/results": (GIB, GIB)}}, "make room"),
     ("disk", FAIL, {}, {"free": {"/checkout/results": (1, GIB)}}, "larger disk"),
+    ("disk", WARN, {"size": "2b"}, {"free": {"/checkout/results": (150 * GIB, 900 * GIB)}}, "up to 298"),
+    ("disk", OK, {"size": "2b", "arms": {"base": {}}}, {}, "up to 1"),
     ("disk", WARN, {}, {"free": {"/checkout/results": None}}, "does not answer"),
     ("results_folder", OK, {}, {}, "results/demo"),
     ("results_folder", FAIL, {}, {"closed": ("/checkout/results",)}, "chown"),
@@ -137,6 +146,31 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("heavy_packages", FAIL, CUDA, {"environments": {"gpu": "missing"}}, "prepare.py gpu"),
     ("evaluator_environment", OK, CONTAINER, {}, "envs/evaluator"),
     ("evaluator_environment", FAIL, OSWORLD, {"environments": {"evaluator": "missing"}}, "prepare.py eval"),
+    ("playwright_library", OK, CONTAINER, {}, "no Playwright yet"),
+    (
+        "playwright_library",
+        OK,
+        CONTAINER,
+        {"found": NODE, "says": {"driver/node": Answer(0, "v22.1.0\n")}},
+        "Node.js v22.1.0 starts",
+    ),
+    (
+        "playwright_library",
+        FAIL,
+        OSWORLD,
+        {
+            "found": NODE,
+            "says": {"driver/node": Answer(127, "", "node: libatomic.so.1: cannot open shared object")},
+        },
+        "debian.sh envs/desktop/apt-evaluator.txt",
+    ),
+    (
+        "playwright_library",
+        FAIL,
+        OSWORLD,
+        {"found": NODE, "says": {"driver/node": Answer(126, "", "Exec format error")}},
+        "prepare.py evaluator",
+    ),
     ("task_files", OK, {}, {}, "tasks in"),
     ("task_files", FAIL, {"tasks.root": "/nowhere"}, {}, "correct the split"),
     ("live_tasks", OK, {}, {}, "none"),
@@ -160,7 +194,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
         {},
         "lower training.tasks_per_step",
     ),
-    ("training_sizes", FAIL, {"policy.max_images": 2}, {}, "max_images"),
+    ("training_sizes", OK, {"policy.max_images": 2}, {}, "fit"),  # an episode becomes several sequences
     ("watchdogs", OK, {}, {}, "900 s"),
     ("watchdogs", WARN, {"training.stall_timeout_s": 60}, {}, "above"),
     ("watchdogs", WARN, {"training.stall_timeout_s": 90_000}, {}, "lower"),
@@ -279,6 +313,11 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
         {"found": SHARDS, "missing": ("/m/tokenizer_config.json",)},
         "tokenizer_config.json",
     ),
+    ("named_model", OK, NAMED | {"model.revision": "a" * 40}, {}, "UI-TARS-2B-SFT at aaaa"),
+    ("named_model", OK, NAMED | {"size": "2b_random", "model.shape_only": True}, {}, "random weights"),
+    ("named_model", FAIL, NAMED, {}, "model.revision"),
+    ("named_model", FAIL, NAMED | {"size": "7b"}, {}, "correct size"),
+    ("named_model", FAIL, NAMED | {"policy.model": "UI-TARS-9"}, {}, "data/models has no 'UI-TARS-9'"),
     ("recipe", OK, {}, {}, "temperature 0.6"),
     ("recipe", OK, FOLDER, {}, "prompt arpo, absolute points"),
     ("recipe", FAIL, FOLDER | {"policy.recipe": "uitars_dpo"}, {}, "set policy.recipe: uitars_15"),

@@ -57,6 +57,7 @@ class Study:
     metrics: list[Path] = field(default_factory=list)
     manifests: list[Path] = field(default_factory=list)
     reports: list[Path] = field(default_factory=list)
+    learning: list[Path] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
@@ -130,6 +131,7 @@ def make_study(
                 _manifest(study, arm, seed, "base", 0)
             elif arm in config.offline_arms:
                 _manifest(study, arm, seed, "train_32", steps)
+                study.learning.append(_learning(study.manifests[-1].with_name("learning.jsonl"), steps))
             elif steps:
                 _training(study, arm, seed, steps)
     return study
@@ -146,6 +148,7 @@ def evaluate(study: Study) -> Summary:
         study.manifests,
         results / "summary.json",
         reports=study.reports,
+        learning=study.learning,
     )
     compare_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
     write_provenance(study.config, results / "provenance.json", repository=PAPER.parents[1])
@@ -334,11 +337,20 @@ def _manifest(study: Study, arm: str, seed: int, stage: str, step: int) -> None:
         weights={"model.safetensors": "c" * 64},
         sha256="b" * 64,
         parent=None if arm == "base" else "a" * 64,
-        recipe={},
+        recipe={"data": {"samples": 12, "inexact_replies": 0}},
         versions={},
     )
     write_manifest(manifest, path)
     study.manifests.append(path)
+
+
+def _learning(path: Path, steps: int) -> Path:
+    rows = [
+        {"step": step, "loss": 1 / step, "grad_norm": 2.0, "epoch": step / steps}
+        for step in range(1, steps + 1)
+    ]
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,8 +16,8 @@ from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand. A ``UserError`` becomes one sentence and status 2."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
@@ -34,7 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_cluster_commands(commands)
     add_osworld_commands(commands)
     add_report_commands(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand. A ``UserError`` becomes one sentence and status 2."""
+    options = make_parser().parse_args(arguments)
     try:
         if hasattr(options, "run"):
             return int(options.run(options))

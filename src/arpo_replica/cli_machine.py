@@ -16,7 +16,13 @@ def add_machine_commands(commands: Any) -> None:
         help="say what this machine lacks for a config, one line each, with the fix",
         description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
     )
-    doctor.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    doctor.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        default=[Path("configs/demo.yaml")],
+        help="the study's files, later ones over earlier ones",
+    )
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     doctor.add_argument("--only", default="", metavar="NAMES", help="run these checks only, comma-separated")
     doctor.add_argument("--list", action="store_true", help="list all checks and what each is for")

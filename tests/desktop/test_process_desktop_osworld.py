@@ -124,6 +124,15 @@ async def test_facts(desktop, http):
     assert (await get(http, "/nothing"))[0] == 404
 
 
+async def test_the_screen_never_locks_or_goes_dark(http):
+    code = (
+        "from Xlib.display import Display; display = Display();"
+        "print(display.get_screen_saver().timeout, display.has_extension('DPMS'))"
+    )
+    status, body = await post(http, "/execute", json={"command": ["python3", "-c", code]})
+    assert (status, json.loads(body)["output"]) == (200, "0 False\n"), body
+
+
 async def test_windows(desktop, http):
     await desktop.guest.upload("/tmp/window.py", WINDOW.encode())
     await desktop.guest.launch(["python3", "/tmp/window.py"])

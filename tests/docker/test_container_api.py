@@ -101,6 +101,16 @@ def test_actions_and_commands(url):
     assert post(url, "/run_python", json={"code": "print(2)"}).json()["output"] == "2\n"
 
 
+def test_nothing_locks_the_screen_or_pops_up_about_updates(url):
+    code = "from Xlib.display import Display; print(Display().get_screen_saver().timeout)"
+    assert shell(url, f'python3 -c "{code}"')["output"] == "0\n"
+    installed = shell(url, "dpkg-query -W -f '${Package}\\n'")["output"].split()
+    assert "openbox" in installed
+    nuisances = {"update-notifier", "update-manager", "gnome-software", "packagekit", "unattended-upgrades"}
+    nuisances |= {"xscreensaver", "light-locker", "gnome-screensaver", "xss-lock", "i3lock", "gnome-shell"}
+    assert nuisances.isdisjoint(installed)
+
+
 def test_files(url):
     upload = post(url, "/setup/upload", data={"file_path": "~/Desktop/a/b.txt"}, files={"file_data": b"x"})
     assert upload.status_code == 200

@@ -140,6 +140,7 @@ async def test_a_hard_reset_is_a_new_container(engine, capsys):
             assert await inside(desktop, "ls ~/left 2>/dev/null; echo x > ~/left") == ""
             await asyncio.sleep(2)  # an episode: the next container is started meanwhile
         assert len(seen) == 4
+        assert min(times) < 2.5  # the goal of each, on a machine that has nothing else to do
         with capsys.disabled():
             print(f"\nhard resets, s: {times}; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
     finally:

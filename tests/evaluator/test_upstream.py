@@ -10,6 +10,7 @@ import pytest
 from osworld_tasks import gone, make_task, process_of
 
 from arpo_replica.config.models import DesktopConfig
+from arpo_replica.desktop import osworld_host
 from arpo_replica.desktop.osworld import OSWorldProvider
 from arpo_replica.environments import python_of
 from arpo_replica.errors import DesktopError
@@ -71,7 +72,11 @@ def vmrun(tmp_path, monkeypatch):
     stop_server()
 
 
-async def test_vmware_through_desktop_envs_provider(vmrun):
+async def test_vmware_through_desktop_envs_provider(vmrun, monkeypatch):
+    def no_proc():
+        raise FileNotFoundError("a Mac has no /proc")
+
+    monkeypatch.setattr(osworld_host, "owner", no_proc)
     machine = vmrun / "Ubuntu.vmx"
     own = {"hypervisor": "vmware", "vm": machine, "settle_ms": 100}
     provider = OSWorldProvider(DesktopConfig(provider="osworld", screen=SCREEN, osworld=own))

@@ -10,8 +10,9 @@ import pytest
 
 from arpo_replica.evaluation.breakdowns import solved
 from arpo_replica.evaluation.curves import read_curve
-from arpo_replica.evaluation.effort import kind_of, replay_rows
+from arpo_replica.evaluation.effort import covered, kind_of, replay_rows, throughput_rows
 from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.scores import read_scores
 from synthetic_study import Study, evaluate, make_study
 
 PLAN = {
@@ -94,6 +95,21 @@ def test_throughput_by_hand(study: Study, summary: Summary) -> None:
     evaluation = [r for r in summary.throughput if r.phase == "evaluation"]
     assert {r.trajectories for r in evaluation} == {12, 4}
     assert all(0 < (r.desktop_busy or 0) <= 1 for r in evaluation)
+
+
+def test_trials_side_by_side_count_their_time_once_and_idle_days_not_at_all(study: Study) -> None:
+    """Two trials overlap from 100 s to 130 s, a third runs a day later for 50 s: 160 + 50 s, 3 episodes."""
+    assert covered([]) == 0
+    assert covered([(5, 12), (0, 10), (20, 21), (6, 7)]) == 13
+    table = read_scores(study.results / "scores.parquet")
+    rows = table[(table["arm"] == "arpo") & (table["split"] == "test_in")].head(3).copy()
+    rows["trial"], rows["seed"] = [0, 1, 2], 0
+    rows["started_at"], rows["duration_s"] = [0.0, 100.0, 86_400.0], [130.0, 60.0, 50.0]
+    (row,) = throughput_rows(study.config, rows, [])
+    assert row.rollout_hours == pytest.approx(210 / 3600)
+    assert row.trajectories_per_hour == pytest.approx(3 * 3600 / 210)
+    assert row.desktop_hours == pytest.approx(8 * 210 / 3600)
+    assert row.desktop_busy == pytest.approx(240 / (8 * 210))
 
 
 def test_replay_names_task_age_and_slot(tmp_path: Path) -> None:

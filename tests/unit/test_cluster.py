@@ -18,7 +18,7 @@ import yaml
 
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
-from arpo_replica.cluster.costs import Estimate, Rate, rollout_estimate, stage_estimate
+from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.plan import SUBMITTED, load_overlaid, render
 from arpo_replica.cluster.plan import read_jobs as planned_jobs
 from arpo_replica.cluster.profile import make_profile
@@ -204,6 +204,8 @@ def test_a_stage_costs_gpus_on_a_gpu_and_none_on_a_cpu():
     # 60 steps of 256 episodes at 768 an hour are 20 hours of rollouts (paper, Fig. 7).
     assert 20 < found.hours < 27
     assert rollout_estimate(paper, "base").gpus == 1
+    assert other_estimate(paper, "measure_throughput").gpus == 1
+    assert other_estimate(paper, "build_desktop_image").gpus == 0
 
 
 DRY_RUN = """

@@ -17,7 +17,7 @@ from arpo_replica.doctor.registry import Finding, Level, all_checks, check_machi
 from arpo_replica.doctor.report import examine, fill, run, tables, to_json, to_text
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
-from doctor_cases import CASES, CONTAINER, CUDA, FOLDER, OSWORLD, REMOTE, SERVED, VMWARE, make
+from doctor_cases import CASES, CONTAINER, CUDA, ELSEWHERE, FOLDER, OSWORLD, REMOTE, SERVED, VMWARE, make
 from doctor_machine import FakeMachine
 
 CHECKS = all_checks()
@@ -95,7 +95,9 @@ def test_no_case_is_for_a_check_that_does_not_exist():
         (VMWARE, {"vmware", "osworld_vm"}, {"docker_daemon", "kvm", "osworld_image"}),
         (REMOTE, {"remote_desktops"}, {"docker_daemon", "user_namespaces", "desktop_provider"}),
         (CUDA, {"gpu", "gpu_memory"}, {"cpu_instructions"}),
-        (SERVED, {"endpoint"}, {"model_folder"}),
+        (SERVED, {"endpoint", "heavy_packages"}, {"model_folder"}),
+        (ELSEWHERE, {"endpoint"}, {"heavy_packages", "cpu_instructions", "named_model", "model_folder"}),
+        (ELSEWHERE | CUDA, {"endpoint"}, {"heavy_packages", "gpu", "gpu_memory", "gpu_access"}),
     ],
 )
 def test_only_what_a_config_needs_is_checked(changes, there, absent):
@@ -120,11 +122,11 @@ def test_no_state_of_a_machine_gives_a_traceback(changes, tmp_path, monkeypatch)
     monkeypatch.chdir(ROOT)
     path = tmp_path / "demo.yaml"
     path.write_text(yaml.safe_dump(json.loads(make(changes).model_dump_json())))
-    findings = examine(path, BrokenMachine(), CHECKS.values())
+    findings = examine([path], BrokenMachine(), CHECKS.values())
     text = to_text(findings)
     assert "the check itself broke: RuntimeError: no " in text
     assert len(text.splitlines()) == len(findings) + 1
-    assert json.loads(to_json(path, findings))["failures"] > 10
+    assert json.loads(to_json([path], findings))["failures"] > 10
 
 
 @pytest.mark.parametrize("content", [None, "a: [", "study: 3", "- 1", "\0", "policy: {recipe: [1]}"])
@@ -132,7 +134,7 @@ def test_a_broken_config_is_one_failure_and_the_machine_is_still_checked(content
     path = tmp_path / "x.yaml"
     if content is not None:
         path.write_text(content)
-    assert run(path, machine=FakeMachine()) == 1
+    assert run([path], machine=FakeMachine()) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("FAIL config")
     assert len(lines) == 2 + sum(check.run_anyway is not None for check in CHECKS.values())
@@ -141,7 +143,7 @@ def test_a_broken_config_is_one_failure_and_the_machine_is_still_checked(content
 
 def test_exit_status_and_json(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    demo = Path("configs/demo.yaml")
+    demo = [Path("configs/demo.yaml")]
     assert run(demo, machine=FakeMachine()) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("0 warnings, 0 failures")
     assert run(demo, as_json=True, machine=FakeMachine(cores=1, soft_NPROC=9)) == 1

@@ -203,3 +203,140 @@ def test_curves_need_three_seeds(measured: tuple[StudyConfig, Summary], tmp_path
     assert three.gap is not None
     assert three.gap.about == "training seeds"
     assert judged(config, summary, "figure7_8").reason.startswith("The throughput was not measured")
+
+
+# --- tasks that are left out -------------------------------------------------------------------------------
+
+
+def without(summary: Summary, count: int, split: str = "osworld_369", tasks: int = 369) -> Summary:
+    """The same, with ``count`` tasks of a split left out by the config."""
+    raw = json.loads(summary.model_dump_json())
+    raw["left_out"] = [
+        {
+            "split": split,
+            "tasks": tasks,
+            "task": f"os/{i}",
+            "because": "b",
+            "detail": "d",
+            "path": "list.yaml",
+        }
+        for i in range(count)
+    ]
+    run = tasks - count
+    for row in [row for row in raw["rates"] if row["split"] == split]:
+        rate = row["of_valid"]["value"]
+        row |= {"valid": 3 * run, "left_out": 3 * count, "tasks_valid": run}
+        row |= {"of_all_low": rate * run / tasks, "of_all_high": (rate * run + count) / tasks}
+    for row in [row for row in raw["differences"] if row["split"] == split]:
+        row["tasks"] = run
+    return Summary.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "verdict"),
+    [
+        (0.299, 0, "consistent"),
+        (0.299, 3, "consistent"),  # 29.7 to 30.5 %: within the margin either way
+        (0.299, 12, "inconclusive"),  # 28.9 to 32.2 %: the upper end is not
+        (0.20, 12, "lower"),  # 19.3 to 22.6 %: 7.2 points below at least, error 2.5
+        (0.245, 12, "inconclusive"),  # 23.7 to 27.0 %: lower if all were failed, not if all were solved
+        (0.42, 12, "higher"),
+    ],
+)
+def test_a_verdict_counts_left_out_tasks_as_failed_and_as_solved(
+    measured: tuple[StudyConfig, Summary], value: float, count: int, verdict: str
+) -> None:
+    config, summary = measured
+    claim = judged(config, without(with_rate(summary, value), count))
+    assert claim.verdict == verdict, claim.reason
+    assert (f"{3 * count} of 1107 episodes have no score" in claim.reason) == bool(count)
+    assert ("because their tasks are left out (tasks.leave_out)" in claim.reason) == bool(count)
+    if count == 12:
+        low, high = (100 * end for end in (value * 357 / 369, (value * 357 + 12) / 369))
+        assert f"of all, ours is {low:.1f} to {high:.1f} %" in claim.reason
+        assert ("depends on them" in claim.reason) == (verdict == "inconclusive")
+
+
+def test_leaving_tasks_out_gives_no_verdict_that_all_tasks_would_not_allow(
+    measured: tuple[StudyConfig, Summary],
+) -> None:
+    """Whatever the left-out tasks had been, the verdict of the full study is the same or there is none."""
+    config, summary = measured
+    for rate in (0.18, 0.21, 0.24, 0.27, 0.30, 0.33, 0.36, 0.40):
+        part = judged(config, without(with_rate(summary, rate), 12)).verdict
+        for solved in (0, 6, 12):
+            whole = judged(config, with_rate(summary, (rate * 357 + solved) / 369)).verdict
+            assert part in (whole, "inconclusive"), (rate, solved)
+
+
+def gained(summary: Summary, value: float) -> Summary:
+    """The same with another gain of arpo over base."""
+    raw = json.loads(summary.model_dump_json())
+    for row in raw["differences"]:
+        if (row["arm"], row["reference"], row["protocol"]) == ("arpo", "base", "standard"):
+            row["difference"] |= {"value": value, "low": value - 0.03, "high": value + 0.03}
+    return Summary.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "verdict"),
+    [
+        (-0.02, 0, "lower"),  # 8.4 points below 6.4, error of both sides 3.5
+        (-0.02, 3, "lower"),  # of all, -2.8 to -1.2
+        (-0.02, 12, "inconclusive"),  # of all, -5.2 to +1.3
+        (-0.06, 12, "lower"),  # of all, -9.1 to -2.6
+    ],
+)
+def test_a_gain_counts_left_out_tasks_as_lost_and_as_gained(
+    measured: tuple[StudyConfig, Summary], value: float, count: int, verdict: str
+) -> None:
+    config, summary = measured
+    claim = judged(config, without(gained(summary, value), count), "table1_gain_over_base")
+    assert claim.verdict == verdict, claim.reason
+    share = (369 - count) / 369
+    ends = [100 * (value * share + sign * (1 - share)) for sign in (-1, 1)]
+    assert (f"{count} of 369 tasks are left out (tasks.leave_out)" in claim.reason) == bool(count)
+    assert (f"of all, ours is {ends[0]:+.1f} to {ends[1]:+.1f} points" in claim.reason) == bool(count)
+
+
+def test_what_training_did_without_is_said(measured: tuple[StudyConfig, Summary]) -> None:
+    config, summary = measured
+    found = without(with_rate(summary, 0.299), 1, "arpo_128", 128)
+    words = "Training left out 1 of the 128 tasks of arpo_128 (tasks.leave_out)."
+    assert words in judged(config, found).reason
+    assert judged(config, found).verdict == "consistent"
+    assert words not in judged(config, found, "table1_base_standard").reason
+    assert words not in judged(config, with_rate(summary, 0.299)).reason
+
+
+@pytest.mark.parametrize(
+    ("reward", "count", "verdict"),
+    [
+        (0.75, 0, "consistent"),
+        (0.75, 1, "consistent"),  # one task of 128 moves a mean reward by 0.016 at most
+        (0.75, 4, "inconclusive"),  # four by 0.063: more than the margin
+        (0.85, 1, "higher"),
+        (0.85, 4, "inconclusive"),
+    ],
+)
+def test_a_curve_counts_what_left_out_tasks_could_have_earned(
+    measured: tuple[StudyConfig, Summary], reward: float, count: int, verdict: str
+) -> None:
+    config, summary = measured
+    template = next(curve for curve in summary.curves if (curve.arm, curve.stage) == ("arpo", "train_32"))
+    curves = [
+        template.model_copy(
+            update={
+                "seed": seed,
+                "points": [
+                    point.model_copy(update={"reward_before": reward + 0.002 * seed})
+                    for point in template.points
+                ],
+            }
+        )
+        for seed in range(3)
+    ]
+    found = without(summary.model_copy(update={"curves": curves}), count, "arpo_128", 128)
+    claim = judged(config, found, "figure3_replay_on")
+    assert claim.verdict == verdict, claim.reason
+    assert ("could move it by" in claim.reason) == bool(count)

@@ -12,6 +12,7 @@ from arpo_replica.cluster.status import study_status
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
+from arpo_replica.evaluation.curves import read_offline
 from arpo_replica.evaluation.make_target import TargetFiles, make_target
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.training.parity import compose
@@ -80,7 +81,40 @@ def test_the_page_shows_offline_arms_and_the_rule_behind_them(study: Study) -> N
     assert {rule for path, rule in rules.items() if "/arpo/" in path} == {"train_stage", "check_stage"}
     page = render(study).read_text()
     assert all(page.count(arm) > 5 for arm in METHODS)
-    assert "(8 for each task of <code>train_32</code>), and so without curve" in page
+    words = " ".join(page.split())
+    assert (
+        "(8 for each task of <code>train_32</code>), and so without stages, gates and a curve of rewards"
+        in words
+    )
+    assert 'not among the <a href="#episodes">episodes</a> below' in words
+
+
+def test_what_an_offline_arm_learnt_from_and_its_loss_are_shown(study: Study) -> None:
+    """Two updates with the losses 1 and 1/2."""
+    summary = evaluate(study)
+    assert [(t.arm, t.method, t.seed) for t in summary.offline] == [(m, m, 0) for m in METHODS]
+    first = summary.offline[0]
+    assert [(p.step, p.loss) for p in first.points] == [(1, 1.0), (2, 0.5)]
+    assert first.points[0].other == {"epoch": 0.5, "grad_norm": 2.0}
+    assert first.learnt_from == {"samples": 12, "inexact_replies": 0}
+    assert {file.rule for file in summary.files if file.path.endswith("learning.jsonl")} == {"train_offline"}
+    page = render(study).read_text()
+    table = page.split('id="table-offline_curves"')[1].split("</table>")[0]
+    assert table.count("<tr ") == 3
+    assert "1.000 → 0.500" in table
+    assert "samples 12" in table
+    assert "Loss of the offline arms" in page
+
+
+@pytest.mark.parametrize("text", ["{", '{"loss": 1}', '{"step": 1}', "[]"])
+def test_a_broken_record_of_an_offline_arm_is_named(study: Study, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "dpo/seed_0/stage_train_32/learning.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{{"step": 1, "loss": NaN}}\n{text}\n')
+    with pytest.raises(UserError, match=r"learning\.jsonl, line 2, is no update; train this arm again"):
+        read_offline(path, "dpo")
+    path.write_text('{"step": 1, "loss": NaN}\n')
+    assert read_offline(path, "dpo").points[0].loss is None
 
 
 def test_tasks_that_offline_arms_alone_learn_from_count_as_trained_on(demo: StudyConfig) -> None:

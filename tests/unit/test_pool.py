@@ -229,6 +229,21 @@ async def test_a_desktop_that_does_not_start_is_an_env_error_of_its_episode(tmp_
     assert first.errors == ["DesktopError: act broke", "the desktop did not start: DesktopError: no display"]
 
 
+async def test_a_desktop_service_that_is_gone_ends_the_job_and_spoils_no_episode(tmp_path):
+    roots = make_roots(tmp_path, tasks=8, trials=1)
+    provider = failing(range(SETTINGS.desktops + 1, 10_000))
+
+    def gone():
+        if provider.attempts > SETTINGS.desktops:
+            raise UserError("The desktop service does not answer; start it.")
+
+    provider.check = gone
+    provider.hook = broken("act", times=2)
+    with pytest.raises(UserError, match=r"^The desktop service does not answer; start it\.$"):
+        await collect(roots, provider)
+    assert not [record for record in episodes(roots[0]) if record.outcome == "env_error"]
+
+
 async def test_failed_first_starts_are_no_fault_of_an_episode(tmp_path):
     roots = make_roots(tmp_path, tasks=4, trials=1)
     progress = await collect(roots, failing({1, 2, 3, 4, 5}))

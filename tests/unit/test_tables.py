@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from arpo_replica.evaluation.docs import SCHEMAS, render_results, render_schema
-from arpo_replica.evaluation.tables import TABLES, as_csv, table_files, write_tables
+from arpo_replica.evaluation.table_files import NAMES, table_files
+from arpo_replica.evaluation.tables import TABLES, as_csv, write_tables
 from synthetic_study import Study, evaluate, make_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,7 @@ def write(study: Study, folder: Path) -> dict[str, bytes]:
         results / "summary.json", results / "claims.json", results / "scores.parquet", folder
     )
     assert [f"x/{path.name}" for path in written] == table_files("x")
+    assert tuple(table.name for table in TABLES) == NAMES
     return {path.name: path.read_bytes() for path in written}
 
 

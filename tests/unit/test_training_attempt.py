@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.training.attempt import Attempt, Stalled
+from arpo_replica.training.failures import explain
 from arpo_replica.training.job import Job
 from arpo_replica.training.processes import descendants, memory_mb
 
@@ -145,6 +147,28 @@ def test_known_failures_get_one_sentence(job: Job, log: str, named: str) -> None
         Attempt(job, stand_in(job, f"print({log!r}); sys.exit(1)")).wait()
     assert "\n" not in str(caught.value)
     assert "train_001.log" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (
+            [
+                f"env_error in m/{name}, rollout 1, attempt 2: {why}"
+                for name, why in [("a", "old"), ("b-s1", "x.y")]
+            ],
+            r"errors \(the last one: x\.y\); mend .* 'process'",
+        ),
+        ([], r"environment errors; mend the desktops"),
+    ],
+)
+def test_a_step_without_any_rollout_names_the_last_reason(job: Job, lines: list[str], named: str) -> None:
+    end = "Sync replay buffer selected terminal groups with no materializable trajectories. Enable x"
+    log = [*lines, f"RuntimeError: {end}"]
+    said = explain("\n".join(log), job)
+    assert said is not None
+    assert re.search(named, said)
+    assert "old" not in said
 
 
 def test_nothing_survives_the_watchers_death(job: Job, tmp_path: Path) -> None:

@@ -51,7 +51,14 @@ def test_a_model_folder_without_weights_is_refused(checkout):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     checkout.edit("configs/demo.yaml", "  model: nano", "  model: model")
-    assert "policy.model 'model' is no model folder with config.json and *.safetensors" in refusal(checkout)
+    assert "policy.model 'model' is no model folder with config.json and *.safetensors; give" in refusal(
+        checkout
+    )
+
+
+def test_the_model_of_a_study_that_has_not_run_is_refused(checkout):
+    checkout.edit("configs/demo.yaml", "  model: nano", "  model: results/first/nano/model")
+    assert "*.safetensors; run the study 'first' first, which makes it, or give" in refusal(checkout)
 
 
 def test_an_endpoint_that_does_not_answer(checkout):

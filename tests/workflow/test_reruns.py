@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 AFTER_ROLLOUTS = {
     "score_episodes",
     "summarise_study",
@@ -64,3 +66,34 @@ def test_the_number_of_desktops_changes_no_result(finished):
     finished.edit("configs/demo.yaml", "  count: 8", "  count: 3")
     planned = finished.planned()
     assert set(planned) <= {"write_config", "write_provenance", "render_report"}
+
+
+def test_leaving_out_a_test_task_trains_nothing(finished):
+    """Only the split that loses a task is resolved again; why it does is a matter of the page."""
+    split = json.loads((finished.root / "data/splits/miniwob_test_out.json").read_text())
+    domain, ids = next(iter(split["tasks"].items()))
+    reasons = {"because": "nobody can judge it", "tasks": {f"{domain}/{ids[0]}": "its evaluator"}}
+    (finished.root / "left_out.yaml").write_text(json.dumps(reasons))
+    overlay = {"tasks": {"leave_out": ["left_out.yaml"]}}
+    (finished.root / "overlay.yaml").write_text(json.dumps(overlay))
+    configs = ("--configfile", "configs/demo.yaml", "overlay.yaml")
+    planned = finished.planned(*configs)
+    assert planned["resolve_split"] == 1
+    assert planned["collect_rollouts"] == 3
+    assert "train_stage" not in planned
+
+    done = finished.run("--cores", "2", "--quiet", "all", *configs)
+    assert done.returncode == 0, done.stderr
+    assert finished.planned(*configs) == {}
+    reasons["because"] = "nobody at all can judge it"
+    (finished.root / "left_out.yaml").write_text(json.dumps(reasons))
+    assert set(finished.planned(*configs)) == AFTER_ROLLOUTS - {"score_episodes", "write_provenance"}
+
+
+def test_provenance_that_was_deleted_is_written_anew_before_publishing(finished):
+    """What ``report.published`` asks for when results were made from an uncommitted checkout."""
+    assert "write_provenance" not in finished.planned("--", "publish")
+    (finished.root / "results/demo/provenance.json").unlink()
+    again = finished.planned("--", "publish")
+    assert {"write_provenance", "publish_report"} <= set(again)
+    assert not {"collect_rollouts", "train_stage"} & set(again)

@@ -5,7 +5,6 @@ Estimates: rollouts and updates follow one another, restarts and queues are not 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from pydantic import Field
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.environments import ROOT
+from arpo_replica.tasks.left_out import split_size
 
 COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"
 CHECKPOINT_BYTES = 16
@@ -144,14 +144,6 @@ def offline_estimate(config: StudyConfig, *, collected: bool) -> Estimate:
     return Estimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
 
 
-def split_size(config: StudyConfig, name: str) -> int:
-    """Number of tasks of a split; of the clean one if a noisy variant is still to be made."""
-    path = config.tasks.splits[name]
-    if not path.is_file() and name in config.tasks.noisy:
-        return split_size(config, config.tasks.noisy[name].source)
-    return sum(len(ids) for ids in json.loads(path.read_bytes())["tasks"].values())
-
-
 def other_estimate(config: StudyConfig, rule: str) -> Estimate:
     """Jobs that are neither training nor rollouts."""
     costs = costs_of(config)
@@ -165,6 +157,6 @@ def other_estimate(config: StudyConfig, rule: str) -> Estimate:
         case "collect_offline_episodes" | "train_offline":
             return offline_estimate(config, collected=rule == "collect_offline_episodes")
         case "measure_throughput" | "build_desktop_image":
-            return Estimate(0.5, rollout_gpus(config, ""), 0.0)
+            return Estimate(0.5, rollout_gpus(config, "") if rule == "measure_throughput" else 0, 0.0)
         case _:
             return Estimate(0.0, 0, 0.0)

@@ -47,6 +47,9 @@ class TasksConfig(Section):
     that rule `fetch_osworld_tasks` makes."""
     splits: dict[str, Path] = Field(min_length=1)
     """Name of a split -> its list under `data/splits`."""
+    leave_out: list[Path] = Field(default_factory=list)
+    """Lists of tasks that are neither trained nor measured on, whatever split names them, with the reason
+    (`data/osworld/left_out`). The page names them, and counts them where it says "of all"."""
     osworld: OsworldTasksConfig = OsworldTasksConfig()
     """OSWorld's task files."""
     noisy: dict[str, NoisyTasksConfig] = Field(default_factory=dict)

@@ -46,8 +46,8 @@ class OSWorldDesktop:
         self.screen: tuple[int, int] = config.screen
         self.keeper = keeper
         self.worker = worker
-        self.mark = osworld_host.new_mark()
-        """What its containers carry (``osworld.upstream.MARK``)."""
+        self.mark = osworld_host.new_mark() if config.osworld.hypervisor == "docker" else ""
+        """What its containers carry (``osworld.upstream.MARK``). Made of /proc, which a Mac does not have."""
         self._config = config
         self._guest: GuestClient | None = None
         self._address: DesktopAddress | None = None

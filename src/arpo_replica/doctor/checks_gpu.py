@@ -6,7 +6,7 @@ from pathlib import Path
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
-from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
+from arpo_replica.doctor.registry import Finding, check, fail, has_models, ok, warn
 
 DRIVER = 550
 """Oldest driver series that runs CUDA 12.4, which the locked torch and vLLM need at least."""
@@ -21,8 +21,8 @@ QUERY = (
 
 
 def is_cuda(config: StudyConfig) -> bool:
-    """True if the study serves or trains on a GPU."""
-    return config.accelerator == "cuda"
+    """True if the study serves or trains on a GPU of this machine."""
+    return config.accelerator == "cuda" and has_models(config)
 
 
 def cards(machine: Machine) -> list[tuple[str, str, float, float]]:

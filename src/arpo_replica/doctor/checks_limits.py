@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from arpo_replica.cluster.costs import offline_estimate, rollout_estimate, stage_estimate
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
-from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
+from arpo_replica.doctor.registry import Finding, check, fail, has_models, ok, warn
 
 GIB = 2**30
 TYPICAL_MB = {"process": 330, "container": 600, "osworld": 4_600, "remote": 0}
@@ -28,6 +29,18 @@ def needed_gib(config: StudyConfig) -> float:
     desktops = local_desktops(config) * TYPICAL_MB[config.desktop.provider] / 1024
     served_elsewhere = config.policy.endpoint is not None and set(config.arms) == {"base"}
     return desktops + (1.0 if served_elsewhere else STACK_GIB[config.accelerator])
+
+
+def needed_disk_gib(config: StudyConfig) -> float:
+    """What ``plan`` says of a study from the start, its checkpoints included; and 1 GiB for all the rest."""
+    stages = config.training.stages
+    trained = [
+        *(stage_estimate(config, arm, stage.name) for arm in config.online_arms for stage in stages),
+        *(offline_estimate(config, collected=False) for _ in config.offline_arms),
+        *(rollout_estimate(config, arm) for arm in config.arms if arm != "base"),
+    ]
+    once = rollout_estimate(config, "base").disk_gb
+    return 1 + (once + len(config.seeds) * sum(job.disk_gb for job in trained)) * 1e9 / GIB
 
 
 def memory_gib(machine: Machine) -> tuple[float, float] | None:
@@ -109,7 +122,10 @@ def cores(config: StudyConfig, machine: Machine) -> Finding:
     return ok(f"{have:g} for {desktops} desktops and {config.threads} threads per job")
 
 
-@check("processor instructions that the CPU build of vLLM needs", lambda config: config.accelerator == "cpu")
+@check(
+    "processor instructions that the CPU build of vLLM needs",
+    lambda config: config.accelerator == "cpu" and has_models(config),
+)
 def cpu_instructions(config: StudyConfig, machine: Machine) -> Finding:
     """Without AVX2 it ends with 'illegal instruction'."""
     text = machine.read("/proc/cpuinfo") or ""
@@ -127,10 +143,8 @@ def disk(config: StudyConfig, machine: Machine) -> Finding:
     free = machine.free(machine.root / "results")
     if free is None:
         return warn("the disk of results/ does not answer", "look at its mount")
-    need = {"nano": 2.0, "2b": 40.0, "7b": 150.0}.get(config.size.removesuffix("_random"), 40.0)
-    if set(config.arms) == {"base"}:
-        need = min(need, 5.0)
-    words = f"{free[0] / GIB:.0f} GiB free for results; about {need:.0f} are used"
+    need = needed_disk_gib(config)
+    words = f"{free[0] / GIB:.0f} GiB free for results; a study from the start takes up to {need:.0f}"
     if free[0] < need * GIB / 4:
         return fail(words, "make room, or make results/ a link to a larger disk")
     return ok(words) if free[0] >= need * GIB else warn(words, "make room before training saves checkpoints")

@@ -13,6 +13,7 @@ from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 from arpo_replica.errors import UserError
 from arpo_replica.policy.prompt import kept_images
+from arpo_replica.policy.weights import check_named_model, read_description
 
 KINDS = {"qwen2_5_vl": "absolute", "qwen2_vl": "relative_1000"}
 """``model_type`` of a model of UI-TARS -> the coordinates it was trained with."""
@@ -24,6 +25,11 @@ PROMPT_TOKENS = 700
 def has_folder(config: StudyConfig) -> bool:
     """True if the policy is a folder of the user's."""
     return config.policy.model not in ("nano", SERVED) and "/" in config.policy.model
+
+
+def is_named(config: StudyConfig) -> bool:
+    """True if the policy is a model that a file of ``data/models`` describes."""
+    return config.policy.model not in ("nano", SERVED) and "/" not in config.policy.model
 
 
 def model_config(config: StudyConfig, machine: Machine) -> dict[str, Any]:
@@ -62,6 +68,22 @@ def model_folder(config: StudyConfig, machine: Machine) -> Finding:
     if missing:
         return fail(f"{folder} lacks {', '.join(missing)}", "fetch the model again")
     return ok(f"{len(sizes)} files of weights, {sum(sizes.values()) / 2**30:.1f} GiB")
+
+
+@check("a named model's commit and size", is_named)
+def named_model(config: StudyConfig, machine: Machine) -> Finding:
+    """A name without a commit could mean other weights tomorrow; the study refuses it."""
+    name = config.policy.model
+    try:
+        description = read_description(name)
+        if description is None:
+            return fail(f"data/models has no '{name}'", "correct policy.model; a folder's name has a slash")
+        check_named_model(config, description)
+    except UserError as error:
+        return fail(str(error), "as the sentence says")
+    if config.model.shape_only:
+        return ok(f"the shape of {description.hub}, random weights")
+    return ok(f"{description.hub} at {config.model.revision or description.revision}")
 
 
 @check("prompt and coordinates of that model")

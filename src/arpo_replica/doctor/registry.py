@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.policy import SERVED
 from arpo_replica.doctor.machine import Machine
 
 GROUPS = ("machine", "limits", "python", "study", "desktops", "docker", "osworld", "model", "gpu", "slurm")
@@ -44,6 +45,11 @@ def warn(found: str, fix: str) -> Finding:
 def fail(found: str, fix: str) -> Finding:
     """It will not run."""
     return Finding(Level.FAIL, found, fix)
+
+
+def has_models(config: StudyConfig) -> bool:
+    """True if models are served or trained on this machine, not by a server elsewhere alone."""
+    return config.policy.model != SERVED
 
 
 def always(config: StudyConfig) -> bool:

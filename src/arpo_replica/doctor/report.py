@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from arpo_replica.config import load_config
+from arpo_replica.cluster.plan import load_overlaid
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.complaints import COMPLAINTS
 from arpo_replica.doctor.machine import Machine
@@ -21,14 +21,17 @@ Findings = list[tuple[str, str, Finding]]
 
 
 def run(
-    path: Path,
+    paths: Sequence[Path],
     *,
     as_json: bool = False,
     only: str = "",
     only_list: bool = False,
     machine: Machine | None = None,
 ) -> int:
-    """Print what is found; 1 if anything fails. Raises ``UserError`` for a name that is no check."""
+    """Print what is found; 1 if anything fails. Raises ``UserError`` for a name that is no check.
+
+    ``paths``: the config's files, later ones over earlier ones.
+    """
     checks = all_checks()
     if only_list:
         for check in checks.values():
@@ -38,20 +41,19 @@ def run(
     unknown = [name for name in wanted if name not in checks]
     if unknown:
         raise UserError(f"--only names '{unknown[0]}', which is no check; see doctor --list.")
-    findings = examine(path, machine or Machine(), [checks[name] for name in wanted] or checks.values())
-    print(to_json(path, findings) if as_json else to_text(findings))
+    findings = examine(paths, machine or Machine(), [checks[name] for name in wanted] or checks.values())
+    print(to_json(paths, findings) if as_json else to_text(findings))
     return int(any(finding.level is Level.FAIL for _, _, finding in findings))
 
 
-def examine(path: Path, machine: Machine, checks: Iterable[Check]) -> Findings:
+def examine(paths: Sequence[Path], machine: Machine, checks: Iterable[Check]) -> Findings:
     """Run the checks that the config needs; with a broken config those that need none."""
     findings: Findings = []
     config: StudyConfig | None = None
     try:
-        config = load_config(path)
-        findings.append(
-            (CONFIG_NAME, CONFIG_TITLE, ok(f"{path}: study '{config.study}', size {config.size}"))
-        )
+        config = load_overlaid(paths)
+        words = f"{', '.join(map(str, paths))}: study '{config.name}', size {config.size}"
+        findings.append((CONFIG_NAME, CONFIG_TITLE, ok(words)))
     except UserError as error:
         findings.append((CONFIG_NAME, CONFIG_TITLE, fail(str(error), "correct it; configs/README.md")))
     for check in checks:
@@ -90,11 +92,11 @@ def to_text(findings: Findings) -> str:
     return text.encode(encoding, "replace").decode(encoding)
 
 
-def to_json(path: Path, findings: Findings) -> str:
+def to_json(paths: Sequence[Path], findings: Findings) -> str:
     """The same for machines; ASCII alone, whatever the locale."""
     content = {
         "schema_version": 1,
-        "config": str(path),
+        "config": ", ".join(map(str, paths)),
         "failures": sum(finding.level is Level.FAIL for _, _, finding in findings),
         "checks": [
             {"name": name, "title": title, "level": finding.level, "found": finding.found, "fix": finding.fix}

@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from arpo_replica.evaluation.document import Document, InputFile, IntervalRecord, Verdict
+from arpo_replica.evaluation.document import Document, InputFile, IntervalRecord, TargetName, Verdict
 from arpo_replica.evaluation.power import Power
 from arpo_replica.evaluation.rows import OwnMeasurement
-
-TargetName = Literal["table1", "readme128", "fig1b", "fig3", "fig4", "fig5", "fig6", "fig7"]
 
 
 class ClaimResult(Document):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,26 @@ def find(
     obstacle = why_not(config, summary, claim, claim.measure, lists)
     if obstacle:
         return Finding("not run", obstacle)
+    if claim.measure.kind == "throughput":
+        return compare_throughput(claim, claim.measure, published, throughput)
     if claim.measure.kind == "rate":
-        return _compare_rate(summary, claim, claim.measure, published[0])
-    if claim.measure.kind == "difference":
-        return _compare_difference(summary, claim, claim.measure, published)
-    if claim.measure.kind == "curve":
-        return compare_curve(config, summary, claim, claim.measure, published)
-    return compare_throughput(claim, claim.measure, published, throughput)
+        found = _compare_rate(summary, claim, claim.measure, published[0])
+    elif claim.measure.kind == "difference":
+        found = _compare_difference(summary, claim, claim.measure, published)
+    else:
+        found = compare_curve(config, summary, claim, claim.measure, published)
+    return replace(found, reason=f"{found.reason} {_untrained(config, summary, claim.measure)}".strip())
+
+
+def _untrained(config: StudyConfig, summary: Summary, measure: Measure) -> str:
+    """Which tasks training did without, in words: no bound is known for what they would have taught."""
+    counts = Counter(
+        (row.split, row.tasks) for row in summary.left_out if row.split in config.training_splits
+    )
+    if not counts or measure.arms() == {"base"}:
+        return ""
+    parts = [f"{count} of the {tasks} tasks of {split}" for (split, tasks), count in counts.items()]
+    return f"Training left out {' and '.join(parts)} (tasks.leave_out)."
 
 
 def why_not(config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, lists: Path) -> str:
@@ -209,7 +223,7 @@ def _compare_rate(summary: Summary, claim: Claim, measure: Measure, published: P
     if not isinstance(row, RateRow) or row.of_valid is None or published.n is None:
         return Finding("not run", f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
     theirs = published_side(published.value, published.n)
-    gap = mover(_our_rate(row, row.of_valid.value), theirs)
+    gap = mover(_our_rate(row, row.of_valid.value, row.tasks_valid or row.tasks), theirs)
     verdict, p_value = judge(gap, claim.margin / 100)
     shown = row.conditional or row.of_valid
     finding = _finding(
@@ -219,21 +233,25 @@ def _compare_rate(summary: Summary, claim: Claim, measure: Measure, published: P
     if unscored:
         # Episodes without a score could turn out either way: only a verdict that holds for both stands.
         bounds = {
-            judge(mover(_our_rate(row, value), theirs), claim.margin / 100)[0]
+            judge(mover(_our_rate(row, value, row.tasks), theirs), claim.margin / 100)[0]
             for value in (row.of_all_low, row.of_all_high)
         }
+        words = f"{unscored} of {row.expected} episodes have no score"
+        if row.left_out:
+            words += f", {row.left_out} of them because their tasks are left out (tasks.leave_out)"
+        words += f": of all, ours is {100 * row.of_all_low:.1f} to {100 * row.of_all_high:.1f} %"
         if bounds != {verdict}:
-            words = f"{unscored} of {row.expected} episodes have no score, and the verdict depends on them."
-            return finding.given("inconclusive", words, p_value)
+            return finding.given("inconclusive", f"{words}, and the verdict depends on them.", p_value)
+        return finding.given(verdict, f"{words}, and the verdict is the same at both ends.", p_value)
     return finding.given(verdict, "", p_value)
 
 
-def _our_rate(row: RateRow, value: float) -> Side:
+def _our_rate(row: RateRow, value: float, tasks: int) -> Side:
     """Our rate with run-to-run noise where there are repeats (the tasks are the paper's own), else Wilson."""
-    degrees = row.valid - row.tasks
+    degrees = row.valid - (row.tasks_valid or row.tasks)
     if row.conditional is not None and row.conditional_se and degrees > 0:
         return error_side(value, row.conditional_se, degrees, "run-to-run noise")
-    return rate_side(value, float(row.tasks))
+    return rate_side(value, float(tasks))
 
 
 def _compare_difference(
@@ -243,23 +261,41 @@ def _compare_difference(
     if not isinstance(row, DifferenceRow) or published[0].n is None or published[1].n is None:
         pair = f"{measure.arm} and {measure.reference}"
         return Finding("not run", f"There is no result of both {pair} on {claim.needs.split}.")
-    value = row.difference.value
-    if row.conditional_se:
-        ours = error_side(value, row.conditional_se, 2 * row.tasks, "paired, run-to-run noise")
-    elif row.standard_error:
-        ours = error_side(value, row.standard_error, row.tasks - 1, "paired by task")
-    else:
-        bounds = (row.difference.low, row.difference.high)
-        ours = Side(value, lambda _: bounds, "Newcombe over tasks")
-    theirs = mover(*(published_side(number.value, number.n or 1) for number in published))
-    gap = mover(ours, Side(theirs.value, theirs.at, "Newcombe, unpaired"))
+    paired = mover(*(published_side(number.value, number.n or 1) for number in published))
+    theirs = Side(paired.value, paired.at, "Newcombe, unpaired")
+    gap = mover(_our_difference(row), theirs)
     verdict, p_value = judge(gap, claim.margin / 100)
     known = "The paper's own noise is unknown: no per-task results, so its two rates count as unpaired."
     finding = _finding(gap, claim, row.difference, row, known)
     if row.dropped:
         words = f"{len(row.dropped)} tasks have no valid episode on one side."
         return finding.given("inconclusive", words, p_value)
+    out = sum(entry.split == row.split for entry in summary.left_out)
+    if out:
+        # Each of these tasks could have been lost or gained.
+        ends = [_our_difference(row, out, change) for change in (-1, 1)]
+        bounds = {judge(mover(end, theirs), claim.margin / 100)[0] for end in ends}
+        words = (
+            f"{out} of {row.tasks + out} tasks are left out (tasks.leave_out): of all, ours is "
+            f"{100 * ends[0].value:+.1f} to {100 * ends[1].value:+.1f} points"
+        )
+        if bounds != {verdict}:
+            return finding.given("inconclusive", f"{words}, and the verdict depends on them.", p_value)
+        return finding.given(verdict, f"{words}, and the verdict is the same at both ends.", p_value)
     return finding.given(verdict, "", p_value)
+
+
+def _our_difference(row: DifferenceRow, out: int = 0, change: int = 0) -> Side:
+    """Our difference, paired by task; of all tasks if ``out`` more ones had each changed by ``change``."""
+    share = row.tasks / (row.tasks + out)
+    added = change * (1 - share)
+    value = row.difference.value * share + added
+    if row.conditional_se:
+        return error_side(value, row.conditional_se * share, 2 * row.tasks, "paired, run-to-run noise")
+    if row.standard_error:
+        return error_side(value, row.standard_error * share, row.tasks - 1, "paired by task")
+    low, high = (end * share + added for end in (row.difference.low, row.difference.high))
+    return Side(value, lambda _: (low, high), "Newcombe over tasks")
 
 
 def _row(
@@ -307,7 +343,7 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
         reference = row.reference if isinstance(row, DifferenceRow) else None
         found.append(
             OwnMeasurement(
-                mark=f"{mark}, {row.split} ({summary.splits[row.split].tasks} tasks)",
+                mark=f"{mark}, {row.split} ({summary.splits[row.split].size})",
                 what="success rate" if reference is None else f"{row.arm} minus {reference}",
                 arm=row.arm,
                 reference=reference,

@@ -15,13 +15,15 @@ from typing import Any
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.comparison import ALPHA, equivalence_p, error_side
+from arpo_replica.evaluation.comparison import ALPHA, Side, equivalence_p, error_side
 from arpo_replica.evaluation.document import IntervalRecord, Verdict
 from arpo_replica.evaluation.published import Claim, CurveRole, Measure, Published
 from arpo_replica.evaluation.schema import Curve, Summary
 from arpo_replica.evaluation.statistics import CONFIDENCE
 
 FEWEST_SEEDS = 3
+SPAN = 2.0
+"""From the lowest reward of a trajectory (no success, unparsable, full format weight) to the highest."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def compare_curve(
     values = [ours[seed][0] - (other[seed][0] if pair else 0.0) for seed in seeds]
     if not values:
         return Finding("not run", "There is no training curve of what the claim is about.")
+    roles = [measure.role, *([measure.reference_role] if pair else [])]
     target = published[0].value - (published[1].value if pair else 0.0)
     sources = sorted({path for side in (ours, other) for seed, (_, path) in side.items() if seed in seeds})
     mean = statistics.fmean(values)
@@ -80,19 +83,41 @@ def compare_curve(
     measured = IntervalRecord(
         value=mean, low=low + target, high=high + target, method=side.method, about="training seeds"
     )
-    p_value = equivalence_p(side, claim.margin)
-    verdict: Verdict = "inconclusive"
-    if p_value < ALPHA:
-        verdict = "consistent"
-    elif low > claim.margin:
-        verdict = "higher"
-    elif high < -claim.margin:
-        verdict = "lower"
+    verdict, p_value = _judge(side, claim.margin)
+    shift = SPAN * sum(_left_out(config, summary, role) for role in roles)
+    if {_judge(_moved(side, by), claim.margin)[0] for by in (-shift, shift)} != {verdict}:
+        verdict = "inconclusive"
+    left = f" Tasks that are left out could move it by {shift:.3f}; the verdict counts that." if shift else ""
     words = (
         f"Ours minus plotted value: 95 % interval {low:+.3f} to {high:+.3f} over {len(values)} training "
-        f"seeds, margin ±{claim.margin:g}. The paper shows one curve; its noise is unknown."
+        f"seeds, margin ±{claim.margin:g}. The paper shows one curve; its noise is unknown.{left}"
     )
     return Finding(verdict, words, measured, gap, p_value, sources)
+
+
+def _judge(side: Side, margin: float) -> tuple[Verdict, float]:
+    """(verdict, p-value of equivalence) against a plotted value, whose own noise is unknown."""
+    p_value = equivalence_p(side, margin)
+    low, high = side.at(CONFIDENCE)
+    if p_value < ALPHA:
+        return "consistent", p_value
+    return "higher" if low > margin else "lower" if high < -margin else "inconclusive", p_value
+
+
+def _moved(side: Side, by: float) -> Side:
+    def at(confidence: float) -> tuple[float, float]:
+        low, high = side.at(confidence)
+        return low + by, high + by
+
+    return Side(side.value + by, at, side.method)
+
+
+def _left_out(config: StudyConfig, summary: Summary, role: CurveRole | None) -> float:
+    """Share of the tasks of a curve's stage that its training did without."""
+    named = None if role is None else getattr(config.targets, role)
+    split = (config.training.stages[-1] if named is None else config.stage(named.stage)).split
+    rows = [row for row in summary.left_out if row.split == split]
+    return len(rows) / rows[0].tasks if rows else 0.0
 
 
 def _per_seed(

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.errors import UserError
+from arpo_replica.evaluation.rows import OfflinePoint, OfflineTraining
 from arpo_replica.evaluation.schema import Curve, CurvePoint, ModelFacts, SwapFact, shown_path
 from arpo_replica.manifest import file_sha256, read_manifest
 
+SAID = {"step", "loss"}
 NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps"}
 SECONDS = re.compile(r"^(?:timing_s/|seconds[_/.]|time[_/.])(?P<phase>.+?)(?:_s)?$")
 """Flat keys that hold the seconds of a phase; a mapping under ``seconds`` is read as well."""
@@ -41,6 +43,38 @@ def read_curve(path: Path) -> Curve:
         points[point.step] = point
     ordered = [points[step] for step in sorted(points)]
     return Curve(arm=arm, seed=seed, stage=stage, source=shown_path(path), points=ordered)
+
+
+def read_offline(path: Path, method: str) -> OfflineTraining:
+    """One offline arm's ``learning.jsonl``, with what the manifest beside it says about its data.
+
+    Raises ``UserError`` that names file and line if it is no such file.
+    """
+    arm, seed, stage = place_of(path)
+    points = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            other = {
+                name: value for name, value in sorted(raw.items()) if name not in SAID and _is_number(value)
+            }
+            loss = raw["loss"] if _is_number(raw["loss"]) else None
+            points.append(OfflinePoint(step=int(raw["step"]), loss=loss, other=other))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}, is no update; train this arm again.") from error
+    manifest = path.with_name("manifest.json")
+    data = read_manifest(manifest).recipe.get("data", {}) if manifest.is_file() else {}
+    return OfflineTraining(
+        arm=arm,
+        seed=seed,
+        stage=stage,
+        method=method,
+        source=shown_path(path),
+        learnt_from=data,
+        points=points,
+    )
 
 
 def _point(raw: dict[str, Any]) -> CurvePoint:

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from arpo_replica.evaluation.statistics import About, Interval
+from arpo_replica.evaluation.interval import About, Interval
 from arpo_replica.rollout.records import write_atomically
 
 Protocol = Literal["hard", "standard"]
 PROTOCOLS: tuple[Protocol, Protocol] = ("hard", "standard")
+TargetName = Literal["table1", "readme128", "fig1b", "fig3", "fig4", "fig5", "fig6", "fig7"]
 Verdict = Literal["consistent", "lower", "higher", "inconclusive", "not run"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
@@ -86,13 +87,13 @@ def throughput_rows(
             minutes_per_trajectory=None,
         )
     for (arm, stage, split), episodes in table.groupby(["arm", "stage", "split"], sort=True):
-        # Trials, seeds and splits of a study may run on different days: idle time between folders of
-        # episodes is no time of theirs, so spans are taken per folder and added.
+        # Trials and seeds may run on different days: idle time between folders of episodes is no time of
+        # theirs. They may also run side by side: that time counts once.
         spans = [
-            float((part["started_at"] + part["duration_s"]).max() - part["started_at"].min())
+            (float(part["started_at"].min()), float((part["started_at"] + part["duration_s"]).max()))
             for _, part in episodes.groupby(["seed", "trial"])
         ]
-        hours = sum(spans) / 3600
+        hours = covered(spans) / 3600
         busy = float(episodes["duration_s"].sum()) / 3600
         yield ThroughputRow(
             phase="evaluation",
@@ -111,6 +112,15 @@ def throughput_rows(
             completion_tokens=int(episodes["completion_tokens"].sum()),
             minutes_per_trajectory=float(episodes["duration_s"].mean()) / 60,
         )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of what spans of time (begin, end) cover together; overlaps count once, gaps not at all."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def env_error_rows(table: pd.DataFrame, curves: Sequence[Curve]) -> Iterator[EnvErrorRow]:

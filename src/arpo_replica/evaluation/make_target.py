@@ -82,7 +82,7 @@ def _document(
     mine = [claim for claim in claims.claims if claim.target == target.name]
     compared = [claim for claim in mine if claim.verdict != "not run"]
     reasons = Counter(claim.reason for claim in mine if claim.verdict == "not run")
-    sets = "; ".join(f"{name}: {facts.tasks} tasks" for name, facts in summary.splits.items() if target.roles)
+    sets = "; ".join(f"{name}: {facts.size}" for name, facts in summary.splits.items() if target.roles)
     mark = mark_of(config, summary)
     code = git_state(Path())
     columns = list(rows[0]) if rows else []
@@ -110,6 +110,10 @@ def _document(
 
 def _notes(target: Target, summary: Summary) -> list[str]:
     notes = list(summary.not_run) if target.roles else []
+    counts = Counter((row.split, row.because) for row in summary.left_out)
+    notes += [
+        f"{split} without {count} of its tasks: {because}." for (split, because), count in counts.items()
+    ]
     if target.name == "table1":
         notes.append(
             "The paper's table has two models and four others that plan with GPT-4o; a study has one "

@@ -28,6 +28,7 @@ from arpo_replica.errors import UserError
 from arpo_replica.evaluation.document import PROTOCOLS, Document, Protocol, write_document
 from arpo_replica.evaluation.scores import find_indexes
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, read_episode
+from arpo_replica.tasks.left_out import left_out_of
 from arpo_replica.tasks.splits import load_split
 
 ACTION_SPACE, OBSERVATION = "pyautogui", "screenshot"
@@ -63,6 +64,8 @@ class ExportedRun(Document):
     """Task -> why it has no score."""
     missing: list[str]
     """Tasks of the split without an episode."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Tasks that the study leaves out -> why; "of all" counts them."""
 
 
 class ExportIndex(Document):
@@ -127,6 +130,7 @@ def _export_run(
         (target / "traj.jsonl").write_text(text, encoding="utf-8")
     tasks = _tasks_of(config, first.split)
     present = {f"{record.domain}/{record.task_id}" for record, _ in records}
+    dropped = {entry.task: entry.because for entry in left_out_of(config, first.split)} if tasks else {}
     above = config.evaluation.success_above
     return ExportedRun(
         model=model,
@@ -136,7 +140,8 @@ def _export_run(
         success_of_scored=sum(score > above for score in scores) / len(scores) if scores else None,
         desktop_mark=desktop_mark(first.desktop),
         env_errors=env_errors,
-        missing=sorted(set(tasks) - present),
+        missing=sorted(set(tasks) - present - set(dropped)),
+        left_out=dropped,
         **{
             name: getattr(first, name)
             for name in ("arm", "seed", "stage", "split", "trial", "size", "desktop", "checkpoint_sha256")

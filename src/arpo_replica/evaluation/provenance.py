@@ -29,7 +29,7 @@ from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.evaluation.document import InputFile, input_file
 from arpo_replica.evaluation.rows import SourceFile
 from arpo_replica.rollout.records import write_atomically
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.tasks.left_out import split_tasks
 
 CONTROLLER_PACKAGES = (
     "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
@@ -172,10 +172,10 @@ def hardware() -> dict[str, Any]:
 
 
 def task_hashes(config: StudyConfig) -> dict[str, dict[str, str]]:
-    """Split -> task -> sha256 of its file."""
+    """Split -> task that is run -> sha256 of its file."""
     return {
-        name: {f"{task.domain}/{task.id}": task.sha256 for task in load_split(path, config.tasks.root)}
-        for name, path in config.tasks.splits.items()
+        name: {f"{task.domain}/{task.id}": task.sha256 for task in split_tasks(config, name)}
+        for name in config.tasks.splits
     }
 
 

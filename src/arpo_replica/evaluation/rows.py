@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,21 @@ class SourceFile(Document):
     """Rule of the workflow that writes it."""
 
 
+class LeftOutRow(Document):
+    """A task that a split names and the study does not run (`tasks.leave_out`)."""
+
+    split: str
+    tasks: int
+    """Tasks of the split, those that are left out included."""
+    task: str
+    because: str
+    """Why, the same for all tasks of a list."""
+    detail: str
+    """What exactly, for this task."""
+    path: str
+    """The list that says so."""
+
+
 class DomainRow(Document):
     """Success of one arm on the tasks of one domain, all seeds together."""
 
@@ -32,7 +47,7 @@ class DomainRow(Document):
     protocol: Protocol
     domain: str
     tasks: int
-    """Tasks of the domain in the split."""
+    """Tasks of the domain in the split that the study runs."""
     valid: int
     successes: int
     rate: IntervalRecord | None
@@ -138,6 +153,29 @@ class ReplayRow(Document):
     """The metrics that this rests on."""
 
 
+class OfflinePoint(Document):
+    """One update of an offline arm, as TRL logged it."""
+
+    step: int
+    loss: float | None
+    """Of the arm's own method; None where it is no number. Losses of different methods do not compare."""
+    other: dict[str, float] = Field(default_factory=dict)
+    """Every further number that TRL wrote."""
+
+
+class OfflineTraining(Document):
+    """The one training of an offline arm and seed: it learns from records, so there is no reward."""
+
+    arm: str
+    seed: int
+    stage: str
+    method: str
+    source: str
+    learnt_from: dict[str, Any] = Field(default_factory=dict)
+    """What it learnt from in numbers: samples, replies; from the manifest (``recipe.data``)."""
+    points: list[OfflinePoint]
+
+
 class ThroughputRow(Document):
     """What trajectories took, in time of machines; no prices, because they differ by machine and year."""
 
@@ -151,7 +189,8 @@ class ThroughputRow(Document):
     """Desktops at once, as the config says it now."""
     trajectories: int
     rollout_hours: float | None
-    """Training: seconds of rollouts. Evaluation: first start to last end of the split's episodes."""
+    """Training: seconds of rollouts. Evaluation: first start to last end of each trial and seed, time of
+    several at once counted once."""
     total_hours: float | None
     """Training: with the updates. Evaluation: the same as ``rollout_hours``."""
     trajectories_per_hour: float | None

@@ -25,6 +25,8 @@ from arpo_replica.evaluation.rows import (
     DomainRow,
     EnvErrorRow,
     FlipRow,
+    LeftOutRow,
+    OfflineTraining,
     PassRow,
     ReplayRow,
     SourceFile,
@@ -78,7 +80,7 @@ class RateRow(Document):
     env_errors: int
     """Episodes that ended in an environment failure: no score, never 0."""
     missing: int
-    """Episodes that do not exist: expected - valid - env_errors."""
+    """Episodes that do not exist and should: expected - valid - env_errors - left_out."""
     truncated: int
     """Episodes cut at the step limit."""
     successes: int
@@ -96,6 +98,10 @@ class RateRow(Document):
     """Independent runs that would have this interval; None without a valid episode."""
     conditional: IntervalRecord | None = None
     """The same rate with the interval for new runs of this very task set; None with one run per task."""
+    left_out: int = 0
+    """Episodes of tasks that the study leaves out (`tasks.leave_out`): "of all" counts them, none was run."""
+    tasks_valid: int | None = None
+    """Tasks with a valid episode: those that of_valid is about."""
     sources: list[str] = Field(default_factory=list)
     """Paths of the indexes of episodes behind the number; ``Summary.files`` has their hashes."""
 
@@ -219,16 +225,27 @@ class SplitFacts(Document):
     """A list of tasks."""
 
     tasks: int
+    """As the list has them, those that the study leaves out included."""
     infeasible: int
+    """Of those that are run."""
     list_sha256: Sha256
     tasks_sha256: Sha256
-    """Of the task files' own sha256, in the order of the list."""
+    """Of the own sha256 of the task files that are run, in the order of the list."""
     trained_on: bool
     """True if a stage of training uses this split."""
     tasks_trained_on: int = 0
     """Tasks of this split that some stage trains on, whatever its name."""
     roles: list[str] = Field(default_factory=list)
     """Parts that it plays in `targets` of the config, e.g. in_domain."""
+    left_out: int = 0
+    """Tasks that the study leaves out (`tasks.leave_out`)."""
+
+    @property
+    def size(self) -> str:
+        """``128 tasks``, or ``127 of 128 tasks`` where some are left out."""
+        return (
+            f"{self.tasks - self.left_out} of {self.tasks} tasks" if self.left_out else f"{self.tasks} tasks"
+        )
 
 
 class StatisticsFacts(Document):
@@ -257,11 +274,15 @@ class Summary(Document):
     differences: list[DifferenceRow]
     effort: list[EffortRow]
     curves: list[Curve]
+    offline: list[OfflineTraining] = Field(default_factory=list)
+    """Trainings of offline arms, which have no curve of rewards."""
     models: list[ModelFacts]
     gates: list[StageReport] = Field(default_factory=list)
     """What each finished stage had to show before the next one could start."""
     not_run: list[str]
     """What the config asks for and no file shows, one sentence each."""
+    left_out: list[LeftOutRow] = Field(default_factory=list)
+    """What the splits of training and evaluation name and the study does not run."""
     statistics: StatisticsFacts
     inputs: list[InputFile]
     desktops: dict[str, int] = Field(default_factory=dict)

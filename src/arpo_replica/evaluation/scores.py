@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
+from arpo_replica.tasks.left_out import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""
@@ -69,7 +70,8 @@ def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path
 
     A root is an ``episodes.jsonl`` or a folder that holds some at any depth. An ``env_error`` has no
     success at all (null), never a failure. Raises ``UserError`` for an index that cannot be read, an
-    episode twice, and an episode of another size or of an arm or split the config does not know.
+    episode twice, and an episode of another size, of an arm or split the config does not know, or of a
+    task that is left out.
     """
     table = read_episodes(config, roots)
     out_parquet.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,8 @@ def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path
 
 def read_episodes(config: StudyConfig, roots: Sequence[Path]) -> pd.DataFrame:
     """The same table without writing it."""
-    rows = [row for index in find_indexes(roots) for row in _read_index(config, index)]
+    out = read_left_out(config)
+    rows = [row for index in find_indexes(roots) for row in _read_index(config, index, out)]
     table = as_table(rows)
     twice = table[table.duplicated(KEY, keep=False)]
     if len(twice):
@@ -119,7 +122,7 @@ def find_indexes(roots: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def _read_index(config: StudyConfig, index: Path) -> Iterable[dict[str, Any]]:
+def _read_index(config: StudyConfig, index: Path, out: Container[str]) -> Iterable[dict[str, Any]]:
     data = index.read_bytes()
     origin = {"index": shown_path(index), "index_sha256": hashlib.sha256(data).hexdigest()}
     for number, line in enumerate(data.decode("utf-8").split("\n"), start=1):
@@ -135,6 +138,11 @@ def _read_index(config: StudyConfig, index: Path) -> Iterable[dict[str, Any]]:
                 f"{index}, line {number}, is no episode record; run the rollouts of this folder again."
             ) from error
         _check_belongs(config, record, f"{index}, line {number}")
+        if f"{record.domain}/{record.task_id}" in out:
+            raise UserError(
+                f"{index}, line {number}: an episode of the task {record.task_id}, which tasks.leave_out "
+                "leaves out; run the rollouts of this folder again, or take the task off its list."
+            )
         yield {**_row(config, record, directory), **origin}
 
 

@@ -27,12 +27,13 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats import proportion as smp
 from statsmodels.stats.multitest import multipletests
+
+from arpo_replica.evaluation.interval import Interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -40,21 +41,6 @@ EQUAL = 1e-12
 """Rates closer than this are the same."""
 SEED = 20250522
 """Of every bootstrap and permutation; printed in the report. (The day of the paper's v1.)"""
-
-
-About = Literal["new tasks", "this task set", "training seeds", "both studies"]
-"""What an interval is about: what it expects to be drawn anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value with its 95 % interval, as a fraction, and how the interval was made."""
-
-    value: float
-    low: float
-    high: float
-    method: str
-    about: About = "new tasks"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
+from arpo_replica.errors import UserError
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.breakdowns import (
     domain_difference_rows,
@@ -20,9 +21,10 @@ from arpo_replica.evaluation.breakdowns import (
     pass_rows,
     subset_rows,
 )
-from arpo_replica.evaluation.curves import read_curve, read_model
+from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
 from arpo_replica.evaluation.effort import effort_rows, env_error_rows, replay_rows, throughput_rows
 from arpo_replica.evaluation.provenance import git_state, source_files
+from arpo_replica.evaluation.rows import LeftOutRow, OfflineTraining
 from arpo_replica.evaluation.schema import (
     PROTOCOLS,
     DifferenceRow,
@@ -33,6 +35,7 @@ from arpo_replica.evaluation.schema import (
     StatisticsFacts,
     Summary,
     input_file,
+    shown_path,
     write_document,
 )
 from arpo_replica.evaluation.scores import read_scores
@@ -48,6 +51,7 @@ from arpo_replica.evaluation.selection import (
     sources_of,
     stage_order,
 )
+from arpo_replica.tasks.left_out import kept, left_out_of, read_left_out, split_size
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split, read_split
 from arpo_replica.training.gates import StageReport
@@ -64,22 +68,36 @@ def summarise_study(
     out_json: Path,
     *,
     reports: Sequence[Path] = (),
+    learning: Sequence[Path] = (),
 ) -> Summary:
     """Write ``summary.json``: rates, paired differences, effort, curves, what is missing, provenance.
 
     ``scores`` is the parquet of ``score_episodes``; ``metrics`` and ``manifests`` are the stages'
-    ``metrics.jsonl`` and ``manifest.json``, ``reports`` their ``stage_report.json``; each may be empty.
+    ``metrics.jsonl`` and ``manifest.json``, ``reports`` their ``stage_report.json``, ``learning`` the
+    offline arms' ``learning.jsonl``; each may be empty.
     Raises ``UserError`` for a file that cannot be read.
     """
-    inputs = [input_file(path) for path in [scores, *sorted(metrics), *sorted(manifests), *sorted(reports)]]
+    read = [scores, *sorted(metrics), *sorted(manifests), *sorted(reports), *sorted(learning)]
+    inputs = [input_file(path) for path in read]
     summary = summarise(config, read_scores(scores), metrics, manifests, inputs)
     summary.gates = sorted(
         (StageReport.model_validate_json(path.read_bytes()) for path in reports),
         key=lambda r: (arm_order(config, r.arm), r.seed, stage_order(config, r.stage)),
     )
+    summary.offline = sorted(
+        (_offline(config, path) for path in learning), key=lambda o: (arm_order(config, o.arm), o.seed)
+    )
     summary.not_run += [report.reason for report in summary.gates if report.reason is not None]
     write_document(summary, out_json)
     return summary
+
+
+def _offline(config: StudyConfig, path: Path) -> OfflineTraining:
+    arm = place_of(path)[0]
+    offline = config.recipe(arm).offline if arm in config.offline_arms else None
+    if offline is None:
+        raise UserError(f"{path} belongs to '{arm}', which is no offline arm of the config; leave it out.")
+    return read_offline(path, offline.method)
 
 
 def summarise(
@@ -90,17 +108,19 @@ def summarise(
     inputs: list[InputFile],
 ) -> Summary:
     """The same from a table of episodes, without writing."""
-    splits = {
+    lists = {
         name: load_split(config.tasks.splits[name], config.tasks.root) for name in _splits(config, table)
     }
+    # What is run; the lists' own sizes count in "of all" alone.
+    splits = {name: kept(config, name, tasks) for name, tasks in lists.items()}
     trained = {
         f"{domain}/{task_id}"
         for split in config.training_splits
         for domain, ids in read_split(config.tasks.splits[split]).tasks.items()
         for task_id in ids
-    }
+    } - set(read_left_out(config))
     checkpoints = list(checkpoints_of(config, table))
-    rates = [row for checkpoint in checkpoints for row in _rates(config, table, splits, checkpoint)]
+    rates = [row for checkpoint in checkpoints for row in _rates(config, table, lists, checkpoint)]
     curves = sorted(
         (read_curve(path) for path in metrics),
         key=lambda c: (arm_order(config, c.arm), c.seed, stage_order(config, c.stage)),
@@ -113,7 +133,7 @@ def summarise(
         synthetic=bool(table["synthetic"].any()),
         seeds=config.seeds,
         trials=config.evaluation.trials,
-        splits={name: _split_facts(config, name, tasks, trained) for name, tasks in splits.items()},
+        splits={name: _split_facts(config, name, tasks, trained) for name, tasks in lists.items()},
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
         effort=sorted(effort_rows(table), key=lambda row: arm_order(config, row.arm)),
@@ -123,6 +143,7 @@ def summarise(
             key=lambda m: (arm_order(config, m.arm), m.seed, stage_order(config, m.stage)),
         ),
         not_run=_not_run(config, rates, metrics),
+        left_out=list(_left_out(config, list(lists))),
         statistics=StatisticsFacts(
             confidence=st.CONFIDENCE,
             resamples=st.RESAMPLES,
@@ -159,9 +180,10 @@ def _splits(config: StudyConfig, table: pd.DataFrame) -> list[str]:
 
 
 def _rates(
-    config: StudyConfig, table: pd.DataFrame, splits: dict[str, list[Task]], checkpoint: Checkpoint
+    config: StudyConfig, table: pd.DataFrame, lists: dict[str, list[Task]], checkpoint: Checkpoint
 ) -> Iterator[RateRow]:
-    for split, tasks in splits.items():
+    for split, tasks in lists.items():
+        out = len(left_out_of(config, split))
         for seed in checkpoint.seed_groups():
             episodes = select(table, checkpoint, seed, split)
             runs_per_task = config.evaluation.trials * (len(checkpoint.seeds) if seed is None else 1)
@@ -180,7 +202,9 @@ def _rates(
                     expected=expected,
                     valid=len(valid),
                     env_errors=len(episodes) - len(valid),
-                    missing=expected - len(episodes),
+                    missing=expected - len(episodes) - out * runs_per_task,
+                    left_out=out * runs_per_task,
+                    tasks_valid=len(runs),
                     truncated=int((valid["outcome"] == "truncated").sum()),
                     successes=successes,
                     of_valid=IntervalRecord.of(st.success_rate(runs)) if runs else None,
@@ -232,16 +256,32 @@ def _effective(runs: Runs) -> float | None:
 
 
 def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set[str]) -> SplitFacts:
-    digest = hashlib.sha256("".join(task.sha256 for task in tasks).encode()).hexdigest()
+    run = kept(config, name, tasks)
+    digest = hashlib.sha256("".join(task.sha256 for task in run).encode()).hexdigest()
     return SplitFacts(
         tasks=len(tasks),
-        infeasible=sum(task.infeasible for task in tasks),
+        infeasible=sum(task.infeasible for task in run),
         list_sha256=hashlib.sha256(config.tasks.splits[name].read_bytes()).hexdigest(),
         tasks_sha256=digest,
         trained_on=name in config.training_splits,
         tasks_trained_on=sum(name_of(task) in trained for task in tasks),
         roles=[role for role in ROLES if getattr(config.targets, role) == name],
+        left_out=len(tasks) - len(run),
     )
+
+
+def _left_out(config: StudyConfig, evaluated: list[str]) -> Iterator[LeftOutRow]:
+    for split in dict.fromkeys([*evaluated, *config.training_splits]):
+        out = left_out_of(config, split)
+        for entry in out:
+            yield LeftOutRow(
+                split=split,
+                tasks=split_size(config, split) + len(out),
+                task=entry.task,
+                because=entry.because,
+                detail=entry.detail,
+                path=shown_path(entry.path),
+            )
 
 
 def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path]) -> list[str]:
@@ -252,14 +292,13 @@ def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path])
         if row.protocol != "hard" or (row.seed is None):
             continue
         where = f"{row.arm}, stage {row.stage}, seed {row.seed}, {row.split}"
-        if row.missing == row.expected:
-            sentences.append(f"{where}: no episode was run ({row.expected} expected).")
+        planned = row.expected - row.left_out
+        if row.missing == planned:
+            sentences.append(f"{where}: no episode was run ({planned} expected).")
         elif row.missing:
-            sentences.append(f"{where}: {row.missing} of {row.expected} episodes were not run.")
+            sentences.append(f"{where}: {row.missing} of {planned} episodes were not run.")
         if row.env_errors and not row.valid:
             sentences.append(f"{where}: every episode ended in an environment failure, so there is no rate.")
         elif row.env_errors:
-            sentences.append(
-                f"{where}: {row.env_errors} of {row.expected} episodes are environment failures."
-            )
+            sentences.append(f"{where}: {row.env_errors} of {planned} episodes are environment failures.")
     return sentences

@@ -24,6 +24,20 @@ class FlipTask(Document):
     """``gained``, ``lost``, ``mixed`` or ``not_comparable``; see the table flips."""
 
 
+class OfflineUpdate(Document):
+    """One update of one offline arm."""
+
+    arm: str
+    seed: int
+    stage: str
+    method: str
+    step: int
+    loss: float | None
+    """Of the arm's own method; losses of different methods do not compare."""
+    other: dict[str, float]
+    """Every further number that TRL wrote."""
+
+
 class ReplayEvent(Document):
     """One replayed trajectory."""
 

@@ -26,6 +26,7 @@ from arpo_replica.evaluation.rows import (
     DomainRow,
     EnvErrorRow,
     FlipRow,
+    LeftOutRow,
     OwnMeasurement,
     PassRow,
     ReplayRow,
@@ -48,6 +49,7 @@ from arpo_replica.evaluation.table_models import (
     FlipTask,
     GateRow,
     Mark,
+    OfflineUpdate,
     PublishedNumber,
     ReplayEvent,
     SplitTable,
@@ -92,6 +94,7 @@ TABLES = (
     Table("contradictions", ContradictionRow),
     Table("own_measurements", OwnMeasurement),
     Table("learning_curves", CurveTask, frozenset({"swaps"})),
+    Table("offline_curves", OfflineUpdate),
     Table("gates", GateRow),
     Table("replay", ReplayRow),
     Table("replay_events", ReplayEvent),
@@ -100,14 +103,10 @@ TABLES = (
     Table("env_errors", EnvErrorRow),
     Table("models", ModelFacts),
     Table("splits", SplitTable),
+    Table("left_out", LeftOutRow),
     Table("sources", SourceFile),
     Table("episodes", EpisodeRow),
 )
-
-
-def table_files(folder: str) -> list[str]:
-    """All files of ``write_tables``."""
-    return [f"{folder}/{table.name}.{suffix}" for table in TABLES for suffix in ("csv", "json")]
 
 
 def write_tables(summary: Path, claims: Path, scores: Path, folder: Path) -> list[Path]:
@@ -149,6 +148,13 @@ def table_rows(summary: Summary, claims: Claims, scores: pd.DataFrame) -> dict[s
             for curve in summary.curves
             for point in curve.points
         ],
+        "offline_curves": [
+            OfflineUpdate(
+                **training.model_dump(include={"arm", "seed", "stage", "method"}), **point.model_dump()
+            )
+            for training in summary.offline
+            for point in training.points
+        ],
         "gates": list(gate_rows(summary)),
         "replay": summary.replay,
         "replay_events": list(_replay_events(summary)),
@@ -157,6 +163,7 @@ def table_rows(summary: Summary, claims: Claims, scores: pd.DataFrame) -> dict[s
         "env_errors": summary.env_errors,
         "models": summary.models,
         "splits": [SplitTable(split=name, **facts.model_dump()) for name, facts in summary.splits.items()],
+        "left_out": summary.left_out,
         "sources": summary.files,
     }
     known = scores.astype(object).where(scores.notna(), None)

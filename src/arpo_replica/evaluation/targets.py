@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.claim_records import TargetName
+from arpo_replica.evaluation.document import TargetName
 
 
 @dataclass(frozen=True)

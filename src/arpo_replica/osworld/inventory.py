@@ -38,7 +38,10 @@ def refuse_unsupported(task: Task) -> None:
     """Raises ``UserError`` if desktop-env cannot run this OSWorld task."""
     reason = _reason(task)
     if reason is not None:
-        raise UserError(f"Task {task.domain}/{task.id}: {reason}; drop the task from its split.")
+        raise UserError(
+            f"Task {task.domain}/{task.id}: {reason}; leave it out by a list in tasks.leave_out "
+            "(data/osworld/left_out has them)."
+        )
 
 
 def _reason(task: Task) -> str | None:

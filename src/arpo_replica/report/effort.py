@@ -67,10 +67,14 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
         steps = sum(row.steps for row in summary.effort)
         tokens = sum(row.completion_tokens for row in summary.effort)
         rows.append(
-            ("Desktop time", f"{spent / 3600:.2f} h", f"{counted(episodes, 'evaluation episode')}, added up")
+            (
+                "Time in episodes",
+                f"{spent / 3600:.2f} h",
+                f"{counted(episodes, 'evaluation episode')}, added up; desktops that waited do not count",
+            )
         )
         rows.append(
-            ("Evaluation speed", f"{3600 * episodes / spent:.0f} episodes per desktop-hour", f"{steps} steps")
+            ("Episode", f"{spent / episodes:.1f} s", f"mean with all attempts; {steps / episodes:.1f} steps")
         )
         rows.append(
             ("Tokens written", f"{tokens:,}".replace(",", "\u202f"), "by the policy in these episodes")

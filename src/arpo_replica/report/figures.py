@@ -48,6 +48,7 @@ MOST_BARS = 30
 """More updates than this share bars."""
 WINDOW = 7
 """Updates of the running mean."""
+UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 TOTALS = {"step", "total"}
 """Phases that are the sum of the others."""
 
@@ -282,7 +283,7 @@ def _curve_spoken(curve: Curve) -> str:
 
 
 def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
-    """Seconds of training by phase, one bar for each arm, stage and seed."""
+    """Training time by phase, one bar for each arm, stage and seed."""
     totals = [(curve, phase_totals(curve)) for curve in curves]
     totals = [(curve, phases) for curve, phases in totals if phases]
     if not totals:
@@ -293,6 +294,7 @@ def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
             weight[phase] = weight.get(phase, 0.0) + seconds
     ordered = sorted(weight, key=lambda phase: (-weight[phase], phase))
     named, rest = ordered[:5], ordered[5:]
+    unit, size_of = time_unit(max(sum(phases.values()) for _, phases in totals))
     with styled("phases"):
         figure = Figure(figsize=(8.2, 0.42 * len(totals) + 1.5), layout="constrained")
         axes = figure.subplots()
@@ -301,8 +303,8 @@ def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
             parts = [(phase, phases.get(phase, 0.0)) for phase in named]
             parts.append(("other", sum(phases.get(phase, 0.0) for phase in rest)))
             for index, (_, seconds) in enumerate(parts):
-                axes.barh(y, seconds, left=left, height=0.6, color=PALETTE[f"shade{index + 1}"])
-                left += seconds
+                axes.barh(y, seconds / size_of, left=left, height=0.6, color=PALETTE[f"shade{index + 1}"])
+                left += seconds / size_of
         labels = [*named, "other"] if rest else named
         for index, phase in enumerate(labels):
             axes.barh(-5, 0, color=PALETTE[f"shade{index + 1}"], label=phase)
@@ -310,12 +312,17 @@ def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
         axes.set_ylim(len(totals) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"seconds   [{size}]")
+        axes.set_xlabel(f"{unit}   [{size}]")
         figure.legend(
             loc="outside upper left", ncols=len(labels), fontsize=9, handlelength=1, columnspacing=1.4
         )
         spoken = "; ".join(f"{phase}: {weight[phase]:.0f} s" for phase in ordered)
-        return embedded(figure, "phases", "Seconds of training by phase", spoken)
+        return embedded(figure, "phases", "Training time by phase", spoken)
+
+
+def time_unit(longest: float) -> tuple[str, float]:
+    """(name, seconds) of the unit in which the longest of some times, in seconds, reads well."""
+    return next(unit for unit in UNITS if longest >= 2 * unit[1] or unit[1] == 1.0)
 
 
 def phase_totals(curve: Curve) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Figures of the replay (when it fired, how old the success was) and of success by domain."""
+"""Figures of the replay (when it fired, how old the success was), of offline arms, of success by domain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from arpo_replica.evaluation.rows import DomainRow
+from arpo_replica.evaluation.rows import DomainRow, OfflineTraining
 from arpo_replica.evaluation.schema import Curve
 from arpo_replica.report.figures import MARKERS, arm_colour, embedded, styled
 from arpo_replica.report.svg import PALETTE
@@ -55,6 +55,33 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
             for c in used
         )
         return embedded(figure, "replay", "When replay fired and how old the success was", spoken)
+
+
+def offline_figure(trainings: Sequence[OfflineTraining], arms: Sequence[str], size: str) -> str | None:
+    """Loss of the offline arms, a panel each, as their losses do not compare; None without any."""
+    used = [training for training in trainings if any(point.loss is not None for point in training.points)]
+    names = list(dict.fromkeys(training.arm for training in used))
+    if not names:
+        return None
+    with styled("offline"):
+        figure = Figure(figsize=(8.2, 2.5), layout="constrained")
+        (grid,) = figure.subplots(1, len(names), squeeze=False)
+        for axes, name in zip(grid, names, strict=True):
+            for training in (training for training in used if training.arm == name):
+                known = [(point.step, point.loss) for point in training.points if point.loss is not None]
+                axes.plot(
+                    [step for step, _ in known], [loss for _, loss in known], f"{MARKERS.get(name, '^')}-",
+                    color=PALETTE[arm_colour(name, arms)], markersize=3.5, linewidth=1.4,
+                )  # fmt: skip
+            axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+            axes.set_xlabel(f"update   [{size}]")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        grid[0].set_ylabel("loss")
+        spoken = "; ".join(
+            f"{t.arm}, seed {t.seed}: {t.points[0].loss} to {t.points[-1].loss} in {len(t.points)} updates"
+            for t in used
+        )
+        return embedded(figure, "offline", "Loss of the offline arms", spoken)
 
 
 def domain_forest(rows: Sequence[DomainRow], arms: Sequence[str], size: str) -> str | None:

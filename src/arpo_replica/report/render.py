@@ -19,8 +19,8 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report import effort, figures, matrix, views
-from arpo_replica.report.figures_more import domain_forest, replay_figure
+from arpo_replica.report import effort, figures, matrix, training_views, views
+from arpo_replica.report.figures_more import domain_forest, offline_figure, replay_figure
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
 from arpo_replica.report.parity import parity_rows
@@ -92,12 +92,13 @@ def _context(
     banner = views.banner(config, summary.synthetic)
     tag = banner["tag"]
     parts = matrix.build_matrix(gallery.episodes, arms)
-    swaps = views.swap_rows(summary)
+    swaps = training_views.swap_rows(summary)
     drawn = {
         "forest": figures.forest_plot(summary.rates, arms, tag),
         "curves": figures.learning_curves(summary.curves, arms, stages, tag),
         "phases": figures.phase_seconds(summary.curves, tag),
         "replay": replay_figure(summary.curves, arms, tag),
+        "offline": offline_figure(summary.offline, arms, tag),
         "domains": domain_forest(summary.domains, arms, tag),
     }
     return {
@@ -119,11 +120,13 @@ def _context(
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
         "subsets": views.subset_parts(summary),
+        "left_out": views.left_out_parts(summary),
         "by_split": views.by_split,
         "matrix": parts,
         "stages": views.stage_rows(summary),
+        "offline": training_views.offline_rows(summary),
         "swaps": swaps,
-        "swapped_tasks": views.swaps_by_task(swaps),
+        "swapped_tasks": training_views.swaps_by_task(swaps),
         "targets": views.claim_groups(claims.claims),
         "contradictions": {clash.id: clash for clash in claims.contradictions},
         "powers": views.power_words(claims.claims),

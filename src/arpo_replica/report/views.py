@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.rows import SubsetRow
+from arpo_replica.evaluation.rows import LeftOutRow, SubsetRow
 from arpo_replica.evaluation.schema import (
     PROTOCOLS,
     ClaimResult,
@@ -114,7 +113,7 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     """(label, value, note) for the strip at the top."""
     rows = [row for row in summary.rates if row.protocol == "hard" and row.seed is not None]
     episodes = sum(row.valid + row.env_errors for row in rows)
-    expected = sum(row.expected for row in rows)
+    expected = sum(row.expected - row.left_out for row in rows)
     errors = sum(row.env_errors for row in rows)
     updates = sum(len(curve.points) for curve in summary.curves)
     training = sum(stage["seconds"] for stage in stage_rows(summary))
@@ -122,9 +121,11 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     dirty = {True: "with uncommitted changes", False: "clean checkout", None: "no git checkout"}
     trials = "1 trial" if summary.trials == 1 else f"{summary.trials} trials"
     seeds = f"seed {summary.seeds[0]}" if len(summary.seeds) == 1 else f"{len(summary.seeds)} training seeds"
-    tasks = sum(split.tasks for name, split in summary.splits.items())
+    tasks = sum(split.tasks - split.left_out for split in summary.splits.values())
+    out = sum(split.left_out for split in summary.splits.values())
+    of_all = f" of {tasks + out}, {out} left out" if out else ""
     return [
-        ("Tasks to evaluate", str(tasks), f"{trials} each, {seeds}"),
+        ("Tasks to evaluate", str(tasks), f"{of_all.strip()}; {trials} each, {seeds}".lstrip("; ")),
         (
             "Episodes",
             str(episodes),
@@ -159,7 +160,24 @@ def own_rates(summary: Summary) -> list[RateRow]:
 def reach(summary: Summary) -> float:
     """Half the width of the axis on which all differences and their intervals fit."""
     ends = [abs(end) for row in summary.differences for end in (row.difference.low, row.difference.high)]
-    return next(width for width in (0.1, 0.2, 0.5, 1.0) if width >= min(1.0, max(ends, default=1.0)))
+    return next(width for width in (0.1, 0.2, 0.3, 0.5, 1.0) if width >= min(1.0, max(ends, default=1.0)))
+
+
+def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
+    """Each split with tasks that are not run: how many are, and why not, most frequent reason first."""
+    found: dict[str, list[LeftOutRow]] = {}
+    for row in summary.left_out:
+        found.setdefault(row.split, []).append(row)
+    return [
+        {
+            "split": split,
+            "tasks": rows[0].tasks,
+            "run": rows[0].tasks - len(rows),
+            "evaluated": split in summary.splits,
+            "reasons": Counter(row.because for row in rows).most_common(),
+        }
+        for split, rows in found.items()
+    ]
 
 
 def subset_parts(summary: Summary) -> list[tuple[int, SubsetRow]]:
@@ -167,7 +185,7 @@ def subset_parts(summary: Summary) -> list[tuple[int, SubsetRow]]:
     return [
         (place, row)
         for place, row in enumerate(summary.subsets)
-        if row.tasks < summary.splits[row.split].tasks
+        if row.tasks < summary.splits[row.split].tasks - summary.splits[row.split].left_out
     ]
 
 
@@ -281,9 +299,11 @@ def _lookup(config: Any, dotted: str) -> Any:
 
 def _words(value: Any) -> str:
     if isinstance(value, list):
-        if value and isinstance(value[0], dict):
+        if not value:
+            return "none"
+        if isinstance(value[0], dict):
             return " → ".join(f"{entry['name']} ({entry['steps']} updates)" for entry in value)
-        return " × ".join(map(str, value))
+        return (", " if any(isinstance(part, str) for part in value) else " × ").join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -326,36 +346,6 @@ def staleness(points: Sequence[CurvePoint]) -> float | None:
     """Mean number of updates that rollouts lagged behind; None for a training that records none."""
     found = [p.other["staleness_mean"] for p in points if "staleness_mean" in p.other]
     return sum(found) / len(found) if found else None
-
-
-def swap_rows(summary: Summary) -> list[dict[str, Any]]:
-    """Every time that replay fired: curve, update, task, age of the replayed trajectory."""
-    return [
-        {"curve": curve, "step": point.step, "task": swap.task, "age": swap.age}
-        for curve in summary.curves
-        for point in curve.points
-        for swap in point.swaps
-    ]
-
-
-def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Arm and task -> how often replay fired there, when, and how old the injected success was (updates)."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in swaps:
-        found.setdefault((row["curve"].arm, row["task"]), []).append(row)
-    rows = [
-        {
-            "arm": arm,
-            "task": task,
-            "times": len(fired),
-            "first": min(row["step"] for row in fired),
-            "last": max(row["step"] for row in fired),
-            "median_age": statistics.median(row["age"] for row in fired),
-            "oldest": max(row["age"] for row in fired),
-        }
-        for (arm, task), fired in found.items()
-    ]
-    return sorted(rows, key=lambda row: (-row["times"], row["arm"], row["task"]))
 
 
 def phase_rows(summary: Summary) -> dict[str, Any]:

@@ -266,10 +266,14 @@ class _Pool:
             say("".join(traceback.format_exception(error)))
         if isinstance(error, PolicyError) and self.check_policy is not None:
             await self.check_policy()
-        if isinstance(error, _StartError) and not self.started:
-            # Not this episode's fault: no desktop has ever started. ``_start`` gives up in time.
-            self.queue.append(episode)
-            return
+        if isinstance(error, _StartError):
+            first = not self.started
+            # A service or daemon that is gone ends the job with its own sentence and spoils no episode.
+            await asyncio.to_thread(self.provider.check)
+            if first:
+                # Not this episode's fault: no desktop has ever started. ``_start`` gives up in time.
+                self.queue.append(episode)
+                return
         episode.errors.append(_one_line(error))
         if len(episode.errors) <= self.settings.retries:
             self.progress.retries += 1

@@ -31,7 +31,7 @@ from arpo_replica.rollout.pool import (
 )
 from arpo_replica.rollout.progress import Progress, say
 from arpo_replica.rollout.records import write_index
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.tasks.left_out import split_tasks
 
 
 @dataclass
@@ -92,7 +92,7 @@ def output_root(config: StudyConfig, path: Path) -> OutputRoot:
         raise UserError(
             f"{path} is no folder for episodes; it must end in '<name of a split>/trial_<number>'."
         )
-    tasks = load_split(config.tasks.splits[split], config.tasks.root)
+    tasks = split_tasks(config, split)
     return OutputRoot(path, split, int(number), tasks)
 
 

@@ -25,8 +25,8 @@ from arpo_replica.rollout.pool import OutputRoot
 from arpo_replica.rollout.progress import say
 from arpo_replica.rollout.records import EpisodeRecord, write_atomically
 from arpo_replica.rollout.run import Serving, collect_served, make_labels, serve
+from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.splits import load_split
 
 EPOCH = 1024
 """Trajectories of an epoch: 128 tasks, 8 rollouts each (paper, §4.1)."""
@@ -86,7 +86,7 @@ async def _sweep(
     provider: DesktopProvider | None,
 ) -> list[dict[str, Any]]:
     split = config.training.stages[-1].split
-    tasks = load_split(config.tasks.splits[split], config.tasks.root)
+    tasks = split_tasks(config, split)
     points = []
     async with serving as served:
         await served.ready()

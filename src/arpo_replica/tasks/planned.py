@@ -10,6 +10,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.evaluate import check_evaluator
+from arpo_replica.tasks.left_out import kept, split_tasks
 from arpo_replica.tasks.miniwob import to_bytes
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.noise import make_noisy, noisy_split
@@ -31,7 +32,9 @@ def fetched(config: StudyConfig) -> bool:
 
 
 def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
-    """The tasks of a split without waiting for a rule. Raises ``UserError`` for a list that is wrong.
+    """The tasks of a split that the study runs, without waiting for a rule.
+
+    Raises ``UserError`` for a list that is wrong.
 
     None if the task files are still to be fetched: then only the ids could be checked, by the manifest.
     """
@@ -44,7 +47,7 @@ def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
         known = read_task_manifest(MANIFEST).files
         refuse_unknown(path, read_split(path), known.__contains__, "OSWorld")
         return None
-    return load_split(path, root)
+    return kept(config, split, load_split(path, root))
 
 
 def check_tasks(tasks: Iterable[Task]) -> None:
@@ -68,7 +71,7 @@ def split_files(config: StudyConfig, split: str) -> list[str]:
 def make_noisy_tasks(config: StudyConfig, split: str) -> int:
     """Write the task files of a noisy split, their manifest, and the list; returns their number."""
     settings = config.tasks.noisy[split]
-    clean = load_split(config.tasks.splits[settings.source], config.tasks.root)
+    clean = split_tasks(config, settings.source)
     tasks = _made_noisy(config, split, clean)
     folder = _noisy_folder(config, split)
     if folder.is_dir():

@@ -90,9 +90,9 @@ def _refuse_changed(root: Path, tasks: list[Task]) -> None:
             )
 
 
-def resolve_split(path: Path, task_root: Path, out: Path) -> None:
-    """Write the split with the sha256 of each task file: a changed task is then a changed file."""
-    tasks = load_split(path, task_root)
+def resolve_split(path: Path, tasks: list[Task], out: Path) -> None:
+    """Write the tasks of a split that are run, with the sha256 of each file: a changed task is then a changed
+    file."""
     content = {
         "split": path.stem,
         "tasks": [{"domain": task.domain, "id": task.id, "sha256": task.sha256} for task in tasks],

@@ -33,9 +33,9 @@ from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.progress import say
 from arpo_replica.rollout.records import episode_dir, read_summary, write_atomically
+from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.oracles import FOLDER, Oracle, find_oracles
-from arpo_replica.tasks.splits import load_split
 
 KNOWN_ISSUES = Path("data/osworld/known_issues.yaml")
 MODES = ("noop", "fail", "oracle")
@@ -125,7 +125,7 @@ def validate_tasks(
         raise UserError(
             f"There is no split '{split}' in tasks.splits; it has {', '.join(config.tasks.splits)}."
         )
-    tasks = load_split(config.tasks.splits[split], config.tasks.root)
+    tasks = split_tasks(config, split)
     scripts = find_oracles(tasks, config.desktop.screen, oracles)
     chosen = provider or make_provider(config.desktop)
     chosen.check()

@@ -37,8 +37,8 @@ from arpo_replica.policy.interface import Conversation
 from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import write_episode
+from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
@@ -71,8 +71,7 @@ class Workplace:
     def __init__(self, job: Job) -> None:
         self.job = job
         config = job.config
-        split = load_split(config.tasks.splits[job.stage.split], config.tasks.root)
-        self.tasks = {f"{task.domain}/{task.id}": task for task in split}
+        self.tasks = {f"{task.domain}/{task.id}": task for task in split_tasks(config, job.stage.split)}
         self.parser: ReplyParser = load_named(job.parser, config)
         self.limits = EpisodeLimits(
             max_steps=config.policy.max_steps,

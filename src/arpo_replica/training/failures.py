@@ -71,10 +71,24 @@ def _disk(job: Job, found: re.Match[str]) -> str:
     )
 
 
+def _desktops(job: Job, found: re.Match[str]) -> str:
+    last = f" (the last one: {found[1].strip().rstrip('.')})" if found[1] else ""
+    return (
+        f"Every rollout of a step was lost to environment errors{last}; mend the desktops of "
+        f"desktop.provider '{job.config.desktop.provider}' and run again."
+    )
+
+
 FAILURES: tuple[tuple[str, Sentence], ...] = (
     # hydra/_internal/config_loader_impl.py
     (r"Could not override '\+*([^'\n]+)'", _unknown_key),
     (r"No space left on device", _disk),
+    # verl/trainer/ppo/v1/replay_buffer.py; the greedy beginning finds the newest of our own lines
+    (
+        r"(?s)(?:.*env_error in [^\n]{1,200}attempt \d+: ([^\n]{1,300}))?.*selected terminal groups with no "
+        "materializable trajectories",
+        _desktops,
+    ),
     (r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", _gpu_memory),
     (r"(?:Total available|available) GPUs? [\d.]+ is less than total desired", _few_gpus),
     (r"No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device", _no_gpu),

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from arpo_replica.environments import die_with_parent
 from arpo_replica.rollout.records import write_atomically
+from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.ray_cluster import RayCluster
 from arpo_replica.training.recipe import AGENT, PACKAGE, ray_numbers, to_arguments, verl_overrides
@@ -61,7 +61,7 @@ def write_inputs(job: Job) -> list[str]:
     """The parquet of tasks and the list of agent loops; verl's command line for this attempt."""
     import pandas
 
-    tasks = load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)
+    tasks = split_tasks(job.config, job.stage.split)
     data, agents = job.work / "tasks.parquet", job.work / "agents.yaml"
     pandas.DataFrame([row(index, task) for index, task in enumerate(tasks)]).to_parquet(data)
     # JSON is YAML. `Workplace` reads the rest from the job.

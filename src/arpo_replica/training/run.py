@@ -26,7 +26,7 @@ from arpo_replica.environments import short_root
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_manifest
 from arpo_replica.rollout.records import write_atomically
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.training.attempt import Attempt
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.desktops import load_provider
@@ -70,7 +70,7 @@ def train_stage(
         )
         check_gpus(job)
         check_window(job)
-        check_recipe(job, len(load_split(job.config.tasks.splits[job.stage.split], job.config.tasks.root)))
+        check_recipe(job, len(split_tasks(job.config, job.stage.split)))
         load_provider(job.provider, job.config.desktop).check()
         prepare_work(job)
         job = resume(job)
@@ -121,6 +121,7 @@ def resolved(config: StudyConfig) -> StudyConfig:
     copy = config.model_copy(deep=True)
     copy.tasks.root = config.tasks.root.absolute()
     copy.tasks.splits = {name: path.absolute() for name, path in config.tasks.splits.items()}
+    copy.tasks.leave_out = [path.absolute() for path in config.tasks.leave_out]
     return copy
 
 
@@ -148,9 +149,7 @@ def recipe_of(job: Job) -> dict[str, Any]:
         "rollout": config.rollout.model_dump(mode="json"),
         "success_above": config.evaluation.success_above,
         "accelerator": config.accelerator,
-        "tasks": [
-            task.sha256 for task in load_split(config.tasks.splits[job.stage.split], config.tasks.root)
-        ],
+        "tasks": [task.sha256 for task in split_tasks(config, job.stage.split)],
         "verl": VERL_VERSION,
     }
 

@@ -13,17 +13,20 @@ from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.desktop.providers import make_provider
 from arpo_replica.environments import heavy_environment, python_of
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.tables import table_files
+from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.weights import check_folder, check_named_model, read_description
 from arpo_replica.tasks.evaluate import check_provider
+from arpo_replica.tasks.left_out import check_left_out, left_out_of
 from arpo_replica.tasks.planned import check_tasks, planned_tasks, split_files
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import check_recipe, check_window
 
 BASE_STAGE = "base"
 """Stage name of the untrained policy."""
+WHERE_SERVED = ("endpoint", "api_key_variable")
+"""Keys of ``policy`` that say where it runs, not what it is: another URL makes nothing run again."""
 TEMPLATES = Path("src/arpo_replica/report")
 """Relative to the repository, where Snakemake runs, so that a moved checkout renders nothing again."""
 
@@ -39,18 +42,28 @@ class Study:
 
     def check(self) -> None:
         """Refuse what cannot work before anything starts. Raises ``UserError``."""
+        check_left_out(self.config)
         used = {*self.config.training_splits, *self.config.evaluation.splits}
         for split in sorted(used):
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
-        python_of(heavy_environment(self.config.accelerator))
+        if self.config.policy.model != SERVED:
+            python_of(heavy_environment(self.config.accelerator))
         self.base_source()
         self.check_training()
+        if self.is_collected():
+            return  # tables and pages need no desktops and no server: a rented one may be gone by now
         make_provider(self.config.desktop).check()
         if self.config.policy.endpoint is not None:
             policy = self.config.policy
             check_endpoint(self.config.policy.endpoint, policy.served_model, policy.api_key_variable)
+
+    def is_collected(self) -> bool:
+        """True if every checkpoint's episodes are there. A job that collects any anew checks for itself."""
+        return all(
+            Path(index.replace("<results>", f"results/{self.name}")).is_file() for index in self.all_indexes()
+        )
 
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""
@@ -125,8 +138,10 @@ class Study:
             )
         folder = Path(self.config.policy.model)
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            of_a_study = folder.parts[:1] == ("results",) and len(folder.parts) > 2
+            first = f"run the study '{folder.parts[1]}' first, which makes it, or " if of_a_study else ""
             raise UserError(
-                f"policy.model '{folder}' is no model folder with config.json and *.safetensors; give "
+                f"policy.model '{folder}' is no model folder with config.json and *.safetensors; {first}give "
                 "'nano', a name in data/models, or a folder in Hugging Face format."
             )
         check_folder(folder)
@@ -168,6 +183,21 @@ class Study:
         clean = self.config.tasks.noisy[split].source
         return [str(self.config.tasks.splits[clean]), *self.task_files(clean)]
 
+    def noisy_params(self, split: str) -> dict[str, Any]:
+        """What decides a noisy split, given the clean tasks."""
+        noisy = self.config.tasks.noisy[split]
+        return {**noisy.model_dump(mode="json"), "left_out": self.left_out(noisy.source)}
+
+    def left_out(self, split: str) -> list[str]:
+        """The tasks of a split that are not run; a noisy split is made without them."""
+        if split in self.config.tasks.noisy:
+            return []
+        return [entry.task for entry in left_out_of(self.config, split)]
+
+    def left_out_lists(self) -> list[str]:
+        """The lists of tasks that the study does not run."""
+        return [str(path) for path in self.config.tasks.leave_out]
+
     # --- files of the whole study ------------------------------------------------------------------
 
     def episode_indexes(self, root: str) -> list[str]:
@@ -191,6 +221,13 @@ class Study:
         return [
             f"<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl"
             for arm, seed, stage in self.stages()
+        ]
+
+    def all_learning(self) -> list[str]:
+        """``learning.jsonl`` of every offline arm."""
+        return [
+            f"<results>/models/{arm}/seed_{seed}/stage_{stage}/learning.jsonl"
+            for arm, seed, stage in self.offline_trainings()
         ]
 
     def all_reports(self) -> list[str]:
@@ -263,6 +300,8 @@ class Study:
             value: Any = resolved
             for key in name.split("."):
                 value = value[key]
+            if name == "policy":
+                value = {key: entry for key, entry in value.items() if key not in WHERE_SERVED}
             part[name] = value
         return part
 

@@ -1,0 +1,87 @@
+"""Commands in the docs: they parse, and the files that they name exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from arpo_replica import cli
+from arpo_replica.config import parse_config
+from arpo_replica.config.models import merge
+from arpo_replica.environments import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "configs/README.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "configs").rglob("*.yaml")),
+]
+BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+YOURS = {"mine.yaml", "X.yaml", "second_model.yaml"}
+"""Files that the reader writes."""
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every command in a block or between backticks that names one of our programs."""
+    for page in PAGES:
+        for block, span in BLOCK.findall(page.read_text()):
+            for line in (block or span).replace("\\\n", " ").splitlines():
+                for word in ("snakemake", "python -m arpo_replica"):
+                    found = re.search(rf"(?:^|[ '&]){word} (?!\.)([^'&]*)", line.split("  #")[0])
+                    if found:
+                        yield page.name, [word, *shlex.split(found[1].replace("…", ""))]
+
+
+SNAKEMAKE = [(page, words) for page, words in commands() if words[0] == "snakemake"]
+OURS = [(page, words) for page, words in commands() if words[0] != "snakemake"]
+
+
+def name(value: object) -> str | None:
+    return " ".join(value) if isinstance(value, list) else None
+
+
+def test_there_are_commands():
+    assert len(SNAKEMAKE) > 20
+    assert len(OURS) > 15
+
+
+@pytest.mark.parametrize(("page", "words"), SNAKEMAKE, ids=name)
+def test_configfiles_of_snakemake_are_files_that_exist(page, words):
+    """``--configfile`` takes every word up to the next option: a target stands before it or after ``--``."""
+    if "--configfile" not in words:
+        return
+    for word in words[words.index("--configfile") + 1 :]:
+        if word.startswith("-"):
+            return
+        assert word == "..." or word.endswith(".yaml"), f"{page}: '{word}' is taken for a config"
+        assert word == "..." or word.rpartition("/")[2] in YOURS or (ROOT / word).is_file(), f"{page}: {word}"
+
+
+@pytest.mark.parametrize(("page", "words"), OURS, ids=name)
+def test_our_own_commands_have_these_options(page, words, capsys):
+    arguments = [word for word in words[1:] if word != "..."]
+    if len(arguments) == 1:
+        arguments.append("--help")  # its name alone
+    try:
+        cli.make_parser().parse_args(arguments)
+    except SystemExit as end:
+        assert end.code == 0, f"{page}: {capsys.readouterr().err}"
+
+
+def test_the_config_for_a_model_served_elsewhere_is_one():
+    page = (ROOT / "docs/cluster.md").read_text()
+    overlay = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
+    raw = merge(yaml.safe_load((ROOT / "configs/paper.yaml").read_text()), overlay)
+    config = parse_config(raw, "docs/cluster.md")
+    # The options of `vllm serve` on that page.
+    assert set(config.arms) == {"base"}
+    for option in (
+        f"--served-model-name {config.policy.served_model} ",
+        f"--max-model-len {config.policy.max_model_len} ",
+        f'{{"image": {config.policy.max_images}}}',
+        f'{{"min_pixels": {config.policy.min_pixels}, "max_pixels": {config.policy.max_pixels}}}',
+    ):
+        assert option in page

@@ -1,0 +1,83 @@
+"""What a study refuses before it starts, and what makes none of it run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arpo_replica import environments
+from arpo_replica.config.models import merge
+from arpo_replica.environments import ROOT
+from arpo_replica.errors import UserError
+from arpo_replica.policy.vllm_server import free_port
+from arpo_replica.workflow.study import Study
+
+DEMO = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+
+
+def study_of(changes: dict[str, Any]) -> Study:
+    """The demo with changes."""
+    return Study(merge(DEMO, changes), "x.yaml")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A folder with the data of the checkout and no results."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ({"policy": {"model": "served", "served_model": "x"}}, "endpoint .* does not answer"),
+        ({"desktop": {"provider": "remote"}, "policy": {"model": "nano"}}, "desktop service .* answer"),
+    ],
+)
+def test_a_server_that_is_gone_stops_no_page_of_finished_episodes(checkout, monkeypatch, gone, words):
+    monkeypatch.setenv("ARPO_DESKTOP_TOKEN", "x" * 32)
+    url = f"http://127.0.0.1:{free_port()}"
+    where = {"policy": {"endpoint": url}, "desktop": {"remote": {"url": url}}}
+    study = study_of(merge(merge({"arms": {"grpo": None, "arpo": None}}, where), gone))
+    indexes = [checkout / index.replace("<results>", "results/demo") for index in study.all_indexes()]
+    assert len(indexes) == 4  # two splits, two trials
+    for index in indexes:
+        assert not study.is_collected()
+        with pytest.raises(UserError, match=words):
+            study.check()
+        index.parent.mkdir(parents=True)
+        index.touch()
+    assert study.is_collected()
+    study.check()
+
+
+def test_a_policy_that_is_served_elsewhere_needs_no_torch_here(checkout, monkeypatch):
+    monkeypatch.setattr(environments, "ROOT", checkout)
+    url = f"http://127.0.0.1:{free_port()}"
+    elsewhere = {"model": "served", "served_model": "x", "endpoint": url}
+    with pytest.raises(UserError, match="does not answer"):
+        study_of({"arms": {"grpo": None, "arpo": None}, "policy": elsewhere}).check()
+    with pytest.raises(UserError, match="envs/cpu is not installed"):
+        study_of({}).check()
+
+
+@pytest.mark.parametrize("key", ["endpoint", "api_key_variable"])
+def test_where_a_policy_is_served_makes_nothing_run_again(key):
+    values = {
+        "endpoint": ["http://127.0.0.1:1", "https://gpu.example.org/v1"],
+        "api_key_variable": ["A", "B"],
+    }
+    one, other = (study_of({"policy": {key: value}}) for value in values[key])
+    assert one.resolved() != other.resolved()
+    assert one.rollout_params() == other.rollout_params()
+    assert one.training_params("arpo", "train_32") == other.training_params("arpo", "train_32")
+    assert one.offline_params("arpo") == other.offline_params("arpo")
+
+
+def test_another_name_of_the_served_model_is_another_policy():
+    one, other = (study_of({"policy": {"served_model": name}}) for name in "ab")
+    assert one.rollout_params() != other.rollout_params()
