@@ -60,6 +60,9 @@ FULLSCREEN_FLAGS = (
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
     "--disable-background-timer-throttling",
+    # A page is drawn whole, not only where it changed: drawn over itself, the rounded edges of two neighbours
+    # end a shade darker or lighter, depending on how many frames a busy machine made of one click.
+    "--disable-partial-raster",
     # Of no use to a page. An ordinary desktop keeps them: there are tasks about extensions and profiles.
     "--disable-default-apps",
     "--disable-extensions",
