@@ -17,6 +17,7 @@ pytest.importorskip("verl")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from arpo_replica.checkout import code_version  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.environments import ROOT  # noqa: E402
@@ -150,6 +151,7 @@ def test_weights_are_published(stage: Stage) -> None:
     manifest = read_manifest(stage.out / "manifest.json", verify=True)
     assert (manifest.step, manifest.parent, manifest.seed) == (STEPS, stage.parent.sha256, 5)
     assert manifest.versions["verl"] == "0.9.1"
+    assert manifest.versions["arpo-replica"] == code_version()
     folder = manifest.model_path(stage.out / "manifest.json")
     new, old = (
         transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from arpo_replica.checkout import code_version
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
@@ -291,6 +292,7 @@ def test_a_slurm_job_records_its_place(tmp_path, monkeypatch):
     jobs = read_jobs(tmp_path / "study")
     assert len(jobs) == 2
     assert (jobs[0]["job"], jobs[0]["nodes"], jobs[0]["gpus"]) == ("10_2", "gpu[1-2]", "0,1")
+    assert jobs[0]["commit"] == code_version()
 
 
 def test_signals_are_a_notice_while_listening(monkeypatch):

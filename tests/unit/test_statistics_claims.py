@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arpo_replica.checkout import git_state
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.claims import compare_claims, load_claims
 from arpo_replica.evaluation.comparison import Side, judge
-from arpo_replica.evaluation.provenance import git_state, write_provenance
+from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.schema import Claims, Summary
 from synthetic_study import PAPER, Study, evaluate, make_study
 

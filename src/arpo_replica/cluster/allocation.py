@@ -1,4 +1,4 @@
-"""Where a job ran: Slurm's job, its nodes, its GPUs.
+"""Where a job ran, and at which commit: Slurm's job, its nodes, its GPUs.
 
 One JSON line per job in ``results/{study}/cluster_jobs.jsonl``. A killed job leaves its line as well, so the
 file says how often work was submitted, and where.
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.checkout import code_version
 from arpo_replica.cluster.files import read_rows
 
 JOBS_FILE = "cluster_jobs.jsonl"
@@ -45,7 +46,7 @@ def record_allocation(results: Path, rule: str, output: str) -> None:
     if found is None:
         return
     results.mkdir(parents=True, exist_ok=True)
-    line = {"rule": rule, "output": output, "began": round(time.time(), 3), **found}
+    line = {"rule": rule, "output": output, "commit": code_version(), "began": round(time.time(), 3), **found}
     with (results / JOBS_FILE).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # several jobs write to it
         file.write(json.dumps(line, sort_keys=True) + "\n")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.checkout import git_state
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.document import InputFile, IntervalRecord, input_file, write_document
-from arpo_replica.evaluation.provenance import git_state
 from arpo_replica.evaluation.schema import Curve, Summary
 from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.evaluation.summary import summarise

@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 import arpo_replica
+from arpo_replica.checkout import answer_of, git_state
 from arpo_replica.cluster.allocation import read_jobs
 from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
@@ -118,16 +117,6 @@ def rule_of(path: str, offline_arms: Sequence[str] = ()) -> str:
     return next((rule for pattern, rule in RULES if re.search(pattern, path)), "none")
 
 
-def git_state(repository: Path) -> dict[str, Any]:
-    """Commit and whether files differ from it; ``commit`` is None outside a git checkout."""
-    commit = _answer(["git", "-C", str(repository), "rev-parse", "HEAD"])
-    if commit is None:
-        return {"commit": None, "dirty": None, "changed": []}
-    status = _answer(["git", "-C", str(repository), "status", "--porcelain"]) or ""
-    changed = sorted(line[2:].strip() for line in status.splitlines() if line.strip())
-    return {"commit": commit, "dirty": bool(changed), "changed": changed}
-
-
 def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]:
     """Environment -> package -> version, read from the installed metadata without starting anything."""
     heavy = repository / "envs" / ("gpu" if config.accelerator == "cuda" else "cpu") / ".venv"
@@ -153,14 +142,14 @@ def programs() -> dict[str, str]:
         "bubblewrap": ["bwrap", "--version"],
         "xvfb": ["dpkg-query", "-W", "-f", "${Version}", "xvfb"],
     }
-    return {name: _answer(command) or "not found" for name, command in asked.items()}
+    return {name: answer_of(command) or "not found" for name, command in asked.items()}
 
 
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory, accelerators."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    gpus = _answer(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
+    gpus = answer_of(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
@@ -177,17 +166,6 @@ def task_hashes(config: StudyConfig) -> dict[str, dict[str, str]]:
         name: {f"{task.domain}/{task.id}": task.sha256 for task in split_tasks(config, name)}
         for name in config.tasks.splits
     }
-
-
-def _answer(command: list[str]) -> str | None:
-    """What a program prints, or None if it is not there or fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.rstrip()
 
 
 def _text(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from arpo_replica.checkout import git_state
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.errors import UserError
@@ -23,7 +24,7 @@ from arpo_replica.evaluation.breakdowns import (
 )
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
 from arpo_replica.evaluation.effort import effort_rows, env_error_rows, replay_rows, throughput_rows
-from arpo_replica.evaluation.provenance import git_state, source_files
+from arpo_replica.evaluation.provenance import source_files
 from arpo_replica.evaluation.rows import LeftOutRow, OfflineTraining
 from arpo_replica.evaluation.schema import (
     PROTOCOLS,

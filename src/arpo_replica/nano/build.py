@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from arpo_replica.actions.coordinates import Frame
+from arpo_replica.checkout import code_version
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import Manifest, hash_weights, write_manifest
@@ -87,7 +88,8 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
             "final_loss": {"text": learned.final.text, "coordinates": learned.final.coordinates},
             "threads": config.threads,
         },
-        versions={name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        versions={"arpo-replica": code_version()}
+        | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
     write_manifest(manifest, out / "manifest.json")
     _say(

@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+from arpo_replica.checkout import git_state
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.osworld_export import export_osworld
-from arpo_replica.evaluation.provenance import git_state
 from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import write_tables

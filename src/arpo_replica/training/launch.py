@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from arpo_replica.checkout import code_version
 from arpo_replica.environments import die_with_parent
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.left_out import split_tasks
@@ -69,8 +70,9 @@ def write_inputs(job: Job) -> list[str]:
         json.dumps([{"name": AGENT, "_target_": f"{PACKAGE}.agent_loop.DesktopAgentLoop"}]) + "\n"
     )
     packages = ("verl", "vllm", "torch", "transformers", "ray", "tensordict", "TransferQueue", "ui-tars")
-    versions = {name: version(name) for name in packages}
-    (job.work / "versions.json").write_text(json.dumps({"python": platform.python_version(), **versions}))
+    versions = {"arpo-replica": code_version(), "python": platform.python_version()}
+    versions |= {name: version(name) for name in packages}
+    (job.work / "versions.json").write_text(json.dumps(versions))
     return to_arguments(verl_overrides(job, tasks=len(tasks), data=data, agents=agents))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.checkout import code_version
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.offline import SHARED
 from arpo_replica.environments import heavy_environment, run_module
@@ -128,7 +129,7 @@ def publish(job: OfflineJob, recipe: dict[str, Any], stage: str, out: Path) -> M
         sha256=identity,
         parent=job.parent_sha256,
         recipe={**recipe, "data": {key: facts[key] for key in facts if key != "packages"}},
-        versions=facts["packages"],
+        versions={"arpo-replica": code_version(), **facts["packages"]},
     )
     write_manifest(manifest, out / "manifest.json")
     shutil.rmtree(job.weights)
