@@ -47,7 +47,7 @@ def test_the_manifest_says_what_the_model_is(built):
     assert manifest.recipe["demonstrations"] == 24
     assert manifest.recipe["weights"] > 100_000
     assert manifest.recipe["final_loss"]["text"] < 2
-    assert set(manifest.versions) == {"torch", "transformers", "tokenizers"}
+    assert set(manifest.versions) == {"arpo-replica", "torch", "transformers", "tokenizers"}
 
 
 def test_transformers_loads_it_and_it_answers_in_the_format(built):
