@@ -63,7 +63,7 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 
 slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 10 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
-	$(BIN)/python -m pytest tests/slurm
+	ARPO_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
 
 slow: setup evaluator ## The long variants of tests: three kills of a training, long simulations
 	$(BIN)/python -m pytest tests/unit -m slow
