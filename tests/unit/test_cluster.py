@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import snakemake_executor_plugin_slurm as executor
 import yaml
 
 from arpo_replica.checkout import code_version
-from arpo_replica.cluster import profile, resources, slurm
+from arpo_replica.cluster import profile, resources, slurm, states
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.plan import SUBMITTED, load_overlaid, render
@@ -138,6 +140,54 @@ def test_a_site_file_that_this_cluster_refuses_is_one_sentence(cluster, raw, wor
 def test_accounting_is_asked_where_there_is_any(cluster, monkeypatch):
     monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
     assert make_profile(Site()).status_command == "sacct"
+
+
+def test_a_cluster_that_forgets_jobs_at_once_is_asked_sooner(cluster, monkeypatch):
+    forgets = {"AccountingStorageType": "accounting_storage/none", "MinJobAge": "60 sec"}
+    monkeypatch.setattr(slurm, "settings", lambda ask: forgets)
+    with pytest.raises(UserError, match=r"first_check_seconds is 40, .* set it to 20\."):
+        make_profile(Site())
+    assert make_profile(Site(first_check_seconds=20)).status_command == "squeue"
+
+
+def ask_executor(*answers: str) -> list[dict[str, str]]:
+    """What the executor understands of what ``squeue`` (or ``sacct``) prints, asked once for each answer."""
+    states.teach_executor()
+    found = []
+    for answer in answers:
+        program, _, lines = answer.partition(" ")
+        said, _ = asyncio.run(executor.query_job_status(f"{program} {lines}", logging.getLogger()))
+        found.append(said)
+    return found
+
+
+@pytest.fixture
+def echoes(monkeypatch, tmp_path):
+    """Programs named like Slurm's that print their arguments; an executor that nobody has taught."""
+    for name in ("squeue", "sacct"):
+        write(tmp_path / name, '#!/bin/sh\nprintf "%s\\n" "$@"\n').chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("query_job_status", "query_job_status_sacct"):
+        plain = getattr(executor, name)
+        monkeypatch.setattr(executor, name, getattr(plain, "plain", plain))
+
+
+def test_jobs_that_ended_are_seen_to_end(echoes):
+    (found,) = ask_executor("sacct '7|CANCELLED by 1000' '8|PREEMPTED' '9_2|COMPLETED' '10|RUNNING'")
+    assert found == {"7": "CANCELLED", "8": "CANCELLED", "9_2": "COMPLETED", "10": "RUNNING"}
+    assert "JobId,State" in executor.query_job_status_sacct("run"), "tasks of arrays by their own names"
+
+
+def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
+    assert ask_executor("squeue '7|RUNNING' '8|PENDING'", "squeue '8|RUNNING'")[1] == {
+        "7": "UNKNOWN", "8": "RUNNING"
+    }  # fmt: skip
+    assert ask_executor("sacct '7|RUNNING'", "sacct '8|RUNNING'")[1] == {"8": "RUNNING"}
+
+
+def test_only_snakemake_submits_again():
+    profile_lines = (ROOT / "slurm" / "profile.yaml").read_text()
+    assert "\nslurm-no-requeue: true" in profile_lines
 
 
 def test_without_slurm_there_is_one_sentence(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ the rules' functions which limits hold. In jobs nothing is active: their resourc
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ def read_profile(path: Path | None = None) -> Profile:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    from arpo_replica.cluster.states import (
+        teach_executor,
+    )  # it imports the executor, which nothing else needs
+
+    teach_executor()
     return active
 
 
@@ -149,12 +155,21 @@ def fits(partition: slurm.Partition, model: str | None) -> bool:
 
 def choose_status_command(site: Site, ask: slurm.Ask) -> str:
     """``sacct`` or ``squeue``; refuses what would wait for ever. Raises ``UserError``."""
-    accounting = slurm.has_accounting(slurm.settings(ask))
+    settings = slurm.settings(ask)
+    accounting = slurm.has_accounting(settings)
     if site.status_command == "sacct" and not accounting:
         raise UserError(
             f"{SITE_FILE}: status_command is 'sacct', but this cluster keeps no accounts, so no job would "
             "ever be seen to end; set 'auto' or 'squeue'."
         )
-    if site.status_command != "auto":
-        return site.status_command
-    return "sacct" if accounting else "squeue"
+    chosen = site.status_command
+    if chosen == "auto":
+        chosen = "sacct" if accounting else "squeue"
+    kept = re.match(r"\d+", settings.get("MinJobAge", ""))
+    if chosen == "squeue" and not accounting and kept and int(kept[0]) < 3 * site.first_check_seconds:
+        # The executor would then ask sacct, without a word, and never see a job end.
+        raise UserError(
+            f"{SITE_FILE}: first_check_seconds is {site.first_check_seconds}, but this cluster forgets jobs "
+            f"{kept[0]} s after their end (MinJobAge); set it to {max(1, int(kept[0]) // 3)}."
+        )
+    return chosen

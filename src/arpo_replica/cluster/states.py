@@ -1,0 +1,63 @@
+"""States of Slurm's jobs in the words that the executor knows.
+
+snakemake-executor-plugin-slurm 2.8.0 takes every state that it does not know for "still running", so Snakemake
+would wait for ever for a job that ``sacct`` calls ``CANCELLED by 1000``, for one that was pre-empted for good, or
+for one that could not be launched. Of an array it asks ``sacct`` for raw numbers, which name no task: the state of
+one task would then count for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import snakemake_executor_plugin_slurm as executor
+
+FINAL = {
+    "PREEMPTED": "CANCELLED",
+    "REVOKED": "CANCELLED",
+    "LAUNCH_FAILED": "FAILED",
+    "RECONFIG_FAIL": "FAILED",
+}
+"""Final states that the executor does not know. Slurm requeues none of our jobs (the profile says so): a
+pre-empted one is gone, and Snakemake submits it again."""
+GONE = "UNKNOWN"
+"""The executor then takes the job for ended, and Snakemake looks whether its output is there."""
+Query = Callable[..., Awaitable[tuple[dict[str, str] | None, float | None]]]
+
+
+def known_states(states: Mapping[str, str]) -> dict[str, str]:
+    """Job -> state, without ``by 1000`` or ``+`` behind it and in the executor's words."""
+    words = {job: (state.split() or [""])[0].rstrip("+") for job, state in states.items()}
+    return {job: FINAL.get(word, word) for job, word in words.items()}
+
+
+def teach_executor() -> None:
+    """Make this process's executor read states through ``known_states``; a second call changes nothing."""
+    if not hasattr(executor.query_job_status, "plain"):
+        executor.query_job_status = _translated(executor.query_job_status)
+        executor.query_job_status_sacct = _by_task(executor.query_job_status_sacct)
+
+
+def _translated(query: Query) -> Query:
+    listed: set[str] = set()
+
+    async def ask(command: str, *rest: Any) -> tuple[dict[str, str] | None, float | None]:
+        states, seconds = await query(command, *rest)
+        if states is None:
+            return None, seconds
+        found = known_states(states)
+        if command.startswith("squeue"):
+            found.update(dict.fromkeys(listed - found.keys(), GONE))
+            listed.update(found)
+        return found, seconds
+
+    ask.plain = query  # type: ignore[attr-defined]
+    return ask
+
+
+def _by_task(command_for: Callable[[str], str]) -> Callable[[str], str]:
+    def command(run: str) -> str:
+        return command_for(run).replace("JobIdRaw,", "JobId,")  # 7_2 instead of the number that task 2 got
+
+    return command
