@@ -4,11 +4,12 @@ Real daemons (munged, slurmctld, one slurmd per node), no systemd, no control gr
 more than the machine has, and a job gets a correct ``CUDA_VISIBLE_DEVICES`` with no device behind it. One CPU
 node (partition ``cpu``, the default) and two nodes with four GPUs each (partition ``gpu``).
 
-Needs root and Debian's munge, slurmctld, slurmd, slurm-client. Writes one link outside its folder:
-``/etc/slurm/slurm.conf``, because the executor's job step drops ``SLURM_CONF`` before it calls ``srun``. All
-daemons listen on loopback only.
+Needs root and Debian's munge, slurmctld, slurmd, slurm-client. Writes nothing outside its folder, so that
+several clusters, and a machine's own Slurm, do not see each other. The executor's job step drops
+``SLURM_CONF`` before it calls ``srun``: ``FOLDER/bin``, first in ``PATH``, holds Slurm's clients with that
+variable. All daemons listen on loopback only.
 
-By hand (``start`` prints the export that clients need; ``lose`` pulls a node's plug, ``heal`` ends that):
+By hand (``start`` prints what clients need; ``lose`` pulls a node's plug, ``heal`` ends that):
 
     python tests/slurm/cluster.py start|stop FOLDER
     python tests/slurm/cluster.py lose|heal FOLDER NODE
@@ -30,8 +31,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when it is start
 from slurm.accounting import Accounting
 from slurm.daemons import HOST, run_daemon, wait_until
 
-SYSTEM_CONF = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
+CLIENTS = (
+    "sacct",
+    "sacctmgr",
+    "salloc",
+    "sbatch",
+    "scancel",
+    "scontrol",
+    "sinfo",
+    "squeue",
+    "srun",
+    "sshare",
+)
 NAME = "test"
 GPU_MODEL = "h200"
 GPUS = 4
@@ -49,14 +61,14 @@ def missing() -> str | None:
         return f"{', '.join(absent)} not found (Debian: {PACKAGES})"
     if os.geteuid() != 0:
         return "a cluster of virtual nodes needs root"
-    if SYSTEM_CONF.exists():
-        return f"{SYSTEM_CONF} is there already"
     return None
 
 
 def search_path() -> str:
-    """PATH with the folders of daemons."""
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    """PATH with the folders of daemons, without the clients of a cluster like this one."""
+    entries = os.environ.get("PATH", "").split(":")
+    plain = [entry for entry in entries if not Path(entry, "..", "etc", "munge.key").exists()]
+    return ":".join([*plain, "/usr/sbin", "/sbin"])
 
 
 def free_ports(count: int) -> list[int]:
@@ -81,7 +93,7 @@ class Cluster:
         self.conf = root / "etc" / "slurm.conf"
         self.environment = {
             **os.environ,
-            "PATH": search_path(),
+            "PATH": f"{root}/bin:{search_path()}",
             "SLURM_CONF": str(self.conf),
             MARK: str(root),
         }
@@ -93,6 +105,7 @@ class Cluster:
     def start(self) -> None:
         """Start all daemons and wait until every node is idle."""
         for name in (
+            "bin",
             "etc",
             "run",
             "log",
@@ -107,7 +120,7 @@ class Cluster:
             key.touch(mode=0o600)
             key.write_bytes(os.urandom(128))
         self._configure()
-        self._link()
+        self._wrap_clients()
         self._start_munge()
         if self.accounting is not None:
             self.accounting.start()
@@ -118,7 +131,7 @@ class Cluster:
         wait_until(lambda: self.idle() == set(self.nodes), 60, f"all nodes idle (see {self.root}/log)")
 
     def stop(self) -> None:
-        """Cancel all jobs, end the daemons by their pids, remove the link."""
+        """Cancel all jobs, end the daemons by their pids."""
         if self.pid("slurmctld"):
             for job in self.jobs():
                 self.command("scancel", job, check=False)
@@ -130,8 +143,6 @@ class Cluster:
             self._end(f"slurmd-{node}")
         for daemon in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._end(daemon)
-        if SYSTEM_CONF.is_symlink() and SYSTEM_CONF.readlink() == self.conf:
-            SYSTEM_CONF.unlink()
 
     def start_node(self, node: str) -> None:
         """Start a node's daemon."""
@@ -246,11 +257,13 @@ class Cluster:
                     found.append(int(entry.name))
         return found
 
-    def _link(self) -> None:
-        SYSTEM_CONF.parent.mkdir(exist_ok=True)
-        if SYSTEM_CONF.is_symlink() and not SYSTEM_CONF.exists():
-            SYSTEM_CONF.unlink()  # of a cluster whose folder is gone
-        SYSTEM_CONF.symlink_to(self.conf)
+    def _wrap_clients(self) -> None:
+        for name in CLIENTS:
+            program = shutil.which(name, path=search_path())
+            if program is not None:
+                path = self.root / "bin" / name
+                path.write_text(f'#!/bin/sh\nexport SLURM_CONF={self.conf}\nexec {program} "$@"\n')
+                path.chmod(0o755)
 
     def _configure(self) -> None:
         names = ["slurmctld", "slurmdbd", *self.nodes]
@@ -356,7 +369,7 @@ def main() -> None:
         if reason is not None:
             sys.exit(reason)
         cluster.start()
-        print(f"export SLURM_CONF={cluster.conf}")
+        print(f"export SLURM_CONF={cluster.conf} PATH={cluster.root}/bin:$PATH")
 
 
 if __name__ == "__main__":

@@ -116,11 +116,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     made = Cluster(root, accounting=wanted)
     try:
         made.start()
-        os.environ["SLURM_CONF"] = str(made.conf)
         yield made
     finally:
         made.stop()
-        os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(root, ignore_errors=True)
 
 
