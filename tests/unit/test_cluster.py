@@ -18,6 +18,7 @@ import pytest
 import snakemake_executor_plugin_slurm as executor
 import yaml
 
+from arpo_replica import locks
 from arpo_replica.checkout import code_version
 from arpo_replica.cluster import profile, resources, slurm, states
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
@@ -343,6 +344,50 @@ def test_a_slurm_job_records_its_place(tmp_path, monkeypatch):
     assert len(jobs) == 2
     assert (jobs[0]["job"], jobs[0]["nodes"], jobs[0]["gpus"]) == ("10_2", "gpu[1-2]", "0,1")
     assert jobs[0]["commit"] == code_version()
+
+
+def test_all_nodes_of_a_job_are_recorded(tmp_path, monkeypatch):
+    write(tmp_path / "squeue", '#!/bin/sh\n[ "$3" = 12 ] && echo "gpu[1-2]"\n').chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu1")  # what the job's step is told
+    record_allocation(tmp_path / "study", "train_stage", "out")
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    record_allocation(tmp_path / "study", "train_stage", "out")
+    assert [job["nodes"] for job in read_jobs(tmp_path / "study")] == ["gpu[1-2]", "gpu1"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_stop_nothing(tmp_path, monkeypatch, capsys, number):
+    def refuse(file: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    record_allocation(tmp_path / "study", "train_stage", "out")
+    assert len(read_jobs(tmp_path / "study")) == 1
+    with locks.locked(tmp_path / "train.lock"):
+        pass
+    assert "knows no locks" in capsys.readouterr().err
+
+
+def test_a_lost_nodes_lock_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    asked = []
+
+    def held_twice(file: object, how: int) -> None:
+        asked.append(how)
+        if len(asked) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(locks.fcntl, "flock", held_twice)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: None)
+    with locks.locked(tmp_path / "train.lock"):
+        assert len(asked) == 3
+    asked.clear()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(UserError, match=r"train\.lock"), locks.locked(tmp_path / "train.lock"):
+        pass
 
 
 def test_signals_are_a_notice_while_listening(monkeypatch):

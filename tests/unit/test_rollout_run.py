@@ -17,6 +17,7 @@ from aiohttp import web
 from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
+from arpo_replica.locks import lock
 from arpo_replica.manifest import register_model
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.rollout.records import EpisodeRecord
@@ -133,6 +134,18 @@ def test_a_checkpoint_is_collected_and_nothing_is_done_twice(tmp_path, endpoint,
     assert (idle.attempts, endpoint.requests) == (0, [])
     assert [(root / "episodes.jsonl").read_bytes() for root in roots] == before
     assert "all 6 episodes are there" in capsys.readouterr().err
+
+
+def test_two_jobs_never_collect_the_same_episodes_at_once(tmp_path, endpoint, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    provider = FakeProvider()
+    (tmp_path / "episodes").mkdir()
+    with (tmp_path / "episodes" / "rollouts.lock").open("w") as other:
+        assert lock(other, wait=False)
+        with pytest.raises(UserError, match="Another process collects these episodes"):
+            collect_rollouts(config, manifest=manifest, roots=roots, provider=provider)
+    assert provider.attempts == 0
 
 
 def test_a_third_trial_keeps_the_first_two(tmp_path, endpoint):

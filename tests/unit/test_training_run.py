@@ -11,9 +11,10 @@ from test_training_metrics import write
 from test_training_recipe import make_job
 
 from arpo_replica.errors import UserError
+from arpo_replica.locks import locked
 from arpo_replica.training import run
 from arpo_replica.training.job import Job
-from arpo_replica.training.run import check_gpus, checkpoints, locked, prepare_work, publish, resume
+from arpo_replica.training.run import check_gpus, checkpoints, prepare_work, publish, resume
 
 
 def add_checkpoint(job: Job, step: int) -> Path:

@@ -6,7 +6,6 @@ file says how often work was submitted, and where.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,9 @@ from typing import Any
 
 from arpo_replica.checkout import code_version
 from arpo_replica.cluster.files import read_rows
+from arpo_replica.cluster.slurm import Ask, ask
+from arpo_replica.errors import UserError
+from arpo_replica.locks import lock
 
 JOBS_FILE = "cluster_jobs.jsonl"
 
@@ -40,15 +42,24 @@ def describe_allocation(environment: Mapping[str, str] = os.environ) -> dict[str
     }
 
 
+def nodes_of(job: str, ask: Ask = ask) -> str | None:
+    """All nodes of a job, e.g. ``gpu[1-2]``, where its step knows one; None if Slurm does not say."""
+    try:
+        return next(iter(ask("squeue", "--noheader", "--jobs", job, "--format", "%N").split()), None)
+    except UserError:
+        return None
+
+
 def record_allocation(results: Path, rule: str, output: str) -> None:
     """Append a line for this job, if it is one of Slurm's. ``output``: its first output file."""
     found = describe_allocation()
     if found is None:
         return
+    found["nodes"] = nodes_of(os.environ["SLURM_JOB_ID"]) or found["nodes"]
     results.mkdir(parents=True, exist_ok=True)
     line = {"rule": rule, "output": output, "commit": code_version(), "began": round(time.time(), 3), **found}
     with (results / JOBS_FILE).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # several jobs write to it
+        lock(file, wait=True)  # several jobs write to it
         file.write(json.dumps(line, sort_keys=True) + "\n")
 
 

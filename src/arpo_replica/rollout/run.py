@@ -17,6 +17,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.desktop.providers import make_provider
 from arpo_replica.errors import UserError
+from arpo_replica.locks import locked
 from arpo_replica.manifest import Manifest, read_manifest
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.named_images import NamedImagePolicy
@@ -65,24 +66,25 @@ def collect_rollouts(
     """Collect the episodes of the checkpoint that ``manifest`` describes.
 
     ``roots``: output folders ``.../{split}/trial_{n}``; each gets one folder per episode and, last of all,
-    ``episodes.jsonl``. Beside their splits lie ``heartbeat.json`` and vLLM's log. Finished episodes are
-    kept; with nothing left to do neither vLLM nor a desktop is started. Raises ``UserError`` before any
+    ``episodes.jsonl``. Beside their splits lie ``heartbeat.json``, a lock and vLLM's log. Finished episodes
+    are kept; with nothing left to do neither vLLM nor a desktop is started. Raises ``UserError`` before any
     long work for what a user can correct.
     """
     model = read_manifest(manifest, verify=True)
     outputs = [output_root(config, path) for path in roots]
     labels = make_labels(config, model)
     beside = outputs[0].path.parents[1]
-    if not open_episodes(outputs, labels):
-        for output in outputs:
-            write_index(output.path)
-        total = sum(len(output.tasks) for output in outputs)
-        say(f"all {total} episodes are there, indexes written")
-        return Progress(total, total)
-    provider = provider or make_provider(config.desktop)
-    provider.check()
-    serving = serve(config, model.model_path(manifest), labels, beside / "vllm.log")
-    return asyncio.run(collect_served(config, outputs, labels, provider=provider, serving=serving))
+    with locked(beside / "rollouts.lock", "collects these episodes"):
+        if not open_episodes(outputs, labels):
+            for output in outputs:
+                write_index(output.path)
+            total = sum(len(output.tasks) for output in outputs)
+            say(f"all {total} episodes are there, indexes written")
+            return Progress(total, total)
+        provider = provider or make_provider(config.desktop)
+        provider.check()
+        serving = serve(config, model.model_path(manifest), labels, beside / "vllm.log")
+        return asyncio.run(collect_served(config, outputs, labels, provider=provider, serving=serving))
 
 
 def output_root(config: StudyConfig, path: Path) -> OutputRoot:

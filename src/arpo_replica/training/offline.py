@@ -21,6 +21,7 @@ from arpo_replica.checkout import code_version
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.offline import SHARED
 from arpo_replica.environments import heavy_environment, run_module
+from arpo_replica.locks import locked
 from arpo_replica.manifest import Manifest, read_manifest, write_manifest
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.rollout.run import describe_sampling
@@ -28,7 +29,7 @@ from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
 from arpo_replica.training.metrics import read_lines
 from arpo_replica.training.offline_data import digest, make_samples, read_rollouts
 from arpo_replica.training.offline_job import OfflineJob
-from arpo_replica.training.run import install_model, locked, resolved
+from arpo_replica.training.run import install_model, resolved
 
 TRL_VERSION = "1.16.0"
 """As locked in envs/cpu and envs/gpu."""

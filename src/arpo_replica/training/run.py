@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -24,6 +23,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.environments import short_root
 from arpo_replica.errors import UserError
+from arpo_replica.locks import locked
 from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_manifest
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.left_out import split_tasks
@@ -123,19 +123,6 @@ def resolved(config: StudyConfig) -> StudyConfig:
     copy.tasks.splits = {name: path.absolute() for name, path in config.tasks.splits.items()}
     copy.tasks.leave_out = [path.absolute() for path in config.tasks.leave_out]
     return copy
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel drops it with the process. Raises ``UserError`` if another has it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"Another process trains this stage (it holds {path}); wait for it or stop it."
-            ) from error
-        yield
 
 
 def recipe_of(job: Job) -> dict[str, Any]:
