@@ -1,9 +1,9 @@
 """States of Slurm's jobs in the words that the executor knows.
 
-snakemake-executor-plugin-slurm 2.8.0 takes every state that it does not know for "still running", so Snakemake
-would wait for ever for a job that ``sacct`` calls ``CANCELLED by 1000``, for one that was pre-empted for good, or
-for one that could not be launched. Of an array it asks ``sacct`` for raw numbers, which name no task: the state of
-one task would then count for all.
+snakemake-executor-plugin-slurm 2.8.0 takes every state that it does not know for "still running", so
+Snakemake would wait for ever for a job that ``sacct`` calls ``CANCELLED by 1000``, for one that was pre-empted
+for good, for one that could not be launched; also for one that ``squeue`` has forgotten (``MinJobAge``). Of an
+array it asks ``sacct`` for raw numbers, which name no task: the state of one would then count for all.
 """
 
 from __future__ import annotations
