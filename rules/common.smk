@@ -14,7 +14,7 @@ try:
     study = Study(config, source=", ".join(map(str, workflow.configfiles)))
     if workflow.is_main_process and PLANNING not in os.environ:
         study.check()
-        needs.check_nodes(study.config)
+        needs.check_jobs(study.config, workflow.resource_settings.overwrite_resources)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -20,7 +20,8 @@ import yaml
 
 from arpo_replica import locks
 from arpo_replica.checkout import code_version
-from arpo_replica.cluster import profile, resources, slurm, states
+from arpo_replica.cluster import executor as taught
+from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.plan import SUBMITTED, load_overlaid, render
@@ -153,7 +154,7 @@ def test_a_cluster_that_forgets_jobs_at_once_is_asked_sooner(cluster, monkeypatc
 
 def ask_executor(*answers: str) -> list[dict[str, str]]:
     """What the executor understands of what ``squeue`` (or ``sacct``) prints, asked once for each answer."""
-    states.teach_executor()
+    taught.teach_executor()
     found = []
     for answer in answers:
         program, _, lines = answer.partition(" ")
@@ -168,7 +169,7 @@ def echoes(monkeypatch, tmp_path):
     for name in ("squeue", "sacct"):
         write(tmp_path / name, '#!/bin/sh\nprintf "%s\\n" "$@"\n').chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name in ("query_job_status", "query_job_status_sacct"):
+    for name in ("query_job_status", "query_job_status_sacct", "validate_account", "get_account"):
         plain = getattr(executor, name)
         monkeypatch.setattr(executor, name, getattr(plain, "plain", plain))
 
@@ -184,6 +185,37 @@ def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
         "7": "UNKNOWN", "8": "RUNNING"
     }  # fmt: skip
     assert ask_executor("sacct '7|RUNNING'", "sacct '8|RUNNING'")[1] == {"8": "RUNNING"}
+
+
+def test_accounts_need_no_programs_that_a_site_may_lack(echoes, monkeypatch, tmp_path):
+    taught.teach_executor()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    logger = logging.getLogger()
+    assert executor.validate_account("p_arpo", logger) == "p_arpo"
+    assert executor.get_account(logger) is None
+
+
+def test_an_account_of_others_is_one_sentence(cluster, monkeypatch):
+    monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
+    asked = []
+
+    def ask(*command: str) -> str:
+        asked.append(command)
+        return "p_arpo\nP_Other\n"
+
+    make_profile(Site(account="p_other"), ask)
+    assert asked[-1][0] == "sacctmgr"
+    with pytest.raises(UserError, match=r"account is 'mine', which is none of yours: P_Other, p_arpo\."):
+        make_profile(Site(account="mine"), ask)
+
+
+def test_a_site_that_tells_users_nothing_about_accounts_is_trusted(cluster, monkeypatch):
+    monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
+
+    def ask(*command: str) -> str:
+        raise UserError("Access denied")
+
+    assert make_profile(Site(account="mine"), ask).site.account == "mine"
 
 
 def test_only_snakemake_submits_again():
@@ -466,6 +498,68 @@ def test_more_nodes_than_a_partition_has_are_refused(cluster, monkeypatch):
     monkeypatch.setattr(profile, "active", make_profile(Site()))
     with pytest.raises(UserError, match=r"training\.nodes is 2 \(grpo\), but the partition 'accel' has 1"):
         resources.check_nodes(config)
+
+
+def on(monkeypatch, *found: slurm.Partition, **site: object) -> None:
+    """Let this be the cluster."""
+    monkeypatch.setattr(slurm, "partitions", lambda ask: list(found))
+    monkeypatch.setattr(profile, "active", make_profile(Site.model_validate(site)))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "site", "words"),
+    [
+        ({"gpus": {"a100": 4}}, {}, r"training\.gpus is 8 \(grpo\), but .* 'gpu' has 4; lower it, or name"),
+        ({"gpus": {"a": 2, "b": 8}}, {"gpu_model": "a"}, r"training\.gpus is 8 .* 'gpu' has 2;"),
+        ({"gpus": {}}, {}, r"training\.gpus is 8 .* no partition of this cluster has GPUs"),
+        ({"memory_mb": 64000}, {}, r"train_stage \(grpo\) asks for \d+ GB of memory, but .* 'gpu' has 64;"),
+        ({"cpus": 1}, {}, r"threads is \d+, but a node of the partition 'gpu' has 1 processors; lower"),
+    ],
+)
+def test_jobs_that_no_node_can_run_are_refused(cluster, monkeypatch, gpu, site, words):
+    config = load_config(ROOT / "configs" / "paper.yaml")
+    fits = {"gpus": {"h200": 8}, "memory_mb": 2_000_000, "cpus": 128}
+    cpu = slurm.Partition("cpu", True, {}, None)
+    on(monkeypatch, cpu, slurm.Partition("gpu", False, minutes=None, nodes=2, **fits))
+    resources.check_jobs(config)
+    on(monkeypatch, cpu, slurm.Partition("gpu", False, minutes=None, nodes=2, **(fits | gpu)), **site)
+    with pytest.raises(UserError, match=words):
+        resources.check_jobs(config)
+    resources.check_jobs(config, {"train_stage", "collect_rollouts"})
+
+
+def test_memory_grows_up_to_what_a_node_has(cluster, monkeypatch):
+    assert [resources.grown(1000, attempt) for attempt in (1, 2, 9)] == [1000, 1250, 2000]
+    on(monkeypatch, slurm.Partition("cpu", True, {}, None, memory_mb=1300))
+    assert [resources.grown(1000, attempt) for attempt in (1, 2, 9)] == [1000, 1250, 1300]
+
+
+def test_an_array_of_unlike_jobs_is_refused(cluster, monkeypatch):
+    config = load_config(ROOT / "configs" / "paper.yaml")
+    gpu = slurm.Partition("gpu", True, {"h200": 8}, None, nodes=2)
+    on(monkeypatch, gpu, arrays=["collect_rollouts"])
+    resources.check_jobs(config)
+    config.policy.endpoint = "http://127.0.0.1:8000/v1"
+    with pytest.raises(UserError, match="arrays names collect_rollouts"):
+        resources.check_jobs(config)
+
+
+def test_without_a_default_partition_jobs_without_gpus_go_where_no_gpus_are(cluster, monkeypatch):
+    gpu = slurm.Partition("gpu", False, {"h200": 8}, None)
+    shut = slurm.Partition("shut", False, {}, None, up=False)
+    on(monkeypatch, slurm.Partition("old", False, {"h200": 8}, None, up=False), gpu, shut, PARTITIONS[0])
+    assert (profile.active.cpu.name, profile.active.gpu.name) == ("compute", "gpu")
+    on(monkeypatch, gpu, shut, slurm.Partition("slow", False, {}, None))
+    assert profile.active.cpu.name == "slow"
+
+
+def test_sizes_of_nodes_are_read():
+    text = (
+        "cpu*|60:00|3|(null)|64|256000+|up\ncpu*|60:00|1|(null)|128+|1000|up\nold|infinite|2|gpu:2|8|9|down\n"
+    )
+    cpu, old = slurm.partitions(lambda *command: text)
+    assert (cpu.cpus, cpu.memory_mb, cpu.nodes, cpu.up) == (128, 256000, 4, True)
+    assert (old.cpus, old.memory_mb, old.up) == (8, 9, False)
 
 
 def test_partitions_are_read():

@@ -6,6 +6,7 @@ the rules' functions which limits hold. In jobs nothing is active: their resourc
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import re
 import shlex
@@ -83,6 +84,13 @@ class Profile:
         """Where a job goes."""
         return self.gpu if gpus and self.gpu is not None else self.cpu
 
+    @property
+    def most_gpus(self) -> int:
+        """GPUs, of the site's model if it names one, on the node that has the most."""
+        kinds = {} if self.gpu is None else self.gpu.gpus
+        model = self.site.gpu_model
+        return max(kinds.values(), default=0) if model is None else kinds.get(model, 0)
+
     def minutes(self, gpus: bool) -> int | None:
         """Longest run time that a job may ask for."""
         own = self.site.max_minutes.gpu if gpus else self.site.max_minutes.cpu
@@ -93,7 +101,7 @@ class Profile:
         """Write the executor's file of partitions and return its path."""
         listed: dict[str, Any] = {self.cpu.name: {"max_gpu": 0}}
         if self.gpu is not None:
-            listed[self.gpu.name] = {"max_gpu": max(self.gpu.gpus.values())}
+            listed[self.gpu.name] = {"max_gpu": self.most_gpus}
         PARTITION_FILE.parent.mkdir(exist_ok=True)
         write_atomically(PARTITION_FILE, yaml.safe_dump({"partitions": listed}).encode())
         return PARTITION_FILE
@@ -107,9 +115,7 @@ def read_profile(path: Path | None = None) -> Profile:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    from arpo_replica.cluster.states import (
-        teach_executor,
-    )  # it imports the executor, which nothing else needs
+    from arpo_replica.cluster.executor import teach_executor  # imports it, which nothing else needs
 
     teach_executor()
     return active
@@ -128,10 +134,11 @@ def make_profile(site: Site, ask: slurm.Ask = slurm.ask) -> Profile:
                 f"{SITE_FILE}: partitions.{key} is '{name}', which this cluster does not have; "
                 f"it has {', '.join(known)}."
             )
-    default = next((p for p in known.values() if p.default), next(iter(known.values())))
+    # Stable: of equals the one that Slurm names first.
+    default = min(known.values(), key=lambda p: (not p.default, not p.up, bool(p.gpus)))
     cpu = known[site.partitions.cpu] if site.partitions.cpu else default
     having = [p for p in known.values() if p.gpus and fits(p, site.gpu_model)]
-    gpu = next((p for p in having if p.default), next(iter(having), None))
+    gpu = min(having, key=lambda p: (not p.up, not p.default), default=None)
     if site.partitions.gpu is not None:
         gpu = known[site.partitions.gpu]
         if not gpu.gpus:
@@ -145,12 +152,26 @@ def make_profile(site: Site, ask: slurm.Ask = slurm.ask) -> Profile:
             f"{'no partition' if gpu is None else f'partition {gpu.name}'} has; the cluster has "
             f"{', '.join(models)}."
         )
-    return Profile(site, cpu, gpu, choose_status_command(site, ask))
+    made = Profile(site, cpu, gpu, choose_status_command(site, ask))
+    if site.account is not None and made.status_command == "sacct":
+        check_account(site.account, ask)
+    return made
 
 
 def fits(partition: slurm.Partition, model: str | None) -> bool:
     """True if the partition has GPUs of that model."""
     return model is None or model in partition.gpus
+
+
+def check_account(account: str, ask: slurm.Ask) -> None:
+    """Refuse an account that is not the user's: every submission would fail. Raises ``UserError``."""
+    try:
+        listed = ask("sacctmgr", "-nP", "list", "assoc", f"user={getpass.getuser()}", "format=account")
+    except UserError:
+        return  # not every site lets its users ask
+    own = sorted(set(listed.split()))
+    if own and account.lower() not in (name.lower() for name in own):
+        raise UserError(f"{SITE_FILE}: account is '{account}', which is none of yours: {', '.join(own)}.")
 
 
 def choose_status_command(site: Site, ask: slurm.Ask) -> str:

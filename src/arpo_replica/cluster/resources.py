@@ -7,6 +7,8 @@ that is cut there goes on where it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
+from dataclasses import dataclass
 
 from arpo_replica.cluster import profile
 from arpo_replica.cluster.costs import (
@@ -56,7 +58,84 @@ def train_memory(config: StudyConfig, arm: str, attempt: int) -> int:
     """Main memory of each node of a training, MB: programs, desktops, and what is offloaded."""
     nodes, _ = train_gpus(config, arm)
     offloaded = costs_of(config).weights * CHECKPOINT_BYTES / nodes / 1e6
-    return grown(BASE_MB + desktops_mb(config) + math.ceil(1.2 * offloaded), attempt)
+    least = BASE_MB + desktops_mb(config) + math.ceil(1.2 * offloaded)
+    return grown(least, attempt, gpus=config.accelerator == "cuda")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What each node of one of the large jobs must have, at its first attempt."""
+
+    rule: str
+    arm: str
+    gpus: int
+    gpus_key: str
+    """Key of the config that sets ``gpus``."""
+    memory_mb: int
+
+
+def large_jobs(config: StudyConfig) -> list[Need]:
+    """The trainings and evaluations; all other jobs need less."""
+    trainings = [
+        Need("train_stage", arm, train_gpus(config, arm)[1], "training.gpus", train_memory(config, arm, 1))
+        for arm in config.online_arms
+    ]
+    rollouts = [
+        Need("collect_rollouts", arm, rollout_gpus(config, arm), "serving.tensor_parallel", memory)
+        for memory in [rollout_memory(config, 1)]
+        for arm in config.arms
+    ]
+    return [*trainings, *rollouts]
+
+
+def misfit(config: StudyConfig, need: Need, cluster: profile.Profile) -> str | None:
+    """Why no node of its partition can run a job, in one sentence; None if one can."""
+    partition, most = cluster.partition(need.gpus > 0), cluster.most_gpus
+    other = "or name another partition in slurm/site.yaml"
+    if need.gpus and not most:
+        return (
+            f"{need.gpus_key} is {need.gpus} ({need.arm}), but no partition of this cluster has GPUs "
+            "(sinfo -o '%P %G'); set accelerator to 'cpu' (nano only)."
+        )
+    if need.gpus > most:
+        return (
+            f"{need.gpus_key} is {need.gpus} ({need.arm}), but a node of the partition '{partition.name}' "
+            f"has {most}; lower it, {other}."
+        )
+    if partition.memory_mb is not None and need.memory_mb > partition.memory_mb:
+        return (
+            f"{need.rule} ({need.arm}) asks for {need.memory_mb / 1000:.0f} GB of memory, but a node of the "
+            f"partition '{partition.name}' has {partition.memory_mb / 1000:.0f}; lower desktop.count or "
+            f"desktop.memory_mb, {other}."
+        )
+    if partition.cpus is not None and config.threads > partition.cpus:
+        return (
+            f"threads is {config.threads}, but a node of the partition '{partition.name}' has "
+            f"{partition.cpus} processors; lower it, {other}."
+        )
+    return None
+
+
+def check_jobs(config: StudyConfig, overwritten: Container[str] = ()) -> None:
+    """Refuse jobs that no node can run: Slurm would refuse each attempt, or let it wait for ever.
+
+    ``overwritten``: rules whose resources the user sets by hand. Raises ``UserError``.
+    """
+    if profile.active is None:
+        return
+    needs = large_jobs(config)
+    for need in needs:
+        reason = None if need.rule in overwritten else misfit(config, need, profile.active)
+        if reason is not None:
+            raise UserError(reason)
+    if "train_stage" not in overwritten:
+        check_nodes(config)
+    sizes = {need.gpus for need in needs if need.rule in profile.active.site.arrays}
+    if len(sizes) > 1:
+        raise UserError(
+            "slurm/site.yaml: arrays names collect_rollouts, but with policy.endpoint the base policy needs "
+            "no GPU and the others do, and the jobs of an array are all alike; remove it there."
+        )
 
 
 def check_nodes(config: StudyConfig) -> None:
@@ -85,7 +164,8 @@ def rollout_minutes(config: StudyConfig, arm: str, attempt: int) -> int:
 def rollout_memory(config: StudyConfig, attempt: int) -> int:
     """Main memory of the job that serves a checkpoint, MB."""
     weights = costs_of(config).weights * 4 / 1e6
-    return grown(BASE_MB + desktops_mb(config) + math.ceil(weights), attempt)
+    least = BASE_MB + desktops_mb(config) + math.ceil(weights)
+    return grown(least, attempt, gpus=config.accelerator == "cuda")
 
 
 def rollout_gres(config: StudyConfig, arm: str) -> str:
@@ -100,6 +180,8 @@ def desktops_mb(config: StudyConfig) -> int:
     return config.desktop.count * config.desktop.memory_mb // 2
 
 
-def grown(megabytes: int, attempt: int) -> int:
-    """A quarter more for each attempt after the first, twice at most."""
-    return int(megabytes * min(2.0, 1 + 0.25 * (attempt - 1)))
+def grown(megabytes: int, attempt: int, *, gpus: bool = False) -> int:
+    """A quarter more for each attempt after the first; at most twice, and no more than a node has."""
+    wanted = int(megabytes * min(2.0, 1 + 0.25 * (attempt - 1)))
+    most = None if profile.active is None else profile.active.partition(gpus).memory_mb
+    return wanted if most is None else max(megabytes, min(wanted, most))

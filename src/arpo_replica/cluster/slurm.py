@@ -27,6 +27,12 @@ class Partition:
     """Longest run time; None: unlimited."""
     nodes: int = 1
     """Number of its nodes."""
+    cpus: int | None = None
+    """Processors of its largest node; None: unknown."""
+    memory_mb: int | None = None
+    """Main memory of its largest node, MB; None: unknown."""
+    up: bool = True
+    """False while it takes or starts no jobs."""
 
 
 def ask(*command: str) -> str:
@@ -55,16 +61,25 @@ def ask(*command: str) -> str:
 def partitions(ask: Ask = ask) -> list[Partition]:
     """All partitions, in Slurm's order. ``ask``: how Slurm is asked (the doctor has its own way)."""
     found: dict[str, Partition] = {}
-    for line in ask("sinfo", "--noheader", "--format=%P|%l|%D|%G").splitlines():
-        name, limit, count, gres = (part.strip() for part in line.split("|", 3))
+    for line in ask("sinfo", "--noheader", "--format=%P|%l|%D|%G|%c|%m|%a").splitlines():
+        name, limit, count, gres, cpus, memory, state = [part.strip() for part in f"{line}|||".split("|")[:7]]
         default, name = name.endswith("*"), name.removesuffix("*")
         before = found.get(name)
         gpus = {} if before is None else dict(before.gpus)
         for kind, number in read_gres(gres).items():
             gpus[kind] = max(number, gpus.get(kind, 0))
         nodes = int(count) + (0 if before is None else before.nodes)
-        found[name] = Partition(name, default, gpus, read_minutes(limit), nodes)
+        most_cpus = larger(cpus, None if before is None else before.cpus)
+        most_mb = larger(memory, None if before is None else before.memory_mb)
+        up = state in {"", "up"}
+        found[name] = Partition(name, default, gpus, read_minutes(limit), nodes, most_cpus, most_mb, up)
     return list(found.values())
+
+
+def larger(text: str, known: int | None) -> int | None:
+    """The larger of a number as ``sinfo`` prints it (``64``, or ``64+`` for at least 64) and a known one."""
+    number = int(text.rstrip("+")) if text.rstrip("+").isdigit() else None
+    return max((value for value in (number, known) if value is not None), default=None)
 
 
 def read_gres(text: str) -> dict[str, int]:

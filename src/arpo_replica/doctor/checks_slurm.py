@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate, train_gpus
+from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import Profile, make_profile
+from arpo_replica.cluster.resources import large_jobs, misfit
 from arpo_replica.cluster.site import SITE_FILE, load_site
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
@@ -59,14 +60,11 @@ def slurm_limits(config: StudyConfig, machine: Machine) -> Finding:
         return fail(str(error), "the line above says more")
     if profile is None:
         return ok(NO_SLURM)
-    most = 0 if profile.gpu is None else max(profile.gpu.gpus.values())
-    for arm in config.online_arms:
-        _, gpus = train_gpus(config, arm)
-        if gpus > most:
-            return fail(
-                f"training.gpus is {gpus} ({arm}), but a node of the GPU partition has {most}",
-                "lower training.gpus and raise training.nodes, or name another partition in slurm/site.yaml",
-            )
+    for need in large_jobs(config):
+        reason = misfit(config, need, profile)
+        if reason is not None:
+            found, _, fix = reason.rstrip(".").partition("; ")
+            return fail(found, fix)
     for with_gpus in (False, True):
         job, limit = longest(config, with_gpus), profile.minutes(with_gpus)
         if job is None or limit is None:

@@ -1,9 +1,13 @@
-"""States of Slurm's jobs in the words that the executor knows.
+"""What has to be put right in snakemake-executor-plugin-slurm 2.8.0 before Snakemake may trust it.
 
-snakemake-executor-plugin-slurm 2.8.0 takes every state that it does not know for "still running", so
-Snakemake would wait for ever for a job that ``sacct`` calls ``CANCELLED by 1000``, for one that was pre-empted
-for good, for one that could not be launched; also for one that ``squeue`` has forgotten (``MinJobAge``). Of an
-array it asks ``sacct`` for raw numbers, which name no task: the state of one would then count for all.
+It takes every state that it does not know for "still running", so Snakemake would wait for ever for a job
+that ``sacct`` calls ``CANCELLED by 1000``, for one that was pre-empted for good, for one that could not be
+launched; also for one that ``squeue`` has forgotten (``MinJobAge``). Of an array it asks ``sacct`` for raw
+numbers, which name no task: the state of one would then count for all.
+
+It looks for an account, or checks the one it is given, with programs that some sites do not have (``sacct``,
+``sacctmgr``); then every submission fails. ``profile`` has checked the account already, and without one Slurm
+takes the user's own.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ def known_states(states: Mapping[str, str]) -> dict[str, str]:
 
 
 def teach_executor() -> None:
-    """Make this process's executor read states through ``known_states``; a second call changes nothing."""
+    """Put this process's executor right; a second call changes nothing."""
     if not hasattr(executor.query_job_status, "plain"):
         executor.query_job_status = _translated(executor.query_job_status)
         executor.query_job_status_sacct = _by_task(executor.query_job_status_sacct)
+        executor.validate_account = lambda account, logger: account
+        executor.get_account = lambda logger: None
 
 
 def _translated(query: Query) -> Query:
