@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ from arpo_replica.config import load_config
 from arpo_replica.environments import short_root
 from arpo_replica.errors import Stopped, UserError
 from arpo_replica.training import notice
+from arpo_replica.training.ray_cluster import own_address
 from arpo_replica.workflow.job import job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +75,11 @@ def test_a_missing_site_file_is_fine(tmp_path):
         ("account: 'a; rm -rf /'", "'account'"),
         ("jobs: 0", "'jobs'"),
         ("scratch: $(id)", "'scratch'"),
-        ("gpu_model: a-100", "'gpu_model'"),
+        ("gpu_model: a 100", "'gpu_model'"),
+        (
+            "gpu_model: a100-sxm4",
+            "'gpu_model' is 'a100-sxm4': the executor can ask for no type with a hyphen;",
+        ),
         ('setup: ["a\\nb"]', "'setup'"),
         ("- a", "mapping"),
         ("a: [", "no valid YAML"),
@@ -109,10 +115,12 @@ def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     # Variables are the node's, whether a shell of the login node reads the command first or not.
     command = made.precommand()
     assert not set(command) & set('$`"\\')
-    Path(command.removeprefix(". ")).write_text(made.node_lines.replace("module load cuda", "echo $ARPO_TMP"))
+    # Debian's sh does not inherit the login shell's function.
+    (tmp_path / "init").mkdir()
+    write(tmp_path / "init" / "sh", "module() { echo $ARPO_TMP; }")
     said = subprocess.run(
         ["sh", "-c", command],
-        env={"SLURM_TMPDIR": "/node"},
+        env={"SLURM_TMPDIR": "/node", "MODULESHOME": str(tmp_path)},
         cwd="/",
         capture_output=True,
         text=True,
@@ -420,6 +428,22 @@ def test_a_lost_nodes_lock_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(UserError, match=r"train\.lock"), locks.locked(tmp_path / "train.lock"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("seen", "said", "address"),
+    [
+        ("10.0.0.7", "NodeName=n1 NodeAddr=10.1.1.1", "10.0.0.7"),
+        ("127.0.0.1", "NodeName=n1 Arch=x86_64 NodeAddr=10.1.1.1 NodeHostName=n1", "10.1.1.1"),
+        ("127.0.1.1", "NodeName=n1 NodeAddr=no.such.host.invalid", "127.0.1.1"),
+    ],
+)
+def test_nodes_without_a_way_out_are_reached_by_the_address_that_slurm_knows(
+    monkeypatch, seen, said, address
+):
+    ray = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: seen))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert own_address("n1", lambda *command: said) == address
 
 
 def test_signals_are_a_notice_while_listening(monkeypatch):

@@ -35,6 +35,8 @@ CACHES = {
     "VLLM_CACHE_ROOT": "vllm",
 }
 """Variable -> folder below ``results/_cache``: none of these may grow in a home with a quota."""
+MODULES = '{ command -v module >/dev/null || . "${MODULESHOME:-/usr/share/modules}/init/sh"; }'
+"""A job's shell is ``sh``: where that is dash, it does not inherit the function of the login shell."""
 active: Profile | None = None
 
 
@@ -65,6 +67,8 @@ class Profile:
             lines.append(f'export ARPO_TMP="{self.site.scratch}"')
         if self.site.warn_seconds:
             lines.append(f"export {GRACE}={self.site.warn_seconds}")
+        if any(line.split()[0] in {"module", "ml"} for line in self.site.setup):
+            lines.append(MODULES)
         return " &&\n".join([*lines, *self.site.setup]) + "\n"
 
     def precommand(self) -> str:

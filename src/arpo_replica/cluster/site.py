@@ -43,7 +43,7 @@ class Site(Section):
     """Account that pays; none: the user's default."""
     qos: Name | None = None
     """Quality of service; none: the default."""
-    gpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.]+$")
+    gpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]+$")
     """Type of GPU as Slurm calls it (``sinfo -o %G``), e.g. ``h200``; none: any."""
     scratch: str | None = Field(default=None, pattern=r"^[/$][A-Za-z0-9_./${}\-]*$")
     """Folder on the compute node for sockets and temporary files, at most 40 characters long when expanded;
@@ -64,6 +64,16 @@ class Site(Section):
     """How states are asked for; ``auto``: ``sacct`` where the cluster has accounting, else ``squeue``."""
     arrays: list[Literal["collect_rollouts"]] = Field(default_factory=list)
     """Rules whose jobs go as one job array; an array waits until all its jobs can start."""
+
+    @field_validator("gpu_model")
+    @classmethod
+    def _askable(cls, model: str | None) -> str | None:
+        if model is not None and "-" in model:
+            raise ValueError(
+                "the executor can ask for no type with a hyphen; leave it empty and name a partition that "
+                "has only such GPUs"
+            )
+        return model
 
     @field_validator("setup")
     @classmethod

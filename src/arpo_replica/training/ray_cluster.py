@@ -21,11 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from arpo_replica.cluster.slurm import ask
+from arpo_replica.cluster.slurm import Ask, ask
 from arpo_replica.environments import die_with_parent
 from arpo_replica.errors import UserError
 from arpo_replica.policy import guard
@@ -60,11 +61,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def own_address() -> str:
-    """This node's address as other nodes see it (the host's name may stand for loopback)."""
+def own_address(node: str, asking: Ask = ask) -> str:
+    """The address of ``node``, on which this process runs, as other nodes see it.
+
+    Ray looks for the way out to the internet. Where there is none, and the host's name stands for loopback,
+    Slurm knows it.
+    """
     import ray
 
-    return str(ray.util.get_node_ip_address())
+    found = str(ray.util.get_node_ip_address())
+    if not ip_address(found).is_loopback:
+        return found
+    with contextlib.suppress(UserError, OSError):
+        words = asking("scontrol", "show", "node", node, "--oneliner").split()
+        named = (word.partition("=")[2] for word in words if word.startswith("NodeAddr="))
+        return socket.gethostbyname(next(named, node))
+    return found
 
 
 class RayCluster:
@@ -82,7 +94,7 @@ class RayCluster:
                 f"({', '.join(self.names)}); submit it with 'snakemake --profile slurm'."
             )
         self.gpus, self.cpus, self.scratch, self.log = gpus, cpus, scratch, log
-        self.host = own_address()
+        self.host = own_address(self.names[0])
         self.port = free_port()
         self._running: list[subprocess.Popen[bytes]] = []
 
