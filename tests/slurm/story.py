@@ -35,6 +35,7 @@ class Story:
 
     def __init__(self, checkout: Checkout) -> None:
         self.checkout, self.root, self.stage = checkout, checkout.root, checkout.root / STAGE
+        self.home = checkout.root.parent / "home"
         self.process: subprocess.Popen[bytes] | None = None
         self.saved_at_notice: list[int] = []
         self.left_after_accident: list[str] = []
@@ -109,7 +110,8 @@ class Story:
         disk = self.root / BASE
         disk.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", SMALL_DISK, "tmpfs", str(disk)], check=True)
-        self.process = self.checkout.start("--set-resources", "train_stage:gres='gpu:2'")
+        self.home.mkdir()
+        self.process = self.checkout.start("--set-resources", "train_stage:gres='gpu:2'", HOME=str(self.home))
         try:
             with ThreadPoolExecutor() as pool:
                 scenes = [pool.submit(self.break_rollouts, broken), pool.submit(self.break_training)]

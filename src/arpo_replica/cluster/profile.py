@@ -33,6 +33,10 @@ CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
     "VLLM_CACHE_ROOT": "vllm",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TILELANG_CACHE_DIR": "tilelang",
+    "CUDA_CACHE_PATH": "cuda",
+    "WANDB_DATA_DIR": "wandb",
 }
 """Variable -> folder below ``results/_cache``: none of these may grow in a home with a quota."""
 MODULES = '{ command -v module >/dev/null || . "${MODULESHOME:-/usr/share/modules}/init/sh"; }'

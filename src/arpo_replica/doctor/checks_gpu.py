@@ -13,6 +13,7 @@ DRIVER = 550
 SERVE_GIB = {"2b": 8.0, "7b": 22.0}
 TRAIN_GIB = {"2b": 40.0, "7b": 78.0}
 """Rough needs of one card: weights in bfloat16, KV cache of 64K tokens; AdamW's state when training."""
+LOGIN_NODE = "none needed for --profile slurm: jobs get theirs on their node, see slurm_limits"
 QUERY = (
     "nvidia-smi",
     "--query-gpu=name,driver_version,memory.total,memory.free",
@@ -39,6 +40,8 @@ def cards(machine: Machine) -> list[tuple[str, str, float, float]]:
 def gpu(config: StudyConfig, machine: Machine) -> Finding:
     """No driver, too old a driver, or a container that was not given the card."""
     if machine.which("nvidia-smi") is None:
+        if machine.which("sinfo") is not None:
+            return warn("none on this machine", LOGIN_NODE)
         return fail(
             "no nvidia-smi",
             "install NVIDIA's driver (docker run --gpus all), or accelerator: cpu, or policy.endpoint",

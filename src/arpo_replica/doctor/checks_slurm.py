@@ -6,7 +6,7 @@ import math
 
 from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import Profile, make_profile
-from arpo_replica.cluster.resources import large_jobs, misfit
+from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
 from arpo_replica.cluster.site import SITE_FILE, load_site
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
@@ -49,6 +49,44 @@ def slurm(config: StudyConfig, machine: Machine) -> Finding:
         return ok(NO_SLURM)
     gpu = "none" if profile.gpu is None else profile.gpu.name
     return ok(f"partitions: {profile.cpu.name} (no GPUs), {gpu} (GPUs); states by {profile.status_command}")
+
+
+def asked_for(config: StudyConfig, need: Need, cluster: Profile) -> list[str]:
+    """``sbatch`` for one of the large jobs as the executor would call it, but without submitting anything."""
+    site, with_gpus = cluster.site, need.gpus > 0
+    wanted, limit = longest(config, with_gpus), cluster.minutes(with_gpus)
+    time = minutes(wanted, 1) if wanted is not None else LEAST_MINUTES
+    nodes = config.recipe(need.arm).nodes if need.rule == "train_stage" else 1
+    options = {
+        "account": site.account,
+        "qos": site.qos,
+        "gres": f"gpu:{site.gpu_model + ':' if site.gpu_model else ''}{need.gpus}" if with_gpus else None,
+        "partition": cluster.partition(with_gpus).name,
+        "nodes": nodes,
+        "cpus-per-task": config.threads,
+        "mem": need.memory_mb,
+        "time": time if limit is None else min(time, limit),
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return ["sbatch", "--test-only", *given, "--wrap=true"]
+
+
+@check("jobs that Slurm itself accepts")
+def slurm_accepts(config: StudyConfig, machine: Machine) -> Finding:
+    """A site's rules (accounts, qualities of service, limits) are known to its Slurm alone: it is asked."""
+    try:
+        profile = site_profile(machine)
+    except UserError as error:
+        return fail(str(error), "a line above says more")
+    if profile is None:
+        return ok(NO_SLURM)
+    commands = {tuple(asked_for(config, need, profile)): need for need in large_jobs(config)}
+    for command, need in commands.items():
+        answer = machine.run(*command)
+        if answer.status:
+            found = f"{need.rule} ({need.arm}): {answer.words}"
+            return fail(found, f"correct {SITE_FILE} or the config; asked with: {' '.join(command)}")
+    return ok(f"{len(commands)} kinds of jobs, by sbatch --test-only")
 
 
 @check("jobs that the cluster takes")
