@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.environments import ROOT
+from arpo_replica.errors import UserError
 
 
 def git_state(repository: Path) -> dict[str, Any]:
@@ -20,6 +21,25 @@ def git_state(repository: Path) -> dict[str, Any]:
     return {"commit": commit, "dirty": bool(changed), "changed": changed}
 
 
+CHANGED = "+changes"
+"""What stands behind the commit where files differ from it."""
+
+
+def require_clean(repository: Path) -> None:
+    """Refuse a checkout that no commit describes. Raises ``UserError``."""
+    state = git_state(repository)
+    if state["commit"] is None:
+        raise UserError(
+            "report.published is true, but this is no git checkout, so nobody could find the code; work in a "
+            "clone, or set it to false."
+        )
+    if state["dirty"]:
+        raise UserError(
+            f"report.published is true, but the checkout has {len(state['changed'])} uncommitted changes "
+            f"(first: {state['changed'][0]}); commit or remove them."
+        )
+
+
 def code_version(repository: Path = ROOT) -> str:
     """The commit, with ``+changes`` where files differ from it; ``unknown`` outside a git checkout.
 
@@ -29,7 +49,7 @@ def code_version(repository: Path = ROOT) -> str:
     state = git_state(repository)
     if state["commit"] is None:
         return "unknown"
-    return state["commit"] + ("+changes" if state["dirty"] else "")
+    return state["commit"] + (CHANGED if state["dirty"] else "")
 
 
 def answer_of(command: list[str]) -> str | None:

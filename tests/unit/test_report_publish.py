@@ -5,11 +5,13 @@ import html
 import json
 import subprocess
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from rocrate.rocrate import ROCrate
 
+from arpo_replica.checkout import require_clean
 from arpo_replica.cli import main
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import IntervalRecord
@@ -152,9 +154,10 @@ def test_published_refuses_uncommitted_changes(tmp_path: Path) -> None:
     folder, archive = tmp_path / "out", tmp_path / "out.zip"
     provenance = study.results / "provenance.json"
 
-    def recorded(**state: object) -> None:
+    def recorded(jobs: Sequence[object] = (), **state: object) -> None:
         raw = json.loads(provenance.read_bytes())
-        provenance.write_text(json.dumps({**raw, "git": {"commit": "a" * 40, "changed": [], **state}}))
+        git = {"commit": "a" * 40, "changed": [], **state}
+        provenance.write_text(json.dumps({**raw, "git": git, "cluster_jobs": list(jobs)}))
 
     def go() -> None:
         publish_report(study.config, study.results, page, folder, archive, repository=checkout)
@@ -167,8 +170,40 @@ def test_published_refuses_uncommitted_changes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 uncommitted changes \(first: a\)"):
         go()
     git("commit", "-qam", "second")
+    manifest = study.results / "models" / "arpo" / "seed_0" / "stage_x" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"versions": {"arpo-replica": "a" * 40 + "+changes"}}))
+    with pytest.raises(
+        UserError, match=r"stage_x/manifest\.json was trained from a checkout with uncommitted"
+    ):
+        go()
+    manifest.write_text(json.dumps({"versions": {"arpo-replica": "a" * 40}}))
+    job = {"rule": "collect_rollouts", "output": "episodes.jsonl", "job": "7"}
+    recorded(dirty=False, jobs=[{**job, "commit": "b+changes"}])
+    with pytest.raises(
+        UserError, match=r"episodes\.jsonl was made by job 7 from a checkout with uncommitted"
+    ):
+        go()
+    recorded(
+        dirty=False, jobs=[{**job, "commit": "b+changes"}, {**job, "commit": "c"}, {**job, "output": "x"}]
+    )
     go()
     assert archive.is_file()
+
+
+def test_a_study_for_publication_does_not_start_in_a_checkout_with_changes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no git checkout"):
+        require_clean(tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(
+        [*("git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"),
+         *("commit", "-q", "--allow-empty", "-m", "first")],
+        check=True,
+    )  # fmt: skip
+    require_clean(tmp_path)
+    (tmp_path / "new").write_text("1")
+    with pytest.raises(UserError, match=r"1 uncommitted changes \(first: new\)"):
+        require_clean(tmp_path)
 
 
 def interval(successes: int, trials: int) -> IntervalRecord:

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from arpo_replica.checkout import git_state
+from arpo_replica.checkout import CHANGED, require_clean
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.osworld_export import export_osworld
@@ -89,12 +89,20 @@ def check_publishable(config: StudyConfig, results: Path, repository: Path) -> N
             f"report.published is true, but {results} was made from a checkout with uncommitted changes or "
             "outside git; commit, delete provenance.json there and run again."
         )
-    now = git_state(repository)
-    if now["dirty"]:
-        raise UserError(
-            f"report.published is true, but the checkout has {len(now['changed'])} uncommitted changes "
-            f"(first: {now['changed'][0]}); commit or remove them."
-        )
+    for path in sorted(results.glob("models/*/seed_*/stage_*/manifest.json")):
+        if read_input(path, json.loads)["versions"].get("arpo-replica", "").endswith(CHANGED):
+            raise UserError(
+                f"report.published is true, but {path} was trained from a checkout with uncommitted changes; "
+                "commit, remove its folder and run again."
+            )
+    last = {job["output"]: job for job in origin["cluster_jobs"]}
+    for output, job in sorted(last.items()):
+        if job.get("commit", "").endswith(CHANGED):
+            raise UserError(
+                f"report.published is true, but {output} was made by job {job['job']} from a checkout with "
+                "uncommitted changes; commit, remove its folder and run again."
+            )
+    require_clean(repository)
 
 
 def _copy_episodes(config: StudyConfig, episodes: Path, folder: Path) -> None:

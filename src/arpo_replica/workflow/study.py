@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.checkout import require_clean
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.container import BUILT_IMAGE
 from arpo_replica.config.offline import SHARED
@@ -54,6 +55,8 @@ class Study:
         self.check_training()
         if self.is_collected():
             return  # tables and pages need no desktops and no server: a rented one may be gone by now
+        if self.config.report.published:
+            require_clean(Path())  # before days of work that nobody may publish
         make_provider(self.config.desktop).check()
         if self.config.policy.endpoint is not None:
             policy = self.config.policy
