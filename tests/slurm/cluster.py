@@ -305,7 +305,8 @@ class Cluster:
             "CompleteWait=0",
             "SlurmctldTimeout=60",
             "SlurmdTimeout=60",
-            "JobRequeue=0",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
             "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",  # loopback only
         ]
         if self.accounting is not None:

@@ -391,10 +391,13 @@ def test_all_nodes_of_a_job_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu1")  # what the job's step is told
+    write(tmp_path / "nvidia-smi", '#!/bin/sh\necho "NVIDIA H200, 143771 MiB, 570.1"\n').chmod(0o755)
     record_allocation(tmp_path / "study", "train_stage", "out")
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     record_allocation(tmp_path / "study", "train_stage", "out")
-    assert [job["nodes"] for job in read_jobs(tmp_path / "study")] == ["gpu[1-2]", "gpu1"]
+    jobs = read_jobs(tmp_path / "study")
+    assert [job["nodes"] for job in jobs] == ["gpu[1-2]", "gpu1"]
+    assert jobs[0]["gpu_names"] == ["NVIDIA H200, 143771 MiB, 570.1"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
