@@ -77,7 +77,7 @@ def test_rollouts_go_as_an_array_if_the_site_says_so(
 def test_jobs_that_were_cancelled_or_preempted_are_submitted_again(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """By the user, then by a job of a partition that goes before; Snakemake itself runs inside an allocation."""
+    """By the user, then by a job that goes before; Snakemake itself runs inside an allocation."""
     checkout = Checkout(tmp_path / "checkout", cluster, SITE + f"account: {ACCOUNT}\n")
     checkout.prepare(tiny_model)
     checkout.use_stubs()

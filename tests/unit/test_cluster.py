@@ -99,6 +99,13 @@ def test_with_nothing_set_slurm_decides(cluster):
     assert made.default_resources == {"mem_mb": 2000, "runtime": 60, "slurm_extra": "'--signal=URG@300'"}
 
 
+def test_short_jobs_are_not_warned_as_soon_as_they_begin(cluster):
+    made = make_profile(Site.model_validate({"max_minutes": {"gpu": 8}}))
+    assert made.default_resources["slurm_extra"] == "'--signal=URG@120'"
+    assert f"export {notice.VARIABLE}=120" in made.node_lines
+    assert "slurm_extra" not in make_profile(Site(warn_seconds=0)).default_resources
+
+
 def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     site = Site.model_validate(
@@ -145,6 +152,12 @@ def test_a_site_file_that_this_cluster_refuses_is_one_sentence(cluster, raw, wor
     with pytest.raises(UserError) as error:
         make_profile(Site.model_validate(raw))
     assert words in str(error.value)
+
+
+def test_a_checkout_under_a_path_with_a_space_is_refused(cluster, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/home/My Name/arpo-replica/envs/controller/.venv/bin/python")
+    with pytest.raises(UserError, match="holds a space"):
+        make_profile(Site())
 
 
 def test_accounting_is_asked_where_there_is_any(cluster, monkeypatch):
@@ -367,6 +380,9 @@ def test_status_says_how_far_each_part_is(tmp_path):
     text = render_status(
         config, lines.values(), [{"rule": "train_stage", "job": "7", "nodes": "gpu1", "gpus": "0,1"}]
     )
+    many = [{"rule": "train_stage", "job": str(job), "nodes": "gpu1", "gpus": ""} for job in range(1, 41)]
+    shown = render_status(config, lines.values(), many)
+    assert "(28 before these)" in shown and "job 29 on" in shown and "job 28 on" not in shown
     assert "1 running, 1 silent, 5 waiting" in text
     assert "train_stage: job 7 on gpu1, GPUs 0,1" in text
 

@@ -59,9 +59,15 @@ class Profile:
         named = {"slurm_account": self.site.account, "qos": self.site.qos}
         # One string in Snakemake's expression language: quoted twice.
         resources = {key: repr(value) for key, value in named.items() if value is not None}
-        if self.site.warn_seconds:
-            resources["slurm_extra"] = repr(f"--signal=URG@{self.site.warn_seconds}")  # see training.notice
+        if self.warn_seconds:
+            resources["slurm_extra"] = repr(f"--signal=URG@{self.warn_seconds}")  # see training.notice
         return {"mem_mb": 2000, "runtime": min(60, self.minutes(gpus=False) or 60), **resources}
+
+    @property
+    def warn_seconds(self) -> int:
+        """When a job is warned: the site's, but not before three quarters of the shortest limit are over."""
+        limits = [limit for limit in (self.minutes(gpus=False), self.minutes(gpus=True)) if limit is not None]
+        return min([self.site.warn_seconds, *(15 * limit for limit in limits)])
 
     @property
     def node_lines(self) -> str:
@@ -69,8 +75,8 @@ class Profile:
         lines = [f'export {name}="${{{name}:-$PWD/results/_cache/{at}}}"' for name, at in CACHES.items()]
         if self.site.scratch is not None:
             lines.append(f'export ARPO_TMP="{self.site.scratch}"')
-        if self.site.warn_seconds:
-            lines.append(f"export {GRACE}={self.site.warn_seconds}")
+        if self.warn_seconds:
+            lines.append(f"export {GRACE}={self.warn_seconds}")
         if any(line.split()[0] in {"module", "ml"} for line in self.site.setup):
             lines.append(MODULES)
         return " &&\n".join([*lines, *self.site.setup]) + "\n"
@@ -131,6 +137,12 @@ def read_profile(path: Path | None = None) -> Profile:
 
 def make_profile(site: Site, ask: slurm.Ask = slurm.ask) -> Profile:
     """Join the site file with what Slurm says. Raises ``UserError``."""
+    if shlex.quote(sys.executable) != sys.executable:
+        # Snakemake writes it into the command of every job as it is.
+        raise UserError(
+            f"The path {sys.executable!r} holds a space or another character of the shell, and no job would "
+            "find it; move the checkout to a path of letters, digits, '.', '_' and '-', and prepare envs/ there."
+        )
     known = {partition.name: partition for partition in slurm.partitions(ask)}
     if not known:
         raise UserError(

@@ -13,6 +13,8 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints
 from arpo_replica.workflow.study import Study
 
+SHOWN_JOBS = 12
+"""Jobs that are listed, the newest: all of it must fit on one screen."""
 STALE_S = 120.0
 """A heartbeat older than this means that the job waits, hangs or is gone."""
 
@@ -113,7 +115,10 @@ def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, 
     placed = [
         f"  {job['rule']}: job {job['job']} on {job['nodes']}, GPUs {job['gpus'] or '-'}" for job in jobs
     ]
-    return "\n".join([*text, *(["", "Slurm's jobs so far:", *placed] if placed else [])]) + "\n"
+    if placed:
+        earlier = f" ({len(placed) - SHOWN_JOBS} before these)" if len(placed) > SHOWN_JOBS else ""
+        text += ["", f"Slurm's jobs so far{earlier}:", *placed[-SHOWN_JOBS:]]
+    return "\n".join(text) + "\n"
 
 
 def _state(newest: float, now: float) -> str:

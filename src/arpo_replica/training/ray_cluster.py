@@ -34,6 +34,7 @@ from arpo_replica.policy import guard
 START_TIMEOUT_S = 300.0
 """Ray's first import from a shared file system may take minutes."""
 GRACE_S = 10.0
+KEPT = ("SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOBID")
 OTHER_MAKERS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL")
 """Variables by which Slurm names a job's GPUs beside CUDA's. verl refuses more than one of them."""
 MODULE = "arpo_replica.training.ray_cluster"
@@ -158,10 +159,17 @@ class RayCluster:
         ]
 
     def _start(self, command: list[str]) -> None:
+        # What this step was given (tasks, processors, bindings) srun would take for what the next one wants.
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if name in KEPT or command[0] != "srun" or not name.startswith(("SLURM_", "SRUN_"))
+        }
         with self.log.open("ab") as log:
             self._running.append(
                 subprocess.Popen(
                     command,
+                    env=variables,
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
