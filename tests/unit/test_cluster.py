@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import snakemake_executor_plugin_slurm as executor
 import yaml
 
-from arpo_replica import locks
 from arpo_replica.checkout import code_version
-from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
@@ -35,7 +30,6 @@ from arpo_replica.config import load_config
 from arpo_replica.environments import short_root
 from arpo_replica.errors import Stopped, UserError
 from arpo_replica.training import notice
-from arpo_replica.training.ray_cluster import own_address
 from arpo_replica.workflow.job import job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,13 +93,6 @@ def test_with_nothing_set_slurm_decides(cluster):
     assert made.default_resources == {"mem_mb": 2000, "runtime": 60, "slurm_extra": "'--signal=URG@300'"}
 
 
-def test_short_jobs_are_not_warned_as_soon_as_they_begin(cluster):
-    made = make_profile(Site.model_validate({"max_minutes": {"gpu": 8}}))
-    assert made.default_resources["slurm_extra"] == "'--signal=URG@120'"
-    assert f"export {notice.VARIABLE}=120" in made.node_lines
-    assert "slurm_extra" not in make_profile(Site(warn_seconds=0)).default_resources
-
-
 def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     site = Site.model_validate(
@@ -154,94 +141,9 @@ def test_a_site_file_that_this_cluster_refuses_is_one_sentence(cluster, raw, wor
     assert words in str(error.value)
 
 
-def test_a_checkout_under_a_path_with_a_space_is_refused(cluster, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/home/My Name/arpo-replica/envs/controller/.venv/bin/python")
-    with pytest.raises(UserError, match="holds a space"):
-        make_profile(Site())
-
-
 def test_accounting_is_asked_where_there_is_any(cluster, monkeypatch):
     monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
     assert make_profile(Site()).status_command == "sacct"
-
-
-def test_a_cluster_that_forgets_jobs_at_once_is_asked_sooner(cluster, monkeypatch):
-    forgets = {"AccountingStorageType": "accounting_storage/none", "MinJobAge": "60 sec"}
-    monkeypatch.setattr(slurm, "settings", lambda ask: forgets)
-    with pytest.raises(UserError, match=r"first_check_seconds is 40, .* set it to 20\."):
-        make_profile(Site())
-    assert make_profile(Site(first_check_seconds=20)).status_command == "squeue"
-
-
-def ask_executor(*answers: str) -> list[dict[str, str]]:
-    """What the executor understands of what ``squeue`` (or ``sacct``) prints, asked once for each answer."""
-    taught.teach_executor()
-    found = []
-    for answer in answers:
-        program, _, lines = answer.partition(" ")
-        said, _ = asyncio.run(executor.query_job_status(f"{program} {lines}", logging.getLogger()))
-        found.append(said)
-    return found
-
-
-@pytest.fixture
-def echoes(monkeypatch, tmp_path):
-    """Programs named like Slurm's that print their arguments; an executor that nobody has taught."""
-    for name in ("squeue", "sacct"):
-        write(tmp_path / name, '#!/bin/sh\nprintf "%s\\n" "$@"\n').chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name in ("query_job_status", "query_job_status_sacct", "validate_account", "get_account"):
-        plain = getattr(executor, name)
-        monkeypatch.setattr(executor, name, getattr(plain, "plain", plain))
-
-
-def test_jobs_that_ended_are_seen_to_end(echoes):
-    (found,) = ask_executor("sacct '7|CANCELLED by 1000' '8|PREEMPTED' '9_2|COMPLETED' '10|RUNNING'")
-    assert found == {"7": "CANCELLED", "8": "CANCELLED", "9_2": "COMPLETED", "10": "RUNNING"}
-    assert "JobId,State" in executor.query_job_status_sacct("run"), "tasks of arrays by their own names"
-
-
-def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
-    assert ask_executor("squeue '7|RUNNING' '8|PENDING'", "squeue '8|RUNNING'")[1] == {
-        "7": "UNKNOWN", "8": "RUNNING"
-    }  # fmt: skip
-    assert ask_executor("sacct '7|RUNNING'", "sacct '8|RUNNING'")[1] == {"8": "RUNNING"}
-
-
-def test_accounts_need_no_programs_that_a_site_may_lack(echoes, monkeypatch, tmp_path):
-    taught.teach_executor()
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    logger = logging.getLogger()
-    assert executor.validate_account("p_arpo", logger) == "p_arpo"
-    assert executor.get_account(logger) is None
-
-
-def test_an_account_of_others_is_one_sentence(cluster, monkeypatch):
-    monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
-    asked = []
-
-    def ask(*command: str) -> str:
-        asked.append(command)
-        return "p_arpo\nP_Other\n"
-
-    make_profile(Site(account="p_other"), ask)
-    assert asked[-1][0] == "sacctmgr"
-    with pytest.raises(UserError, match=r"account is 'mine', which is none of yours: P_Other, p_arpo\."):
-        make_profile(Site(account="mine"), ask)
-
-
-def test_a_site_that_tells_users_nothing_about_accounts_is_trusted(cluster, monkeypatch):
-    monkeypatch.setattr(slurm, "has_accounting", lambda config: True)
-
-    def ask(*command: str) -> str:
-        raise UserError("Access denied")
-
-    assert make_profile(Site(account="mine"), ask).site.account == "mine"
-
-
-def test_only_snakemake_submits_again():
-    profile_lines = (ROOT / "slurm" / "profile.yaml").read_text()
-    assert "\nslurm-no-requeue: true" in profile_lines
 
 
 def test_without_slurm_there_is_one_sentence(monkeypatch, tmp_path):
@@ -402,69 +304,6 @@ def test_a_slurm_job_records_its_place(tmp_path, monkeypatch):
     assert jobs[0]["commit"] == code_version()
 
 
-def test_all_nodes_of_a_job_are_recorded(tmp_path, monkeypatch):
-    write(tmp_path / "squeue", '#!/bin/sh\n[ "$3" = 12 ] && echo "gpu[1-2]"\n').chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu1")  # what the job's step is told
-    write(tmp_path / "nvidia-smi", '#!/bin/sh\necho "NVIDIA H200, 143771 MiB, 570.1"\n').chmod(0o755)
-    record_allocation(tmp_path / "study", "train_stage", "out")
-    monkeypatch.setenv("SLURM_JOB_ID", "13")
-    record_allocation(tmp_path / "study", "train_stage", "out")
-    jobs = read_jobs(tmp_path / "study")
-    assert [job["nodes"] for job in jobs] == ["gpu[1-2]", "gpu1"]
-    assert jobs[0]["gpu_names"] == ["NVIDIA H200, 143771 MiB, 570.1"]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_systems_without_locks_stop_nothing(tmp_path, monkeypatch, capsys, number):
-    def refuse(file: object, how: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    record_allocation(tmp_path / "study", "train_stage", "out")
-    assert len(read_jobs(tmp_path / "study")) == 1
-    with locks.locked(tmp_path / "train.lock"):
-        pass
-    assert "knows no locks" in capsys.readouterr().err
-
-
-def test_a_lost_nodes_lock_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    asked = []
-
-    def held_twice(file: object, how: int) -> None:
-        asked.append(how)
-        if len(asked) < 3:
-            raise BlockingIOError
-
-    monkeypatch.setattr(locks.fcntl, "flock", held_twice)
-    monkeypatch.setattr(locks.time, "sleep", lambda seconds: None)
-    with locks.locked(tmp_path / "train.lock"):
-        assert len(asked) == 3
-    asked.clear()
-    monkeypatch.delenv("SLURM_JOB_ID")
-    with pytest.raises(UserError, match=r"train\.lock"), locks.locked(tmp_path / "train.lock"):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("seen", "said", "address"),
-    [
-        ("10.0.0.7", "NodeName=n1 NodeAddr=10.1.1.1", "10.0.0.7"),
-        ("127.0.0.1", "NodeName=n1 Arch=x86_64 NodeAddr=10.1.1.1 NodeHostName=n1", "10.1.1.1"),
-        ("127.0.1.1", "NodeName=n1 NodeAddr=no.such.host.invalid", "127.0.1.1"),
-    ],
-)
-def test_nodes_without_a_way_out_are_reached_by_the_address_that_slurm_knows(
-    monkeypatch, seen, said, address
-):
-    ray = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: seen))
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    assert own_address("n1", lambda *command: said) == address
-
-
 def test_signals_are_a_notice_while_listening(monkeypatch):
     monkeypatch.setenv(notice.VARIABLE, "80")
     before = signal.getsignal(signal.SIGTERM)
@@ -541,68 +380,6 @@ def test_more_nodes_than_a_partition_has_are_refused(cluster, monkeypatch):
     monkeypatch.setattr(profile, "active", make_profile(Site()))
     with pytest.raises(UserError, match=r"training\.nodes is 2 \(grpo\), but the partition 'accel' has 1"):
         resources.check_nodes(config)
-
-
-def on(monkeypatch, *found: slurm.Partition, **site: object) -> None:
-    """Let this be the cluster."""
-    monkeypatch.setattr(slurm, "partitions", lambda ask: list(found))
-    monkeypatch.setattr(profile, "active", make_profile(Site.model_validate(site)))
-
-
-@pytest.mark.parametrize(
-    ("gpu", "site", "words"),
-    [
-        ({"gpus": {"a100": 4}}, {}, r"training\.gpus is 8 \(grpo\), but .* 'gpu' has 4; lower it, or name"),
-        ({"gpus": {"a": 2, "b": 8}}, {"gpu_model": "a"}, r"training\.gpus is 8 .* 'gpu' has 2;"),
-        ({"gpus": {}}, {}, r"training\.gpus is 8 .* no partition of this cluster has GPUs"),
-        ({"memory_mb": 64000}, {}, r"train_stage \(grpo\) asks for \d+ GB of memory, but .* 'gpu' has 64;"),
-        ({"cpus": 1}, {}, r"threads is \d+, but a node of the partition 'gpu' has 1 processors; lower"),
-    ],
-)
-def test_jobs_that_no_node_can_run_are_refused(cluster, monkeypatch, gpu, site, words):
-    config = load_config(ROOT / "configs" / "paper.yaml")
-    fits = {"gpus": {"h200": 8}, "memory_mb": 2_000_000, "cpus": 128}
-    cpu = slurm.Partition("cpu", True, {}, None)
-    on(monkeypatch, cpu, slurm.Partition("gpu", False, minutes=None, nodes=2, **fits))
-    resources.check_jobs(config)
-    on(monkeypatch, cpu, slurm.Partition("gpu", False, minutes=None, nodes=2, **(fits | gpu)), **site)
-    with pytest.raises(UserError, match=words):
-        resources.check_jobs(config)
-    resources.check_jobs(config, {"train_stage", "collect_rollouts"})
-
-
-def test_memory_grows_up_to_what_a_node_has(cluster, monkeypatch):
-    assert [resources.grown(1000, attempt) for attempt in (1, 2, 9)] == [1000, 1250, 2000]
-    on(monkeypatch, slurm.Partition("cpu", True, {}, None, memory_mb=1300))
-    assert [resources.grown(1000, attempt) for attempt in (1, 2, 9)] == [1000, 1250, 1300]
-
-
-def test_an_array_of_unlike_jobs_is_refused(cluster, monkeypatch):
-    config = load_config(ROOT / "configs" / "paper.yaml")
-    gpu = slurm.Partition("gpu", True, {"h200": 8}, None, nodes=2)
-    on(monkeypatch, gpu, arrays=["collect_rollouts"])
-    resources.check_jobs(config)
-    config.policy.endpoint = "http://127.0.0.1:8000/v1"
-    with pytest.raises(UserError, match="arrays names collect_rollouts"):
-        resources.check_jobs(config)
-
-
-def test_without_a_default_partition_jobs_without_gpus_go_where_no_gpus_are(cluster, monkeypatch):
-    gpu = slurm.Partition("gpu", False, {"h200": 8}, None)
-    shut = slurm.Partition("shut", False, {}, None, up=False)
-    on(monkeypatch, slurm.Partition("old", False, {"h200": 8}, None, up=False), gpu, shut, PARTITIONS[0])
-    assert (profile.active.cpu.name, profile.active.gpu.name) == ("compute", "gpu")
-    on(monkeypatch, gpu, shut, slurm.Partition("slow", False, {}, None))
-    assert profile.active.cpu.name == "slow"
-
-
-def test_sizes_of_nodes_are_read():
-    text = (
-        "cpu*|60:00|3|(null)|64|256000+|up\ncpu*|60:00|1|(null)|128+|1000|up\nold|infinite|2|gpu:2|8|9|down\n"
-    )
-    cpu, old = slurm.partitions(lambda *command: text)
-    assert (cpu.cpus, cpu.memory_mb, cpu.nodes, cpu.up) == (128, 256000, 4, True)
-    assert (old.cpus, old.memory_mb, old.up) == (8, 9, False)
 
 
 def test_partitions_are_read():

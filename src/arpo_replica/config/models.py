@@ -162,8 +162,8 @@ class ReportConfig(Section):
     full_trajectories: bool = False
     """`publish_report` also packs every episode in full, screenshots included."""
     published: bool = False
-    """Meant for readers elsewhere: a checkout with uncommitted changes is refused, before the study starts and
-    by `publish_report`, and so are results that were made in one."""
+    """Meant for readers elsewhere: a checkout with uncommitted changes is refused, before the study starts
+    and by `publish_report`, and so are results that were made in one."""
 
 
 class StudyConfig(Section):
