@@ -66,7 +66,7 @@ class Checkout:
         """``snakemake --profile slurm`` with the smallest study. ``variables``: for its environment."""
         command = [str(SNAKEMAKE), *options, "--configfile", "configs/ci.yaml", "small.yaml", *arguments]
         # Where the scripted desktops are.
-        variables = {"PYTHONPATH": str(ROOT / "tests"), **variables}
+        variables = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", **variables}
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
