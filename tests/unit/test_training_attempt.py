@@ -17,10 +17,11 @@ from test_training_recipe import make_job
 from arpo_replica.config import load_config
 from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
+from arpo_replica.training import attempt as attempts
 from arpo_replica.training.attempt import Attempt, Stalled
 from arpo_replica.training.failures import explain
 from arpo_replica.training.job import Job
-from arpo_replica.training.processes import descendants, memory_mb
+from arpo_replica.training.processes import descendants, memory_mb, oom_kills
 
 # Stands for `python -m arpo_replica.training.launch job.json`: writes steps as verl's file logger does.
 STAND_IN = """#!{python}
@@ -122,6 +123,27 @@ hang()
     assert not alive(int((job.work / "pid").read_text()))
 
 
+@pytest.mark.parametrize("end", ["sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_the_kernel_killed_for_memory_is_said(
+    job: Job, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Such a death leaves no line in a log; the kernel counts it."""
+    counts = iter([4, 5])
+    monkeypatch.setattr(attempts, "oom_kills", lambda: next(counts))
+    with pytest.raises(UserError, match=r"ended 1 process of this machine.*training\.micro_batch") as caught:
+        Attempt(job, stand_in(job, end)).wait()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_kernels_counter_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "vmstat"
+    file.write_text("nr_free_pages 12\noom_kill 3\nswap_ra 0\n")
+    assert oom_kills(file) == 3
+    file.write_text("nr_free_pages 12\n")
+    assert oom_kills(file) == 0
+    assert oom_kills(tmp_path / "none") == 0
+
+
 def test_a_training_that_stops_itself_says_why(job: Job) -> None:
     end = f"""
 Path({str(job.stop_file)!r}).write_text("Mend the desktops.")
@@ -135,9 +157,23 @@ sys.exit(1)
     ("log", "named"),
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB", r"training\.micro_batch"),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`", r"training\.micro_batch"),
+        (
+            "ValueError: Free memory on device cuda:0 (20.5/79.1 GiB) on startup is less than desired GPU "
+            "memory utilization (0.4, 31.6 GiB). Decrease GPU memory",
+            r"\(20\.5/79\.1 GiB\).*training\.speed\.rollout_memory",
+        ),
+        (
+            "AssertionError: max_token_len must be greater than the sequence length. Got max_token_len=4096 "
+            "and max_seq_len=tensor(5021)",
+            r"has 5021 tokens.*only 4096.*training\.speed\.micro_batch_tokens",
+        ),
         ("RuntimeError: No CUDA GPUs are available", "accelerator"),
         ("Total available GPUs 1.0 is less than total desired GPUs 8", r"training\.gpus x training\.nodes"),
-        ("ValueError: No available memory for the cache blocks.", r"policy\.max_model_len"),
+        (
+            "ValueError: No available memory for the cache blocks.",
+            r"policy\.max_model_len.*serving\.cpu_kv_cache_gib",
+        ),
         ("OSError: [Errno 28] No space left on device", "keep_checkpoints"),
         ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", r"desktop\.count"),
     ],

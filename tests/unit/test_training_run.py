@@ -14,7 +14,15 @@ from arpo_replica.errors import UserError
 from arpo_replica.locks import locked
 from arpo_replica.training import run
 from arpo_replica.training.job import Job
-from arpo_replica.training.run import check_gpus, checkpoints, prepare_work, publish, resume
+from arpo_replica.training.run import (
+    check_gpus,
+    check_processes,
+    checkpoints,
+    identities,
+    prepare_work,
+    publish,
+    resume,
+)
 
 
 def add_checkpoint(job: Job, step: int) -> Path:
@@ -97,6 +105,60 @@ def test_another_recipe_starts_anew(job: Job) -> None:
     prepare_work(other)
     assert not job.checkpoint(1).exists()
     assert not (job.out / "episodes").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"micro_batch": 1},
+        {"offload": True},
+        {"gpus": 2},
+        {"sequence_parallel": 2},
+        {"tensor_parallel": 2},
+        {"speed": {"checkpoint_share": 1.0, "rollout_memory": 0.2, "micro_batch_tokens": 4096}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_a_full_memory_asks_for_loses_nothing(job: Job, change: dict[str, object]) -> None:
+    """The stage goes on from its checkpoint when a key changes that decides speed and memory alone."""
+    folder = add_checkpoint(job, 1)
+    changed = job.model_copy(update={"config": job.config.model_copy(deep=True)})
+    changed.config.arms["arpo"] = changed.config.arms["arpo"] | change
+    vars(changed).pop("recipe", None)
+    assert changed.recipe != job.recipe
+    prepare_work(changed)
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"speed": {"freeze_vision": True}}])
+def test_what_decides_the_result_begins_anew(job: Job, change: dict[str, object]) -> None:
+    folder = add_checkpoint(job, 1)
+    changed = job.model_copy(update={"config": job.config.model_copy(deep=True)})
+    changed.config.arms["arpo"] = changed.config.arms["arpo"] | change
+    vars(changed).pop("recipe", None)
+    prepare_work(changed)
+    assert not folder.exists()
+
+
+def test_a_folder_of_an_earlier_version_is_known(job: Job) -> None:
+    folder = add_checkpoint(job, 1)
+    (job.work / "identity").write_text(identities(job)[1])
+    prepare_work(job)
+    assert folder.exists()
+    assert (job.work / "identity").read_text() == identities(job)[0]
+
+
+def test_another_number_of_trainers_is_refused_and_nothing_is_lost(job: Job) -> None:
+    folder = add_checkpoint(job, 2)
+    (folder / "actor" / "model_world_size_4_rank_0.pt").touch()
+    job.config.accelerator = "cuda"
+    at = job.model_copy(update={"resume_step": 2})
+    with pytest.raises(UserError, match=r"of 4 trainer processes.*training\.gpus x training\.nodes is 1"):
+        check_processes(at)
+    assert folder.exists()
+    at.config.arms["arpo"] = at.config.arms["arpo"] | {"gpus": 4}
+    vars(at).pop("recipe", None)
+    check_processes(at)
 
 
 def hold(path: str, ready: object, done: object) -> None:

@@ -155,3 +155,11 @@ WITHOUT_EFFECT = {
 }
 """Keys of ``TrainingConfig`` that decide how a stage is run and judged, never what it results in. ``offline``
 is for arms without stages."""
+PLACEMENT: dict[str, Any] = {
+    **dict.fromkeys(
+        ("micro_batch", "gpus", "nodes", "tensor_parallel", "sequence_parallel", "offload"), True
+    ),
+    "speed": set(SpeedConfig.model_fields) - {"freeze_vision"},
+}
+"""Keys (for pydantic's ``exclude``) that decide where and how fast an update is computed, not which: what a
+user changes when memory is full. A stage that is under way goes on when they change."""

@@ -23,11 +23,11 @@ from arpo_replica.policy import guard
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.checkpoints import checkpoints
-from arpo_replica.training.failures import explain
+from arpo_replica.training.failures import explain, kernel_killed
 from arpo_replica.training.job import VARIABLE, Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.notice import Notice
-from arpo_replica.training.processes import Process, descendants, memory_mb
+from arpo_replica.training.processes import Process, descendants, memory_mb, oom_kills
 from arpo_replica.training.ray_cluster import OTHER_MAKERS
 
 POLL_S = 0.5
@@ -136,6 +136,7 @@ class Attempt:
         self.started = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.peak_mb = 0.0
+        self._oom_kills = oom_kills()
         self._progress = (self.started, (0, 0))
         self._saved_before = 0
         self._measured = 0.0
@@ -172,7 +173,7 @@ class Attempt:
         if status != 0:
             if self.job.stop_file.is_file():
                 raise UserError(self.job.stop_file.read_text())
-            reason = explain(self.tail(EXPLAINED_LINES), self.job)
+            reason = explain(self.tail(EXPLAINED_LINES), self.job, oom_kills() - self._oom_kills)
             if reason:
                 raise UserError(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
             raise RuntimeError(
@@ -247,9 +248,11 @@ class Attempt:
             self._gone_since = now
         elif now - self._gone_since > self.job.recipe.dead_after_s:
             names = ", ".join(sorted({self._essential[pid] for pid in gone}))
+            killed = oom_kills() - self._oom_kills
+            why = f" {kernel_killed(killed)}" if killed else ""
             raise Stalled(
                 f"a process of the training died ({names}) and the others wait for it; the state is in "
-                f"{self._dump()}"
+                f"{self._dump()}.{why}"
             )
 
     def _read(self) -> None:

@@ -20,10 +20,26 @@ def _unknown_key(job: Job, found: re.Match[str]) -> str:
 def _gpu_memory(job: Job, found: re.Match[str]) -> str:
     recipe = job.recipe
     return (
-        f"The GPU's memory is full; lower training.micro_batch ({recipe.micro_batch}), "
-        f"policy.max_model_len ({job.config.policy.max_model_len}) or policy.max_images, raise "
-        f"training.sequence_parallel ({recipe.sequence_parallel}) or training.gpus ({recipe.gpus}), or set "
-        "training.offload."
+        f"The GPU's memory is full; lower training.micro_batch ({recipe.micro_batch}) or "
+        f"training.speed.rollout_memory ({recipe.speed.rollout_memory}), raise training.sequence_parallel "
+        f"({recipe.sequence_parallel}) or set training.offload, and the stage goes on; or train it anew with "
+        f"more training.gpus ({recipe.gpus}) or fewer policy.max_images ({job.config.policy.max_images})."
+    )
+
+
+def _taken_memory(job: Job, found: re.Match[str]) -> str:
+    return (
+        f"Less of the GPU's memory is free ({found[1]} GiB) than vLLM shall have "
+        f"(training.speed.rollout_memory: {job.recipe.speed.rollout_memory}); end what else uses the GPU "
+        "(nvidia-smi) or lower the key."
+    )
+
+
+def _row_too_long(job: Job, found: re.Match[str]) -> str:
+    return (
+        f"A trajectory has {found[2]} tokens, but a forward pass may have only {found[1]}; raise "
+        f"training.speed.micro_batch_tokens ({job.recipe.speed.micro_batch_tokens}) or "
+        f"training.sequence_parallel ({job.recipe.sequence_parallel})."
     )
 
 
@@ -52,9 +68,12 @@ def _few_gpus(job: Job, found: re.Match[str]) -> str:
 def _cache(job: Job, found: re.Match[str]) -> str:
     return (
         f"vLLM has no room for the KV cache of one conversation of policy.max_model_len "
-        f"({job.config.policy.max_model_len}) tokens; lower it, or give vLLM more memory "
-        "(training.verl: {actor_rollout_ref.rollout.gpu_memory_utilization: ...}, on a CPU "
-        "serving.cpu_kv_cache_gib)."
+        f"({job.config.policy.max_model_len}) tokens; lower it, or raise "
+        + (
+            f"serving.cpu_kv_cache_gib ({job.config.serving.cpu_kv_cache_gib})."
+            if job.config.accelerator == "cpu"
+            else f"training.speed.rollout_memory ({job.recipe.speed.rollout_memory})."
+        )
     )
 
 
@@ -89,7 +108,19 @@ FAILURES: tuple[tuple[str, Sentence], ...] = (
         "materializable trajectories",
         _desktops,
     ),
+    # vllm/v1/worker/utils.py
+    (
+        r"Free memory on device \S+ \(([\d./]+) GiB\) on startup is less than desired GPU memory",
+        _taken_memory,
+    ),
+    # verl/utils/seqlen_balancing.py
+    (
+        r"max_token_len must be greater than the sequence length\. Got max_token_len=(\d+) and "
+        r"max_seq_len=(?:tensor\()?(\d+)",
+        _row_too_long,
+    ),
     (r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", _gpu_memory),
+    (r"CUBLAS_STATUS_ALLOC_FAILED|Cuda failure \d* ?'out of memory'", _gpu_memory),
     (r"(?:Total available|available) GPUs? [\d.]+ is less than total desired", _few_gpus),
     (r"No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device", _no_gpu),
     (r"Torch not compiled with CUDA|Failed to infer device type", _no_gpu),
@@ -102,10 +133,21 @@ FAILURES: tuple[tuple[str, Sentence], ...] = (
 """What a log says (regular expression) -> what to do. The first that fits counts."""
 
 
-def explain(log: str, job: Job) -> str | None:
-    """The sentence for a known failure, None for any other."""
+def explain(log: str, job: Job, killed: int = 0) -> str | None:
+    """The sentence for a known failure, None for any other.
+
+    ``killed``: processes that the kernel ended for lack of memory meanwhile; they leave no line in a log.
+    """
     for pattern, sentence in FAILURES:
         found = re.search(pattern, log)
         if found:
             return sentence(job, found)
-    return None
+    return kernel_killed(killed) if killed else None
+
+
+def kernel_killed(number: int) -> str:
+    """The kernel's way to say that memory is full."""
+    return (
+        f"The kernel ended {number} process{'es' if number > 1 else ''} of this machine for lack of memory; "
+        "lower training.micro_batch, desktop.count or desktop.memory_mb, or run on a machine with more."
+    )

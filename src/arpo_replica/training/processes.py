@@ -59,3 +59,16 @@ def memory_mb(pids: list[int]) -> float:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
     return total / 1024
+
+
+def oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has ended for lack of memory since it started, in all control groups.
+
+    0 where it does not say (before Linux 4.13).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.training import WITHOUT_EFFECT
+from arpo_replica.config.training import PLACEMENT, WITHOUT_EFFECT
 from arpo_replica.environments import short_root
 from arpo_replica.errors import UserError
 from arpo_replica.locks import locked
@@ -75,6 +75,7 @@ def train_stage(
         prepare_work(job)
         job = resume(job)
         if job.resume_step < job.stage.steps:
+            check_processes(job)
             attempt = Attempt(job, notice=notice)
             attempt.wait()
             print(f"peak memory {attempt.peak_mb:.0f} MB", flush=True)
@@ -141,17 +142,54 @@ def recipe_of(job: Job) -> dict[str, Any]:
     }
 
 
+def identities(job: Job) -> list[str]:
+    """What the work folder of a job is known by: its own mark, then the one of earlier versions.
+
+    ``PLACEMENT`` is left out of the former: who lowers ``micro_batch`` because memory was full goes on. The
+    latter had it, and a folder that still has it is the job's own as well.
+    """
+    whole = recipe_of(job)
+    left_out: dict[str, Any] = {**dict.fromkeys(WITHOUT_EFFECT, True), **PLACEMENT}
+    decisive = whole | {"training": job.recipe.model_dump(mode="json", exclude=left_out)}
+    return [
+        hashlib.sha256(
+            json.dumps(
+                {"recipe": recipe, "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed},
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+        for recipe in (decisive, whole)
+    ]
+
+
 def prepare_work(job: Job) -> None:
     """Make the work folder; what another recipe left in it, or another parent, is dropped."""
-    decides = {"recipe": recipe_of(job), "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed}
-    identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    known = identities(job)
     path = job.work / "identity"
-    if job.work.exists() and (not path.is_file() or path.read_text() != identity):
+    if job.work.exists() and (not path.is_file() or path.read_text() not in known):
         print(f"{job.work} belongs to another recipe or parent; starting anew", flush=True)
         shutil.rmtree(job.work)
         shutil.rmtree(job.out / "episodes", ignore_errors=True)
     job.steps.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, identity.encode())
+    write_atomically(path, known[0].encode())
+
+
+def check_processes(job: Job) -> None:
+    """Refuse to go on from a checkpoint of another number of trainers. Raises ``UserError``.
+
+    verl 0.9.1 saves a part per process and reads only as many parts (fsdp_checkpoint_manager.py).
+    """
+    cpu = job.config.accelerator == "cpu"
+    now = job.recipe.nodes * (1 if cpu else job.recipe.gpus)
+    for path in (job.checkpoint(job.resume_step) / "actor").glob("model_world_size_*_rank_0.pt"):
+        before = int(path.name.split("_")[3])
+        if before != now:
+            keys = "training.nodes" if cpu else "training.gpus x training.nodes"
+            raise UserError(
+                f"The checkpoint of step {job.resume_step} is that of {before} trainer processes, and verl "
+                f"goes on only with as many, but {keys} is {now}; set it back, or delete {job.work} to begin "
+                "the stage anew."
+            )
 
 
 def resume(job: Job) -> Job:
