@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from arpo_replica.config.training import ReplayConfig, StageConfig, TrainingConfig
-from arpo_replica.training.measure import Rollout, batch_multiple, lost_share, measure, too_many_lost
+from arpo_replica.training.measure import (
+    Rollout,
+    batch_multiple,
+    common_reason,
+    lost_share,
+    measure,
+    too_many_lost,
+)
 from arpo_replica.training.replay import Group, ReplayBuffer, Stored
 
 RECIPE = TrainingConfig(
@@ -116,6 +126,28 @@ def test_the_share_of_lost_rollouts_is_over_four_steps() -> None:
     assert too_many_lost([4], RECIPE) is None  # half is not more than half
     sentence = too_many_lost([5], RECIPE)
     assert sentence is not None and "62%" in sentence and "training.env_error_share_max (50%)" in sentence
+    assert "\n" not in sentence
+
+
+def test_a_stop_names_the_commonest_reason(tmp_path: Path) -> None:
+    """Two conversations outgrew the context at different lengths: one reason, and it names the key."""
+    reasons = [
+        "PolicyError: the conversation has 2031 tokens, which leaves no room; raise policy.max_model_len",
+        "DesktopError: broken.",
+        "PolicyError: the conversation has 2047 tokens, which leaves no room; raise policy.max_model_len",
+    ]
+    for number, reason in enumerate([*reasons, None]):
+        folder = tmp_path / f"rollout_{number:03d}" / "d_t"
+        folder.mkdir(parents=True)
+        record = {
+            "outcome": "env_error" if reason else "success",
+            "errors": ["first", reason] if reason else [],
+        }
+        (folder / "episode.json").write_text(json.dumps(record))
+    assert common_reason(tmp_path) == reasons[2]
+    assert common_reason(tmp_path / "none") is None
+    sentence = too_many_lost([8], RECIPE, common_reason(tmp_path))
+    assert sentence is not None and "raise policy.max_model_len), more than" in sentence
     assert "\n" not in sentence
 
 

@@ -252,6 +252,38 @@ def test_a_window_shorter_than_the_conversation_is_refused(tmp_path: Path) -> No
     check_window(job)
 
 
+@pytest.mark.parametrize(("key", "parts"), [("sequence_parallel", 8), ("tensor_parallel", 8)])
+def test_parts_that_do_not_divide_the_models_heads_are_refused(tmp_path: Path, key: str, parts: int) -> None:
+    """28 heads, as a 7B has them: 8 GPUs cannot share one trajectory, 4 can."""
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.accelerator, config.training.gpus = "cuda", 8
+    setattr(config.training, key, parts)
+    job = make_job(tmp_path, config=config)
+    job.parent_model.mkdir()
+    (job.parent_model / "config.json").write_text('{"text_config": {"num_attention_heads": 28}}')
+    with pytest.raises(UserError, match=rf"training\.{key} \(8\) must divide the model's 28") as caught:
+        check_window(job)
+    assert "\n" not in str(caught.value)
+    vars(job).pop("recipe")
+    setattr(config.training, key, 4)
+    check_window(make_job(tmp_path, config=config))
+
+
+def test_a_history_that_can_never_fit_is_refused(tmp_path: Path) -> None:
+    """Ten screenshots of 1920x1080 are 26,910 tokens; fifteen do not fit into 32,768."""
+    config = load_config(ROOT / "configs" / "seed_2b.yaml")
+    job = make_job(tmp_path, config=config)
+    overrides(job)
+    config.policy.max_images = 15
+    with pytest.raises(
+        UserError, match=r"15 screenshots of 2691 tokens .*policy\.max_model_len \(32768\); raise it"
+    ) as caught:
+        overrides(job)
+    assert "\n" not in str(caught.value)
+    config.policy.max_steps = 11
+    overrides(job)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

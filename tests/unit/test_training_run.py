@@ -18,6 +18,7 @@ from arpo_replica.training.run import (
     check_gpus,
     check_processes,
     checkpoints,
+    few_desktops,
     identities,
     prepare_work,
     publish,
@@ -55,6 +56,15 @@ def test_missing_gpus_are_named(job: Job, tmp_path: Path, monkeypatch: pytest.Mo
     tool.write_text("#!/bin/sh\necho 'GPU 0: H200 (UUID: x)'\necho 'GPU 1: H200 (UUID: y)'\n")
     tool.chmod(0o755)
     check_gpus(job)
+
+
+def test_more_rollouts_than_desktops_are_explained(job: Job) -> None:
+    job.config.desktop.count = 3
+    sentence = few_desktops(job)
+    assert sentence is not None and "\n" not in sentence
+    assert "16 rollouts of a step" in sentence and "3 desktops" in sentence and "desktop.count" in sentence
+    job.config.desktop.count = 16
+    assert few_desktops(job) is None
 
 
 def test_without_anything_it_begins(job: Job) -> None:

@@ -6,20 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.actions.coordinates import FACTOR, smart_resize
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import SERVED
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 from arpo_replica.errors import UserError
-from arpo_replica.policy.prompt import kept_images
 from arpo_replica.policy.weights import check_named_model, read_description
+from arpo_replica.policy.window import conversation_length
 
 KINDS = {"qwen2_5_vl": "absolute", "qwen2_vl": "relative_1000"}
 """``model_type`` of a model of UI-TARS -> the coordinates it was trained with."""
-TOKENS_PER_TURN = 40
-"""Of the chat template, beside image and reply."""
-PROMPT_TOKENS = 700
 
 
 def has_folder(config: StudyConfig) -> bool:
@@ -108,18 +104,14 @@ def recipe(config: StudyConfig, machine: Machine) -> Finding:
 @check("the conversation fits into the context")
 def context(config: StudyConfig, machine: Machine) -> Finding:
     """Too long a history ends every late step as an error."""
-    policy = config.policy
-    width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)
-    image = (width // FACTOR) * (height // FACTOR)
-    images = len(kept_images(policy.max_steps, policy.max_images, policy.max_turns))
-    turns = min(policy.max_turns or policy.max_steps, policy.max_steps)
-    base = 400 if config.size == "nano" else PROMPT_TOKENS
-    need = base + images * image + turns * (policy.max_new_tokens + TOKENS_PER_TURN)
-    words = f"{images} images of {image} tokens and {turns} replies: up to {need} of {policy.max_model_len}"
-    if need > policy.max_model_len:
-        least = images * image + base
+    length, longest = conversation_length(config), config.policy.max_model_len
+    words = (
+        f"{length.images} images of {length.image} tokens and {length.turns} replies: up to {length.most} of "
+        f"{longest}"
+    )
+    if length.most > longest:
         fix = "raise policy.max_model_len, or lower policy.max_images"
-        return fail(words, fix) if least > policy.max_model_len else warn(words, fix)
+        return fail(words, fix) if length.least > longest else warn(words, fix)
     return ok(words)
 
 

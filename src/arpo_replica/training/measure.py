@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.training.replay import Plan
 
+LONGEST_REASON = 300
+NUMBER = re.compile(r"\d+")
 SHARE_STEPS = 4
 """Steps over which the share of lost rollouts is taken: one bad step of a small batch stops nothing."""
 
@@ -119,17 +125,32 @@ def lost_share(lost: Sequence[int], recipe: TrainingConfig) -> float:
     return sum(newest) / expected if expected else 0.0
 
 
-def too_many_lost(lost: Sequence[int], recipe: TrainingConfig) -> str | None:
-    """One sentence if the stage must stop for its desktops, else None."""
+def too_many_lost(lost: Sequence[int], recipe: TrainingConfig, reason: str | None = None) -> str | None:
+    """One sentence if the stage must stop for its desktops, else None. ``reason``: see ``common_reason``."""
     share = lost_share(lost, recipe)
     if share <= recipe.env_error_share_max:
         return None
+    mostly = f" (most often: {reason})" if reason else ""
     return (
         f"{share:.0%} of the rollouts of the last {min(len(lost), SHARE_STEPS)} steps were lost to "
-        f"environment errors, more than training.env_error_share_max ({recipe.env_error_share_max:.0%}); "
-        "mend the desktops (the stage's episodes say what failed) or raise the key, and run again: the stage "
-        "goes on from its last checkpoint."
+        f"environment errors{mostly}, more than training.env_error_share_max "
+        f"({recipe.env_error_share_max:.0%}); mend what failed (the stage's episodes tell more) or raise the "
+        "key, and run again: the stage goes on from its last checkpoint."
     )
+
+
+def common_reason(episodes: Path) -> str | None:
+    """Why most of a step's rollouts were lost, one line; reasons that differ in numbers alone are one.
+
+    ``episodes``: the step's folder of recorded episodes.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(episodes.glob("rollout_*/*/episode.json")):
+        record = json.loads(path.read_bytes())
+        if record["outcome"] == "env_error" and record["errors"]:
+            line = " ".join(record["errors"][-1].split())[:LONGEST_REASON].rstrip(".")
+            found[NUMBER.sub("#", line)].append(line)
+    return max(found.values(), key=len)[-1] if found else None
 
 
 def batch_multiple(recipe: TrainingConfig, data_parallel: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from arpo_replica.config.models import PolicyConfig, StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
+from arpo_replica.policy.window import conversation_length
 from arpo_replica.training.asynchrony import asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job
 from arpo_replica.training.speed import speed_overrides
@@ -66,13 +67,30 @@ def check_recipe(job: Job, tasks: int | None) -> None:
             f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
             f"policy.max_model_len ({policy.max_model_len}); raise the latter."
         )
+    length = conversation_length(job.config)
+    if length.images * length.image + policy.max_new_tokens > policy.max_model_len:
+        raise UserError(
+            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps) and "
+            f"a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than policy.max_model_len "
+            f"({policy.max_model_len}); raise it, or lower policy.max_images or policy.max_pixels."
+        )
 
 
 def check_window(job: Job) -> None:
-    """Refuse a ``policy.max_model_len`` beyond the model's own window. Raises ``UserError``."""
+    """Refuse what the model itself does not allow: a longer window, heads that do not divide.
+
+    Raises ``UserError``.
+    """
     config = json.loads((job.parent_model / "config.json").read_bytes())
-    text = config.get("text_config") or {}
-    window = text.get("max_position_embeddings") or config.get("max_position_embeddings")
+    config |= config.get("text_config") or {}
+    window, heads = config.get("max_position_embeddings"), config.get("num_attention_heads")
+    for key in ("sequence_parallel", "tensor_parallel"):
+        parts = getattr(job.recipe, key)
+        if heads and heads % parts:
+            raise UserError(
+                f"training.{key} ({parts}) must divide the model's {heads} attention heads "
+                "(num_attention_heads in its config.json); change it."
+            )
     if window and job.config.policy.max_model_len > window:
         raise UserError(
             f"policy.max_model_len is {job.config.policy.max_model_len}, but the model's window ends at "
@@ -137,7 +155,7 @@ def _algorithm(job: Job) -> dict[str, Any]:
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": False,  # old log-probs recomputed after replacement
         **_correction(job),
-        f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §3, scripts
+        f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §4.1, scripts
         f"{actor}.kl_loss_coef": recipe.kl_weight,
         **(_reference(job) if recipe.kl_weight else {}),
         f"{actor}.clip_ratio_low": recipe.clip_low,

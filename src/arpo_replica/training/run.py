@@ -72,6 +72,8 @@ def train_stage(
         check_window(job)
         check_recipe(job, len(split_tasks(job.config, job.stage.split)))
         load_provider(job.provider, job.config.desktop).check()
+        if note := few_desktops(job):
+            print(note, flush=True)
         prepare_work(job)
         job = resume(job)
         if job.resume_step < job.stage.steps:
@@ -85,6 +87,17 @@ def train_stage(
 def forkable(config: StudyConfig, arm: str) -> bool:
     """True if all processes of a training may come from one that imported everything (``fork_server``)."""
     return config.accelerator == "cpu" and config.recipe(arm).nodes == 1
+
+
+def few_desktops(job: Job) -> str | None:
+    """One sentence if a step has more rollouts than there are desktops, which only makes it slower."""
+    rollouts, desktops = job.recipe.tasks_per_step * job.recipe.rollouts_per_task, job.config.desktop.count
+    if rollouts <= desktops:
+        return None
+    return (
+        f"The {rollouts} rollouts of a step (training.tasks_per_step x rollouts_per_task) take turns on "
+        f"{desktops} desktops; where there is room for more, raise desktop.count."
+    )
 
 
 def check_gpus(job: Job) -> None:

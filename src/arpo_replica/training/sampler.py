@@ -34,7 +34,14 @@ from verl.utils import tensordict_utils
 from arpo_replica.rollout.records import episode_dir, write_atomically
 from arpo_replica.training.items import ItemStore, Row, value_of
 from arpo_replica.training.job import Job, current_job
-from arpo_replica.training.measure import Replaced, Rollout, batch_multiple, measure, too_many_lost
+from arpo_replica.training.measure import (
+    Replaced,
+    Rollout,
+    batch_multiple,
+    common_reason,
+    measure,
+    too_many_lost,
+)
 from arpo_replica.training.recipe import data_parallel, image_options
 from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
 from arpo_replica.training.speed import Speed
@@ -146,7 +153,9 @@ class ReplaySampler(VerlReplayBuffer):
 
     def _stop_if_desktops_fail(self) -> None:
         steps = sorted(self.job.steps.glob("step_*.json"))
-        reason = too_many_lost([json.loads(p.read_bytes())["lost_rollouts"] for p in steps], self.job.recipe)
+        lost = [json.loads(path.read_bytes())["lost_rollouts"] for path in steps]
+        newest = self.job.out / "episodes" / steps[-1].stem
+        reason = too_many_lost(lost, self.job.recipe, common_reason(newest))
         if reason:
             write_atomically(self.job.stop_file, reason.encode())
             raise RuntimeError(reason)
