@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,27 @@ def test_verl_gets_the_values(recipe: str) -> None:
             value = actual(row, config)
             expected = None if value == "none" else value
             assert told[row.verl] == expected, row.name
+
+
+def test_every_setting_of_the_released_script_has_a_row() -> None:
+    """osworld_full_arpo.sh sets something in its lines 16-54. Left out: the system prompt (16), a number of
+    tokens that is checked and then not used (42), the run's name (47)."""
+    cited: set[int] = set()
+    for row in FACTS.rows:
+        script, _, lines = row.code.place.partition(":") if row.code else ("", "", "")
+        found = re.match(r"[\d, -]+", lines) if script == "FS" else None
+        for part in found[0].split(",") if found else []:
+            first, _, last = part.strip().partition("-")
+            if first:
+                cited |= set(range(int(first), int(last or first) + 1))
+    assert set(range(16, 55)) - cited == {16, 42, 47}
+
+
+def test_keys_left_open_are_shown_with_what_holds() -> None:
+    """Packing is on for a GPU and off for a CPU unless a config says otherwise."""
+    (row,) = [row for row in FACTS.rows if row.key == "training.speed.pack"]
+    assert actual(row, compose(["configs/paper.yaml"], ROOT)) is True
+    assert actual(row, compose(["configs/demo.yaml"], ROOT)) is False
 
 
 def test_paper_and_released_code_differ_where_the_sources_do() -> None:

@@ -16,6 +16,7 @@ from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.models import merge
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import verl_overrides
+from arpo_replica.training.speed import Speed
 
 FACTS = Path("data/paper/hyperparameters.yaml")
 SOURCES = {
@@ -119,10 +120,12 @@ def actual(row: Row, config: StudyConfig) -> Value:
     first, *rest = row.key.split(".")
     trained = config.online_arms
     arm = row.arm if row.arm in trained else trained[0]
+    if row.key.startswith("training.speed."):  # with what holds where a key is left open
+        return getattr(Speed.of(outline(config, arm, config.training.stages[-1].name)), rest[-1])
     value: Any = config.recipe(arm) if first == "training" else getattr(config, first)
     for part in rest:
         value = value[int(part)] if part.lstrip("-").isdigit() else getattr(value, part)
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def verl_values(config: StudyConfig) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _algorithm(job: Job) -> dict[str, Any]:
         f"{actor}.clip_ratio_low": recipe.clip_low,
         f"{actor}.clip_ratio_high": recipe.clip_high,
         f"{actor}.clip_ratio_c": recipe.dual_clip,
-        f"{actor}.loss_agg_mode": "seq-mean-token-mean",  # tokens, then trajectories: paper eq. 1
+        f"{actor}.loss_agg_mode": "seq-mean-token-mean",  # tokens, then trajectories: paper §3.1
         f"{actor}.entropy_coeff": 0,
         f"{actor}.grad_clip": recipe.max_grad_norm,
         f"{actor}.ppo_epochs": 1,
