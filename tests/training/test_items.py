@@ -42,6 +42,8 @@ def stored(tmp_path: Path) -> tuple[ItemStore, dict[str, Any], list[Path]]:
         "uid": "old",
         "input_ids": torch.arange(7),
         "position_ids": torch.arange(28).reshape(4, 7),
+        "rollout_log_probs": torch.tensor([-0.1, -1e-7, -12.3456789]),
+        "response_mask": torch.tensor([1, 0, 1]),
         "multi_modal_inputs": inputs,
     }
     store = ItemStore(tmp_path / "items", tmp_path, tmp_path / "model", OPTIONS)
@@ -57,7 +59,8 @@ def test_a_trajectory_comes_back_as_it_was(stored: tuple[ItemStore, dict[str, An
     inputs = value_of(fields["multi_modal_inputs"][0])
     assert torch.equal(inputs["pixel_values"], row["multi_modal_inputs"]["pixel_values"])
     assert torch.equal(inputs["image_grid_thw"], row["multi_modal_inputs"]["image_grid_thw"])
-    assert torch.equal(fields["input_ids"][0], row["input_ids"])
+    for name in ("input_ids", "rollout_log_probs", "response_mask"):
+        assert torch.equal(fields[name][0], row[name]), name
     assert (store.folder / "a.pt").stat().st_size < inputs["pixel_values"].nbytes / 20
 
 

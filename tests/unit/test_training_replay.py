@@ -79,6 +79,17 @@ def test_storing_is_by_score_above_the_threshold_and_never_of_what_was_replayed(
     assert plan.store == [(1, 1), (1, 2)]
 
 
+def test_the_buffer_is_filled_from_the_batch_before_its_replacements() -> None:
+    """Scores of 0.15 are failures to the trigger and successes to the buffer: the rollout that gives way is
+    stored like the others, and what replaced it is not."""
+    replay = buffer()
+    replay.store("t", Stored("old", 1))
+    plan = replay.plan([Group("t", (0.15,) * 8)])
+    assert plan.swaps == [Swap(0, 0, Stored("old", 1))]
+    assert plan.store == [(0, rollout) for rollout in range(8)]
+    assert replay.names() == {"old"}, "nothing is stored before all replacements are made"
+
+
 def test_first_in_first_out_per_task() -> None:
     replay = buffer(capacity_per_task=3)
     dropped = [replay.store("t", Stored(f"s{i}", i)) for i in range(5)]

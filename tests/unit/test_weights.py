@@ -125,6 +125,34 @@ def test_shape_only_needs_a_known_shape() -> None:
         Study(config.model_dump(mode="json"), "test").base_source()
 
 
+def test_another_tokenizer_or_image_size_makes_another_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is shared by all studies; a folder that is there is not made again."""
+    (tmp_path / "data/models").mkdir(parents=True)
+    source = (ROOT / "data/models" / f"{NAMES[0]}.json").read_bytes()
+    (tmp_path / "data/models" / f"{NAMES[0]}.json").write_bytes(source)
+    monkeypatch.chdir(tmp_path)
+    made: list[Path] = []
+
+    def run_module(environment: str, module: str, *arguments: object, **options: object) -> None:
+        made.append(make_folder(Path(str(arguments[-1]))))
+
+    monkeypatch.setattr(weights, "run_module", run_module)
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer_config.json").write_text("{}")
+    plain, other = named_config(shape_only=True), named_config(shape_only=True, tokenizer=tokenizer)
+    small = named_config(shape_only=True)
+    small.policy.max_pixels = 100_000
+    for config in (plain, plain, other, small):
+        fetch_model(config, tmp_path / "results/x/model/manifest.json")
+    (tokenizer / "tokenizer_config.json").write_text('{"a": 1}')
+    fetch_model(other, tmp_path / "results/x/model/manifest.json")
+    assert made[0] == made[1]
+    assert len(set(made)) == 4
+
+
 def test_a_first_fetch_records_and_a_second_one_enforces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def fetch(hub: str, revision: str, folder: Path) -> None:
             "machine that reaches the hub and set policy.model to the folder."
         ) from None
     shutil.rmtree(partial / ".cache", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # only ever called for one that lacks its config.json
     partial.rename(folder)
 
 

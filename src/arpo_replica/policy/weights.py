@@ -7,6 +7,7 @@ sha256: those of ``data/models``, or those recorded at the first fetch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -156,7 +157,7 @@ def fetch_model(config: StudyConfig, out: Path) -> Manifest:
     environment = heavy_environment(config.accelerator)
     recipe: dict[str, Any]
     if config.model.shape_only:
-        folder = STORE / f"{name}-random"
+        folder = STORE / f"{name}-random-{shape_digest(config, description)}"
         run_module(environment, "arpo_replica.policy.shape", config.model_dump_json(), folder)
         check_folder(folder)
         recipe = {"source": "random weights", "shape": name, "random": True}
@@ -172,6 +173,18 @@ def fetch_model(config: StudyConfig, out: Path) -> Manifest:
             hashes = record_hashes(folder, record)
         recipe = {"source": "hub", "hub": description.hub, "revision": revision, "sha256": hashes}
     return write_base(config, folder, out, stage="fetched", recipe=recipe, versions={})
+
+
+def shape_digest(config: StudyConfig, description: ModelDescription) -> str:
+    """What decides a folder of random weights, 12 hex digits: studies that differ share none."""
+    tokenizer = config.model.tokenizer
+    files = [] if tokenizer is None else sorted(path for path in tokenizer.iterdir() if path.is_file())
+    decides = {
+        "shape": description.model_dump(mode="json"),
+        "policy": config.policy.model_dump(mode="json", include={"min_pixels", "max_pixels", "language"}),
+        "tokenizer": {path.name: file_sha256(path) for path in files},
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def record_hashes(folder: Path, record: Path) -> dict[str, str]:
