@@ -138,8 +138,18 @@ class ReplaySampler(VerlReplayBuffer):
         return changed, metrics
 
     def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
-        """verl's groups without reward variance, less those that replay repairs and those above the limit."""
-        found, _ = super()._dapo_filtered_keys(partition_id)
+        """verl's groups without reward variance, less those that replay repairs and those above the limit.
+
+        A group that lost all its rollouts is kept as in every other mode, and counted; verl 0.9.1 would end
+        the training because it has no reward.
+        """
+        finished = self.finished_keys[partition_id]
+        lost = finished - {key.split("_")[0] for key in self.partitions[partition_id]}
+        finished -= lost
+        try:
+            found, _ = super()._dapo_filtered_keys(partition_id)
+        finally:
+            finished |= lost
         recipe, chosen = self.job.recipe, {}
         for uid in sorted(found):
             if self.redrawn >= recipe.dynamic_sampling_max * recipe.tasks_per_step:
