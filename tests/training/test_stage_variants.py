@@ -53,6 +53,21 @@ def test_groups_without_variance_are_drawn_again(tmp_path: Path) -> None:
             assert f"{hopeless.domain}/{hopeless.id}" not in {group["task"] for group in row["tasks"]}
 
 
+def test_a_step_of_lone_rollouts_trains_on_nothing_and_goes_on(tmp_path: Path) -> None:
+    """One task a step; the desktops of one task break after its first rollout, so nothing else is left of its
+    step. Its reward is -1 or 0: as an advantage it would move the weights."""
+    stage = fake_stage(tmp_path, tasks_per_step=1, minibatch_tasks=1, env_error_share_max=0.9)
+    lonely = stage.tasks[1]
+    stage.variables["FAKE_BREAK_AFTER"] = f"{lonely.id}:1"
+    stage.finish()
+    rows = stage.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    (alone,) = [row for row in rows if row["lone_groups"]]
+    assert alone["tasks"][0]["task"] == f"{lonely.domain}/{lonely.id}"
+    assert (alone["rollouts"], alone["lost_rollouts"], alone["grad_norm"]) == (1, 3, 0.0)
+    assert all(row["grad_norm"] > 0 for row in rows if row is not alone)
+
+
 def test_desktops_that_all_fail_stop_the_stage_with_one_sentence(tmp_path: Path) -> None:
     stage = fake_stage(tmp_path)
     stage.variables["FAKE_BREAK"] = ",".join(task.id for task in stage.tasks)

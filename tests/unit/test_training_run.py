@@ -80,12 +80,15 @@ def test_it_goes_on_from_the_newest_complete_checkpoint(job: Job) -> None:
         add_checkpoint(job, step)
     torn = add_checkpoint(job, 3)
     (torn / "replay.json").unlink()
+    half = job.work / ".deleted_global_step_0"
+    (half / "actor").mkdir(parents=True)
     for step in (2, 3):
         job.step_file(step).write_text('{"groups": [], "swaps": []}')
         job.episodes(step, 0).mkdir(parents=True)
     found = resume(job)
     assert (found.attempt, found.resume_step) == (2, 2)
     assert not torn.exists()
+    assert not half.exists()
     assert [path.exists() for path in (job.step_file(2), job.step_file(3))] == [True, False]
     assert [job.episodes(step, 0).exists() for step in (2, 3)] == [True, False]
 

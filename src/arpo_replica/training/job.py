@@ -44,7 +44,7 @@ class Job(BaseModel):
     parser: str = "arpo_replica.training.agent_loop:make_parser"
     """``module:function`` that makes the parser of replies from ``config`` (benchmarks have their own)."""
     preload: bool = True
-    """Import the heavy packages once and fork the processes of the training from there (``zygote``)."""
+    """Import the heavy packages once and fork the processes of the training from there (``fork_server``)."""
 
     @cached_property
     def recipe(self) -> TrainingConfig:

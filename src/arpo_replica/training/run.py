@@ -216,6 +216,8 @@ def resume(job: Job) -> Job:
     for path in job.work.glob("global_step_*"):
         if int(path.name.rsplit("_", 1)[1]) > step:
             shutil.rmtree(path)
+    for path in job.work.glob(".deleted_*"):  # killed while it dropped an old checkpoint
+        shutil.rmtree(path)
     for path in [*job.steps.glob("step_*.json"), *(job.out / "episodes").glob("step_*")]:
         if int(path.stem.rsplit("_", 1)[1]) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

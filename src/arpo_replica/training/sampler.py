@@ -247,13 +247,19 @@ class ReplaySampler(VerlReplayBuffer):
     def _mask_lone(self, groups: list[list[Rollout]], tags: Tags) -> None:
         """Take the effect from a rollout that is left alone in its group; ``tags`` follows.
 
-        It can be compared with nothing, and verl would take its reward itself for its advantage.
+        It can be compared with nothing, and verl would take its reward itself for its advantage. If nothing
+        else is left of a step, its reward alone is taken, so that its advantage is 0: verl 0.9.1 fails on a
+        batch without any token to train on (an empty array has no maximum, ``_compute_metrics``).
         """
+        nothing_else = all(len(group) == 1 for group in groups)
         for group in groups:
             for key in group[0].keys if len(group) == 1 else ():
                 fields = tq.kv_batch_get(keys=[key], partition_id=TRAIN)
-                without_effect(fields)
-                tags[key] = {**tags[key], "is_padding": True}
+                if nothing_else:
+                    fields["rm_scores"] = torch.zeros_like(fields["rm_scores"])
+                else:
+                    without_effect(fields)
+                    tags[key] = {**tags[key], "is_padding": True}
                 tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
 
     def _write_step(self, plan: Plan, groups: list[list[Rollout]], lost: int, step: int) -> None:
