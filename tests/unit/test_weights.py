@@ -101,6 +101,27 @@ def test_a_model_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Study(config.model_dump(mode="json"), "test").base_source() == "<results>/model/manifest.json"
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("policy", "max_model_len", 65_536, r"window ends at 32768 tokens"),
+        ("training", "tensor_parallel", 8, r"must divide the model's 12 attention heads"),
+    ],
+)
+def test_what_a_named_model_does_not_allow_is_refused_before_it_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, section: str, key: str, value: int, said: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    raw = load_config(ROOT / "configs" / "seed_2b.yaml").model_dump(mode="json")
+    raw["model"]["revision"], raw["training"]["gpus"], raw["training"]["micro_batch"] = REVISION, 8, 1
+    raw["training"]["tasks_per_step"] = raw["training"]["minibatch_tasks"] = 4
+    Study(raw, "test").check_training()
+    raw[section][key] = value
+    with pytest.raises(UserError, match=said) as caught:
+        Study(raw, "test").check_training()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_branch_is_no_revision() -> None:
     with pytest.raises(ValueError, match="revision"):
         named_config(revision="main")

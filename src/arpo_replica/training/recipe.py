@@ -76,13 +76,13 @@ def check_recipe(job: Job, tasks: int | None) -> None:
         )
 
 
-def check_window(job: Job) -> None:
+def check_window(job: Job, described: dict[str, Any] | None = None) -> None:
     """Refuse what the model itself does not allow: a longer window, heads that do not divide.
 
-    Raises ``UserError``.
+    ``described``: its ``config.json`` where the model is not here yet. Raises ``UserError``.
     """
-    config = json.loads((job.parent_model / "config.json").read_bytes())
-    config |= config.get("text_config") or {}
+    config = described or json.loads((job.parent_model / "config.json").read_bytes())
+    config = config | (config.get("text_config") or {})
     window, heads = config.get("max_position_embeddings"), config.get("num_attention_heads")
     for key in ("sequence_parallel", "tensor_parallel"):
         parts = getattr(job.recipe, key)

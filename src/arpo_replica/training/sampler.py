@@ -164,9 +164,9 @@ class ReplaySampler(VerlReplayBuffer):
     def _stop_if_desktops_fail(self) -> None:
         steps = sorted(self.job.steps.glob("step_*.json"))
         lost = [json.loads(path.read_bytes())["lost_rollouts"] for path in steps]
-        newest = self.job.out / "episodes" / steps[-1].stem
-        reason = too_many_lost(lost, self.job.recipe, common_reason(newest))
-        if reason:
+        if too_many_lost(lost, self.job.recipe):
+            why = common_reason(self.job.out / "episodes" / steps[-1].stem)
+            reason = too_many_lost(lost, self.job.recipe, why) or ""
             write_atomically(self.job.stop_file, reason.encode())
             raise RuntimeError(reason)
 

@@ -70,13 +70,15 @@ class Study:
 
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""
-        folder = Path(self.config.policy.model)
+        folder, named = Path(self.config.policy.model), read_description(self.config.policy.model)
         for arm in self.config.online_arms:
             for stage in self.config.training.stages:
                 tasks = planned_tasks(self.config, stage.split)
                 job = outline(self.config, arm, stage.name, folder)
                 check_recipe(job, None if tasks is None else len(tasks))
-                if (folder / "config.json").is_file():
+                if named is not None:
+                    check_window(job, named.config)
+                elif (folder / "config.json").is_file():
                     check_window(job)
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
