@@ -52,7 +52,7 @@ class StageProcess:
         log = (self.folder / "output.txt").open("ab")
         return subprocess.Popen(
             [sys.executable, "-c", RUN, str(self.folder), json.dumps(self.options)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), **self.variables},
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", **self.variables},
             stdout=log,
             stderr=log,
         )

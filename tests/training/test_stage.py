@@ -106,6 +106,21 @@ def test_failed_groups_get_a_success_of_the_first_steps_back(stage: Stage) -> No
     assert at_step_1, "the buffer of the killed attempt was lost"
 
 
+def test_replayed_tokens_keep_the_probabilities_of_the_policy_that_sampled_them(stage: Stage) -> None:
+    """What is stored holds them; where it is replayed, the trainer's newer policy differs from them."""
+    items = sorted((stage.out / "checkpoints" / "replay_items").glob("*.pt"))
+    assert len(items) == 3
+    for path in items:
+        (item,) = torch.load(path, weights_only=False)
+        sampled = item["fields"]["rollout_log_probs"][0]
+        mask = item["fields"]["response_mask"][0]
+        assert sampled.shape == mask.shape
+        assert float(sampled[mask > 0].max()) < 0
+    rows = stage.rows()
+    apart = [row["probability_difference_mean"] for row in rows]
+    assert min(apart[2:]) > max(apart[:2]), "the behaviour policy's were replaced by the current policy's"
+
+
 def test_reward_is_the_score_minus_the_format_penalty(stage: Stage) -> None:
     """The model speaks nonsense, so every episode pays the penalty of 1."""
     for row in stage.rows():
