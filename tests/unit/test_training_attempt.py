@@ -207,6 +207,17 @@ def test_a_step_without_any_rollout_names_the_last_reason(job: Job, lines: list[
     assert "old" not in said
 
 
+def test_a_long_log_is_read_in_no_time(job: Job) -> None:
+    """Ray repeats verl's whole command line, and a crash after environment errors is not always known."""
+    line = "env_error in m/click, rollout 3, attempt 2: DesktopError: " + "x" * 900
+    log = "\n".join([line] * 400)
+    began = time.perf_counter()
+    assert explain(log, job) is None
+    said = explain(f"{log}\nRuntimeError: selected terminal groups with no materializable trajectories.", job)
+    assert said is not None and "(the last one: DesktopError: xxx" in said
+    assert time.perf_counter() - began < 5
+
+
 def test_nothing_survives_the_watchers_death(job: Job, tmp_path: Path) -> None:
     """SIGKILL of the process that waits: guard, training and what the training started are gone."""
     python = stand_in(job, "hang()")

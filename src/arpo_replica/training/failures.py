@@ -91,23 +91,22 @@ def _disk(job: Job, found: re.Match[str]) -> str:
 
 
 def _desktops(job: Job, found: re.Match[str]) -> str:
-    last = f" (the last one: {found[1].strip().rstrip('.')})" if found[1] else ""
+    reasons = ENV_ERROR.findall(found.string, 0, found.start())
+    last = f" (the last one: {reasons[-1].strip().rstrip('.')})" if reasons else ""
     return (
         f"Every rollout of a step was lost to environment errors{last}; mend the desktops of "
         f"desktop.provider '{job.config.desktop.provider}' and run again."
     )
 
 
+ENV_ERROR = re.compile(r"env_error in [^\n]{1,200}?attempt \d+: ([^\n]{1,300})")
+"""A line of the agent loop's."""
 FAILURES: tuple[tuple[str, Sentence], ...] = (
     # hydra/_internal/config_loader_impl.py
     (r"Could not override '\+*([^'\n]+)'", _unknown_key),
     (r"No space left on device", _disk),
-    # verl/trainer/ppo/v1/replay_buffer.py; the greedy beginning finds the newest of our own lines
-    (
-        r"(?s)(?:.*env_error in [^\n]{1,200}attempt \d+: ([^\n]{1,300}))?.*selected terminal groups with no "
-        "materializable trajectories",
-        _desktops,
-    ),
+    # verl/trainer/ppo/v1/replay_buffer.py
+    (r"selected terminal groups with no materializable trajectories", _desktops),
     # vllm/v1/worker/utils.py
     (
         r"Free memory on device \S+ \(([\d./]+) GiB\) on startup is less than desired GPU memory",
@@ -130,7 +129,10 @@ FAILURES: tuple[tuple[str, Sentence], ...] = (
     (r"DefaultCPUAllocator: can't allocate memory|Cannot allocate memory|MemoryError", _main_memory),
     (r"ray\.exceptions\.OutOfMemoryError|killed due to the node running low on memory", _main_memory),
 )
-"""What a log says (regular expression) -> what to do. The first that fits counts."""
+"""What a log says (regular expression) -> what to do. The first that fits counts.
+
+None may span lines: over a log of hundreds of thousands of characters such a search does not end.
+"""
 
 
 def explain(log: str, job: Job, killed: int = 0) -> str | None:
