@@ -198,8 +198,12 @@ def test_long_replies_and_texts_are_refused():
         "wait()" + "\n" * 90_000,
         "type(content='" + "' , " * 20_000 + "x')",
         "(" * 50_000 + ")" * 40_000,
+        "click(point='" + " " * 90_000 + "')",
+        "click(point='<point>1 2</point>" + " " * 90_000 + "x')",
+        "drag(start_point='1" + " " * 40_000 + "', end_point='" + "\t" * 40_000 + "')",
+        "scroll(direction='down', point='<|box_start|>" + "\n" * 90_000 + "')",
     ],
-    ids=range(9),
+    ids=range(13),
 )
 @pytest.mark.timeout(5)
 def test_hostile_replies_cost_little_time(hostile: str):

@@ -50,6 +50,8 @@ MAX_REPLY = 100_000
 """Longest reply that is looked at, in characters."""
 MAX_TEXT = 4_096
 """Longest text of one ``type``, ``finished`` or ``call_user``, in characters."""
+MAX_POINT = 200
+"""Longest text of a point, in characters; the longest that means one has under 100."""
 MAX_CALLS = 16
 MAX_KEYS = 4
 """Keys of one hotkey. The prompt asks for at most 3; window managers know some of 4."""
@@ -63,8 +65,8 @@ _CODE_POINT = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})
 _NUMBER = r"[+-]?\d{1,6}(?:\.\d{1,6})?"
 _NUMBERS = rf"{_NUMBER}(?:(?:\s*,\s*|\s+){_NUMBER}){{1,3}}"
 _BOX = re.compile(
-    rf"\s*(?:<\|box_start\|>)?\s*(?:<point>\s*({_NUMBERS})\s*</point>|<bbox>\s*({_NUMBERS})\s*</bbox>"
-    rf"|\(\s*({_NUMBERS})\s*\)|\[\s*({_NUMBERS})\s*\]|({_NUMBERS}))\s*(?:<\|box_end\|>)?\s*"
+    rf"(?:<\|box_start\|>)?\s*(?:<point>\s*({_NUMBERS})\s*</point>|<bbox>\s*({_NUMBERS})\s*</bbox>"
+    rf"|\(\s*({_NUMBERS})\s*\)|\[\s*({_NUMBERS})\s*\]|({_NUMBERS}))\s*(?:<\|box_end\|>)?"
 )
 _START = ("point", "start_point", "start_box")
 _END = ("end_point", "end_box")
@@ -240,7 +242,9 @@ def _build(call: Call, frame: Frame) -> Action:
 
 def _point(text: str, frame: Frame) -> tuple[int, int]:
     """The screen pixel of a point, or of the middle of a box of four numbers."""
-    match = _BOX.fullmatch(text)
+    # Bounded and stripped first: on a long row of blanks the expression takes time by its square.
+    text = text.strip()
+    match = _BOX.fullmatch(text) if len(text) <= MAX_POINT else None
     values = [float(n) for n in re.findall(_NUMBER, next(filter(None, match.groups())))] if match else []
     if len(values) == 2:
         return frame.to_screen(*values)
