@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from arpo_replica.cli_osworld import add_osworld_commands
 from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
+
+
+ARM = re.compile(r"[a-z0-9_]+")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,15 +92,21 @@ def make_synthetic(options: argparse.Namespace) -> None:
     """Invent the study and say where it lies."""
     from arpo_replica.evaluation import synthetic
 
-    if options.out.exists() and any(options.out.iterdir()):
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"--out {options.out} is not empty; name a new folder.")
     width, cross, height = options.screen.partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"--screen is '{options.screen}'; give WIDTHxHEIGHT, e.g. 1920x1080.")
+    for name in ("tasks", "trials"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}; give 1 or more.")
+    arms = options.arms.split(",")
+    if arms[0] != "base" or len(set(arms)) < len(arms) or not all(map(ARM.fullmatch, arms)):
+        raise UserError(f"--arms is '{options.arms}'; give different names (a-z, 0-9, _), base first.")
     study = synthetic.make_synthetic(
         options.out,
         tasks=options.tasks,
-        arms=tuple(options.arms.split(",")),
+        arms=tuple(arms),
         trials=options.trials,
         screen=(int(width), int(height)),
     )

@@ -48,8 +48,8 @@ def cluster(monkeypatch):
     monkeypatch.setattr(profile, "active", None)
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -77,6 +77,7 @@ def test_a_missing_site_file_is_fine(tmp_path):
         ('setup: ["a\\nb"]', "'setup'"),
         ("- a", "mapping"),
         ("a: [", "no valid YAML"),
+        (b"account: \xff", "no text in UTF-8"),
     ],
 )
 def test_mistakes_in_the_site_file_name_their_key(tmp_path, text, words):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arpo_replica.cluster.plan import load_overlaid
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.docs import render_docs
 from arpo_replica.config.models import merge
@@ -74,8 +75,29 @@ def test_a_missing_section_is_named():
         parse_config(raw, "x.yaml")
 
 
-def test_a_file_that_is_no_yaml(tmp_path):
+@pytest.mark.parametrize("load", [load_config, lambda path: load_overlaid([path])], ids=["one", "overlaid"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a: [1,", "is no valid YAML"),
+        (b"a: 1\0", "is no valid YAML"),
+        (b"a: 2026-13-45", "is no valid YAML"),
+        (b"[" * 5_000, "is no valid YAML"),
+        (b"study: \xff\xfe", "is no text in UTF-8 (byte 7); save it as UTF-8"),
+        (b"", "must be a mapping of keys"),
+        (b"- a", "must be a mapping of keys"),
+        (None, "cannot be read: Is a directory; give an existing file"),
+    ],
+    ids=range(8),
+)
+def test_a_file_that_is_no_config(tmp_path, content, sentence, load):
     path = tmp_path / "bad.yaml"
-    path.write_text("a: [1,")
-    with pytest.raises(UserError, match="is no valid YAML"):
-        load_config(path)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        load(path)
+    assert str(refused.value).startswith(f"Config {path}")
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)

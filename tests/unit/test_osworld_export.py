@@ -196,6 +196,10 @@ def test_the_mark_of_the_desktops_is_said(config, episodes, tmp_path, monkeypatc
     assert main(["export-osworld", "--study", "configs/demo.yaml", "--out", str(tmp_path / "b"),
                  "--episodes", str(tmp_path / "nothing")]) == 2  # fmt: skip
     assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["export-osworld", "--study", "configs/demo.yaml", "--out", str(tmp_path / "b"),
+                 "--episodes", str(tmp_path / "file")]) == 2  # fmt: skip
+    assert "name the folder of a study's episodes" in capsys.readouterr().err
 
 
 def test_nothing_to_export_is_an_error(config, tmp_path):

@@ -79,6 +79,9 @@ def test_a_script_that_never_sees_it_gives_up():
         ("hotkey(key='ctrl alt t')", "leaves the programs"),
         ("hotkey(key='alt f2')", "leaves the programs"),
         ("click(point='<point>35 550</point>')", "terminal"),
+        ("click(start_box='(35,550)')", "terminal"),
+        ("left_double(point='35 550')", "terminal"),
+        ("click(start_box='[1, 540, 69, 560]')", "terminal"),
         ("finished()", "ends by itself"),
         ("call_user()", "ends by itself"),
         ("import os", "expected"),
@@ -90,6 +93,14 @@ def test_a_script_may_only_do_what_is_meant(tmp_path, action, named):
     with pytest.raises(UserError, match=named) as error:
         load_oracle(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_oracle, load_known_issues])
+def test_a_file_that_is_no_text_is_refused(tmp_path, load):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(b"task: \xff")
+    with pytest.raises(UserError, match=r"odd\.yaml is no text in UTF-8"):
+        load(path)
 
 
 def test_committed_scripts_are_for_osworlds_task_files():
@@ -269,6 +280,12 @@ def test_a_script_for_another_screen_is_not_used(study):
     assert find_oracles([task], (800, 600), scripts) == {}
 
 
+def test_no_trial_at_all_is_refused(study, tmp_path):
+    for trials in (0, -1):
+        with pytest.raises(UserError, match=rf"--trials is {trials}; give 1 or more"):
+            validate_tasks(study[0], "few", tmp_path / "out.json", provider=FakeProvider(), trials=trials)
+
+
 def test_an_unknown_split_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"no split 'other'.*few"):
         validate_tasks(study[0], "other", tmp_path / "out.json", provider=FakeProvider())
@@ -299,9 +316,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path, change, named):
         compare_validations(first, result(tmp_path / "second.json", 0, **change))
 
 
-def test_a_file_that_is_no_validation_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "content", ["{}", "", "[]", '{"kind": "a", "tasks": [1]}', '{"kind": "a", "tasks": [{"task": "a/b"}]}']
+)
+def test_a_file_that_is_no_validation_is_refused(tmp_path, content):
     path = tmp_path / "odd.json"
-    path.write_text("{}")
+    path.write_text(content)
     with pytest.raises(UserError, match=r"odd\.json is no result"):
         compare_validations(path, path)
 

@@ -86,5 +86,28 @@ def test_the_same_arguments_give_the_same_episodes(study: SyntheticStudy, tmp_pa
 
 def test_the_command_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").write_text("x")
-    assert main(["make-synthetic", "--out", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    for used in (tmp_path, tmp_path / "mine"):
+        assert main(["make-synthetic", "--out", str(used)]) == 2
+        assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--tasks", "0"),
+        ("--trials", "-1"),
+        ("--screen", "0x0"),
+        ("--screen", "wide"),
+        ("--arms", "grpo"),
+        ("--arms", "base,base"),
+        ("--arms", "base,a b"),
+    ],
+)
+def test_the_command_refuses_what_no_study_can_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main(["make-synthetic", "--out", str(tmp_path / "new"), option, value]) == 2
+    said = capsys.readouterr().err
+    assert f"{option} is " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()

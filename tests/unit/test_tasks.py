@@ -111,13 +111,27 @@ def test_a_task_file_and_the_task_made_without_it_are_the_same(tmp_path):
         ("[]", "lacks the key 'id'"),
         ('{"id": "a", "config": [], "evaluator": {}}', "lacks the key 'instruction'"),
         ('{"id": "b", "instruction": "", "config": [], "evaluator": {}}', "file name and id"),
+        ('{"id": "a", "instruction": "", "config": [], "evaluator": "x"}', "'evaluator' must be a mapping"),
+        ('{"id": "a", "instruction": 5, "config": [], "evaluator": {}}', "'instruction' must be a text"),
+        ('{"id": ["a"], "instruction": "", "config": [], "evaluator": {}}', "'id' must be a text"),
+        ('{"id": "a", "instruction": "", "config": {}, "evaluator": {}}', "'config' must be a list"),
+        ('{"id": "a", "instruction": "", "config": ["x"], "evaluator": {}}', "'config' must be a list of steps"),
+        ('{"id": "a", "instruction": "", "evaluator": {"postconfig": [1]}}', "'postconfig' must be a list"),
+        ("[" * 100_000, "cannot be read"),
+        (b"\xff\xfe{}", "cannot be read"),
+        (None, "cannot be read"),
     ],
+    ids=range(13),
 )
 def test_a_broken_task_file_is_refused(tmp_path, content, message):
     path = tmp_path / "a.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as refused:
         load_task(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_infeasible_is_read_from_the_evaluator():

@@ -18,8 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from arpo_replica.cluster.costs import (
     Costs,
     Estimate,
@@ -29,6 +27,7 @@ from arpo_replica.cluster.costs import (
     stage_estimate,
 )
 from arpo_replica.config import parse_config
+from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.errors import UserError
 
@@ -58,12 +57,7 @@ def load_overlaid(paths: Sequence[Path]) -> StudyConfig:
     """The config of several files, later ones over earlier ones, as Snakemake does. Raises ``UserError``."""
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            raw = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(
-                f"Config {path} cannot be read: {' '.join(str(error).split())}; give an existing YAML file."
-            ) from error
+        raw = read_yaml(path, f"Config {path}")
         if not isinstance(raw, dict):
             raise UserError(f"Config {path} must be a mapping of keys, see configs/README.md.")
         merged = merge(merged, raw)

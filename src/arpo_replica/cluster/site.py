@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from arpo_replica.config.load import read_yaml
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.errors import UserError
 
@@ -88,12 +88,7 @@ def load_site(path: Path = SITE_FILE) -> Site:
     """Read and check the site file; without one, the defaults. Raises ``UserError`` naming the key."""
     if not path.exists():
         return Site()
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
+    raw = read_yaml(path, str(path))
     if raw is not None and not isinstance(raw, dict):
         raise UserError(f"{path} must be a mapping of keys; docs/cluster.md lists them.")
     try:

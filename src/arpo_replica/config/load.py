@@ -18,13 +18,20 @@ UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
 
 def load_config(path: Path) -> StudyConfig:
     """Read and check ``path``. Raises ``UserError`` with the key at fault."""
+    return parse_config(read_yaml(path, f"Config {path}"), str(path))
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file that a user may have written. Raises ``UserError``, which begins with
+    ``what``."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Config {path} cannot be read: {error.strerror}; give an existing file.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"Config {path} is no valid YAML: {' '.join(str(error).split())}.") from error
-    return parse_config(raw, str(path))
+        raise UserError(f"{what} cannot be read: {error.strerror}; give an existing file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} is no text in UTF-8 (byte {error.start}); save it as UTF-8.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} is no valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def parse_config(raw: Any, source: str) -> StudyConfig:

@@ -79,6 +79,11 @@ def serve_desktops(
         raise UserError("desktop.provider is 'remote'; the service needs desktops of its own machine.")
     if not 1 <= lease_s <= 3600:
         raise UserError(f"--lease-seconds is {lease_s:g}; give 1 to 3600.")
+    if not 0 <= port <= 65_535:
+        raise UserError(f"--port is {port}; give 1 to 65535, or 0 for any free one.")
+    for folder in roots:
+        if not folder.is_dir():
+            raise UserError(f"--tasks names {folder}, which is no folder; correct it.")
     loopback = check_host(host, allow_network=allow_network)
     token = read_token(config.desktop.remote.token_variable, loopback=loopback)
     provider = make_provider(config.desktop)

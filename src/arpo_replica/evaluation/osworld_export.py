@@ -90,6 +90,8 @@ def export_osworld(
         raise UserError(f"The protocol is '{protocol}'; give one of {', '.join(PROTOCOLS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; name a new folder for the export.")
+    if episodes.is_file():
+        raise UserError(f"{episodes} is a file; name the folder of a study's episodes.")
     indexes = find_indexes([episodes])
     if not indexes:
         raise UserError(f"{episodes} holds no finished set of episodes; run the study first.")

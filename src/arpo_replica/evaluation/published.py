@@ -242,7 +242,7 @@ def _load(path: Path, model: type[Loaded], section: str) -> Loaded:
         raise UserError(f"{path} cannot be read: {error.strerror}; restore it.") from error
     except ValidationError as error:
         raise UserError(f"{path}{_entry(raw, section, error)}: {describe(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -19,6 +19,9 @@ def read_validation(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
         rows = {row["task"]: row for row in document["tasks"]}
+        _ = document["kind"]
+        for row in rows.values():
+            _ = row["sha256"], row["infeasible"], [_scores(row[mode]) for mode in MODES if mode in row]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no result of validate-tasks ({error!r}).") from error
     return document | {"rows": rows}

@@ -62,7 +62,7 @@ def _read(path: Path) -> _List:
         return _List.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; correct tasks.leave_out.") from error
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} (tasks.leave_out) must be {{because: why, tasks: {{domain/id: what exactly}}}}, with no "
             "reason left empty."

@@ -11,6 +11,13 @@ from typing import Any
 from arpo_replica.errors import UserError
 
 REQUIRED_KEYS = ("id", "instruction", "config", "evaluator")
+TYPES: dict[str, tuple[type, str]] = {
+    "id": (str, "a text"),
+    "instruction": (str, "a text"),
+    "config": (list, "a list of steps"),
+    "evaluator": (dict, "a mapping"),
+}
+"""Key -> its type and the word for it."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,20 @@ def load_task(path: Path) -> Task:
     try:
         data = path.read_bytes()
         raw = json.loads(data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Task file {path} cannot be read ({error}); restore it or drop its id.") from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(raw, dict) or key not in raw]
     if missing and not (missing == ["config"]):
         raise UserError(f"Task file {path} lacks the key '{missing[0]}'; every OSWorld task file has it.")
+    for key, (kind, word) in TYPES.items():
+        if not isinstance(raw.get(key, kind()), kind):
+            raise UserError(f"Task file {path}: '{key}' must be {word}; restore the file or drop its id.")
+    for key, steps in (("config", raw.get("config", [])), ("postconfig", raw["evaluator"].get("postconfig"))):
+        if not _are_steps(steps or []):
+            raise UserError(
+                f"Task file {path}: '{key}' must be a list of steps {{type, parameters}}; restore the file or "
+                "drop its id."
+            )
     if raw["id"] != path.stem:
         raise UserError(f"Task file {path} has the id '{raw['id']}'; file name and id must be equal.")
     return Task(
@@ -59,4 +75,10 @@ def load_task(path: Path) -> Task:
         evaluator=raw["evaluator"],
         raw=raw,
         sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _are_steps(steps: Any) -> bool:
+    return isinstance(steps, list) and all(
+        isinstance(step, dict) and isinstance(step.get("parameters", {}), dict) for step in steps
     )

@@ -15,16 +15,15 @@ alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Fail, Finished, Hotkey
+from arpo_replica.config.load import read_yaml
 from arpo_replica.errors import FormatError, UserError
 from arpo_replica.tasks.model import Task
 
@@ -84,18 +83,16 @@ class Oracle(BaseModel):
             if isinstance(action, Hotkey) and set(action.keys) in AROUND_THE_GUI:
                 raise ValueError(f"{step.action} leaves the programs of the task")
             left, top, right, bottom = DOCK_TERMINAL
-            for x, y in re.findall(r"<point>(\d+) (\d+)</point>", step.action):
-                if left <= int(x) <= right and top <= int(y) <= bottom:
-                    raise ValueError(f"{step.action} opens the terminal")
+            x, y = (action.to_json().get(name) for name in ("x", "y"))
+            if x is not None and y is not None and left <= x <= right and top <= y <= bottom:
+                raise ValueError(f"{step.action} opens the terminal")
         return steps
 
 
 def load_oracle(path: Path) -> Oracle:
     """Read one script. Raises ``UserError`` that names the file and the fault."""
     try:
-        return Oracle.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"The script {path} cannot be read: {error}") from error
+        return Oracle.model_validate(read_yaml(path, f"The script {path}"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.desktop.interface import DesktopProvider
@@ -101,9 +101,11 @@ def judge(infeasible: bool, attempts: Mapping[str, list[Attempt]]) -> Verdict:
 def load_known_issues(path: Path) -> list[KnownIssue]:
     """Read the list. Raises ``UserError`` for a file that is none."""
     try:
-        return TypeAdapter(list[KnownIssue]).validate_python(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"The list of known issues {path} cannot be read: {error}") from error
+        return TypeAdapter(list[KnownIssue]).validate_python(read_yaml(path, f"The list {path}"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"The list of known issues {path} has a fault at '{where}': {first['msg']}.") from error
 
 
 def validate_tasks(
@@ -125,6 +127,8 @@ def validate_tasks(
         raise UserError(
             f"There is no split '{split}' in tasks.splits; it has {', '.join(config.tasks.splits)}."
         )
+    if trials < 1:
+        raise UserError(f"--trials is {trials}; give 1 or more.")
     tasks = split_tasks(config, split)
     scripts = find_oracles(tasks, config.desktop.screen, oracles)
     chosen = provider or make_provider(config.desktop)
