@@ -15,6 +15,7 @@ from arpo_replica.cli_osworld import add_osworld_commands
 from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
+from arpo_replica.workflow.job import TRY_AGAIN
 
 
 ARM = re.compile(r"[a-z0-9_]+")
@@ -42,32 +43,52 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand. A ``UserError`` becomes one sentence and status 2."""
+    """Run one subcommand. A ``UserError`` becomes one sentence and status 2, so does a file that cannot be
+    read or written; a signal that ends it gives 75, or 130 for Ctrl-C."""
     options = make_parser().parse_args(arguments)
     try:
-        if hasattr(options, "run"):
-            return int(options.run(options))
-        if options.command == "check":
-            check_config(options.config)
-        elif options.command == "make-synthetic":
-            make_synthetic(options)
-        elif options.command == "docs":
-            from arpo_replica.config.docs import render_docs
-            from arpo_replica.evaluation.docs import write_results_docs
-            from arpo_replica.tasks.fidelity_page import write_fidelity_page
-            from arpo_replica.training.parity import render_parity
-
-            options.out.write_text(render_docs())
-            write_results_docs(options.results)
-            write_doctor_page()
-            write_fidelity_page()
-            options.parity.write_text(render_parity())
-        else:
-            asyncio.run(make_tasks(options.data, only_check=options.check))
+        return run(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        name = error.filename2 or error.filename
+        if name is None:
+            raise
+        print(f"{name}: {error.strerror}; correct the path or what it names.", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, asyncio.CancelledError) as stop:
+        print("Stopped by a signal; what is finished is kept.", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else TRY_AGAIN
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the subcommand that was asked for; its exit status."""
+    if hasattr(options, "run"):
+        return int(options.run(options))
+    if options.command == "check":
+        check_config(options.config)
+    elif options.command == "make-synthetic":
+        make_synthetic(options)
+    elif options.command == "docs":
+        write_docs(options)
+    else:
+        asyncio.run(make_tasks(options.data, only_check=options.check))
     return 0
+
+
+def write_docs(options: argparse.Namespace) -> None:
+    """Write the generated pages anew."""
+    from arpo_replica.config.docs import render_docs
+    from arpo_replica.evaluation.docs import write_results_docs
+    from arpo_replica.tasks.fidelity_page import write_fidelity_page
+    from arpo_replica.training.parity import render_parity
+
+    options.out.write_text(render_docs())
+    write_results_docs(options.results)
+    write_doctor_page()
+    write_fidelity_page()
+    options.parity.write_text(render_parity())
 
 
 def add_synthetic(commands: Any) -> None:

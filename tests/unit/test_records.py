@@ -145,6 +145,13 @@ def test_the_index_lists_all_episodes_in_order(tmp_path):
     assert set(finished_episodes(tmp_path)) == {("fake", f"task-{n:03d}") for n in range(3)}
 
 
+def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path):
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(IsADirectoryError):
+        records.write_atomically(tmp_path / "index.html", b"x")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]
+
+
 def test_leftovers_and_discarded_episodes_go(tmp_path):
     path = write(tmp_path)
     (tmp_path / ".tmp-dead").mkdir()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from arpo_replica import environments
-from arpo_replica.errors import UserError
+from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.workflow.job import job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +38,15 @@ def test_a_users_mistake_ends_the_job_with_its_sentence_and_status_2(snakemake, 
         raise UserError("The key 'x' is wrong; drop it.")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "The key 'x' is wrong; drop it.\n"
+
+
+def test_desktops_that_fail_as_a_whole_end_the_job_with_a_sentence(snakemake, capsys):
+    with pytest.raises(SystemExit) as ended, job(snakemake):
+        raise DesktopError("desktop expert-0 did not start: its sandbox ended")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("The desktops failed: desktop expert-0 did not start: its sandbox ended. What")
+    assert said.count("\n") == 1
 
 
 def test_another_error_keeps_its_traceback(snakemake):

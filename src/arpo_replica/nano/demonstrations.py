@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import json
 import random
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episo
 from arpo_replica.rollout.records import (
     EpisodeRecord,
     clear_unfinished,
+    discard_episode,
     finished_episodes,
     read_episode,
     write_atomically,
@@ -271,9 +271,13 @@ async def record_demonstrations(
         raise
     recorder.queue.extend(task for task in tasks if (task.domain, task.id) not in done)
     recorder.total = len(recorder.queue)
-    async with asyncio.TaskGroup() as group:
-        for index, desktop in enumerate(desktops):
-            group.create_task(recorder.work(f"expert-{index}", desktop))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, desktop in enumerate(desktops):
+                group.create_task(recorder.work(f"expert-{index}", desktop))
+    except BaseExceptionGroup as errors:
+        # The first one ended the recording; the others are its consequences.
+        raise errors.exceptions[0] from None
     recording = _summary(out, tasks, recorder.total, time.monotonic() - began)
     lost = recording.episodes - recording.outcomes["success"]
     if lost > MAX_LOST * recording.episodes:
@@ -305,13 +309,21 @@ def _keep_valid(out: Path, tasks: list[Task], made_with: dict[str, object]) -> d
     wanted = {(task.domain, task.id): task.sha256 for task in tasks}
     valid = {}
     for key, path in finished_episodes(out).items():
-        record = read_episode(path)[0]
-        if same and record.outcome == "success" and wanted.get(key) == record.task_sha256:
+        if same and key in wanted and wanted[key] == _task_of_success(path):
             valid[key] = path
         else:
-            shutil.rmtree(path)
+            discard_episode(path)
     write_atomically(marker, content)
     return valid
+
+
+def _task_of_success(path: Path) -> str | None:
+    """sha256 of the task that an episode solved; None for one that did not, or that cannot be read."""
+    try:
+        record = read_episode(path)[0]
+    except (OSError, ValueError):
+        return None
+    return record.task_sha256 if record.outcome == "success" else None
 
 
 async def _start(provider: BrowserDesktopProvider, count: int) -> list[BrowserDesktop]:

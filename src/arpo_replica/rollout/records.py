@@ -208,8 +208,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` so that a reader sees the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    _write_flushed(temporary, data)
-    temporary.replace(path)
+    try:
+        _write_flushed(temporary, data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _write_flushed(path: Path, data: bytes) -> None:

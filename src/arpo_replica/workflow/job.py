@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from arpo_replica.cluster.allocation import describe_allocation, record_allocation
 from arpo_replica.config import StudyConfig, parse_config
-from arpo_replica.errors import Stopped, UserError
+from arpo_replica.errors import DesktopError, Stopped, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 TRY_AGAIN = 75
@@ -47,7 +47,8 @@ class Tee:
 def job(snakemake: Any) -> Iterator[StudyConfig]:
     """Give a script the checked config; copy what it prints to the rule's log.
 
-    A ``UserError`` ends the job with its one sentence and status 2, without a traceback; so does a full disk.
+    A ``UserError`` ends the job with its one sentence and status 2, without a traceback; so do desktops that
+    fail where no episode can bear it, and a full disk.
     A job that a signal ended leaves with status 75. On a cluster the job's place is recorded.
     """
     log = Path(snakemake.log[0])
@@ -63,6 +64,13 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
             yield config
         except UserError as error:
             print(error, file=sys.stderr)
+            sys.exit(2)
+        except DesktopError as error:
+            print(
+                f"The desktops failed: {error}. What is finished is kept; 'python -m arpo_replica doctor' names "
+                "what this machine lacks.",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except (Stopped, asyncio.CancelledError) as stop:
             print(str(stop) or "Stopped by a signal; finished episodes are kept.", file=sys.stderr)

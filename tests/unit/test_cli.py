@@ -1,0 +1,63 @@
+"""What every subcommand has in common: a mistake is one sentence and a status, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from arpo_replica import cli
+from arpo_replica.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def raising(error: BaseException):
+    def run(_: object) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (UserError("The key 'x' is wrong; drop it."), 2, "The key 'x' is wrong; drop it."),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied; correct the path"),
+        (IsADirectoryError(21, "Is a directory", "/x/.tmp", None, "/x/y"), 2, "/x/y: Is a directory"),
+        (OSError(28, "No space left on device", "/x/y"), 2, "/x/y: No space left on device"),
+        (asyncio.CancelledError(), 75, "Stopped by a signal"),
+        (KeyboardInterrupt(), 130, "Stopped by a signal"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys, error, status, sentence):
+    monkeypatch.setattr(cli, "run", raising(error))
+    assert cli.main(["check", "x.yaml"]) == status
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert said.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "run", raising(OSError("nothing that a user named")))
+    with pytest.raises(OSError, match="nothing that a user named"):
+        cli.main(["check", "x.yaml"])
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    place = tmp_path / "page.html"
+    place.mkdir()
+    assert cli.main(["compare", "reports/nano", "reports/nano", "--out", str(place)]) == 2
+    assert f"{place}: Is a directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["check"], ["validate-tasks", "--trials", "two"]])
+def test_an_unknown_command_or_option_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
