@@ -37,7 +37,11 @@ NODE = {
 }
 CONTAINER = {"desktop.provider": "container"}
 OSWORLD = {"desktop.provider": "osworld", "desktop.osworld": {"vm": "/vm/Ubuntu.qcow2"}}
-VMWARE = {"desktop.provider": "osworld", "desktop.osworld": {"hypervisor": "vmware", "vm": "/vm/x.vmx"}}
+VMWARE = {
+    "desktop.provider": "osworld",
+    "desktop.osworld": {"hypervisor": "vmware", "vm": "/vm/x.vmx"},
+    "desktop.count": 1,
+}
 REMOTE = {"desktop.provider": "remote"}
 CUDA = {"accelerator": "cuda", "size": "7b"}
 LARGE = {"size": "7b", "policy.max_steps": 15}
@@ -284,6 +288,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("vmware", OK, VMWARE, {}, "vmrun"),
     ("vmware", FAIL, VMWARE, {"no_program": ("vmrun",)}, "PATH"),
+    ("vmware", FAIL, VMWARE | {"desktop.count": 2}, {}, "set desktop.count: 1"),
     ("start_time", OK, PINNED, {}, "60"),
     ("start_time", WARN, OSWORLD, {}, "330"),
     ("download_cache", OK, CONTAINER, {}, "0 files"),

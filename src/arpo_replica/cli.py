@@ -17,7 +17,6 @@ from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
 from arpo_replica.workflow.job import TRY_AGAIN
 
-
 ARM = re.compile(r"[a-z0-9_]+")
 
 

@@ -13,7 +13,7 @@ from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import osworld_host
 from arpo_replica.desktop.osworld import OSWorldProvider
 from arpo_replica.environments import python_of
-from arpo_replica.errors import DesktopError
+from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.osworld import inventory
 from arpo_replica.osworld.client import OSWorldWorker, stop_server
 from arpo_replica.training.processes import process_table
@@ -79,7 +79,9 @@ async def test_vmware_through_desktop_envs_provider(vmrun, monkeypatch):
     monkeypatch.setattr(osworld_host, "owner", no_proc)
     machine = vmrun / "Ubuntu.vmx"
     own = {"hypervisor": "vmware", "vm": machine, "settle_ms": 100}
-    provider = OSWorldProvider(DesktopConfig(provider="osworld", screen=SCREEN, osworld=own))
+    with pytest.raises(UserError, match=r"set desktop\.count to 1"):
+        OSWorldProvider(DesktopConfig(provider="osworld", screen=SCREEN, osworld=own)).check()
+    provider = OSWorldProvider(DesktopConfig(provider="osworld", screen=SCREEN, osworld=own, count=1))
     provider.check()
     assert provider.describe()["hypervisor"] == "vmware"
     async with FakeGuest("127.0.5.1", 5000):

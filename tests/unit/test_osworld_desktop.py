@@ -1,5 +1,6 @@
 """Provider ``osworld`` without desktop-env: its guest's answers, its pins, its messages."""
 
+import contextlib
 import hashlib
 
 import pytest
@@ -150,6 +151,48 @@ def test_vmware_needs_vmrun_and_a_machine(monkeypatch, tmp_path):
     (tmp_path / "vmrun").touch(0o755)
     with pytest.raises(UserError, match=r"\.vmx"):
         osworld_host._check_vmware(OSWorldConfig(hypervisor="vmware"))
+    own = OSWorldConfig(hypervisor="vmware", vm=tmp_path / "x.vmx")
+    osworld_host._check_vmware(own)
+    with pytest.raises(UserError, match=r"desktop\.count is 2.*set desktop\.count to 1"):
+        osworld_host._check_vmware(own, 2)
+
+
+@pytest.mark.parametrize("fails", ["start", "reset", "nothing"])
+async def test_a_virtual_machine_is_stopped_whatever_failed(guest, monkeypatch, tmp_path, fails):
+    """A worker that ran out of time is killed: it cannot stop the machine that it was starting."""
+    machine, log = tmp_path / "x.vmx", tmp_path / "log"
+    (tmp_path / "vmrun").write_text(f'#!/bin/sh\necho "$@" >> {log}\nexit 1\n')
+    (tmp_path / "vmrun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    class Keeper(FakeWorker):
+        async def start_desktop(self, timeout_s, **options):
+            if fails == "start":
+                raise DesktopError("longer than 2 s")
+            return self.address
+
+        async def reset_desktop(self, fresh, timeout_s):
+            raise DesktopError("longer than 2 s")
+
+        async def stop_desktop(self, timeout_s):
+            if fails != "nothing":
+                raise DesktopError("the evaluator of x has ended")
+            self.calls.append("stop")
+
+    own = {"hypervisor": "vmware", "vm": machine}
+    config = DesktopConfig(provider="osworld", screen=SCREEN, osworld=own, count=1)
+    keeper = Keeper(guest.address)
+    desktop = OSWorldDesktop("vm", config, keeper, FakeWorker(guest.address))
+    with contextlib.suppress(DesktopError):
+        await desktop.start()
+        if fails == "reset":
+            await desktop.reset(TASK)
+    await desktop.close()
+    if fails == "nothing":
+        assert keeper.calls == ["stop", "close"]
+        assert not log.exists()
+    else:
+        assert log.read_text() == f"-T ws stop {machine} hard\n"
 
 
 def test_the_mark_is_the_same_on_both_sides():

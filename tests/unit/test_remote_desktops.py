@@ -376,7 +376,9 @@ def test_loopback_by_default_and_a_long_token_beyond_it(monkeypatch):
 )
 def test_options_that_no_service_can_have_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
-        remote_main.serve_desktops(load_config(Path(__file__).parents[2] / "configs" / "demo.yaml"), **options)
+        remote_main.serve_desktops(
+            load_config(Path(__file__).parents[2] / "configs" / "demo.yaml"), **options
+        )
 
 
 def test_a_service_of_remote_desktops_is_refused(monkeypatch):

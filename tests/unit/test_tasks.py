@@ -115,7 +115,10 @@ def test_a_task_file_and_the_task_made_without_it_are_the_same(tmp_path):
         ('{"id": "a", "instruction": 5, "config": [], "evaluator": {}}', "'instruction' must be a text"),
         ('{"id": ["a"], "instruction": "", "config": [], "evaluator": {}}', "'id' must be a text"),
         ('{"id": "a", "instruction": "", "config": {}, "evaluator": {}}', "'config' must be a list"),
-        ('{"id": "a", "instruction": "", "config": ["x"], "evaluator": {}}', "'config' must be a list of steps"),
+        (
+            '{"id": "a", "instruction": "", "config": ["x"], "evaluator": {}}',
+            "'config' must be a list of steps",
+        ),
         ('{"id": "a", "instruction": "", "evaluator": {"postconfig": [1]}}', "'postconfig' must be a list"),
         ("[" * 100_000, "cannot be read"),
         (b"\xff\xfe{}", "cannot be read"),

@@ -55,6 +55,7 @@ class OSWorldDesktop:
         self._done: set[str] = set()
         self._acted: float | None = None
         self._fresh = True
+        self._started = False
 
     async def start(self) -> None:
         """Start the virtual machine or container. Raises ``DesktopError``."""
@@ -70,6 +71,7 @@ class OSWorldDesktop:
                 password=own.password,
             )
         )
+        self._started = True
 
     async def _move(self, address: DesktopAddress) -> None:
         """The desktop listens there now: a reset gives it other ports."""
@@ -173,8 +175,7 @@ class OSWorldDesktop:
         if guest is not None:
             await guest.close()
         if self._config.osworld.hypervisor == "vmware":
-            with contextlib.suppress(DesktopError):
-                await self.keeper.stop_desktop(CLOSE_S)
+            await self._stop_machine()
         await self.worker.close()
         await self.keeper.close()
         if self._config.osworld.hypervisor == "docker":
@@ -183,6 +184,16 @@ class OSWorldDesktop:
                 await asyncio.to_thread(osworld_host.remove_containers, self.mark)
             except (DesktopError, UserError) as error:
                 logger.warning("closing desktop %s: %s", self.name, error)
+
+    async def _stop_machine(self) -> None:
+        """Stop the virtual machine as desktop-env does, or by ourselves if its start or its worker failed."""
+        stopped = False
+        if self._started:
+            with contextlib.suppress(DesktopError):
+                await self.keeper.stop_desktop(CLOSE_S)
+                stopped = True
+        if not stopped:
+            await asyncio.to_thread(osworld_host.stop_machine, self._config.osworld)
 
 
 class OSWorldProvider:
@@ -194,7 +205,7 @@ class OSWorldProvider:
 
     def check(self) -> None:
         """Raises ``UserError`` for what is missing or is not what the config pins."""
-        osworld_host.check(self._config.osworld)
+        osworld_host.check(self._config.osworld, self._config.count)
 
     async def start(self, name: str) -> OSWorldDesktop:
         """See the interface. Several may start at once: desktop-env's lock on ports lets them in one by one.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ IMAGE = "happysixd/osworld-docker:latest"
 VARIABLE = "ARPO_DESKTOP"
 """As ``osworld.upstream.MARK``."""
 CHUNK = 8 << 20
+STOP_S = 30
+"""Longest time that stopping VMware's machine may take."""
 
 
 def new_mark() -> str:
@@ -32,11 +37,14 @@ def new_mark() -> str:
     return f"{owner()}#{secrets.token_hex(8)}"
 
 
-def check(config: OSWorldConfig) -> None:
-    """Raises ``UserError`` for the first thing that is missing or is not what the config pins."""
+def check(config: OSWorldConfig, count: int = 1) -> None:
+    """Raises ``UserError`` for the first thing that is missing or is not what the config pins.
+
+    ``count``: desktops that are to run at once.
+    """
     python_of("evaluator")
     if config.hypervisor == "vmware":
-        _check_vmware(config)
+        _check_vmware(config, count)
     else:
         _check_image(config)
     _check_machine(config)
@@ -72,13 +80,26 @@ class OSWorldEngine(Engine):
         return found
 
 
-def _check_vmware(config: OSWorldConfig) -> None:
+def _check_vmware(config: OSWorldConfig, count: int = 1) -> None:
     if shutil.which("vmrun") is None:
         raise UserError(
             "desktop.osworld.hypervisor is 'vmware', but there is no 'vmrun' on PATH; add VMware's."
         )
     if config.vm is None:
         raise UserError("desktop.osworld.vm must name the virtual machine's .vmx file.")
+    if count > 1:
+        raise UserError(
+            f"desktop.count is {count}, but desktop.osworld.vm names one virtual machine, which each desktop "
+            "would revert under the others; set desktop.count to 1."
+        )
+
+
+def stop_machine(config: OSWorldConfig) -> None:
+    """Power VMware's virtual machine off, whoever started it; one that does not run is fine. Never raises."""
+    host = "fusion" if sys.platform == "darwin" else "ws"
+    command = ["vmrun", "-T", host, "stop", str(machine_file(config)), "hard"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=STOP_S, check=False)
 
 
 def _check_image(config: OSWorldConfig) -> None:

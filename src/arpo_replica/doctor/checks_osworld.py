@@ -94,6 +94,8 @@ def vmware(config: StudyConfig, machine: Machine) -> Finding:
     """desktop-env calls ``vmrun``."""
     if machine.which("vmrun") is None:
         return fail("no vmrun on PATH", "install VMware Workstation or Fusion and add its folder to PATH")
+    if config.desktop.count > 1:
+        return fail(f"desktop.count is {config.desktop.count} for one machine", "set desktop.count: 1")
     return ok(str(machine.which("vmrun")))
 
 

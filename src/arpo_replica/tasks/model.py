@@ -62,8 +62,8 @@ def load_task(path: Path) -> Task:
     for key, steps in (("config", raw.get("config", [])), ("postconfig", raw["evaluator"].get("postconfig"))):
         if not _are_steps(steps or []):
             raise UserError(
-                f"Task file {path}: '{key}' must be a list of steps {{type, parameters}}; restore the file or "
-                "drop its id."
+                f"Task file {path}: '{key}' must be a list of steps {{type, parameters}}; restore the file "
+                "or drop its id."
             )
     if raw["id"] != path.stem:
         raise UserError(f"Task file {path} has the id '{raw['id']}'; file name and id must be equal.")

@@ -105,7 +105,9 @@ def load_known_issues(path: Path) -> list[KnownIssue]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"The list of known issues {path} has a fault at '{where}': {first['msg']}.") from error
+        raise UserError(
+            f"The list of known issues {path} has a fault at '{where}': {first['msg']}."
+        ) from error
 
 
 def validate_tasks(

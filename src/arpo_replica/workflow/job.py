@@ -67,8 +67,8 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
             sys.exit(2)
         except DesktopError as error:
             print(
-                f"The desktops failed: {error}. What is finished is kept; 'python -m arpo_replica doctor' names "
-                "what this machine lacks.",
+                f"The desktops failed: {error}. What is finished is kept; 'python -m arpo_replica doctor' "
+                "names what this machine lacks.",
                 file=sys.stderr,
             )
             sys.exit(2)
