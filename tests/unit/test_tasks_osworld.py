@@ -121,6 +121,40 @@ def test_one_commit_of_a_git_repository_is_fetched(source, tmp_path):
         fetch(url, tmp_path, commit=git(source, "rev-parse", "HEAD"))
 
 
+@pytest.mark.parametrize("form", ["path", "URL"])
+def test_a_bare_repository_on_this_machine_will_do(source, tmp_path, monkeypatch, form):
+    """As git makes one, without any setting; and from a hook of git's own, which names another repository."""
+    git(source, "init", "--quiet")
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "--message", "first")
+    pinned = git(source, "rev-parse", "HEAD")
+    git(source, "commit", "--quiet", "--allow-empty", "--message", "second")
+    bare = tmp_path / "bare.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(source), str(bare))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "no/index"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "no/tree"))
+    assert fetch(bare if form == "path" else bare.as_uri(), tmp_path, commit=pinned) == 2
+    assert (tmp_path / "out/os/b.json").read_bytes() == FILES["os/b.json"]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file://{}/none.git", "does not appear to be a git repository"),
+        ("{}/plain", "does not appear to be a git repository"),
+        ("http://127.0.0.1:1/x.git", "127.0.0.1"),
+        ("ssh://127.0.0.1:1/x.git", "(ssh|not found)"),
+    ],
+)
+def test_git_s_reason_is_told_and_not_its_advice(source, tmp_path, place, reason):
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(UserError, match=rf"cannot be fetched \(.*{reason}.*\); name another") as refused:
+        fetch(place.format(tmp_path), tmp_path)
+    assert "the repository exists" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_file_edited_afterwards_is_refused_when_it_is_loaded(source, tmp_path):
     fetch(source, tmp_path)
     split = tmp_path / "split.json"

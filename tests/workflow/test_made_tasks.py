@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -23,6 +24,7 @@ TASKS = {
         "options": {},
     },
 }
+NO_COMMIT = "0" * 40
 SPLITS = ("results/two/splits/both.json", "results/two/splits/noisy.json")
 
 
@@ -80,6 +82,35 @@ def test_task_files_are_fetched_made_noisy_and_checked(two, monkeypatch):
     two.edit("configs/two.yaml", '"kinds"', '"seed": 7, "kinds"')
     planned = two.planned("--configfile", "configs/two.yaml", "--", *SPLITS)
     assert planned == {"make_noisy_tasks": 1, "resolve_split": 1}
+
+
+def test_task_files_come_from_one_commit_of_a_git_repository(two):
+    def git(*command):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        done = subprocess.run(
+            ["git", "-C", str(two.root / "osworld"), *identity, *command],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    pinned = git("rev-parse", "HEAD")
+    git("rm", "-r", "--quiet", "evaluation_examples/examples/os")
+    git("commit", "--quiet", "--message", "second")
+    git("clone", "--quiet", "--bare", ".", "../osworld.git")
+    shutil.rmtree(two.root / "osworld")
+    source = '"source": "osworld"'
+    two.edit("configs/two.yaml", source, f'"source": "osworld.git", "commit": "{NO_COMMIT}"')
+    status, said = run(two, "--", SPLITS[0])
+    assert status != 0
+    assert "Commit 000000000000 of osworld.git cannot be fetched" in said
+    assert "Traceback" not in said
+    two.edit("configs/two.yaml", NO_COMMIT, pinned)
+    status, said = run(two, "--", SPLITS[0])
+    assert status == 0, said[-3000:]
+    assert json.loads((two.root / SPLITS[0]).read_text())["tasks"]
 
 
 def test_another_byte_stops_the_run_and_is_named(two):

@@ -26,6 +26,8 @@ MANIFEST = Path("data/osworld/manifest.json")
 INSIDE = "evaluation_examples/examples"
 """Where they lie in OSWorld's repository: ``{domain}/{id}.json``."""
 GIT_TIMEOUT_S = 300
+GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+"""Variables of a git hook, say, that would make git work on another repository than the scratch one."""
 
 
 class TaskManifest(BaseModel):
@@ -140,21 +142,34 @@ def _fetch_commit(settings: OsworldTasksConfig, scratch: Path) -> Path:
 
 def _git(folder: Path, command: list[str], settings: OsworldTasksConfig) -> None:
     # Nobody is there to answer a question for a password, and line ends are part of the bytes.
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    environment.pop("GIT_DIR", None)
+    environment = {
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+        **{name: value for name, value in os.environ.items() if name not in GIT_PLACES},
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C",
+    }
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "-c", "core.autocrlf=false", "-c", "core.symlinks=true", *command],
-            capture_output=True, text=True, env=environment, timeout=GIT_TIMEOUT_S, check=False,
+            capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            env=environment, timeout=GIT_TIMEOUT_S, check=False,
         )  # fmt: skip
-        problem = done.stderr.strip().splitlines()[-1:] if done.returncode else None
+        problem = _reason(done.stderr) if done.returncode else None
     except FileNotFoundError:
-        problem = ["the program git is not installed"]
+        problem = "the program git is not installed"
     except subprocess.TimeoutExpired:
-        problem = [f"no end after {GIT_TIMEOUT_S} s"]
+        problem = f"no end after {GIT_TIMEOUT_S} s"
     if problem is not None:
         raise UserError(
-            f"Commit {settings.commit[:12]} of {settings.source} cannot be fetched "
-            f"({problem[0] if problem else 'git failed'}); name another repository or a local folder that "
-            f"holds {INSIDE} in tasks.osworld.source."
+            f"Commit {settings.commit[:12]} of {settings.source} cannot be fetched ({problem}); name another "
+            f"repository or a local folder that holds {INSIDE} in tasks.osworld.source."
         )
+
+
+def _reason(said: str) -> str:
+    """What went wrong: git's last lines are advice ("... and the repository exists.")."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("warning:", "hint:"))]
+    # What ssh or a helper said before it, e.g. "Permission denied", tells more than git's own sentence.
+    end = next((at for at, line in enumerate(told) if line.startswith("fatal:")), 0)
+    return " ".join(told[max(0, end - 1) : end + 1])[:300] or "git failed"
