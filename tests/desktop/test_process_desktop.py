@@ -237,18 +237,20 @@ async def colour(desktop):
     return image(await desktop.screenshot()).getpixel((20, 20))
 
 
-async def test_four_start_at_once_and_are_apart():
+async def test_eight_start_at_once_and_are_apart():
     made = provider()
-    desktops = await asyncio.gather(*(made.start(f"test {n}") for n in range(4)))
+    desktops = await asyncio.gather(*(made.start(f"test {n}") for n in range(8)))
     try:
         await asyncio.gather(*(d.reset(page_task()) for d in desktops))
         await desktops[1].act(Click(40, 30), "click")
-        for _ in range(100):  # four browsers that have just started share two cores
+        for _ in range(100):  # eight browsers that have just started share two cores
             colours = [await colour(d) for d in desktops]
             if colours[1] == GREEN:
                 break
             await asyncio.sleep(0.05)
-        assert colours == [RED, GREEN, RED, RED]
+        assert colours == [RED, GREEN, *[RED] * 6]
+        for n, d in enumerate(desktops):
+            assert await inside(d, f"echo {n} > ~/mine; sleep 0.1; cat ~/mine") == str(n)
     finally:
         pids = [pid for d in desktops for pid in processes_of(d)]
         await asyncio.gather(*(d.close() for d in desktops))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from pathlib import Path
 
 import aiohttp
@@ -379,6 +380,17 @@ def test_options_that_no_service_can_have_are_refused(options, sentence):
         remote_main.serve_desktops(
             load_config(Path(__file__).parents[2] / "configs" / "demo.yaml"), **options
         )
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    monkeypatch.setattr(remote_main, "make_provider", lambda config: FakeProvider())
+    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^Port {port} of 127\.0\.0\.1 cannot be used .*--port\.$"):
+            remote_main.serve_desktops(config, port=port)
 
 
 def test_a_service_of_remote_desktops_is_refused(monkeypatch):

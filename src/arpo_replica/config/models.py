@@ -47,7 +47,7 @@ class DesktopConfig(Section):
     start_timeout_s: Positive = 60
     """A desktop not ready by then counts as an env_error."""
     act_timeout_s: Positive = 15
-    """Longest time that one action or screenshot may take."""
+    """Longest time that one action or screenshot may take; typing gets more by the length of the text."""
     settle_ms: Annotated[int, Field(ge=0)] = 400
     """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
     container: ContainerConfig = ContainerConfig()

@@ -9,12 +9,26 @@ from typing import Any
 
 import aiohttp
 
-from arpo_replica.actions.types import Action
+from arpo_replica.actions.types import Action, TypeText
 from arpo_replica.errors import DesktopError
 
 Command = str | list[str]
 COMMAND_S = 130.0
 """The guest gives up on a command after 120 s."""
+
+
+KEY_S = 0.02
+"""Time that typing one character may take, on top of a call's limit."""
+FOREIGN_S = 0.25
+"""The same for each different character that no key has. The guest lends keys to some fifty at a time, and
+twice waits up to 5 s for programs to have read the ones before."""
+
+
+def typing_s(action: Action) -> float:
+    """Seconds that an action may take longer than others: a long text is no broken desktop."""
+    if not isinstance(action, TypeText):
+        return 0.0
+    return KEY_S * len(action.text) + FOREIGN_S * sum(character > "~" for character in set(action.text))
 
 
 class GuestClient:
@@ -95,7 +109,7 @@ class GuestClient:
         Facts: ``status`` (``applied`` or ``duplicate``), ``ignored`` (names of keys that do not exist).
         """
         body = {"id": action_id, "action": action.to_json(), "screenshot": True}
-        png, headers = await self._call("POST", "/act", json=body)
+        png, headers = await self._call("POST", "/act", self._timeout_s + typing_s(action), json=body)
         try:
             facts: dict[str, Any] = json.loads(headers["X-Desktop-Act"])
         except (KeyError, ValueError) as error:

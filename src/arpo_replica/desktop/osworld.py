@@ -18,7 +18,7 @@ from arpo_replica.actions.types import Action, Fail
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import osworld_host
 from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.desktop.client import GuestClient
+from arpo_replica.desktop.client import KEY_S, GuestClient
 from arpo_replica.desktop.pyautogui_source import source_of
 from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.osworld.client import OSWorldWorker
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 WAIT_S = 0.5
 """How long the action ``Wait`` waits before the screen must be at rest."""
 LOOK_S = 0.1
-KEY_S = 0.02
-"""Time that typing one character may take, on top of ``desktop.act_timeout_s``."""
 CLOSE_S = 30.0
 
 

@@ -21,6 +21,7 @@ import aiohttp
 
 from arpo_replica.actions.types import Action
 from arpo_replica.config.models import DesktopConfig
+from arpo_replica.desktop.client import typing_s
 from arpo_replica.desktop.remote_protocol import MAX_ANSWER, VERSION, WAIT_S, TaskName
 from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.tasks.model import Task
@@ -89,7 +90,7 @@ class RemoteDesktop:
     async def act(self, action: Action, action_id: str) -> None:
         """See the interface."""
         body = {"action": action.to_json(), "id": action_id}
-        await self._call("act", self._config.act_timeout_s + SLACK_S, **body)
+        await self._call("act", self._config.act_timeout_s + typing_s(action) + SLACK_S, **body)
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
         """See the interface."""
