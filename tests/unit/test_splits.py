@@ -67,6 +67,32 @@ def test_a_wrong_list_is_refused_with_its_reason(tree, tasks, message):
         tree(tasks)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must be {name, source, tasks"),
+        (b"[]", "must be"),
+        (b'{"name": "x", "source": "y", "tasks": ', "must be"),
+        (b'{"name": "x", "source": "y", "tasks": {"os": [1]}}', "must be"),
+        (b'{"name": "x", "source": "\xff", "tasks": {"os": ["a"]}}', "must be"),
+        (b"[" * 100_000, "must be"),
+        (b'{"name": "x", "source": "y", "tasks": {"os": ["a"], "os": ["b"]}}', "has the key 'os' twice"),
+        (None, "cannot be read: Is a directory; correct tasks.splits"),
+    ],
+    ids=range(8),
+)
+def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
+    path = tmp_path / "odd.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        load_split(path, tmp_path)
+    assert str(refused.value).startswith(f"Split {path} ")
+    assert message in str(refused.value)
+
+
 def test_a_missing_split_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.json"):
         load_split(tmp_path / "none.json", tmp_path)

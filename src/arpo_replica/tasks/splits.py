@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,10 +39,13 @@ class Split(BaseModel):
 def read_split(path: Path) -> Split:
     """Read a list and check what needs no task files. Raises ``UserError`` that names the fault."""
     try:
-        split = Split.model_validate_json(path.read_bytes())
+        raw = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        split = Split.model_validate(raw)
     except OSError as error:
         raise UserError(f"Split {path} cannot be read: {error.strerror}; correct tasks.splits.") from error
-    except (ValidationError, json.JSONDecodeError) as error:
+    except _Twice as error:
+        raise UserError(f"Split {path} has the key '{error}' twice; join the two.") from error
+    except (ValidationError, ValueError, RecursionError) as error:
         raise UserError(f"Split {path} must be {{name, source, tasks: {{domain: [id]}}}}.") from error
     if not split.tasks:
         raise UserError(f"Split {path} lists no task; add ids under 'tasks'.")
@@ -53,6 +57,18 @@ def read_split(path: Path) -> Split:
             listed = ", ".join(f"{domain}/{task_id}" for task_id in twice)
             raise UserError(f"Split {path} lists {listed} twice; drop one.")
     return split
+
+
+class _Twice(Exception):
+    """A key that an object of JSON has twice: the first one's tasks would be lost without a word."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
 
 
 def refuse_unknown(path: Path, split: Split, known: Callable[[str], bool], where: str) -> None:
