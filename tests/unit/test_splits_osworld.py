@@ -7,6 +7,7 @@ import pytest
 
 from arpo_replica.errors import UserError
 from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
+from arpo_replica.tasks.osworld import ROOT as FETCHED
 from arpo_replica.tasks.splits import load_split, read_split, refuse_unknown
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +118,17 @@ def test_which_tasks_of_the_128_were_infeasible_in_the_papers_time():
     assert then < ids("arpo_128")
     assert then - now == {f"{domain}/{task}" for domain, tasks in changed.items() for task in tasks}
     assert now < then
+
+
+def test_task_files_that_were_not_fetched_are_told_how(tmp_path, monkeypatch):
+    """As for who runs validate-tasks or lends desktops before any study."""
+    listed = path("smoke_4")
+    monkeypatch.chdir(tmp_path)
+    for root in (FETCHED, tmp_path / FETCHED):
+        with pytest.raises(UserError, match=r"'snakemake --configfile CONFIG -- \S+/manifest\.json' fetches"):
+            load_split(listed, root)
+    with pytest.raises(UserError, match=r"no folder of task files no/where; correct tasks\.root"):
+        load_split(listed, Path("no/where"))
 
 
 def test_the_seeds_smoke_list_is_refused_naming_all_three_ids_that_do_not_exist(tmp_path, known):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.model import Task, load_task
+from arpo_replica.tasks.osworld import ROOT as FETCHED
 from arpo_replica.tasks.osworld import read_task_manifest
 
 
@@ -87,6 +88,10 @@ def load_split(path: Path, task_root: Path) -> list[Task]:
     """
     split = read_split(path)
     root = task_root if split.task_root is None else path.parent / split.task_root
+    if not root.is_dir():
+        made = Path.cwd() / root == Path.cwd() / FETCHED
+        fix = f"'snakemake --configfile CONFIG -- {FETCHED / 'manifest.json'}' fetches OSWorld's"
+        raise UserError(f"There is no folder of task files {root}; {fix if made else 'correct tasks.root'}.")
     refuse_unknown(path, split, lambda name: (root / name).is_file(), str(root))
     tasks = [load_task(root / domain / f"{name}.json") for domain, ids in split.tasks.items() for name in ids]
     if (root / "manifest.json").is_file():
