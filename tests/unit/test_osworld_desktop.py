@@ -1,5 +1,6 @@
 """Provider ``osworld`` without desktop-env: its guest's answers, its pins, its messages."""
 
+import asyncio
 import contextlib
 import hashlib
 
@@ -9,13 +10,14 @@ from aiohttp import web
 from arpo_replica.actions.types import Click, TypeText, Wait
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.config.osworld import OSWorldConfig
-from arpo_replica.desktop import osworld_host
+from arpo_replica.desktop import osworld, osworld_host
 from arpo_replica.desktop.osworld import OSWorldDesktop
 from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.osworld import wire
 from arpo_replica.osworld.downloads import urls_of
 from arpo_replica.tasks.model import Task
 from fake_guest import SCREEN, FakeGuest, executed
+from fakes import png
 
 TASK = Task("t", "os", "Do it.", [], {"func": "exact_match"}, {}, "0")
 
@@ -75,6 +77,53 @@ async def test_a_desktop_is_reverted_for_each_episode_but_the_first(desktop):
         *("reset fresh=False", "set up t password"),
     ]
     assert await desktop.evaluate(TASK, None) == 0.5
+
+
+LAUNCH = [{"type": "launch", "parameters": {"command": ["gimp"]}}]
+
+
+class Screen:
+    """Shows the pictures one after the other, each for so many screenshots; the last one stays."""
+
+    def __init__(self, *pictures: tuple[int, int]):
+        self.left = [png((shade, 0, 0), SCREEN) for shade, times in pictures for _ in range(times)]
+        self.shown = b""
+
+    def __call__(self, _: object) -> web.Response:
+        self.shown = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return web.Response(body=self.shown, content_type="image/png")
+
+
+@pytest.mark.parametrize(
+    ("config", "pictures"),
+    [
+        (LAUNCH, [(0, 60), (50, 3), (100, 1)]),  # a splash screen, then the window
+        (LAUNCH, [(0, 1), (100, 1)]),  # it was there when the set-up was over
+        ([], [(0, 1), (100, 1)]),
+        ([], [(100, 1)]),  # nothing to be seen
+    ],
+)
+async def test_a_reset_returns_when_the_tasks_window_is_there(desktop, guest, monkeypatch, config, pictures):
+    """Not after the 60 s that OSWorld's runner sleeps, and not before."""
+    monkeypatch.setattr(osworld, "LOOK_S", 0.01)
+    monkeypatch.setattr(osworld, "CALM_S", 0.1)
+    guest.answers["/screenshot"] = Screen(*pictures)
+    async with asyncio.timeout(5):
+        await desktop.reset(Task("t", "os", "Do it.", config, {"func": "exact_match"}, {}, "0"))
+    assert await desktop.screenshot() == png((100, 0, 0), SCREEN)
+
+
+async def test_a_reset_waits_for_no_window_and_no_rest_for_ever(desktop, guest, monkeypatch):
+    monkeypatch.setattr(osworld, "LOOK_S", 0.01)
+    monkeypatch.setattr(osworld, "WINDOW_S", 0.2)
+    monkeypatch.setattr(osworld, "SET_UP_S", 0.2)
+    task = Task("t", "os", "Do it.", LAUNCH, {"func": "exact_match"}, {}, "0")
+    guest.answers["/screenshot"] = Screen((0, 1))
+    async with asyncio.timeout(5):
+        await desktop.reset(task)
+    guest.answers["/screenshot"] = Screen(*((shade % 250, 1) for shade in range(300)))  # a video
+    async with asyncio.timeout(5):
+        await desktop.reset(task)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import osworld_host
 from arpo_replica.desktop.address import DesktopAddress
 from arpo_replica.desktop.client import KEY_S, GuestClient
+from arpo_replica.desktop.container import opens_window
 from arpo_replica.desktop.pyautogui_source import source_of
 from arpo_replica.errors import DesktopError, UserError
 from arpo_replica.osworld.client import OSWorldWorker
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 WAIT_S = 0.5
 """How long the action ``Wait`` waits before the screen must be at rest."""
 LOOK_S = 0.1
+CALM_S = 1.0
+SET_UP_S = 8.0
+WINDOW_S = 30.0
+"""Longest wait for a task's first window; OSWorld's runner sleeps 60 s whatever the task."""
 CLOSE_S = 30.0
 
 
@@ -111,9 +116,10 @@ class OSWorldDesktop:
         await self._move(await self.keeper.reset_desktop(fresh, float(self._config.start_timeout_s)))
         await self._check_screen()
         password = self._config.osworld.password
+        clean = await self.guest.screenshot()
         for warning in await self.worker.set_up(task, self.address, self.screen, password):
             logger.info("desktop %s, task %s: %s", self.name, task.id, warning)
-        self._seen = await self._at_rest(await self.guest.screenshot())
+        self._seen = await self._set_up(clean, opens_window(task))
 
     async def _check_screen(self) -> None:
         """The guest decides on its screen, not ``desktop.screen``: coordinates would be wrong."""
@@ -146,6 +152,29 @@ class OSWorldDesktop:
                 raise DesktopError(f"{action.kind} failed in the desktop: {str(answer.get('error'))[-300:]}")
         self._seen = await self._at_rest(before)
         self._acted = time.monotonic()
+
+    async def _set_up(self, clean: bytes, opens: bool) -> bytes:
+        """The screen when the task's programs have opened, in place of the 60 s that OSWorld's runner sleeps.
+
+        Its guest says nothing of windows, so the screen has to tell: it is no longer the ``clean`` one and
+        has not changed for ``CALM_S``. If the task ``opens`` no window there may be nothing to wait for. A
+        video, or a clock with seconds, never rests: at most ``SET_UP_S`` from the first change on.
+        """
+        began = changed = time.monotonic()
+        last = await self.guest.screenshot()
+        opened = began if last != clean else None
+        patience = WINDOW_S if opens else self._config.osworld.settle_ms / 1000
+        while True:
+            now = time.monotonic()
+            if opened is None and now - began > patience:
+                return last
+            if opened is not None and (now - changed > CALM_S or now - opened > SET_UP_S):
+                return last
+            await asyncio.sleep(LOOK_S)
+            seen = await self.guest.screenshot()
+            if seen != last:
+                last, changed = seen, time.monotonic()
+                opened = opened or changed
 
     async def _at_rest(self, before: bytes) -> bytes:
         """The screen when it has changed and stays as it is, or as it is when the time is up."""
