@@ -250,7 +250,7 @@ async def test_eight_start_at_once_and_are_apart():
             await asyncio.sleep(0.05)
         assert colours == [RED, GREEN, *[RED] * 6]
         for n, d in enumerate(desktops):
-            assert await inside(d, f"echo {n} > ~/mine; sleep 0.1; cat ~/mine") == str(n)
+            assert await inside(d, f"echo {n} > ~/mine; sleep 0.1; cat ~/mine") == f"{n}\n"
     finally:
         pids = [pid for d in desktops for pid in processes_of(d)]
         await asyncio.gather(*(d.close() for d in desktops))
