@@ -188,20 +188,26 @@ def test_a_gain_is_compared_with_both_sides_noise(measured: tuple[StudyConfig, S
     assert (claim.power.trials, claim.power.unpaired_episodes) == (3, 2075)
 
 
-def test_curves_need_three_seeds(measured: tuple[StudyConfig, Summary], tmp_path: Path) -> None:
+def test_curves_need_five_seeds(measured: tuple[StudyConfig, Summary], tmp_path: Path) -> None:
     config, summary = measured
     claim = judged(config, summary, "figure3_replay_on")
     assert claim.verdict == "inconclusive"
-    assert "1 training seed" in claim.reason
-    curves = [
-        curve.model_copy(update={"seed": seed, "stage": "train_32"})
-        for seed in range(3)
-        for curve in summary.curves
-        if curve.stage == "train_32"
-    ]
-    three = judged(config, summary.model_copy(update={"curves": curves}), "figure3_replay_on")
-    assert three.gap is not None
-    assert three.gap.about == "training seeds"
+    assert "1 training seed gives no interval, it takes 5" in claim.reason
+
+    def with_seeds(count: int) -> ClaimResult:
+        curves = [
+            curve.model_copy(update={"seed": seed})
+            for seed in range(count)
+            for curve in summary.curves
+            if curve.stage == "train_32"
+        ]
+        return judged(config, summary.model_copy(update={"curves": curves}), "figure3_replay_on")
+
+    four, five = with_seeds(4), with_seeds(5)
+    assert (four.verdict, four.gap) == ("inconclusive", None)
+    assert "4 training seeds give no interval" in four.reason
+    assert five.gap is not None
+    assert five.gap.about == "training seeds"
     assert judged(config, summary, "figure7_8").reason.startswith("The throughput was not measured")
 
 
@@ -334,7 +340,7 @@ def test_a_curve_counts_what_left_out_tasks_could_have_earned(
                 ],
             }
         )
-        for seed in range(3)
+        for seed in range(5)
     ]
     found = without(summary.model_copy(update={"curves": curves}), count, "arpo_128", 128)
     claim = judged(config, found, "figure3_replay_on")

@@ -112,7 +112,7 @@ def _result(
         statement=claim.statement,
         published=shown,
         margin=claim.margin,
-        needs=claim.needs.words() if claim.measure else "",
+        needs=claim.needs.words(claim.measure) if claim.measure else "",
         measured=finding.measured,
         verdict=finding.verdict,
         reason=finding.reason,
@@ -160,7 +160,8 @@ def find(
         found = _compare_difference(summary, claim, claim.measure, published)
     else:
         found = compare_curve(config, summary, claim, claim.measure, published)
-    return replace(found, reason=f"{found.reason} {_untrained(config, summary, claim.measure)}".strip())
+    known = (found.reason, _untrained(config, summary, claim.measure), claim.note or "")
+    return replace(found, reason=" ".join(filter(None, known)))
 
 
 def _untrained(config: StudyConfig, summary: Summary, measure: Measure) -> str:

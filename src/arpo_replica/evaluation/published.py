@@ -132,10 +132,16 @@ class Needs(Document):
     trained_on: str | None = None
     """Split of the last stage of training, for claims about trained arms; None: any."""
 
-    def words(self) -> str:
-        """For the page."""
-        parts = [self.model or self.size, self.desktop, self.split, f"{self.max_steps} steps"]
-        return ", ".join([*parts, f"trained on {self.trained_on}"] if self.trained_on else parts)
+    def words(self, measure: Measure) -> str:
+        """For the page. The untrained policy needs no training."""
+        parts = [
+            f"model {self.model or self.size}",
+            f"desktops {self.desktop}",
+            f"tasks {self.split}",
+            f"at most {self.max_steps} steps",
+        ]
+        trained = self.trained_on and measure.arms() != {"base"}
+        return ", ".join([*parts, f"trained on {self.trained_on}"] if trained else parts)
 
 
 class Claim(Document):

@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "fig4",
             "Tasks trained on and others",
-            "Figure 4, §4.3-4.4",
+            "Figure 4, p. 7, §4.3-4.4",
             TRAINED,
             ("in_domain", "out_of_domain"),
         ),
@@ -59,12 +59,12 @@ TARGETS: dict[str, Target] = {
         Target(
             "fig6",
             "Against offline methods",
-            "Figure 6, §4.6",
+            "Figure 6, p. 9, §4.6",
             OFFLINE,
             ("benchmark",),
             overlay="configs/arms/offline.yaml (nano: offline_nano.yaml)",
         ),
-        Target("fig7", "Rollouts with more desktops", "Figure 7", throughput=True),
+        Target("fig7", "Rollouts with more desktops", "Figure 7, p. 9", throughput=True),
     )
 }
 
