@@ -110,12 +110,13 @@ def power_of(published: list[float], tasks: int, margin: float) -> Power:
     rates = tuple(value / 100 for value in published)
     trials, largest, smallest = agreement(rates, tasks, margin / 100)
     single = len(rates) == 1
+    gain = 0.0 if single else 100 * (rates[0] - rates[1])
     settled = trials if single else paired_trials(rates[0], rates[1], tasks)
     return Power(
         question=(
             f"agreement within ±{margin:g} points"
             if single
-            else f"a gain of {100 * (rates[0] - rates[1]):+.1f} points at all"
+            else f"a {'gain' if gain >= 0 else 'loss'} of {abs(gain):.1f} points at all"
         ),
         tasks=tasks,
         trials=settled,

@@ -19,7 +19,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report import effort, figures, matrix, training_views, views
+from arpo_replica.report import claim_words, effort, figures, matrix, training_views, views
 from arpo_replica.report.figures_more import domain_forest, offline_figure, replay_figure
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
@@ -167,9 +167,11 @@ def template_environment() -> Environment:
     environment.filters.update(
         pct=views.percent,
         points=views.points,
-        amount=views.amount,
-        bounds=views.bounds,
-        published=views.published,
+        amount=claim_words.amount,
+        bounds=claim_words.bounds,
+        gap=claim_words.gap,
+        trials=claim_words.trials,
+        published=claim_words.published,
         seconds=views.duration,
         short=views.short_hash,
         mb=views.megabytes,

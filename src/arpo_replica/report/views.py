@@ -14,7 +14,6 @@ from arpo_replica.evaluation.schema import (
     ClaimResult,
     CurvePoint,
     DifferenceRow,
-    IntervalRecord,
     RateRow,
     Summary,
 )
@@ -222,22 +221,6 @@ def claim_groups(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
         }
         for title, rows in found.items()
     ]
-
-
-def amount(interval: IntervalRecord, unit: str) -> str:
-    """A measured value in the published unit."""
-    return f"{100 * interval.value:.1f} %" if unit == "percent" else f"{interval.value:.2f}"
-
-
-def published(value: float, unit: str) -> str:
-    """A published number with the digits it has: ``26`` percent was printed as 26.0."""
-    return f"{value:.1f}" if unit == "percent" and round(value, 1) == value else f"{value:g}"
-
-
-def bounds(interval: IntervalRecord, unit: str) -> str:
-    """Its 95 % interval."""
-    factor, digits = (100, 1) if unit == "percent" else (1, 2)
-    return f"{factor * interval.low:.{digits}f} to {factor * interval.high:.{digits}f}"
 
 
 def reasons(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:

@@ -1,0 +1,71 @@
+"""What the table of verdicts says of a claim: numbers in the published unit, and what would settle it."""
+
+from __future__ import annotations
+
+from arpo_replica.evaluation.power import MOST_TRIALS, POWER
+from arpo_replica.evaluation.schema import ClaimResult
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def published(value: float, unit: str) -> str:
+    """A published number with the digits it has: ``26`` percent was printed as 26.0."""
+    return f"{value:.1f}" if unit == "percent" and round(value, 1) == value else f"{value:g}"
+
+
+def amount(claim: ClaimResult) -> str:
+    """The measured value in the published unit: a difference with its sign, of rates in points."""
+    assert claim.measured is not None
+    return f"{_shown(claim, claim.measured.value)}{_unit(claim)}"
+
+
+def bounds(claim: ClaimResult) -> str:
+    """Its 95 % interval, or that there is none: one number twice would pass for certainty."""
+    found = claim.measured
+    assert found is not None
+    if found.low == found.high:
+        return "no interval"
+    return f"{_shown(claim, found.low)} to {_shown(claim, found.high)}"
+
+
+def gap(claim: ClaimResult) -> str:
+    """Ours minus published, with its interval: points for rates, else the published unit."""
+    assert claim.gap is not None
+    digits = 1 if _percent(claim) else 3
+    value, low, high = (signed(end, digits) for end in (claim.gap.value, claim.gap.low, claim.gap.high))
+    return f"{value}, {low} to {high}"
+
+
+def trials(claim: ClaimResult) -> str:
+    """How many runs of each task would settle it."""
+    power = claim.power
+    assert power is not None
+    if power.trials is None:
+        # For a rate the paper's own noise stays, however often we run; for a gain only patience runs out.
+        hopeless = len(claim.published) == 1 and power.largest_power < POWER
+        number = "no number of trials" if hopeless else f"more than {MOST_TRIALS} trials"
+        return f"{number} × {power.tasks} tasks"
+    episodes = f", {power.episodes} episodes" if power.episodes else ""
+    return f"{power.trials} trial{'s' if power.trials > 1 else ''} × {power.tasks} tasks{episodes}"
+
+
+def signed(value: float, digits: int) -> str:
+    """``+0.10``, ``−3.1``, ``0.0``."""
+    rounded = round(value, digits)
+    sign = "" if rounded == 0 else "+" if rounded > 0 else MINUS
+    return f"{sign}{abs(rounded):.{digits}f}"
+
+
+def _percent(claim: ClaimResult) -> bool:
+    return str(claim.published[0]["unit"]) == "percent"
+
+
+def _unit(claim: ClaimResult) -> str:
+    if not _percent(claim):
+        return ""
+    return " points" if len(claim.published) == 2 else " %"
+
+
+def _shown(claim: ClaimResult, value: float) -> str:
+    value, digits = (100 * value, 1) if _percent(claim) else (value, 2)
+    return signed(value, digits) if len(claim.published) == 2 else f"{value:.{digits}f}"
