@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
@@ -127,6 +128,40 @@ def test_invented_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="invented data are never published"):
         publish(study, page, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left", ["episode.json", "manifest.json"])
+def test_one_mark_that_is_left_is_enough(study: Study, page: Path, tmp_path: Path, left: str) -> None:
+    """Who takes the mark out of summary, claims and scores still publishes no invented study."""
+    results = tmp_path / "results"
+    shutil.copytree(study.results, results)
+    path = next(results.rglob(left))
+    raw = json.loads(path.read_bytes())
+    recipe = {**raw.get("recipe", {}), "synthetic": True}
+    path.write_text(json.dumps(raw | ({"synthetic": True} if left == "episode.json" else {"recipe": recipe})))
+    with pytest.raises(UserError, match=f"{left} says that its data is synthetic"):
+        publish_report(study.config, results, page, tmp_path / "out", tmp_path / "out.zip", repository=Path())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_what_offline_arms_learnt_from_goes_along(
+    study: Study, page: Path, tmp_path: Path, full: bool
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(study.results, results)
+    taught = results / "offline/train_32/trial_0"
+    shutil.copytree(next(study.episodes.rglob("trial_0")), taught)
+    learning = results / "models/kto/seed_0/stage_train_32/learning.jsonl"
+    learning.parent.mkdir(parents=True)
+    learning.write_text('{"step": 1, "loss": 0.5}\n')
+    report = study.config.report.model_copy(update={"full_trajectories": full})
+    config = study.config.model_copy(update={"report": report})
+    publish_report(config, results, page, tmp_path / "out", tmp_path / "out.zip", repository=Path())
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in files_of(tmp_path / "out")}
+    assert "training/kto/seed_0/stage_train_32/learning.jsonl" in names
+    assert "offline/train_32/trial_0/episodes.jsonl" in names
+    assert any(name.startswith("offline/") and name.endswith("steps.jsonl") for name in names) == full
 
 
 def test_published_refuses_uncommitted_changes(tmp_path: Path) -> None:

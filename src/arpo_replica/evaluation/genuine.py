@@ -19,7 +19,7 @@ def refuse_synthetic(results: Path) -> None:
     for path, mark in _marks(results):
         if mark:
             raise UserError(
-                f"{path} says that its data is synthetic, i.e. invented; only measured studies are published."
+                f"{path} says that its data is synthetic; invented data are never published, only measured studies."
             )
 
 

@@ -28,6 +28,8 @@ DESCRIPTIONS = {
     "data/scores.csv": "One row per episode.",
 }
 PAPER = "https://arxiv.org/abs/2505.16282"
+FOLDERS = ("trajectories/", "screenshots/", "osworld/", "offline/")
+"""Listed as folders: they may hold very many files."""
 
 
 def write_crate(
@@ -70,13 +72,14 @@ def write_crate(
     crate.root_dataset["mentions"] = program
     for path in files_of(folder):
         name = path.relative_to(folder).as_posix()
-        if name in (METADATA, "SHA256SUMS") or name.startswith(("trajectories/", "screenshots/", "osworld/")):
+        if name in (METADATA, "SHA256SUMS") or name.startswith(FOLDERS):
             continue
         crate.add_file(path, name, properties=_properties(path, name))
     for name, text in (
         ("trajectories", "Every episode: steps, model text, actions, screenshots."),
         ("screenshots", "Screenshots that the page's budget left out, named by their hash."),
         ("osworld", "The episodes in the layout of OSWorld's own runner."),
+        ("offline", "Recorded episodes of the base policy that offline arms learnt from; no measurement."),
     ):
         if (folder / name).is_dir():
             crate.add_dataset(folder / name, f"{name}/", properties={"name": name, "description": text})

@@ -9,6 +9,7 @@ from pathlib import Path
 from arpo_replica.checkout import CHANGED, require_clean
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
+from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
@@ -33,10 +34,10 @@ def publish_report(
 ) -> None:
     """Write ``folder`` (anew) and ``archive``, the same as a zip.
 
-    page and screenshots beside it, ``data/``, ``tables/``, ``training/`` (metrics and manifests),
-    ``episodes/`` (indexes), ``osworld/`` (OSWorld's layout), ``trajectories/`` if
-    ``report.full_trajectories``, ``ro-crate-metadata.json``, ``SHA256SUMS``. The same results give the
-    same bytes.
+    page and screenshots beside it, ``data/``, ``tables/``, ``training/`` (metrics, gates and manifests),
+    ``episodes/`` (indexes), ``offline/`` (indexes of what offline arms learnt from), ``osworld/`` (OSWorld's
+    layout), ``trajectories/`` if ``report.full_trajectories`` (and ``offline/`` in full),
+    ``ro-crate-metadata.json``, ``SHA256SUMS``. The same results give the same bytes.
 
     Raises ``UserError`` for invented data and, with ``report.published``, for a checkout with uncommitted
     changes, now or when the results were made.
@@ -53,7 +54,7 @@ def publish_report(
     write_tables(
         results / "summary.json", results / "claims.json", results / "scores.parquet", folder / "tables"
     )
-    for pattern in ("metrics.jsonl", "manifest.json"):
+    for pattern in ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json"):
         for path in sorted((results / "models").glob(f"*/*/*/{pattern}")):
             _copy(path, folder / "training" / path.relative_to(results / "models"))
     _copy_episodes(config, results / "episodes", folder)
@@ -76,10 +77,10 @@ def publish_report(
 
 def check_publishable(config: StudyConfig, results: Path, repository: Path) -> None:
     """Refuse what must not go out under the name of a measurement."""
-    summary = read_input(results / "summary.json", Summary.model_validate_json)
-    claims = read_input(results / "claims.json", Claims.model_validate_json)
-    scores = read_scores(results / "scores.parquet")
-    if summary.synthetic or claims.synthetic or bool(scores["synthetic"].any()):
+    read_input(results / "summary.json", Summary.model_validate_json)
+    read_input(results / "claims.json", Claims.model_validate_json)
+    refuse_synthetic(results)
+    if bool(read_scores(results / "scores.parquet")["synthetic"].any()):
         raise UserError(f"{results} holds invented (synthetic) episodes; invented data are never published.")
     if not config.report.published:
         return
@@ -111,8 +112,14 @@ def _copy_episodes(config: StudyConfig, episodes: Path, folder: Path) -> None:
         _copy(path, folder / "episodes" / path.relative_to(episodes))
     if indexes:
         export_osworld(config, episodes, folder / "osworld")
-    if config.report.full_trajectories and episodes.is_dir():
-        shutil.copytree(episodes, folder / "trajectories", ignore=shutil.ignore_patterns(".*"))
+    taught = episodes.with_name("offline")
+    for path in sorted(taught.rglob("episodes.jsonl")):
+        _copy(path, folder / "offline" / path.relative_to(taught))
+    if config.report.full_trajectories:
+        for source, target in ((episodes, "trajectories"), (taught, "offline")):
+            if source.is_dir():
+                hidden = shutil.ignore_patterns(".*")
+                shutil.copytree(source, folder / target, ignore=hidden, dirs_exist_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -127,8 +134,9 @@ def _readme(config: StudyConfig, mark: str, commit: str | None) -> str:
         "index.html               the report; open it in a browser, no network is needed\n"
         "data/                    summary, claims, provenance, resolved config, one row per episode\n"
         "tables/                  every table of the report as CSV and JSON\n"
-        "training/                metrics of every update, manifest of every finished stage\n"
+        "training/                metrics of every update, gates and manifest of every finished stage\n"
         "episodes/                index of every set of episodes\n"
+        "offline/                 what offline arms learnt from: indexes (in full like trajectories/)\n"
         "osworld/                 results in the layout of OSWorld's runner\n"
         "screenshots/             screenshots that the page's budget left out (if report.full_screenshots)\n"
         "trajectories/            every episode in full (if report.full_trajectories)\n"
