@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from arpo_replica.evaluation.schema import CurvePoint
+from arpo_replica.evaluation.schema import CurvePoint, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
 from arpo_replica.report.tables import Table
-from arpo_replica.report.views import staleness
+from arpo_replica.report.views import banner, facts, staleness
 from synthetic_study import Study, evaluate, make_study
 
 
@@ -97,3 +97,33 @@ def test_the_age_of_rollouts_is_shown_for_trainings_that_record_it() -> None:
     points = [CurvePoint(step=step, other={"staleness_mean": mean}) for step, mean in ((1, 0.0), (2, 1.0))]
     assert staleness(points) == 0.5
     assert staleness([CurvePoint(step=1)]) is None
+
+
+def test_splits_stand_in_the_order_of_the_config(study: Study) -> None:
+    scores = read_scores(study.results / "scores.parquet")
+    gallery = build_gallery(scores, study.episodes, budget_mb=0, width=960)
+    arms, splits = list(study.config.arms), study.config.evaluation.splits
+    assert [part.split for part in build_matrix(gallery.episodes, arms, splits)] == splits
+    assert [part.split for part in build_matrix(gallery.episodes, arms, splits[::-1])] == splits[::-1]
+
+
+def test_a_task_of_two_lists_counts_once(study: Study) -> None:
+    summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
+    places = sum(split.tasks for split in summary.splits.values())
+    assert summary.distinct_tasks == places
+    origin = {"git": {"commit": None, "dirty": None}}
+    shared = summary.model_copy(update={"distinct_tasks": places - 2})
+    assert facts(shared, origin)[0][1] == str(places - 2)
+    assert f"{places} places in {len(summary.splits)} lists that share tasks" in facts(shared, origin)[0][2]
+    assert "share" not in facts(summary, origin)[0][2]
+
+
+def test_the_banner_does_not_deny_the_papers_own_size(study: Study) -> None:
+    osworld = study.config.desktop.osworld.model_copy(
+        update={"vm": "Ubuntu.qcow2", "vm_sha256": "a" * 64, "image_digest": f"sha256:{'b' * 64}"}
+    )
+    desktop = study.config.desktop.model_copy(update={"provider": "osworld", "osworld": osworld})
+    papers = study.config.model_copy(update={"size": "7b", "desktop": desktop})
+    assert "The paper's size and desktops" in banner(papers)["text"]
+    for other in (papers.model_copy(update={"size": "2b"}), study.config.model_copy(update={"size": "7b"})):
+        assert "Not the paper's set-up" in banner(other)["text"]

@@ -19,7 +19,8 @@ def refuse_synthetic(results: Path) -> None:
     for path, mark in _marks(results):
         if mark:
             raise UserError(
-                f"{path} says that its data is synthetic; invented data are never published, only measured studies."
+                f"{path} says that its data is synthetic; invented data are never published: publish a "
+                "measured study."
             )
 
 

@@ -270,6 +270,8 @@ class Summary(Document):
     seeds: list[int]
     trials: int
     splits: dict[str, SplitFacts]
+    distinct_tasks: int | None = None
+    """Different tasks that are run, over all splits: lists may share some. None: not counted."""
     rates: list[RateRow]
     differences: list[DifferenceRow]
     effort: list[EffortRow]

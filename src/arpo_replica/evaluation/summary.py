@@ -135,6 +135,7 @@ def summarise(
         seeds=config.seeds,
         trials=config.evaluation.trials,
         splits={name: _split_facts(config, name, tasks, trained) for name, tasks in lists.items()},
+        distinct_tasks=len({name_of(task) for tasks in splits.values() for task in tasks}),
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
         effort=sorted(effort_rows(table), key=lambda row: arm_order(config, row.arm)),

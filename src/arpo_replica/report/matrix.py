@@ -22,6 +22,14 @@ class Cell:
     episodes: list[EpisodeView]
     flip: Flip
 
+    @property
+    def by_seed(self) -> list[list[EpisodeView]]:
+        """The episodes of each training seed apart."""
+        found: dict[int, list[EpisodeView]] = {}
+        for episode in self.episodes:
+            found.setdefault(episode.row["seed"], []).append(episode)
+        return list(found.values())
+
 
 @dataclass(slots=True)
 class TaskRow:
@@ -68,15 +76,18 @@ class SplitPart:
         return self.tasks > FOLDED_ABOVE
 
 
-def build_matrix(episodes: Sequence[EpisodeView], arms: Sequence[str]) -> list[SplitPart]:
+def build_matrix(
+    episodes: Sequence[EpisodeView], arms: Sequence[str], splits: Sequence[str] = ()
+) -> list[SplitPart]:
     """Splits -> domains -> tasks -> cells. Sets each episode's ``flip`` on the way.
 
     A task counts as solved by an arm if more than half of its valid episodes succeed (hard protocol), as
     failed if fewer than half do; it is gained or lost if that differs from the reference, which is the
-    untrained policy or else the first arm. Exactly half on either side is mixed.
+    untrained policy or else the first arm. Exactly half on either side is mixed. ``splits``: their order.
     """
     parts = []
-    for split in dict.fromkeys(str(episode.row["split"]) for episode in episodes):
+    met = dict.fromkeys(str(episode.row["split"]) for episode in episodes)
+    for split in [*(name for name in splits if name in met), *(name for name in met if name not in splits)]:
         here = [episode for episode in episodes if episode.row["split"] == split]
         columns = sorted(
             {(str(e.row["arm"]), str(e.row["stage"])) for e in here}, key=lambda c: (arms.index(c[0]), c[1])

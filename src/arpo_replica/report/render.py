@@ -91,7 +91,7 @@ def _context(
     arms, stages = list(config.arms), [stage.name for stage in config.training.stages]
     banner = views.banner(config, summary.synthetic)
     tag = banner["tag"]
-    parts = matrix.build_matrix(gallery.episodes, arms)
+    parts = matrix.build_matrix(gallery.episodes, arms, config.evaluation.splits)
     swaps = training_views.swap_rows(summary)
     drawn = {
         "forest": figures.forest_plot(summary.rates, arms, tag),
@@ -123,6 +123,7 @@ def _context(
         "left_out": views.left_out_parts(summary),
         "by_split": views.by_split,
         "matrix": parts,
+        "several_seeds": len(summary.seeds) > 1,
         "stages": views.stage_rows(summary),
         "offline": training_views.offline_rows(summary),
         "swaps": swaps,
@@ -173,6 +174,7 @@ def template_environment() -> Environment:
         trials=claim_words.trials,
         published=claim_words.published,
         seconds=views.duration,
+        counted=effort.counted,
         short=views.short_hash,
         mb=views.megabytes,
     )

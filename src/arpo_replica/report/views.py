@@ -17,6 +17,7 @@ from arpo_replica.evaluation.schema import (
     RateRow,
     Summary,
 )
+from arpo_replica.report.effort import counted
 from arpo_replica.report.figures import TOTALS, phase_totals
 
 MINUS = "\N{MINUS SIGN}"
@@ -100,10 +101,15 @@ def _banner(config: StudyConfig) -> dict[str, str]:
                 "MiniWoB++ pages. No number below may be read beside a number of the paper."
             ),
         }
+    papers = config.size == "7b" and config.desktop.kind == "osworld"
     return {
         "mark": config.size,
         "title": f"{config.size.upper()} model, {config.desktop.kind} desktops ({width} × {height})",
-        "text": "Not the paper's set-up: see the deviations before comparing.",
+        "text": (
+            "The paper's size and desktops; what else differs stands under deviations."
+            if papers
+            else "Not the paper's set-up: see the deviations before comparing."
+        ),
         "more": "A claim of the paper is judged only where size, desktops, tasks and step limit are its own.",
     }
 
@@ -122,9 +128,14 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     seeds = f"seed {summary.seeds[0]}" if len(summary.seeds) == 1 else f"{len(summary.seeds)} training seeds"
     tasks = sum(split.tasks - split.left_out for split in summary.splits.values())
     out = sum(split.left_out for split in summary.splits.values())
-    of_all = f" of {tasks + out}, {out} left out" if out else ""
+    distinct = tasks if summary.distinct_tasks is None else summary.distinct_tasks
+    notes = [
+        f"of {tasks + out}, {out} left out" if out else "",
+        f"{tasks} places in {len(summary.splits)} lists that share tasks" if distinct < tasks else "",
+        f"{trials} each, {seeds}",
+    ]
     return [
-        ("Tasks to evaluate", str(tasks), f"{of_all.strip()}; {trials} each, {seeds}".lstrip("; ")),
+        ("Tasks to evaluate", str(distinct), "; ".join(filter(None, notes))),
         (
             "Episodes",
             str(episodes),
@@ -285,7 +296,7 @@ def _words(value: Any) -> str:
         if not value:
             return "none"
         if isinstance(value[0], dict):
-            return " → ".join(f"{entry['name']} ({entry['steps']} updates)" for entry in value)
+            return " → ".join(f"{entry['name']} ({counted(entry['steps'], 'update')})" for entry in value)
         return (", " if any(isinstance(part, str) for part in value) else " × ").join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
