@@ -45,6 +45,8 @@ rule compare_claims:
     log:
         "<logs>/compare_claims.log",
     localrule: True
+    params:
+        decides=study.claim_params(),
     script:
         "../scripts/compare_claims.py"
 

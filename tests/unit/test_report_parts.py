@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
 from arpo_replica.report.tables import Table
 from arpo_replica.report.views import banner, facts, staleness
-from synthetic_study import Study, evaluate, make_study
+from synthetic_study import Study, evaluate, make_study, render
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,14 @@ def test_the_banner_does_not_deny_the_papers_own_size(study: Study) -> None:
     assert "The paper's size and desktops" in banner(papers)["text"]
     for other in (papers.model_copy(update={"size": "2b"}), study.config.model_copy(update={"size": "7b"})):
         assert "Not the paper's set-up" in banner(other)["text"]
+
+
+def test_numbers_at_a_glance_name_their_place(study: Study) -> None:
+    page = render(study).read_text(encoding="utf-8")
+    summary = json.loads((study.results / "summary.json").read_bytes())
+    places = re.findall(r'<li title="[^"\n]*summary\.json /differences/(\d+)\n', page)
+    assert places
+    for place in places:
+        row = summary["differences"][int(place)]
+        assert (row["protocol"], row["seed"]) == ("hard", 0)
+    assert page.count('<div title="') == 5

@@ -85,6 +85,15 @@ def test_a_finished_study_has_its_tables_at_once(finished):
     assert finished.planned("--", "fig7") == {"measure_throughput": 1, "make_target": 1, "fig7": 1}
 
 
+def test_what_fig7_measured_is_compared_by_the_next_run(finished):
+    assert not finished.planned()
+    measured = finished.root / "results/demo/throughput.json"
+    measured.write_text('{"points": []}')
+    planned = finished.planned()
+    assert planned["compare_claims"] == 1
+    assert set(planned) <= {"compare_claims", "write_tables", "render_report"}
+
+
 def test_a_target_that_the_study_lacks_parts_for_names_the_keys(checkout):
     done = checkout.run("--dry-run", "fig6")
     shown = " ".join((done.stdout + done.stderr).split())

@@ -150,17 +150,17 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
 def findings(summary: Summary) -> list[dict[str, Any]]:
     """What this study shows by itself: one sentence per comparison (hard protocol)."""
     found = []
-    for row in summary.differences:
+    for place, row in enumerate(summary.differences):
         if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
-            found.append({"row": row, "verdict": _settled(row)})
+            found.append({"row": row, "place": place, "verdict": _settled(row)})
     return found
 
 
-def own_rates(summary: Summary) -> list[RateRow]:
-    """Success of each arm on each split by itself (hard protocol), all seeds together."""
+def own_rates(summary: Summary) -> list[tuple[int, RateRow]]:
+    """(place in the summary, row) of each arm on each split by itself (hard protocol), all seeds together."""
     return [
-        row
-        for row in summary.rates
+        (place, row)
+        for place, row in enumerate(summary.rates)
         if row.protocol == "hard"
         and row.of_valid is not None
         and (row.seed is None or len(summary.seeds) == 1 or row.arm == "base")

@@ -16,6 +16,7 @@ from arpo_replica.environments import heavy_environment, python_of
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
+from arpo_replica.manifest import file_sha256
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.weights import check_folder, check_named_model, read_description
 from arpo_replica.tasks.evaluate import check_provider
@@ -377,6 +378,14 @@ class Study:
     def score_params(self) -> dict[str, Any]:
         """What decides the scores, given the episodes."""
         return self._part("evaluation", "size")
+
+    def claim_params(self) -> dict[str, Any]:
+        """What decides the verdicts, given the summary: throughput counts as soon as somebody measured it.
+
+        No input, because a study does not wait for that measurement, nor measure it again.
+        """
+        measured = Path(f"results/{self.name}/throughput.json")
+        return {"throughput": file_sha256(measured) if measured.is_file() else "not measured"}
 
     def report_params(self) -> dict[str, Any]:
         """What decides how the page looks, given the results."""
