@@ -8,7 +8,7 @@ from arpo_replica.evaluation.document import IntervalRecord, Verdict
 from arpo_replica.evaluation.power import power_of
 from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.schema import ClaimResult
-from arpo_replica.report.claim_words import amount, bounds, gap, signed, trials
+from arpo_replica.report.claim_words import amount, bounds, gap, published_gap, signed, trials
 from synthetic_study import PAPER
 
 CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml")
@@ -64,6 +64,8 @@ def test_measured_in_the_published_unit(
 def test_a_gap_of_rewards_is_not_rounded_away() -> None:
     rates = result("table1_base_standard", (0.2, 0.1, 0.3), (-3.49, -8.02, 1.0))
     assert gap(rates) == f"{MINUS}3.5, {MINUS}8.0 to +1.0"
+    assert published_gap(result("table1_gain_over_grpo", (0.0, -0.1, 0.1))) == "+3.9 points"
+    assert published_gap(result("figure3_replay", (0.0, -0.1, 0.1))) == "+0.10"
     rewards = result("figure3_replay_on", (0.76, 0.75, 0.77), (0.012, -0.004, 0.028))
     assert gap(rewards) == f"+0.012, {MINUS}0.004 to +0.028"
     assert [signed(value, 1) for value in (-0.04, 0.04, 0.05001)] == ["0.0", "0.0", "+0.1"]

@@ -11,7 +11,7 @@ import pytest
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare
-from arpo_replica.evaluation.schema import ClaimResult, Summary
+from arpo_replica.evaluation.schema import ClaimResult, CurvePoint, Summary
 from synthetic_study import PAPER, evaluate, make_study
 
 
@@ -194,9 +194,15 @@ def test_curves_need_five_seeds(measured: tuple[StudyConfig, Summary], tmp_path:
     assert claim.verdict == "inconclusive"
     assert "1 training seed gives no interval, it takes 5" in claim.reason
 
-    def with_seeds(count: int) -> ClaimResult:
+    def moved(point: CurvePoint, by: float) -> CurvePoint:
+        assert point.reward_before is not None
+        return point.model_copy(update={"reward_before": point.reward_before + by})
+
+    def with_seeds(count: int, apart: float = 0.01) -> ClaimResult:
         curves = [
-            curve.model_copy(update={"seed": seed})
+            curve.model_copy(
+                update={"seed": seed, "points": [moved(point, seed * apart) for point in curve.points]}
+            )
             for seed in range(count)
             for curve in summary.curves
             if curve.stage == "train_32"
@@ -208,6 +214,9 @@ def test_curves_need_five_seeds(measured: tuple[StudyConfig, Summary], tmp_path:
     assert "4 training seeds give no interval" in four.reason
     assert five.gap is not None
     assert five.gap.about == "training seeds"
+    same = with_seeds(5, apart=0.0)
+    assert (same.verdict, same.gap) == ("inconclusive", None)
+    assert "no noise was seen" in same.reason
     assert judged(config, summary, "figure7_8").reason.startswith("The throughput was not measured")
 
 

@@ -19,7 +19,7 @@ from arpo_replica.evaluation.comparison import ALPHA, Side, equivalence_p, error
 from arpo_replica.evaluation.document import IntervalRecord, Verdict
 from arpo_replica.evaluation.published import Claim, CurveRole, Measure, Published
 from arpo_replica.evaluation.schema import Curve, Summary
-from arpo_replica.evaluation.statistics import CONFIDENCE
+from arpo_replica.evaluation.statistics import CONFIDENCE, EQUAL
 
 FEWEST_SEEDS = 5
 """With fewer each is shown by itself: no error over seeds."""
@@ -76,6 +76,15 @@ def compare_curve(
             f"Ours is {mean:.3f}, published {target:.3f}; {len(values)} training "
             f"{'seed gives' if len(values) == 1 else 'seeds give'} no interval, it takes {FEWEST_SEEDS}. "
             "The paper shows one curve without noise."
+        )
+        return Finding("inconclusive", words, measured, sources=sources)
+    if max(values) - min(values) < EQUAL:
+        measured = IntervalRecord(
+            value=mean, low=mean, high=mean, method="no interval", about="training seeds"
+        )
+        words = (
+            f"Ours is {mean:.3f} with each of {len(values)} training seeds, published {target:.3f}: no noise "
+            "was seen, which is not the same as no noise. The paper shows one curve without noise."
         )
         return Finding("inconclusive", words, measured, sources=sources)
     error = statistics.stdev(values) / len(values) ** 0.5

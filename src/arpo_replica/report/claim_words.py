@@ -13,6 +13,12 @@ def published(value: float, unit: str) -> str:
     return f"{value:.1f}" if unit == "percent" and round(value, 1) == value else f"{value:g}"
 
 
+def published_gap(claim: ClaimResult) -> str:
+    """First minus second published number, as ours is shown."""
+    first, second = (number["value"] / (100 if _percent(claim) else 1) for number in claim.published)
+    return f"{_shown(claim, first - second)}{_unit(claim)}"
+
+
 def amount(claim: ClaimResult) -> str:
     """The measured value in the published unit: a difference with its sign, of rates in points."""
     assert claim.measured is not None

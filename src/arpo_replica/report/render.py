@@ -173,6 +173,7 @@ def template_environment() -> Environment:
         gap=claim_words.gap,
         trials=claim_words.trials,
         published=claim_words.published,
+        published_gap=claim_words.published_gap,
         seconds=views.duration,
         counted=effort.counted,
         short=views.short_hash,
