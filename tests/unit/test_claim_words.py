@@ -58,7 +58,8 @@ def test_measured_in_the_published_unit(
     name: str, measured: tuple[float, float, float], shown: str, interval: str
 ) -> None:
     claim = result(name, measured)
-    assert (amount(claim), bounds(claim)) == (shown, interval)
+    about = "" if interval == "no interval" else " (both studies)"
+    assert (amount(claim), bounds(claim)) == (shown, interval + about)
 
 
 def test_a_gap_of_rewards_is_not_rounded_away() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import re
 import shutil
 import subprocess
 import zipfile
@@ -286,6 +287,11 @@ def test_studies_of_different_marks_or_tasks_get_no_difference(study: Study, tmp
     assert all(pair.gap is None for pair in found.pairs)
     assert "The marks differ" in as_text(found)
     assert main(["compare", str(study.results), str(tmp_path)]) == 2
+    # The config says one desktop, the episodes' own records another.
+    summary.write_text(summary.read_text().replace('"desktop": "container"', '"desktop": "process"', 1))
+    assert compare_studies(study.results, other.results).comparable
+    summary.write_text(re.sub(r'"desktops": \{[^}]*\}', '"desktops": {"container": 2}', summary.read_text()))
+    assert not compare_studies(study.results, other.results).comparable
 
 
 def test_published_folder_can_be_compared(study: Study, published: tuple[Path, Path]) -> None:

@@ -237,7 +237,7 @@ def _compare_rate(summary: Summary, claim: Claim, measure: Measure, published: P
             judge(mover(_our_rate(row, value, row.tasks), theirs), claim.margin / 100)[0]
             for value in (row.of_all_low, row.of_all_high)
         }
-        words = f"{unscored} of {row.expected} episodes have no score"
+        words = f"{unscored} of {row.expected} episodes {'has' if unscored == 1 else 'have'} no score"
         if row.left_out:
             words += f", {row.left_out} of them because their tasks are left out (tasks.leave_out)"
         words += f": of all, ours is {100 * row.of_all_low:.1f} to {100 * row.of_all_high:.1f} %"
@@ -269,7 +269,8 @@ def _compare_difference(
     known = "The paper's own noise is unknown: no per-task results, so its two rates count as unpaired."
     finding = _finding(gap, claim, row.difference, row, known)
     if row.dropped:
-        words = f"{len(row.dropped)} tasks have no valid episode on one side."
+        count = len(row.dropped)
+        words = f"{count} {'task has' if count == 1 else 'tasks have'} no valid episode on one side."
         return finding.given("inconclusive", words, p_value)
     out = sum(entry.split == row.split for entry in summary.left_out)
     if out:
@@ -277,8 +278,8 @@ def _compare_difference(
         ends = [_our_difference(row, out, change) for change in (-1, 1)]
         bounds = {judge(mover(end, theirs), claim.margin / 100)[0] for end in ends}
         words = (
-            f"{out} of {row.tasks + out} tasks are left out (tasks.leave_out): of all, ours is "
-            f"{100 * ends[0].value:+.1f} to {100 * ends[1].value:+.1f} points"
+            f"{out} of {row.tasks + out} tasks {'is' if out == 1 else 'are'} left out (tasks.leave_out): "
+            f"of all, ours is {100 * ends[0].value:+.1f} to {100 * ends[1].value:+.1f} points"
         )
         if bounds != {verdict}:
             return finding.given("inconclusive", f"{words}, and the verdict depends on them.", p_value)

@@ -298,9 +298,11 @@ def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path])
         if row.missing == planned:
             sentences.append(f"{where}: no episode was run ({planned} expected).")
         elif row.missing:
-            sentences.append(f"{where}: {row.missing} of {planned} episodes were not run.")
+            was = "was" if row.missing == 1 else "were"
+            sentences.append(f"{where}: {row.missing} of {planned} episodes {was} not run.")
         if row.env_errors and not row.valid:
             sentences.append(f"{where}: every episode ended in an environment failure, so there is no rate.")
         elif row.env_errors:
-            sentences.append(f"{where}: {row.env_errors} of {planned} episodes are environment failures.")
+            ended = "is an environment failure" if row.env_errors == 1 else "are environment failures"
+            sentences.append(f"{where}: {row.env_errors} of {planned} episodes {ended}.")
     return sentences

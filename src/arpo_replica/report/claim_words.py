@@ -26,12 +26,12 @@ def amount(claim: ClaimResult) -> str:
 
 
 def bounds(claim: ClaimResult) -> str:
-    """Its 95 % interval, or that there is none: one number twice would pass for certainty."""
+    """Its 95 % interval and what it is about, or that there is none: a number twice passes for certainty."""
     found = claim.measured
     assert found is not None
     if found.low == found.high:
         return "no interval"
-    return f"{_shown(claim, found.low)} to {_shown(claim, found.high)}"
+    return f"{_shown(claim, found.low)} to {_shown(claim, found.high)} ({found.about})"
 
 
 def gap(claim: ClaimResult) -> str:

@@ -32,9 +32,10 @@ class Side:
 
     @property
     def mark(self) -> str:
-        """Size and desktops: must be equal before numbers are compared."""
+        """Size and desktops, those of the episodes included: must be equal before numbers are compared."""
         invented = "invented, " if self.summary.synthetic else ""
-        return f"{invented}{self.summary.size}, {self.summary.desktop}"
+        desktops = ", ".join(sorted({self.summary.desktop, *self.summary.desktops}))
+        return f"{invented}{self.summary.size}, {desktops}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@
         show(group);
       });
       reset.disabled = !active;
-      count.textContent = `${found} of ${all.length} episodes`;
+      count.textContent = `${found} of ${all.length} episode${all.length === 1 ? "" : "s"}`;
     };
     form.addEventListener("input", apply);
     form.addEventListener("submit", (event) => event.preventDefault());
@@ -232,7 +232,7 @@
         domain.hidden = !domain.querySelector("tbody tr:not([hidden])");
         if (active && !domain.hidden) domain.open = true;
       });
-      count.textContent = `${shown} of ${rows.length} tasks`;
+      count.textContent = `${shown} of ${rows.length} task${rows.length === 1 ? "" : "s"}`;
     };
     tasks.addEventListener("input", apply);
     tasks.addEventListener("submit", (event) => event.preventDefault());
