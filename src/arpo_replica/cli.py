@@ -11,6 +11,7 @@ from typing import Any
 
 from arpo_replica.cli_cluster import add_cluster_commands
 from arpo_replica.cli_machine import add_machine_commands, write_doctor_page
+from arpo_replica.cli_options import add_config
 from arpo_replica.cli_osworld import add_osworld_commands
 from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
@@ -25,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
-    check.add_argument("config", type=Path)
+    add_config(check, "config")
     docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
     docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
     docs.add_argument("--results", type=Path, default=Path("docs"), help="folder of results.md and schemas")
@@ -133,15 +134,16 @@ def make_synthetic(options: argparse.Namespace) -> None:
     print(f"{study.results}: invented, not measured; its config is {study.config_file}")
 
 
-def check_config(path: Path) -> None:
+def check_config(paths: list[Path]) -> None:
     """Everything that the workflow would refuse, and what the desktops need of this machine."""
     from arpo_replica.workflow.study import Study
 
-    study = Study(load_config(path).model_dump(mode="json"), str(path))
+    files = ", ".join(map(str, paths))
+    study = Study(load_config(*paths).model_dump(mode="json"), files)
     study.check()
     trainings = len(study.stages()) + len(study.offline_trainings())
     counts = f"{trainings} trainings, {len(study.all_indexes())} rollout sets"
-    print(f"{path}: study '{study.name}', {counts}: fine")
+    print(f"{files}: study '{study.name}', {counts}: fine")
 
 
 async def make_tasks(data: Path, *, only_check: bool) -> None:

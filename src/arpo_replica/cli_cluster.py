@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.cli_options import DEMO, add_config
+from arpo_replica.config import load_config
+
 
 def add_cluster_commands(commands: Any) -> None:
     """Add the subcommands; each sets ``run``, a function of the options that returns the exit status."""
@@ -14,13 +17,7 @@ def add_cluster_commands(commands: Any) -> None:
         help="say how many jobs, GPU-hours and GB a study would take from here",
         description="Nothing is started. What is finished is not counted. The numbers are estimates.",
     )
-    plan.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        action="append",
-        help="the study's files, later ones over earlier ones; once more for each further study",
-    )
+    add_config(plan, action="append", more="; once more for each further study")
     plan.add_argument(
         "--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"
     )
@@ -30,7 +27,7 @@ def add_cluster_commands(commands: Any) -> None:
         help="say how far a study is, from its files alone",
         description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
     )
-    status.add_argument("--config", type=Path, nargs="+", default=[Path("configs/demo.yaml")])
+    add_config(status, default=[DEMO])
     status.set_defaults(run=run_status)
 
 
@@ -38,7 +35,7 @@ def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
     from arpo_replica.cluster.plan import plan_studies, render_studies
 
-    studies = options.config or [[Path("configs/demo.yaml")]]
+    studies = options.config or [[DEMO]]
     print(render_studies(plan_studies(studies, options.target)), end="")
     return 0
 
@@ -46,10 +43,9 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_status(options: argparse.Namespace) -> int:
     """Print the screen."""
     from arpo_replica.cluster.allocation import read_jobs
-    from arpo_replica.cluster.plan import load_overlaid
     from arpo_replica.cluster.status import render, study_status
 
-    config = load_overlaid(options.config)
+    config = load_config(*options.config)
     jobs = read_jobs(Path("results") / config.name)
     print(render(config, study_status(config), jobs), end="")
     return 0

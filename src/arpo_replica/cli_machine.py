@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.cli_options import DEMO, add_config
 from arpo_replica.config import load_config
 
 
@@ -16,13 +17,7 @@ def add_machine_commands(commands: Any) -> None:
         help="say what this machine lacks for a config, one line each, with the fix",
         description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
     )
-    doctor.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        default=[Path("configs/demo.yaml")],
-        help="the study's files, later ones over earlier ones",
-    )
+    add_config(doctor, default=[DEMO])
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     doctor.add_argument("--only", default="", metavar="NAMES", help="run these checks only, comma-separated")
     doctor.add_argument("--list", action="store_true", help="list all checks and what each is for")
@@ -32,7 +27,7 @@ def add_machine_commands(commands: Any) -> None:
         help="lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
         description="Needs a token in the environment variable that desktop.remote.token_variable names.",
     )
-    serve.add_argument("--config", type=Path, required=True, help="its section 'desktop' says what is lent")
+    add_config(serve, required=True, more="; the section 'desktop' says what is lent")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     serve.add_argument("--port", type=int, default=8700, help="0: any free one")
     serve.add_argument("--allow-network", action="store_true", help="let --host be another than loopback")
@@ -46,7 +41,7 @@ def run_service(options: argparse.Namespace) -> int:
     from arpo_replica.desktop.remote_main import serve_desktops
 
     serve_desktops(
-        load_config(options.config),
+        load_config(*options.config),
         host=options.host,
         port=options.port,
         allow_network=options.allow_network,

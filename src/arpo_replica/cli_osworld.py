@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.cli_options import add_config
 from arpo_replica.config import load_config
 
 
@@ -21,7 +22,7 @@ def add_osworld_commands(commands: Any) -> None:
             "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
         ),
     )
-    export.add_argument("--study", type=Path, required=True, help="the study's config")
+    add_config(export, "--study", required=True)
     export.add_argument("--out", type=Path, required=True, help="an empty or new folder")
     export.add_argument(
         "--protocol",
@@ -37,7 +38,7 @@ def run_export(options: argparse.Namespace) -> int:
     """Write the export; say what it holds and how OSWorld's tool reads it."""
     from arpo_replica.evaluation.osworld_export import ACTION_SPACE, OBSERVATION, export_osworld
 
-    config = load_config(options.study)
+    config = load_config(*options.study)
     episodes = options.episodes or Path("results", config.name, "episodes")
     index = export_osworld(config, episodes, options.out, options.protocol)
     for run in index.runs:
@@ -60,7 +61,7 @@ def add_validation(commands: Any) -> None:
             "status 1: something that data/osworld/known_issues.yaml does not know."
         ),
     )
-    validate.add_argument("--config", type=Path, required=True, help="its desktops are used")
+    add_config(validate, required=True, more="; its desktops are used")
     validate.add_argument("--split", default="smoke_4", help="name in tasks.splits (default: smoke_4)")
     validate.add_argument("--trials", type=int, default=1, help="times that everything is run")
     validate.add_argument("--out", type=Path, help="default: results/{study}/validation/{split}.json")
@@ -80,7 +81,7 @@ def run_validation(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
     from arpo_replica.tasks.validate import tell, validate_tasks
 
-    config = load_config(options.config)
+    config = load_config(*options.config)
     out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
     return tell(validate_tasks(config, options.split, out, trials=options.trials))
 

@@ -11,8 +11,8 @@ import subprocess
 import pytest
 
 from arpo_replica.cluster.allocation import read_jobs
-from arpo_replica.cluster.plan import load_overlaid
 from arpo_replica.cluster.status import study_status
+from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.environments import ROOT, python_of
 from slurm.cluster import Cluster, free_ports
@@ -115,7 +115,7 @@ def test_caches_stay_in_the_study(story: Story) -> None:
 
 
 def test_status_reads_the_finished_study(story: Story) -> None:
-    config: StudyConfig = load_overlaid([story.root / "configs" / "ci.yaml", story.root / "small.yaml"])
+    config: StudyConfig = load_config(story.root / "configs" / "ci.yaml", story.root / "small.yaml")
     assert {line.state for line in study_status(config, story.root)} == {"done"}
 
 

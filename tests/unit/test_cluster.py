@@ -20,7 +20,7 @@ from arpo_replica.checkout import code_version
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
-from arpo_replica.cluster.plan import SUBMITTED, load_overlaid, render
+from arpo_replica.cluster.plan import SUBMITTED, render
 from arpo_replica.cluster.plan import read_jobs as planned_jobs
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
@@ -252,10 +252,10 @@ def test_all_other_rules_are_local():
 
 def test_overlays_are_laid_over_one_another(tmp_path):
     over = write(tmp_path / "over.yaml", "seeds: [3]\narms: {grpo: null}\n")
-    config = load_overlaid([ROOT / "configs" / "ci.yaml", over])
+    config = load_config(ROOT / "configs" / "ci.yaml", over)
     assert config.seeds == [3] and set(config.arms) == {"base", "arpo"}
     with pytest.raises(UserError, match="nowhere"):
-        load_overlaid([tmp_path / "nowhere.yaml"])
+        load_config(tmp_path / "nowhere.yaml")
 
 
 def test_status_says_how_far_each_part_is(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arpo_replica.cluster.plan import load_overlaid
+from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.docs import render_docs
 from arpo_replica.config.models import merge
@@ -75,7 +75,6 @@ def test_a_missing_section_is_named():
         parse_config(raw, "x.yaml")
 
 
-@pytest.mark.parametrize("load", [load_config, lambda path: load_overlaid([path])], ids=["one", "overlaid"])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -90,14 +89,25 @@ def test_a_missing_section_is_named():
     ],
     ids=range(8),
 )
-def test_a_file_that_is_no_config(tmp_path, content, sentence, load):
+def test_a_file_that_is_no_config(tmp_path, content, sentence):
     path = tmp_path / "bad.yaml"
     if content is None:
         path.mkdir()
     else:
         path.write_bytes(content)
     with pytest.raises(UserError) as refused:
-        load(path)
+        load_config(DEMO, path)
     assert str(refused.value).startswith(f"Config {path}")
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_later_files_lie_over_earlier_ones(tmp_path, capsys, monkeypatch):
+    over = tmp_path / "over.yaml"
+    over.write_text("study: over\ndesktop: {count: 3}\n")
+    config = load_config(DEMO, over)
+    assert (config.study, config.desktop.count) == ("over", 3)
+    assert config.desktop.screen == load_config(DEMO).desktop.screen
+    monkeypatch.chdir(ROOT)
+    assert main(["check", str(DEMO), str(over)]) == 0
+    assert "study 'over'" in capsys.readouterr().out

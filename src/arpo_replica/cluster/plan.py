@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from arpo_replica.cluster.costs import (
     Costs,
@@ -26,9 +25,8 @@ from arpo_replica.cluster.costs import (
     rollout_estimate,
     stage_estimate,
 )
-from arpo_replica.config import parse_config
-from arpo_replica.config.load import read_yaml
-from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.config import load_config
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 
 PLANNING = "ARPO_PLANNING"
@@ -53,17 +51,6 @@ class PlannedJob:
     estimate: Estimate
 
 
-def load_overlaid(paths: Sequence[Path]) -> StudyConfig:
-    """The config of several files, later ones over earlier ones, as Snakemake does. Raises ``UserError``."""
-    merged: dict[str, Any] = {}
-    for path in paths:
-        raw = read_yaml(path, f"Config {path}")
-        if not isinstance(raw, dict):
-            raise UserError(f"Config {path} must be a mapping of keys, see configs/README.md.")
-        merged = merge(merged, raw)
-    return parse_config(merged, ", ".join(map(str, paths)))
-
-
 Plan = tuple[StudyConfig, list[PlannedJob]]
 """A study and the jobs that a run of it would start now."""
 
@@ -75,7 +62,7 @@ def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ())
     """
     seen: dict[str, str] = {}
     for paths in studies:
-        name, files = load_overlaid(paths).name, " ".join(map(str, paths))
+        name, files = load_config(*paths).name, " ".join(map(str, paths))
         if name in seen:
             raise UserError(
                 f"Study '{name}' is named by '{seen[name]}' and by '{files}'; give one of them another "
@@ -88,7 +75,7 @@ def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ())
 
 def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
     """The jobs that a run would start now. Raises ``UserError`` with what Snakemake refuses."""
-    config = load_overlaid(paths)
+    config = load_config(*paths)
     command = [
         *(sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1"),
         *("--configfile", *map(str, paths), "--", *targets),

@@ -141,7 +141,7 @@ def make_profile(site: Site, ask: slurm.Ask = slurm.ask) -> Profile:
         # Snakemake writes it into the command of every job as it is.
         raise UserError(
             f"The path {sys.executable!r} holds a space or another character of the shell, and no job would "
-            "find it; move the checkout to a path of letters, digits, '.', '_' and '-', and prepare envs there."
+            "find it; move the checkout to a path of letters, digits, '.', '_' and '-' and prepare it there."
         )
     known = {partition.name: partition for partition in slurm.partitions(ask)}
     if not known:

@@ -9,16 +9,22 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.errors import UserError
 
 UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
 """Keys whose values no message repeats: somebody may have pasted a secret there."""
 
 
-def load_config(path: Path) -> StudyConfig:
-    """Read and check ``path``. Raises ``UserError`` with the key at fault."""
-    return parse_config(read_yaml(path, f"Config {path}"), str(path))
+def load_config(*paths: Path) -> StudyConfig:
+    """Read and check a study's files, later ones over earlier ones, as Snakemake does with ``--configfile``.
+
+    Raises ``UserError`` with the file or the key at fault.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = merge(merged, checked_mapping(read_yaml(path, f"Config {path}"), str(path)))
+    return parse_config(merged, ", ".join(map(str, paths)))
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -36,12 +42,17 @@ def read_yaml(path: Path, what: str) -> Any:
 
 def parse_config(raw: Any, source: str) -> StudyConfig:
     """Check a mapping as Snakemake hands it over. ``source`` names it in messages."""
-    if not isinstance(raw, dict):
-        raise UserError(f"Config {source} must be a mapping of keys, see configs/README.md.")
     try:
-        return StudyConfig.model_validate(raw)
+        return StudyConfig.model_validate(checked_mapping(raw, source))
     except ValidationError as error:
         raise UserError(f"Config {source}: {describe(error)}") from error
+
+
+def checked_mapping(raw: Any, source: str) -> dict[str, Any]:
+    """``raw`` itself. Raises ``UserError`` if it is no mapping."""
+    if not isinstance(raw, dict):
+        raise UserError(f"Config {source} must be a mapping of keys, see configs/README.md.")
+    return raw
 
 
 def describe(error: ValidationError) -> str:

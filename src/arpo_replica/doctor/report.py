@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from arpo_replica.cluster.plan import load_overlaid
+from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.complaints import COMPLAINTS
 from arpo_replica.doctor.machine import Machine
@@ -51,7 +51,7 @@ def examine(paths: Sequence[Path], machine: Machine, checks: Iterable[Check]) ->
     findings: Findings = []
     config: StudyConfig | None = None
     try:
-        config = load_overlaid(paths)
+        config = load_config(*paths)
         words = f"{', '.join(map(str, paths))}: study '{config.name}', size {config.size}"
         findings.append((CONFIG_NAME, CONFIG_TITLE, ok(words)))
     except UserError as error:
