@@ -45,6 +45,7 @@ VMWARE = {
 REMOTE = {"desktop.provider": "remote"}
 CUDA = {"accelerator": "cuda", "size": "7b"}
 LARGE = {"size": "7b", "policy.max_steps": 15}
+NO_CLUSTER = Answer(1, err="sinfo: fatal: Could not establish a configuration source")
 LONG = {"evaluation.trials": 300}
 FOLDER = {"policy.model": "/m", "policy.recipe": "uitars_15"}
 NAMED = {"policy.model": "UI-TARS-2B-SFT", "size": "2b"}
@@ -369,6 +370,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("slurm", OK, {}, {}, "gpu (GPUs); states by squeue"),
     ("slurm", OK, {}, {"no_program": ("sinfo",)}, "no Slurm"),
+    ("slurm", OK, {}, {"says": {"sinfo": NO_CLUSTER}}, "no Slurm"),
     ("slurm", FAIL, {}, {"says": {"sinfo": Answer(1, err="Unable to contact")}}, "Unable to contact"),
     ("slurm", FAIL, {}, {"says": {"sinfo": Answer(0)}}, "no partition"),
     ("slurm_accepts", OK, {}, {}, "sbatch --test-only"),

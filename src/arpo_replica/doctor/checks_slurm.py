@@ -14,11 +14,15 @@ from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 from arpo_replica.errors import UserError
 
 NO_SLURM = "no Slurm on this machine"
+NO_CLUSTER = "configuration source"
+"""What Slurm's programs say where they are installed and no cluster is set up: a laptop that ran our tests."""
 
 
 def site_profile(machine: Machine) -> Profile | None:
-    """The cluster as ``snakemake --profile slurm`` would see it; None without Slurm. Raises ``UserError``."""
+    """The cluster as ``snakemake --profile slurm`` would see it; None without one. Raises ``UserError``."""
     if machine.which("sinfo") is None:
+        return None
+    if NO_CLUSTER in machine.run("sinfo", "--version").err:
         return None
 
     def ask(*command: str) -> str:
