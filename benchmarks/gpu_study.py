@@ -1,23 +1,29 @@
-"""The online arms of a study, trained through all stages without Snakemake, for a machine that has none.
+"""The online arms of a study, trained and evaluated without Snakemake, for a machine that has none.
 
     python benchmarks/gpu_study.py --config configs/nano.yaml --arm arpo --seed 0 \\
-        --base model/manifest.json --folder work --out arpo_0.json --set accelerator=cuda
+        --base model/manifest.json --folder work --out arpo_0.json --set accelerator=cuda --evaluate
+    python benchmarks/gpu_study.py ... --arm base ...    the untrained policy's episodes
 
-Calls what rule ``train_stage`` calls, stage by stage, with the study's own config, tasks and desktops; gates
-are not judged and nothing is evaluated. The result is one JSON object with every step's metrics and seconds;
-the trained weights are beside it (``.safetensors``). ``--limit`` ends a run that takes too long and keeps its
-steps. ``--provider rooted_desktop:make_provider`` is for desktops in another root file system.
+Calls what the rules ``train_stage``, ``check_stage`` and ``collect_rollouts`` call, stage by stage, with the
+study's own config, tasks and desktops. ``--folder`` then holds what ``results/{study}`` holds, ``models`` and
+``episodes``, so that the same summary can be made of it (``gpu_study_summary.py``). The result is one JSON
+object with every step's metrics and seconds. ``--limit`` ends a run that takes too long and keeps its steps;
+the same command again goes on from its last checkpoint.
+``--provider rooted_desktop:make_provider`` is for desktops in another root file system, ``--cache-gib`` for
+several servers on one card, which would else measure what the others leave.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
-import shutil
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +33,20 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
+from arpo_replica.desktop.providers import make_provider  # noqa: E402
 from arpo_replica.environments import ROOT  # noqa: E402
 from arpo_replica.errors import Stopped, UserError  # noqa: E402
+from arpo_replica.manifest import read_manifest, register_model  # noqa: E402
+from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
+from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
+from arpo_replica.rollout.run import (  # noqa: E402
+    Serving,
+    collect_served,
+    make_labels,
+    output_root,
+)
+from arpo_replica.training.desktops import load_provider  # noqa: E402
+from arpo_replica.training.gates import check_stage  # noqa: E402
 from arpo_replica.training.metrics import read_lines  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 from gpu_training import cards, versions  # noqa: E402
@@ -36,6 +54,7 @@ from gpu_training import cards, versions  # noqa: E402
 SELECTED = ("step", "success", "reward_before", "reward_after", "swapped_groups", "all_fail_groups")
 FURTHER = ("buffer_size", "env_errors", "lost_rollouts", "grad_norm", "entropy", "turns", "seconds")
 DIFFERENCE = ("probability_difference_mean", "probability_difference_max")
+CACHE_KEY = "+actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
 
 
 def overlay(entries: list[str]) -> dict[str, Any]:
@@ -59,21 +78,104 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arm", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--base", type=Path, required=True, help="manifest of the model to start from")
-    parser.add_argument("--folder", type=Path, required=True, help="work folder")
+    parser.add_argument("--folder", type=Path, required=True, help="stands for results/{study}")
     parser.add_argument("--out", type=Path, required=True, help="JSON file that is written")
     parser.add_argument("--provider", help="module:function of the desktops' provider")
+    parser.add_argument("--evaluate", action="store_true", help="collect the last stage's episodes too")
+    parser.add_argument("--cache-gib", type=float, help="size of every vLLM's KV cache")
     parser.add_argument("--limit", type=float, default=0.0, help="seconds after which it ends")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the config")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Train once."""
-    options = parse()
-    os.chdir(ROOT)
-    out, folder = options.out.absolute(), options.folder.absolute()
+def study(options: argparse.Namespace) -> StudyConfig:
+    """The study's config with what the command line says."""
     raw = merge(yaml.safe_load(options.config.read_text()), overlay(options.set))
-    config = StudyConfig.model_validate(raw)
+    if options.cache_gib:
+        raw = merge(raw, {"training": {"verl": {CACHE_KEY: int(options.cache_gib * 2**30)}}})
+    return StudyConfig.model_validate(raw)
+
+
+class SizedServer(VllmServer):
+    """vLLM with a KV cache of a given size instead of a share of the card."""
+
+    cache_gib: float | None = None
+
+    def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
+        """See ``GuardedServer``."""
+        command, environment = super().command(scratch)
+        if self.cache_gib:
+            command += ["--kv-cache-memory-bytes", str(int(self.cache_gib * 2**30))]
+        return command, environment
+
+
+@asynccontextmanager
+async def served(server: SizedServer, config: StudyConfig) -> AsyncIterator[Serving]:
+    """The server and the way to it."""
+    async with (
+        server,
+        Endpoint(
+            server.url,
+            model=SERVED_NAME,
+            api_key=server.api_key,
+            timeout_s=float(config.rollout.episode_timeout_s),
+            connections=max(2, config.desktop.count),
+        ) as endpoint,
+    ):
+        yield Serving(endpoint, server)
+
+
+def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argparse.Namespace) -> int:
+    """Collect the episodes of a checkpoint below ``folder``; how many there are."""
+    model = read_manifest(manifest, verify=True)
+    place = folder / "episodes" / model.arm / f"seed_{model.seed}" / f"stage_{model.stage}"
+    splits, trials = config.evaluation.splits, range(config.evaluation.trials)
+    outputs = [output_root(config, place / split / f"trial_{trial}") for split in splits for trial in trials]
+    desktop = config.desktop
+    provider = load_provider(options.provider, desktop) if options.provider else make_provider(desktop)
+    provider.check()
+    server = SizedServer(config, model.model_path(manifest), place / "vllm.log")
+    server.cache_gib = options.cache_gib
+    progress = asyncio.run(
+        collect_served(
+            config, outputs, make_labels(config, model), provider=provider, serving=served(server, config)
+        )
+    )
+    return progress.done
+
+
+def train(config: StudyConfig, options: argparse.Namespace, models: Path, result: dict[str, Any]) -> Path:
+    """All stages of the arm, one after the other; the last one's manifest. ``result`` is kept up to date."""
+    parent: Path = options.base
+    more = {"provider": options.provider} if options.provider else {}
+    for stage in config.recipe(options.arm).stages:
+        place, started = models / options.arm / f"seed_{options.seed}" / f"stage_{stage.name}", time.time()
+        entry: dict[str, Any] = {"name": stage.name}
+        result["stages"].append(entry)
+        try:
+            train_stage(
+                config, arm=options.arm, seed=options.seed, stage=stage.name, parent=parent, out=place, **more
+            )
+            report = check_stage(
+                config, options.arm, stage.name, place / "manifest.json", place / "stage_report.json"
+            )
+            entry["gates"] = report.reason or "passed"
+        finally:  # what was measured before is kept
+            steps = read_lines(place / "metrics.jsonl")
+            kept = [{key: row.get(key) for key in (*SELECTED, *FURTHER, *DIFFERENCE)} for row in steps]
+            entry |= {"seconds": round(time.time() - started, 1), "steps": kept}
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
+        parent = place / "manifest.json"
+    return parent
+
+
+def main() -> None:
+    """Train once, and evaluate if asked to."""
+    options = parse()
+    options.out, options.folder = options.out.absolute(), options.folder.absolute()
+    options.base = options.base.absolute()
+    os.chdir(ROOT)
+    config = study(options)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
@@ -85,36 +187,30 @@ def main() -> None:
         "arm": options.arm,
         "seed": options.seed,
         "cards": cards(),
+        "gpus_seen": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions(),
         "training": config.recipe(options.arm).model_dump(mode="json"),
         "stages": [],
     }
-    more = {"provider": options.provider} if options.provider else {}
-    began, parent = time.time(), options.base
-    for stage in config.recipe(options.arm).stages:
-        place, started = folder / f"stage_{stage.name}", time.time()
-        try:
-            train_stage(
-                config, arm=options.arm, seed=options.seed, stage=stage.name, parent=parent, out=place, **more
-            )
-        except (RuntimeError, UserError, Stopped) as problem:  # what was measured before is kept
-            result["error"] = str(problem)[-4000:]
-        steps = read_lines(place / "metrics.jsonl")
-        kept = [{key: row.get(key) for key in (*SELECTED, *FURTHER, *DIFFERENCE)} for row in steps]
-        result["stages"].append(
-            {"name": stage.name, "seconds": round(time.time() - started, 1), "steps": kept}
-        )
-        result["seconds"] = round(time.time() - began, 1)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        if "error" in result:
-            break
-        parent = place / "manifest.json"
-    else:
-        shutil.copy2(parent.parent / "model" / "model.safetensors", out.with_suffix(".safetensors"))
-    for log in sorted(folder.glob("stage_*/checkpoints/logs/train_*.log")):
-        out.with_name(f"{out.stem}.{log.parts[-4]}.log").write_bytes(log.read_bytes()[-1_000_000:])
+    began = time.time()
+    models = options.folder / "models"
+    try:
+        if options.arm == "base":
+            manifest = models / "base" / "seed_0" / "stage_base" / "manifest.json"
+            manifest.parent.mkdir(parents=True, exist_ok=True)
+            register_model(config, options.base.parent, manifest)
+        else:
+            manifest = train(config, options, models, result)
+        result["trained_s"] = round(time.time() - began, 1)
+        if options.evaluate:
+            result["episodes"] = evaluate(config, manifest, options.folder, options)
+    except (RuntimeError, UserError, Stopped, asyncio.CancelledError) as problem:
+        result["error"] = str(problem)[-4000:] or repr(problem)
+    result["seconds"] = round(time.time() - began, 1)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"seconds": result["seconds"], "error": result.get("error", "")[-1500:]}))
+    sys.stdout.flush()
     os._exit(0 if "error" not in result else 1)  # the timer must not hold the process
 
 

@@ -176,6 +176,9 @@ sys.exit(1)
         ),
         ("OSError: [Errno 28] No space left on device", "keep_checkpoints"),
         ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", r"desktop\.count"),
+        ("Exception: Worker failed with error 'Memory usage increased after sleeping.'", "GPUs of its own"),
+        ("AssertionError: Error in memory profiling. Initial free memory 9 GiB", "GPUs of its own"),
+        ("torch.distributed.DistNetworkError: port: 49183, code: -98, name: EADDRINUSE", "start it again"),
     ],
 )
 def test_known_failures_get_one_sentence(job: Job, log: str, named: str) -> None:

@@ -99,6 +99,20 @@ def _desktops(job: Job, found: re.Match[str]) -> str:
     )
 
 
+def _shared_gpu(job: Job, found: re.Match[str]) -> str:
+    return (
+        "Another program on the same GPU took or gave back memory while vLLM measured its own, which vLLM "
+        "does not survive; give each training GPUs of its own (CUDA_VISIBLE_DEVICES, or Slurm's gres)."
+    )
+
+
+def _port(job: Job, found: re.Match[str]) -> str:
+    return (
+        "Another program of this machine took the port that the training had chosen, as happens when several "
+        "trainings start at the same moment; start it again."
+    )
+
+
 ENV_ERROR = re.compile(r"env_error in [^\n]{1,200}?attempt \d+: ([^\n]{1,300})")
 """A line of the agent loop's."""
 FAILURES: tuple[tuple[str, Sentence], ...] = (
@@ -124,6 +138,9 @@ FAILURES: tuple[tuple[str, Sentence], ...] = (
     (r"No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device", _no_gpu),
     (r"Torch not compiled with CUDA|Failed to infer device type", _no_gpu),
     (r"No available memory for the cache blocks|larger than the available KV cache memory", _cache),
+    # vllm/v1/worker/gpu_worker.py: asserts in sleep and determine_available_memory
+    (r"Memory usage increased after sleeping|Error in memory profiling\. Initial free memory", _shared_gpu),
+    (r"DistNetworkError: [^\n]*EADDRINUSE", _port),
     (r"maximum number of tokens that can be stored in KV cache", _cache),
     (r"max_model_len \(\d+\) is greater than the derived max_model_len", _window),
     (r"DefaultCPUAllocator: can't allocate memory|Cannot allocate memory|MemoryError", _main_memory),
