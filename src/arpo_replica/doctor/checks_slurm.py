@@ -15,7 +15,7 @@ from arpo_replica.errors import UserError
 
 NO_SLURM = "no Slurm on this machine"
 NO_CLUSTER = "configuration source"
-"""What Slurm's programs say where they are installed and no cluster is set up: a laptop that ran our tests."""
+"""What Slurm's programs say where they are installed and no cluster is set up, e.g. for our tests."""
 
 
 def site_profile(machine: Machine) -> Profile | None:
