@@ -57,6 +57,17 @@ def changed(**changes):
         ({"serving": {"tensor_parallel": 2}}, "serving.tensor_parallel is about GPUs"),
         ({"seeds": [1, 1]}, "a seed is listed twice"),
         ({"evaluation": {"trials": 0}}, "'evaluation.trials' is 0"),
+        ({"evaluation": {"splits": ["test_in", "test_in"]}}, "evaluation.splits names 'test_in' twice"),
+        ({"evaluation": {"temperature": float("inf")}}, "'evaluation.temperature' is inf"),
+        (
+            {"training": {"stages": [{"name": "a", "split": "train_4", "steps": 1}] * 2}},
+            "training.stages names 'a' twice",
+        ),
+        ({"desktop": {"screen": [4, 2000]}}, "'desktop.screen' is [4, 2000]: the longer side may be at most"),
+        ({"policy": {"min_pixels": 5_000_000}}, "'policy': policy.min_pixels (5000000) exceeds"),
+        ({"policy": {"model": "served"}}, "'policy': policy.model is 'served', which needs"),
+        ({"arms": {"A/../b": {}}}, "'arms': the arm 'A/../b' must be named by lower-case letters"),
+        ({"tasks": {"splits": {"a b": "x.json"}}}, "'tasks.splits': the split 'a b' must be named by"),
         ({"training": {"stages": [{"name": "a", "split": "nope", "steps": 1}]}}, "names the split 'nope'"),
     ],
 )

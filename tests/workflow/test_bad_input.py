@@ -24,6 +24,18 @@ def refusal(workspace, *arguments: str, **environment: str) -> str:
         ("  trials: 2", "  trails: 2", "unknown key 'evaluation.trails'; did you mean 'trials'?"),
         ("  trials: 2", "  trials: two", "'evaluation.trials' is 'two'"),
         ("size: nano", "size: 70b", "'size' is '70b'"),
+        ("size: nano", "size: 7b", "size is '7b', but policy.model is 'nano'"),
+        (
+            "threads: 2",
+            "threads: 2\nnano: {hidden_size: 100}",
+            "nano.hidden_size is 100; it must be",
+        ),
+        ("threads: 2", "threads: 2\nnano: {vocabulary: 500}", "nano.vocabulary is 500; it must be at least"),
+        (
+            "  screen: [168, 224]",
+            "  screen: [50, 50]",
+            "desktop.screen is 50x50; MiniWoB++ pages need",
+        ),
         ("  tasks_per_step: 4", "  tasks_per_step: 6", "training.tasks_per_step (6) must be a multiple of"),
         ("  rollouts_per_task: 4", "  rollouts_per_task: 1", "'training.rollouts_per_task' is 1"),
         ("  micro_batch: 16", "  micro_batch: 5", "training.micro_batch (5) must divide"),

@@ -68,10 +68,15 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the key '{key}' is missing; configs/README.md says what it means.{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if not key or (location and location[-1] in UNSHOWN):
+    if not key or location[-1] in UNSHOWN or (first["type"] == "value_error" and _is_long(first["input"])):
         where = f"'{key}': " if key else ""
         return f"{where}{message}.{more}"
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}.{more}"
+
+
+def _is_long(value: Any) -> bool:
+    """A whole section: the sentence names the key in it, and need not repeat the rest."""
+    return isinstance(value, dict | BaseModel)
 
 
 def known_keys(location: list[str | int]) -> list[str]:

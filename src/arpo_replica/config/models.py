@@ -6,6 +6,7 @@ its documentation (``configs/README.md`` is generated from here).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from arpo_replica.config.offline import OfflineEpisodesConfig
 from arpo_replica.config.osworld import OSWorldConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.remote import RemoteConfig
-from arpo_replica.config.section import Fraction, Positive, Section
+from arpo_replica.config.section import PATH_NAME, Fraction, Positive, Section
 from arpo_replica.config.targets import TargetsConfig
 from arpo_replica.config.tasks import TasksConfig
 from arpo_replica.config.training import (
@@ -56,6 +57,13 @@ class DesktopConfig(Section):
     """Desktops by `desktop-env` (`provider: osworld`)."""
     remote: RemoteConfig = RemoteConfig()
     """Desktops of another machine (`provider: remote`)."""
+
+    @field_validator("screen")
+    @classmethod
+    def _is_an_image(cls, screen: tuple[int, int]) -> tuple[int, int]:
+        if max(screen) > 200 * min(screen):
+            raise ValueError("the longer side may be at most 200 times the shorter one")
+        return screen
 
     @property
     def kind(self) -> str:
@@ -217,6 +225,14 @@ class StudyConfig(Section):
             return {**raw, "arms": kept}
         return raw
 
+    @field_validator("arms")
+    @classmethod
+    def _arms_fit_into_paths(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for arm in arms:
+            if re.fullmatch(PATH_NAME, arm) is None:
+                raise ValueError(f"the arm '{arm}' must be named by lower-case letters, digits and '_'")
+        return arms
+
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, seeds: list[int]) -> list[int]:
@@ -232,6 +248,13 @@ class StudyConfig(Section):
             "targets": self.targets.splits(),
             "offline.split": [self.offline_split],
         }
+        for where, names in (
+            ("training.stages", [stage.name for stage in self.training.stages]),
+            ("evaluation.splits", self.evaluation.splits),
+        ):
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"{where} names '{twice}' twice")
         self.tasks.add_noisy(self.name, {name for names in uses.values() for name in names})
         known = set(self.tasks.splits)
         for where, names in uses.items():

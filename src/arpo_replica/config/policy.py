@@ -60,6 +60,10 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> PolicyConfig:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"policy.min_pixels ({self.min_pixels}) exceeds policy.max_pixels ({self.max_pixels})"
+            )
         if self.model == SERVED and (self.endpoint is None or self.served_model is None):
             raise ValueError(
                 "policy.model is 'served', which needs policy.endpoint and policy.served_model: results name "

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from arpo_replica.config.section import Positive, Section
+from arpo_replica.config.section import PATH_NAME, Positive, Section
 
 NoiseKind = Literal["notification", "extra_tab", "background_window", "distractor_file"]
 
@@ -55,11 +55,19 @@ class TasksConfig(Section):
     noisy: dict[str, NoisyTasksConfig] = Field(default_factory=dict)
     """Name of a further split -> how it is made from another one by adding noise."""
 
+    @field_validator("splits")
+    @classmethod
+    def _names_fit_into_paths(cls, splits: dict[str, Path]) -> dict[str, Path]:
+        for name in splits:
+            if re.fullmatch(PATH_NAME, name) is None:
+                raise ValueError(f"the split '{name}' must be named by lower-case letters, digits and '_'")
+        return splits
+
     def add_noisy(self, study: str, used: Collection[str]) -> None:
         """Enter the noisy splits among the others: their lists are made by a rule. Raises ValueError."""
         for name, noisy in self.noisy.items():
             made = noisy_list(study, name)
-            if re.fullmatch(r"[a-z0-9_]+", name) is None:
+            if re.fullmatch(PATH_NAME, name) is None:
                 raise ValueError(f"tasks.noisy: '{name}' must be lower-case letters, digits and '_'")
             if noisy.source not in self.splits or noisy.source in self.noisy:
                 raise ValueError(

@@ -27,14 +27,21 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
     from transformers.utils.logging import disable_progress_bar
 
     from arpo_replica.nano import data, train
-    from arpo_replica.nano.model import check_sizes, count_weights, new_model, write_folder, write_processor
+    from arpo_replica.nano.model import (
+        check_sizes,
+        coordinate_count,
+        count_weights,
+        new_model,
+        write_folder,
+        write_processor,
+    )
     from arpo_replica.nano.tokenizer import build_tokenizer, choose_vocabulary
 
     torch.set_num_threads(config.threads)
     disable_progress_bar()
     nano, policy = config.nano, config.policy
     frame = Frame.of(policy, config.desktop.screen)
-    numbers = min(1000, max(frame.extent) + 1)
+    numbers = coordinate_count(config)
     episodes, digest = data.read_demonstrations(demonstrations)
     texts = [text for e in episodes for text in (e.record.instruction, *(step.text for step in e.steps))]
     try:

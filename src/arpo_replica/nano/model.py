@@ -16,8 +16,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.config.models import NanoConfig, PolicyConfig, StudyConfig
-from arpo_replica.nano.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, tokenizer_config
+from arpo_replica.errors import UserError
+from arpo_replica.nano.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, choose_vocabulary, tokenizer_config
+from arpo_replica.tasks.miniwob import AREA
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +172,28 @@ def check_sizes(nano: NanoConfig) -> None:
     for key in ("hidden_size", "vision_hidden_size"):
         if getattr(nano, key) % HEAD_SIZE:
             raise ValueError(f"nano.{key} is {getattr(nano, key)}; it must be a multiple of {HEAD_SIZE}")
+
+
+def coordinate_count(config: StudyConfig) -> int:
+    """Coordinates of the policy are below this."""
+    return min(1000, max(Frame.of(config.policy, config.desktop.screen).extent) + 1)
+
+
+def check_nano(config: StudyConfig) -> None:
+    """Refuse what no nano policy can be built with, before its demonstrations are recorded.
+
+    Raises ``UserError``.
+    """
+    width, height = config.desktop.screen
+    if width < AREA[0] or height < AREA[1]:
+        raise UserError(
+            f"desktop.screen is {width}x{height}; MiniWoB++ pages need {AREA[0]}x{AREA[1]} or more."
+        )
+    try:
+        check_sizes(config.nano)
+        choose_vocabulary((), coordinate_count(config), config.nano.vocabulary, config.policy.language)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
 
 
 def _gate_width(hidden: int) -> int:

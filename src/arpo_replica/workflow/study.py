@@ -17,6 +17,7 @@ from arpo_replica.errors import UserError
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.manifest import file_sha256
+from arpo_replica.nano.model import check_nano
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.weights import check_folder, check_named_model, read_description
 from arpo_replica.tasks.evaluate import check_provider
@@ -132,6 +133,12 @@ class Study:
                 )
             return []
         if self.config.policy.model == "nano" and not self.config.model.shape_only:
+            if self.config.size != "nano":
+                raise UserError(
+                    f"size is '{self.config.size}', but policy.model is 'nano': results carry the size as "
+                    "their mark; set size to 'nano'."
+                )
+            check_nano(self.config)
             return "<results>/nano/model/manifest.json"
         named = read_description(self.config.policy.model)
         if named is not None:
