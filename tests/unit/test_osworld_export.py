@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,13 @@ def test_osworlds_reader_gets_our_rates(config, episodes, tmp_path, protocol):
     assert run.env_errors == {ids[5]: "desktop: it ended"}
     assert run.missing == sorted(ids[6:])
     assert json.loads((tmp_path / "out/index.json").read_text()) == index.model_dump(mode="json")
+
+
+def test_what_a_killed_job_was_removing_is_not_exported(config, episodes, tmp_path):
+    root = episodes / "arpo/seed_0/stage_train_4/test_in/trial_1"
+    shutil.copytree(next(root.glob("*.*/")), root / ".tmp-dead")
+    [run] = export_osworld(config, episodes, tmp_path / "out").runs
+    assert run.scored + len(run.env_errors) == 6
 
 
 def test_the_protocols_differ_where_episodes_were_cut(config, episodes, tmp_path):

@@ -27,7 +27,7 @@ from arpo_replica.desktop.pyautogui_source import PREFIX, source_of
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.document import PROTOCOLS, Document, Protocol, write_document
 from arpo_replica.evaluation.scores import find_indexes
-from arpo_replica.rollout.records import EpisodeRecord, StepRecord, read_episode
+from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
 from arpo_replica.tasks.left_out import left_out_of
 from arpo_replica.tasks.splits import load_split
 
@@ -97,8 +97,8 @@ def export_osworld(
         raise UserError(f"{episodes} holds no finished set of episodes; run the study first.")
     result = ExportIndex(study=config.study, protocol=protocol, success_above=config.evaluation.success_above)
     for index in indexes:
-        records = [read_episode(path.parent) for path in sorted(index.parent.glob("*/episode.json"))]
-        folders = [path.parent for path in sorted(index.parent.glob("*/episode.json"))]
+        folders = list(finished_episodes(index.parent).values())
+        records = [read_episode(folder) for folder in folders]
         if records:
             result.runs.append(_export_run(config, records, folders, out, protocol))
     write_document(result, out / "index.json")
