@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +13,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from arpo_replica.actions.types import Click, Fail, TypeText
-from arpo_replica.config import load_config
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import remote, remote_main, remote_protocol
 from arpo_replica.desktop.remote import RemoteProvider
@@ -364,33 +362,6 @@ def test_loopback_by_default_and_a_long_token_beyond_it(monkeypatch):
         monkeypatch.setenv("ARPO_DESKTOP_TOKEN", wrong)
         with pytest.raises(UserError, match=sentence):
             remote_main.read_token("ARPO_DESKTOP_TOKEN", loopback=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"port": -1}, "--port is -1; give 1 to 65535"),
-        ({"port": 65_536}, "--port is 65536; give 1 to 65535"),
-        ({"lease_s": 0.0}, "--lease-seconds is 0; give 1 to 3600"),
-        ({"roots": [Path("no/such/folder")]}, "--tasks names no/such/folder, which is no folder"),
-    ],
-)
-def test_options_that_no_service_can_have_are_refused(options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        remote_main.serve_desktops(
-            load_config(Path(__file__).parents[2] / "configs" / "demo.yaml"), **options
-        )
-
-
-def test_a_port_in_use_is_named(monkeypatch):
-    monkeypatch.setattr(remote_main, "make_provider", lambda config: FakeProvider())
-    config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^Port {port} of 127\.0\.0\.1 cannot be used .*--port\.$"):
-            remote_main.serve_desktops(config, port=port)
 
 
 def test_a_service_of_remote_desktops_is_refused(monkeypatch):
