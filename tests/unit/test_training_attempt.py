@@ -113,7 +113,7 @@ def test_the_death_of_a_needed_process_is_no_stall(job: Job) -> None:
     """vLLM dies while the trainer waits for it: found in seconds, long before the watchdog."""
     job.config.training.stall_timeout_s, job.config.training.dead_after_s = 600, 1
     end = """
-server = subprocess.Popen(["bash", "-c", "exec -a ray::vLLMHttpServer sleep 7"])
+server = subprocess.Popen(["bash", "-c", "exec -a ray::vLLMHttpServer sleep 3"])
 hang()
 """
     attempt = Attempt(make_job(job.out.parent, config=job.config, scratch=job.scratch), stand_in(job, end))

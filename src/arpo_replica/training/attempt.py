@@ -35,8 +35,10 @@ GRACE_S = 3
 NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")
 TAIL_LINES = 40
 EXPLAINED_LINES = 400
-LOOK_S = 5
-"""Seconds between two looks at the processes."""
+LOOK_S = 1
+"""Seconds between two looks at the processes: one that lives for less than that is not missed later."""
+MEASURE_S = 5
+"""Seconds between two measurements of their memory."""
 ESSENTIAL = re.compile(
     r"^ray::(?:vLLM|\w*WorkerDict|AgentLoopWorker|TaskRunner)|^VLLM::|EngineCore|arpo_replica\.training\.keeper"
 )
@@ -139,7 +141,7 @@ class Attempt:
         self._oom_kills = oom_kills()
         self._progress = (self.started, (0, 0))
         self._saved_before = 0
-        self._measured = 0.0
+        self._looked = self._measured = 0.0
         self._essential: dict[int, str] = {}
         """pid -> command of the processes that live as long as the training."""
         self._gone_since: float | None = None
@@ -224,11 +226,13 @@ class Attempt:
                 f"the training made no progress for {self.job.recipe.stall_timeout_s} s "
                 f"(training.stall_timeout_s); its state is in {dump}"
             )
-        if now - self._measured > LOOK_S:
-            self._measured = now
+        if now - self._looked > LOOK_S:
+            self._looked = now
             below = descendants(self.process.pid)
-            self.peak_mb = max(self.peak_mb, memory_mb([process.pid for process in below]))
             self._check_alive(below, now)
+            if now - self._measured > MEASURE_S:
+                self._measured = now
+                self.peak_mb = max(self.peak_mb, memory_mb([process.pid for process in below]))
         return status
 
     def _check_alive(self, below: list[Process], now: float) -> None:
