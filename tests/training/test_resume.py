@@ -45,6 +45,9 @@ def scripted_config() -> StudyConfig:
     training.save_every = 1
     training.learning_rate = 1e-3
     training.importance_correction = "truncated"
+    # Replay in groups with a few successes too: whether a group fails altogether is a matter of luck, and
+    # what the random model writes depends on the processor.
+    training.replay.trigger_mean_below, training.replay.trigger_std_below = 0.8, 1.0
     training.loggers = ["tensorboard"]
     training.verl = {"actor_rollout_ref.rollout.enable_prefix_caching": False}
     training.stages[0].steps = STEPS
