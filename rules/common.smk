@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from arpo_replica.cluster import resources as needs
+from arpo_replica.cluster.left import check_left
 from arpo_replica.cluster.plan import PLANNING
 from arpo_replica.desktop.image import image_files
 from arpo_replica.errors import UserError
@@ -15,6 +16,7 @@ try:
     if workflow.is_main_process and PLANNING not in os.environ:
         study.check()
         needs.check_jobs(study.config, workflow.resource_settings.overwrite_resources)
+        check_left(Path("results") / study.name)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

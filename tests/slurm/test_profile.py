@@ -23,6 +23,8 @@ ACCOUNTING = True
 HELD = """
 import os, time
 from pathlib import Path
+from arpo_replica.cluster.allocation import record_allocation
+record_allocation(Path("results/slurm"), snakemake.rule, snakemake.output[0])
 with open("numbers.txt", "a") as file:
     file.write(os.environ["SLURM_JOB_ID"] + "\\n")
 while Path("hold").exists():
@@ -31,6 +33,8 @@ for name in snakemake.output:
     Path(name).write_text("episodes")
 """
 """A script that waits as long as a file is there."""
+TARGET = "results/slurm/episodes/base/seed_0/stage_base/train_4/trial_0/episodes.jsonl"
+AIM = ("--rerun-triggers", "mtime", "--", TARGET)
 URGENT = ("partitionname=urgent", "nodes=cpu1", "prioritytier=9", "state=up")
 
 
@@ -74,28 +78,31 @@ def test_rollouts_go_as_an_array_if_the_site_says_so(
     assert all("gres/gpu=2" in resources for *_, resources in jobs)
 
 
-def test_jobs_that_were_cancelled_or_preempted_are_submitted_again(
-    cluster: Cluster, tiny_model: Path, tmp_path: Path
-) -> None:
-    """By the user, then by a job that goes before; Snakemake itself runs inside an allocation."""
-    checkout = Checkout(tmp_path / "checkout", cluster, SITE + f"account: {ACCOUNT}\n")
-    checkout.prepare(tiny_model)
+def held(checkout: Checkout, model: Path) -> Checkout:
+    """All but the base policy's episodes is there; the job that makes them waits."""
+    checkout.prepare(model)
     checkout.use_stubs()
     (checkout.root / "scripts" / "collect_rollouts.py").write_text(HELD)
-    hold, numbers = checkout.root / "hold", checkout.root / "numbers.txt"
-    hold.touch()
-    numbers.touch()
+    for name in ("hold", "numbers.txt"):
+        (checkout.root / name).touch()
     for name in ("models/base/seed_0/stage_base/manifest.json", "splits/train_4.json"):
         path = checkout.root / "results" / "slurm" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("stub")
-    target = "results/slurm/episodes/base/seed_0/stage_base/train_4/trial_0/episodes.jsonl"
+    return checkout
+
+
+def test_jobs_that_were_cancelled_or_preempted_are_submitted_again(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    """By the user, then by a job that goes before; Snakemake itself runs inside an allocation."""
+    checkout = held(Checkout(tmp_path / "checkout", cluster, SITE + f"account: {ACCOUNT}\n"), tiny_model)
 
     def started() -> list[str]:
-        return numbers.read_text().split()
+        return (checkout.root / "numbers.txt").read_text().split()
 
     inherited = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "3", "SLURM_MEM_PER_NODE": "100"}
-    process = checkout.start("--rerun-triggers", "mtime", "--", target, **inherited)
+    process = checkout.start(*AIM, **inherited)
     try:
         wait_until(lambda: len(started()) == 1, 120, "a first job")
         cluster.command("scancel", started()[0])
@@ -114,7 +121,7 @@ def test_jobs_that_were_cancelled_or_preempted_are_submitted_again(
         )
         other = cluster.command(*urgent).strip()
         wait_until(lambda: cluster.show(other)["JobState"] == "RUNNING", 120, "the urgent job")
-        hold.unlink()
+        (checkout.root / "hold").unlink()
         cluster.command("scancel", other)
         assert process.wait(180) == 0, checkout.said()[-3000:]
     finally:
@@ -125,6 +132,31 @@ def test_jobs_that_were_cancelled_or_preempted_are_submitted_again(
     asked = ("sacct", "-X", "-n", "-P", "-j", ",".join(started()), "-o", "state")
     states = [state.split()[0] for state in cluster.command(*asked).splitlines()]
     assert states == ["CANCELLED", "PREEMPTED", "COMPLETED"]
+
+
+def test_what_a_killed_snakemake_left_in_the_queue_is_not_submitted_again(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    checkout = held(Checkout(tmp_path / "checkout", cluster), tiny_model)
+    process = checkout.start(*AIM)
+    try:
+        wait_until(lambda: (checkout.root / "numbers.txt").read_text(), 120, "a job")
+        process.kill()
+        process.wait()
+        job = (checkout.root / "numbers.txt").read_text().strip()
+        assert checkout.run(*AIM) == 1
+        assert (
+            f"Slurm still has jobs of an earlier run of results/slurm: {job}; wait for them"
+            in checkout.said()
+        )
+    finally:
+        end(process)
+        for left in cluster.jobs():
+            cluster.command("scancel", left)
+    wait_until(lambda: cluster.jobs() == [], 60, "an empty queue")
+    (checkout.root / "hold").unlink()
+    assert checkout.start("--quiet", options=["--unlock"]).wait(120) == 0
+    assert checkout.run(*AIM) == 0, checkout.said()[-3000:]
 
 
 def test_an_account_of_others_is_one_sentence(cluster: Cluster, tmp_path: Path) -> None:

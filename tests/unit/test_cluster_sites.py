@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+from base64 import urlsafe_b64encode
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ import snakemake_executor_plugin_slurm as executor
 from arpo_replica import locks
 from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources, slurm
-from arpo_replica.cluster.allocation import read_jobs, record_allocation
+from arpo_replica.cluster.allocation import JOBS_FILE, read_jobs, record_allocation
+from arpo_replica.cluster.left import check_left, submitted
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site
 from arpo_replica.config import load_config
@@ -136,6 +138,17 @@ def test_only_snakemake_submits_again():
     assert "\nslurm-no-requeue: true" in profile_lines
 
 
+def test_rules_on_the_login_node_keep_their_caches_in_the_study_too(cluster, echoes, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in profile.CACHES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", "/large")
+    profile.read_profile()
+    assert os.environ["HF_HOME"] == "/large"
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / "results" / "_cache" / "xdg")
+
+
 def test_all_nodes_of_a_job_are_recorded(tmp_path, monkeypatch):
     write(tmp_path / "squeue", '#!/bin/sh\n[ "$3" = 12 ] && echo "gpu[1-2]"\n').chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -197,6 +210,30 @@ def test_nodes_without_a_way_out_are_reached_by_the_address_that_slurm_knows(
     ray = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: seen))
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert own_address("n1", lambda *command: said) == address
+
+
+def test_jobs_of_an_earlier_run_are_found_before_and_after_their_start(cluster, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    results, markers = Path("results/mine"), Path(".snakemake/incomplete")
+    results.mkdir(parents=True)
+    (results / JOBS_FILE).write_text('{"job": "7"}\n{"job": "8_2"}\n')
+    for output, number in (
+        ("results/mine/" + "x" * 300, '"9"'),
+        ("results/mine/begun", "null"),
+        ("results/mine_too/a", '"10"'),
+    ):
+        name = urlsafe_b64encode(output.encode()).decode()
+        parts = [*("@" + name[at : at + 254] for at in range(0, len(name) - 254, 254))]
+        path = markers.joinpath(*parts, name[254 * len(parts) :])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"external_jobid": ' + number + "}")
+    assert submitted(results) == {"7", "8", "9"}
+    queue = "9 PENDING\n8 RUNNING\n8 RUNNING\n7 COMPLETING\n10 RUNNING\n"
+    check_left(results, lambda *command: queue)  # no cluster
+    on(monkeypatch, *PARTITIONS)
+    with pytest.raises(UserError, match=r"earlier run of results/mine: 8, 9; .* 'scancel 8 9'\."):
+        check_left(results, lambda *command: queue)
+    check_left(results, lambda *command: "7 COMPLETING\n10 RUNNING\n")
 
 
 def on(monkeypatch, *found: slurm.Partition, **site: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -38,7 +39,8 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "WANDB_DATA_DIR": "wandb",
 }
-"""Variable -> folder below ``results/_cache``: none of these may grow in a home with a quota."""
+"""Variable -> folder below ``CACHE_FOLDER``: none of these may grow in a home with a quota."""
+CACHE_FOLDER = Path("results/_cache")
 MODULES = '{ command -v module >/dev/null || . "${MODULESHOME:-/usr/share/modules}/init/sh"; }'
 """A job's shell is ``sh``: where that is dash, it does not inherit the function of the login shell."""
 active: Profile | None = None
@@ -72,7 +74,7 @@ class Profile:
     @property
     def node_lines(self) -> str:
         """What runs on the compute node first. Caches go below ``results``, sockets to the scratch folder."""
-        lines = [f'export {name}="${{{name}:-$PWD/results/_cache/{at}}}"' for name, at in CACHES.items()]
+        lines = [f'export {name}="${{{name}:-$PWD/{CACHE_FOLDER}/{at}}}"' for name, at in CACHES.items()]
         if self.site.scratch is not None:
             lines.append(f'export ARPO_TMP="{self.site.scratch}"')
         if self.warn_seconds:
@@ -132,6 +134,8 @@ def read_profile(path: Path | None = None) -> Profile:
     from arpo_replica.cluster.executor import teach_executor  # imports it, which nothing else needs
 
     teach_executor()
+    for name, at in CACHES.items():  # of the rules that run here, downloads among them
+        os.environ.setdefault(name, str(CACHE_FOLDER.absolute() / at))
     return active
 
 
