@@ -16,8 +16,9 @@ from verl import DataProto  # noqa: E402
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
 from verl.utils.tensordict_utils import nested_tensor_from_tensor_list  # noqa: E402
 
-from arpo_replica.training import mrope_layout, upstream, weight_socket  # noqa: E402
-from arpo_replica.training.upstream import UpstreamChanged  # noqa: E402
+from arpo_replica import upstream  # noqa: E402
+from arpo_replica.training import mrope_layout, weight_socket  # noqa: E402
+from arpo_replica.upstream import UpstreamChanged  # noqa: E402
 
 
 def batch(lengths: list[int], ids: torch.Tensor) -> TensorDict:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import snakemake_executor_plugin_slurm as executor
 
-from arpo_replica import locks
+from arpo_replica import locks, upstream
 from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import JOBS_FILE, read_jobs, record_allocation
@@ -100,6 +100,12 @@ def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
         "7": "UNKNOWN", "8": "RUNNING"
     }  # fmt: skip
     assert ask_executor("sacct '7|RUNNING'", "sacct '8|RUNNING'")[1] == {"8": "RUNNING"}
+
+
+def test_another_executor_is_refused(echoes, monkeypatch):
+    monkeypatch.setattr(upstream, "version", lambda package: "2.9.0")
+    with pytest.raises(upstream.UpstreamChanged, match=r"written for .*slurm 2\.8\.0, but 2\.9\.0"):
+        taught.teach_executor()
 
 
 def test_accounts_need_no_programs_that_a_site_may_lack(echoes, monkeypatch, tmp_path):

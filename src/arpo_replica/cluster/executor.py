@@ -17,6 +17,8 @@ from typing import Any
 
 import snakemake_executor_plugin_slurm as executor
 
+from arpo_replica.upstream import require_function, require_version
+
 FINAL = {
     "PREEMPTED": "CANCELLED",
     "REVOKED": "CANCELLED",
@@ -37,8 +39,13 @@ def known_states(states: Mapping[str, str]) -> dict[str, str]:
 
 
 def teach_executor() -> None:
-    """Put this process's executor right; a second call changes nothing."""
+    """Put this process's executor right; a second call changes nothing. Raises ``UpstreamChanged``."""
     if not hasattr(executor.query_job_status, "plain"):
+        require_version("snakemake-executor-plugin-slurm", ("2.8.0",), __name__)
+        require_function(executor, "query_job_status", ("command",), __name__)
+        require_function(executor, "query_job_status_sacct", ("runid",), __name__)
+        require_function(executor, "validate_account", ("account", "logger"), __name__)
+        require_function(executor, "get_account", ("logger",), __name__)
         executor.query_job_status = _translated(executor.query_job_status)
         executor.query_job_status_sacct = _by_task(executor.query_job_status_sacct)
         executor.validate_account = lambda account, logger: account

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from verl.utils import tensordict_utils
 
-from arpo_replica.training.upstream import require_function, require_version
+from arpo_replica.upstream import require_function, require_version
 
 VERL_VERSIONS = ("0.9.1",)
 

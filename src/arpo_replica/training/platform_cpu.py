@@ -28,7 +28,7 @@ import torch.distributed
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from arpo_replica.training.upstream import require_function, require_version
+from arpo_replica.upstream import require_function, require_version
 
 VERL_VERSIONS = ("0.9.1",)
 VLLM_VERSIONS = ("0.27.1",)

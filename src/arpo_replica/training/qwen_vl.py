@@ -42,8 +42,8 @@ from verl.utils.ulysses import (
 from arpo_replica.training import pixels
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.speed import ATTENTION, Speed
-from arpo_replica.training.upstream import require_function, require_version
 from arpo_replica.training.vision_cache import FeatureCache, fingerprints
+from arpo_replica.upstream import require_function, require_version
 
 VERL_VERSIONS = ("0.9.1",)
 LOGIT_ROWS = 1024

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import ray.actor
 from ray import ActorClassID, JobID, TaskID
 
-from arpo_replica.training.upstream import UpstreamChanged
+from arpo_replica.upstream import UpstreamChanged
 
 
 class SystemRandom:

@@ -11,7 +11,7 @@ import os
 import signal
 
 from arpo_replica.training import mrope_layout, without_trl
-from arpo_replica.training.upstream import UpstreamChanged
+from arpo_replica.upstream import UpstreamChanged
 
 
 def register_stack_dump() -> None:

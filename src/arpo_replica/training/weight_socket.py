@@ -18,7 +18,7 @@ from typing import Any
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
-from arpo_replica.training.upstream import UpstreamChanged, require_function, require_version
+from arpo_replica.upstream import UpstreamChanged, require_function, require_version
 
 VERL_VERSIONS = ("0.9.1",)
 SHARED = "ipc:///tmp/rl-colocate-zmq-"

@@ -14,7 +14,7 @@ import sys
 
 from verl.utils import import_utils
 
-from arpo_replica.training.upstream import UpstreamChanged, require_function, require_version
+from arpo_replica.upstream import UpstreamChanged, require_function, require_version
 
 VERL_VERSIONS = ("0.9.1",)
 USERS = ("verl.models.transformers.monkey_patch", "verl.utils.model")
