@@ -61,7 +61,7 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 		-- results/demo_container/desktop_image.json
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
 
-slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 10 minutes)
+slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 14 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
 	ARPO_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
 
