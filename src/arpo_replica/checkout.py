@@ -1,4 +1,4 @@
-"""Which code this is: the commit of the checkout, and whether its files differ from it."""
+"""Which code this is (its commit, and whether files differ from it), and what GPUs are here."""
 
 from __future__ import annotations
 
@@ -61,3 +61,9 @@ def answer_of(command: list[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.rstrip()
+
+
+def gpus_here(*facts: str) -> list[str]:
+    """One line per NVIDIA GPU of this machine with these facts (``nvidia-smi --help-query-gpu``)."""
+    listed = answer_of(["nvidia-smi", f"--query-gpu={','.join(facts)}", "--format=csv,noheader"])
+    return (listed or "").splitlines()

@@ -146,14 +146,19 @@ def test_shape_only_needs_a_known_shape() -> None:
         Study(config.model_dump(mode="json"), "test").base_source()
 
 
+def go_where_nothing_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder of one's own, which has the description of one model."""
+    described = Path("data/models", f"{NAMES[0]}.json")
+    (tmp_path / described.parent).mkdir(parents=True)
+    (tmp_path / described).write_bytes((ROOT / described).read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+
 def test_another_tokenizer_or_image_size_makes_another_shape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is shared by all studies; a folder that is there is not made again."""
-    (tmp_path / "data/models").mkdir(parents=True)
-    source = (ROOT / "data/models" / f"{NAMES[0]}.json").read_bytes()
-    (tmp_path / "data/models" / f"{NAMES[0]}.json").write_bytes(source)
-    monkeypatch.chdir(tmp_path)
+    go_where_nothing_was_fetched(tmp_path, monkeypatch)
     made: list[Path] = []
 
     def run_module(environment: str, module: str, *arguments: object, **options: object) -> None:
@@ -178,10 +183,7 @@ def test_a_first_fetch_records_and_a_second_one_enforces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The download itself is another process; a stand-in leaves what the hub would."""
-    (tmp_path / "data/models").mkdir(parents=True)
-    source = (ROOT / "data/models" / f"{NAMES[0]}.json").read_bytes()
-    (tmp_path / "data/models" / f"{NAMES[0]}.json").write_bytes(source)
-    monkeypatch.chdir(tmp_path)
+    go_where_nothing_was_fetched(tmp_path, monkeypatch)
     calls: list[tuple[object, ...]] = []
 
     def run_module(environment: str, module: str, *arguments: object, **options: object) -> None:

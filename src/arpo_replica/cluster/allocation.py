@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.checkout import answer_of, code_version
+from arpo_replica.checkout import code_version, gpus_here
 from arpo_replica.cluster.files import read_rows
 from arpo_replica.cluster.slurm import Ask, ask
 from arpo_replica.errors import UserError
 from arpo_replica.locks import lock
 
-GPU_NAMES = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 JOBS_FILE = "cluster_jobs.jsonl"
 
 
@@ -56,7 +55,7 @@ def record_allocation(results: Path, rule: str, output: str) -> None:
     found = describe_allocation()
     if found is None:
         return
-    found["gpu_names"] = (answer_of(list(GPU_NAMES)) or "").splitlines()
+    found["gpu_names"] = gpus_here("name", "memory.total", "driver_version")
     found["nodes"] = nodes_of(os.environ["SLURM_JOB_ID"]) or found["nodes"]
     results.mkdir(parents=True, exist_ok=True)
     line = {"rule": rule, "output": output, "commit": code_version(), "began": round(time.time(), 3), **found}

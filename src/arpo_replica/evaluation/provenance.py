@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 import arpo_replica
-from arpo_replica.checkout import answer_of, git_state
+from arpo_replica.checkout import answer_of, git_state, gpus_here
 from arpo_replica.cluster.allocation import read_jobs
 from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
@@ -149,14 +149,13 @@ def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory, accelerators."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    gpus = answer_of(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu[1] if cpu else platform.processor() or "unknown",
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "gpus": gpus.splitlines() if gpus else [],
+        "gpus": gpus_here("name", "memory.total"),
     }
 
 
