@@ -1,24 +1,29 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
-import os
 import sys
-from pathlib import Path
 
 from arpo_replica.cluster import resources as needs
-from arpo_replica.cluster.left import check_left
-from arpo_replica.cluster.plan import PLANNING
 from arpo_replica.desktop.image import image_files
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.workflow.study import Study
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 try:
     study = Study(config, source=", ".join(map(str, workflow.configfiles)))
-    if workflow.is_main_process and PLANNING not in os.environ:
+    if workflow.is_main_process:
         study.check()
         needs.check_jobs(study.config, workflow.resource_settings.overwrite_resources)
-        check_left(Path("results") / study.name)
+        if workflow.output_settings.dryrun:
+            for sentence in study.lacks():
+                logger.warning(f"A run would refuse to start: {sentence}")
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+# Of a run alone, not of a dry run, a lint or a graph: these need nothing but the controller's environment.
+onstart:
+    refuse_lacks()
 
 
 pathvars:
@@ -35,6 +40,12 @@ wildcard_constraints:
     stage="[a-z0-9_]+",
     split="[a-z0-9_]+",
     trial=r"\d+",
+
+
+def refuse_lacks():
+    """End a run that lacks something on this machine, before its first job."""
+    if lacks := study.lacks():
+        raise WorkflowError("\n".join(lacks))
 
 
 def base_source(wildcards):

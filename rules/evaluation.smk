@@ -37,9 +37,9 @@ rule summarise_study:
 rule compare_claims:
     input:
         summary="<results>/summary.json",
-        claims="data/paper/claims.yaml",
-        published="data/paper/results.yaml",
-        contradictions="data/paper/contradictions.yaml",
+        claims=find("data/paper/claims.yaml"),
+        published=find("data/paper/results.yaml"),
+        contradictions=find("data/paper/contradictions.yaml"),
     output:
         "<results>/claims.json",
     log:

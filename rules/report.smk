@@ -9,8 +9,8 @@ rule render_report:
         claims="<results>/claims.json",
         tables=study.table_files(),
         provenance="<results>/provenance.json",
-        deviations="data/paper/deviations.yaml",
-        parity="data/paper/hyperparameters.yaml",
+        deviations=find("data/paper/deviations.yaml"),
+        parity=find("data/paper/hyperparameters.yaml"),
         templates=study.report_templates(),
     output:
         report(

@@ -27,8 +27,8 @@ rule measure_throughput:
 rule make_target:
     input:
         unpack(target_files),
-        claims="data/paper/claims.yaml",
-        published="data/paper/results.yaml",
+        claims=find("data/paper/claims.yaml"),
+        published=find("data/paper/results.yaml"),
     output:
         multiext("<results>/targets/{target}/{target}", ".csv", ".json", ".svg", ".png"),
     log:

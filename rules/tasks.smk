@@ -5,7 +5,7 @@
 
 rule fetch_osworld_tasks:
     input:
-        manifest="data/osworld/manifest.json",
+        manifest=find("data/osworld/manifest.json"),
     output:
         "results/osworld/tasks/manifest.json",
     log:

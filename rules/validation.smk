@@ -6,8 +6,8 @@ rule validate_tasks:
     input:
         image=ancient(study.desktop_image()),
         split="<results>/splits/{split}.json",
-        oracles=sorted(map(str, Path("data/oracles/osworld").glob("*/*.yaml"))),
-        known="data/osworld/known_issues.yaml",
+        oracles=sorted(map(str, find("data/oracles/osworld").glob("*/*.yaml"))),
+        known=find("data/osworld/known_issues.yaml"),
     output:
         "<results>/validation/{split}.json",
     log:

@@ -17,10 +17,34 @@ from typing import Literal
 from arpo_replica.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+"""Where the workflow lives: `Snakefile`, `data/`, `configs/`, `envs/` and so on. A study may run elsewhere:
+its `results/` and `reports/` are made in the working folder. Every process of a study imports this package
+from the same place, on a compute node too, so all of them find the same files."""
+SHIPPED = {"configs", "data", "envs", "slurm", "src"}
+"""Folders of the workflow that a config or a command may name."""
 Environment = Literal["controller", "cpu", "gpu", "evaluator"]
 PR_SET_PDEATHSIG = 1
 SHORT_PATH = 40
 """Longest path of a scratch folder."""
+
+
+def find(name: Path | str) -> Path:
+    """A file or folder that a config, a rule or a command names, in the working folder or, where it has none,
+    in the workflow.
+
+    Relative as long as the working folder has it: Snakemake compares the names of inputs, so a checkout that
+    is moved together with its finished studies runs nothing again.
+    """
+    path = Path(name)
+    if path.is_absolute() or path.exists() or not SHIPPED.intersection(path.parts[:1]):
+        return path
+    return ROOT / path if (ROOT / path).exists() else path
+
+
+def as_written(path: Path) -> Path:
+    """The name that `find` turned into this path: records do not say where somebody keeps the workflow."""
+    name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return name if find(name) == path else path
 
 
 def heavy_environment(accelerator: Literal["cpu", "cuda"]) -> Environment:

@@ -6,7 +6,6 @@ The jobs are those of Snakemake's own dry-run, so what is finished is not counte
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -27,10 +26,10 @@ from arpo_replica.cluster.costs import (
 )
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
+from arpo_replica.workflow.study import Study
 
-PLANNING = "ARPO_PLANNING"
-"""Environment variable: the Snakefile then leaves out the checks of this machine: it will not do the work."""
 SUBMITTED = {
     *("train_stage", "collect_rollouts", "measure_throughput", "collect_offline_episodes", "train_offline"),
     *("record_demonstrations", "build_nano_model", "build_desktop_image", "validate_tasks"),
@@ -51,8 +50,14 @@ class PlannedJob:
     estimate: Estimate
 
 
-Plan = tuple[StudyConfig, list[PlannedJob]]
-"""A study and the jobs that a run of it would start now."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study and the jobs that a run of it would start now."""
+
+    config: StudyConfig
+    jobs: list[PlannedJob]
+    lacks: list[str]
+    """Why a run on this machine would not start, a sentence each."""
 
 
 def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ()) -> list[Plan]:
@@ -75,20 +80,21 @@ def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ())
 
 def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
     """The jobs that a run would start now. Raises ``UserError`` with what Snakemake refuses."""
-    config = load_config(*paths)
+    study = Study(load_config(*paths).model_dump(mode="json"), ", ".join(map(str, paths)))
+    study.check()
+    here = any(Path(name).is_file() for name in ("Snakefile", "workflow/Snakefile"))
     command = [
         *(sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--cores", "1"),
+        *(() if here else ("--snakefile", str(ROOT / "Snakefile"))),
         *("--configfile", *map(str, paths), "--", *targets),
     ]
-    done = subprocess.run(
-        command, env={**os.environ, PLANNING: "1"}, capture_output=True, text=True, check=False, timeout=600
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         said = done.stderr + done.stdout
         reason = re.search(r"UserError: (.+)", said)
         lines = [line for line in said.splitlines() if line.strip()]
         raise UserError(reason[1] if reason else "Snakemake cannot plan this study: " + " ".join(lines[-3:]))
-    return config, read_jobs(config, done.stdout + done.stderr)
+    return Plan(study.config, read_jobs(study.config, done.stdout + done.stderr), study.lacks())
 
 
 def read_jobs(config: StudyConfig, text: str) -> list[PlannedJob]:
@@ -113,10 +119,12 @@ def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> Estim
             return other_estimate(config, rule)
 
 
-def render(config: StudyConfig, jobs: Sequence[PlannedJob]) -> str:
+def render(plan: Plan) -> str:
     """The plan as text."""
+    config, jobs = plan.config, plan.jobs
+    lacks = [f"A run here would refuse to start: {sentence}" for sentence in plan.lacks]
     if not jobs:
-        return f"Study '{config.name}': nothing to do.\n"
+        return "\n".join([f"Study '{config.name}': nothing to do.", *lacks]) + "\n"
     groups: dict[str, list[PlannedJob]] = defaultdict(list)
     for job in jobs:
         groups["(on this machine)" if job.local else job.rule].append(job)
@@ -128,21 +136,22 @@ def render(config: StudyConfig, jobs: Sequence[PlannedJob]) -> str:
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
     lines += [_line("total", jobs, each=False), "", *_sources(costs_of(config))]
+    lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
 
 
 def render_studies(plans: Sequence[Plan]) -> str:
     """The plans as text; of several studies also their sum."""
-    text = "\n".join(render(config, jobs) for config, jobs in plans)
+    text = "\n".join(map(render, plans))
     if len(plans) < 2:
         return text
-    jobs = list(chain.from_iterable(jobs for _, jobs in plans))
+    jobs = list(chain.from_iterable(plan.jobs for plan in plans))
     sent = sum(not job.local for job in jobs)
     lines = [
         f"All {len(plans)} studies, {sent} jobs for the cluster",
         "",
         f"{'study':24}{COLUMNS}",
-        *(_line(config.name, jobs, each=False) for config, jobs in plans),
+        *(_line(plan.config.name, plan.jobs, each=False) for plan in plans),
         _line("total", jobs, each=False),
     ]
     return text + "\n" + "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.section import Positive, Section
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 
 SITE_FILE = Path("slurm/site.yaml")
@@ -86,6 +87,7 @@ class Site(Section):
 
 def load_site(path: Path = SITE_FILE) -> Site:
     """Read and check the site file; without one, the defaults. Raises ``UserError`` naming the key."""
+    path = find(path)
     if not path.exists():
         return Site()
     raw = read_yaml(path, str(path))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+
+from arpo_replica.environments import as_written, find
 
 
 class Section(BaseModel):
@@ -19,3 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PATH_NAME = r"[a-z0-9_]+"
 """What appears in paths and as a wildcard of the workflow (``rules/common.smk``)."""
 Positive = Annotated[int, Field(ge=1)]
+ReadPath = Annotated[
+    Path, AfterValidator(find), PlainSerializer(lambda path: str(as_written(path)), str, when_used="json")
+]
+"""A file or folder that is read: in the working folder, or the workflow's own of that name."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from arpo_replica.config.section import PATH_NAME, Positive, Section
+from arpo_replica.config.section import PATH_NAME, Positive, ReadPath, Section
 
 NoiseKind = Literal["notification", "extra_tab", "background_window", "distractor_file"]
 
@@ -42,12 +42,12 @@ class NoisyTasksConfig(Section):
 class TasksConfig(Section):
     """Which tasks exist and which are used where."""
 
-    root: Path = Path("data/tasks")
+    root: ReadPath = Path("data/tasks")
     """Folder of task files, `{domain}/{id}.json`, in OSWorld's schema. `results/osworld/tasks` is the one
     that rule `fetch_osworld_tasks` makes."""
-    splits: dict[str, Path] = Field(min_length=1)
+    splits: dict[str, ReadPath] = Field(min_length=1)
     """Name of a split -> its list under `data/splits`."""
-    leave_out: list[Path] = Field(default_factory=list)
+    leave_out: list[ReadPath] = Field(default_factory=list)
     """Lists of tasks that are neither trained nor measured on, whatever split names them, with the reason
     (`data/osworld/left_out`). The page names them, and counts them where it says "of all"."""
     osworld: OsworldTasksConfig = OsworldTasksConfig()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arpo_replica.config.container import BUILT_IMAGE
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 
@@ -52,7 +53,7 @@ class ImageInputs:
                 sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
             )
             found |= {path.relative_to(self.folder).as_posix(): path for path in inside}
-        return found | {f"guest/{path.name}": path for path in sorted(GUEST.glob("*.py"))}
+        return found | {f"guest/{path.name}": path for path in sorted(find(GUEST).glob("*.py"))}
 
     def digest(self) -> str:
         """sha256 over names and contents and the build's arguments."""
@@ -65,7 +66,7 @@ class ImageInputs:
 
 def image_files() -> list[str]:
     """What a build of the image reads, for the rule that asks for it."""
-    return [str(path) for path in ImageInputs(FOLDER, "full", "").files().values()]
+    return [str(path) for path in ImageInputs(find(FOLDER), "full", "").files().values()]
 
 
 def build_desktop_image(record: Path, folder: Path, apps: Apps, log: Path, base: str = "") -> dict[str, Any]:

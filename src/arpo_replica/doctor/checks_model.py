@@ -11,7 +11,7 @@ from arpo_replica.config.policy import SERVED
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 from arpo_replica.errors import UserError
-from arpo_replica.policy.weights import check_named_model, read_description
+from arpo_replica.policy.weights import check_named_model, read_description, revision_of
 from arpo_replica.policy.window import conversation_length
 
 KINDS = {"qwen2_5_vl": "absolute", "qwen2_vl": "relative_1000"}
@@ -75,6 +75,8 @@ def named_model(config: StudyConfig, machine: Machine) -> Finding:
         if description is None:
             return fail(f"data/models has no '{name}'", "correct policy.model; a folder's name has a slash")
         check_named_model(config, description)
+        if not config.model.shape_only:
+            revision_of(config, description)
     except UserError as error:
         return fail(str(error), "as the sentence says")
     if config.model.shape_only:

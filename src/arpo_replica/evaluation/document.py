@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from arpo_replica.environments import ROOT
 from arpo_replica.evaluation.interval import About, Interval
 from arpo_replica.rollout.records import write_atomically
 
@@ -71,10 +72,12 @@ def input_file(path: Path) -> InputFile:
 
 
 def shown_path(path: Path) -> str:
-    """The path as a reader elsewhere can use it: below the working directory, or from ``results`` on."""
+    """The path as a reader elsewhere can use it: below the working directory or the workflow, or from
+    ``results`` on."""
     full = path.resolve()
-    if full.is_relative_to(Path.cwd()):
-        return full.relative_to(Path.cwd()).as_posix()
+    for place in (Path.cwd(), ROOT):
+        if full.is_relative_to(place):
+            return full.relative_to(place).as_posix()
     parts = full.parts
     if "results" in parts:
         return Path(*parts[parts.index("results") :]).as_posix()

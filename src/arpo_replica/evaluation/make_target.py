@@ -11,6 +11,7 @@ from typing import Any
 
 from arpo_replica.checkout import git_state
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import ROOT, find
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.document import InputFile, IntervalRecord, input_file, write_document
@@ -33,7 +34,7 @@ class TargetFiles:
     indexes: Sequence[Path] = ()
     metrics: Sequence[Path] = ()
     throughput: Path | None = None
-    claims: Path = field(default_factory=lambda: Path("data/paper/claims.yaml"))
+    claims: Path = field(default_factory=lambda: find("data/paper/claims.yaml"))
 
     def all(self) -> list[Path]:
         """Every file, the paper's included."""
@@ -84,7 +85,7 @@ def _document(
     reasons = Counter(claim.reason for claim in mine if claim.verdict == "not run")
     sets = "; ".join(f"{name}: {facts.size}" for name, facts in summary.splits.items() if target.roles)
     mark = mark_of(config, summary)
-    code = git_state(Path())
+    code = git_state(ROOT)
     columns = list(rows[0]) if rows else []
     return TargetDocument(
         target=target.name,

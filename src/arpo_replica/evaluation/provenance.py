@@ -25,6 +25,7 @@ from arpo_replica.cluster.allocation import read_jobs
 from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
+from arpo_replica.environments import ROOT
 from arpo_replica.evaluation.document import InputFile, input_file
 from arpo_replica.evaluation.rows import SourceFile
 from arpo_replica.rollout.records import write_atomically
@@ -58,7 +59,7 @@ HEAVY_PACKAGES = (
 
 
 def write_provenance(
-    config: StudyConfig, out: Path, manifests: Sequence[Path] | None = None, repository: Path = Path()
+    config: StudyConfig, out: Path, manifests: Sequence[Path] | None = None, repository: Path = ROOT
 ) -> dict[str, Any]:
     """Write ``out`` and return it. ``repository`` is the checkout; ``manifests`` the models' manifests.
 

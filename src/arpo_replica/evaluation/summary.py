@@ -12,6 +12,7 @@ import pandas as pd
 from arpo_replica.checkout import git_state
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
+from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.breakdowns import (
@@ -126,7 +127,7 @@ def summarise(
         (read_curve(path) for path in metrics),
         key=lambda c: (arm_order(config, c.arm), c.seed, stage_order(config, c.stage)),
     )
-    code = git_state(Path())
+    code = git_state(ROOT)
     return Summary(
         study=config.name,
         size=config.size,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import heavy_environment, run_module
+from arpo_replica.environments import find, heavy_environment, run_module
 from arpo_replica.errors import UserError
 from arpo_replica.manifest import Manifest, file_sha256, write_base
 from arpo_replica.rollout.records import write_atomically
@@ -54,7 +54,7 @@ class ModelDescription(BaseModel):
 
 def read_description(name: str, root: Path = Path()) -> ModelDescription | None:
     """The description of a named model; None if there is none. Raises ``UserError`` for a broken file."""
-    path = root / DESCRIPTIONS / f"{name}.json"
+    path = root / find(DESCRIPTIONS) / f"{name}.json"
     if "/" in name or not path.is_file():
         return None
     try:
@@ -131,7 +131,7 @@ def revision_of(config: StudyConfig, description: ModelDescription) -> str:
 
 
 def check_named_model(config: StudyConfig, description: ModelDescription) -> None:
-    """Refuse what ``fetch_model`` would refuse, before anything starts. Raises ``UserError``."""
+    """Refuse a config that does not fit the model. Raises ``UserError``."""
     if config.size.removesuffix("_random") != description.size:
         raise UserError(
             f"size is '{config.size}', but policy.model '{config.policy.model}' is of size "
@@ -141,8 +141,6 @@ def check_named_model(config: StudyConfig, description: ModelDescription) -> Non
         tokenizer = config.model.tokenizer
         if tokenizer is not None and not (tokenizer / "tokenizer_config.json").is_file():
             raise UserError(f"model.tokenizer '{tokenizer}' holds no tokenizer_config.json; correct it.")
-        return
-    revision_of(config, description)
 
 
 def fetch_model(config: StudyConfig, out: Path) -> Manifest:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from arpo_replica.checkout import CHANGED, require_clean
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
@@ -30,7 +31,7 @@ DATA = (
 
 
 def publish_report(
-    config: StudyConfig, results: Path, page: Path, folder: Path, archive: Path, *, repository: Path = Path()
+    config: StudyConfig, results: Path, page: Path, folder: Path, archive: Path, *, repository: Path = ROOT
 ) -> None:
     """Write ``folder`` (anew) and ``archive``, the same as a zip.
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.schema import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
@@ -47,6 +48,7 @@ def render_report(
     numbers = read_input(files["summary.json"], Summary.model_validate_json)
     judged = read_input(files["claims.json"], Claims.model_validate_json)
     origin = read_input(files["provenance.json"], json.loads)
+    deviations = find(deviations)
     differing = read_input(deviations, lambda data: yaml.safe_load(data)["deviations"])
     scores = results / "scores.parquet"
     facts = deviations.with_name("hyperparameters.yaml")

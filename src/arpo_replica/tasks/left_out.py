@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
@@ -72,7 +73,8 @@ def _read(path: Path) -> _List:
 def check_left_out(config: StudyConfig) -> None:
     """Raises ``UserError`` for a left-out task of which there is no task file: a wrong id hides nothing."""
     out = read_left_out(config)
-    known = read_task_manifest(MANIFEST).files if out and MANIFEST.is_file() else {}
+    manifest = find(MANIFEST)
+    known = read_task_manifest(manifest).files if out and manifest.is_file() else {}
     unknown = [
         task
         for task in out

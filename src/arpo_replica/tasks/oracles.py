@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Fail, Finished, Hotkey
 from arpo_replica.config.load import read_yaml
+from arpo_replica.environments import find
 from arpo_replica.errors import FormatError, UserError
 from arpo_replica.tasks.model import Task
 
@@ -108,7 +109,7 @@ def find_oracles(tasks: Iterable[Task], screen: tuple[int, int], folder: Path = 
     for task in tasks:
         noise = task.raw.get("arpo_noise", {})
         clean = (noise.get("of", task.id), noise.get("of_sha256", task.sha256))
-        path = folder / task.domain / f"{clean[0]}.yaml"
+        path = find(folder) / task.domain / f"{clean[0]}.yaml"
         if not path.is_file():
             continue
         oracle = load_oracle(path)

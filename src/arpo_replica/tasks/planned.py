@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.evaluate import check_evaluator
@@ -44,7 +45,7 @@ def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
         return None if clean is None else _made_noisy(config, split, clean)
     path, root = config.tasks.splits[split], config.tasks.root
     if fetched(config) and not (root / "manifest.json").is_file():
-        known = read_task_manifest(MANIFEST).files
+        known = read_task_manifest(find(MANIFEST)).files
         refuse_unknown(path, read_split(path), known.__contains__, "OSWorld")
         return None
     return kept(config, split, load_split(path, root))

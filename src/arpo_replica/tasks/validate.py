@@ -25,6 +25,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.desktop.providers import make_provider
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.osworld.inventory import PATH as EVALUATORS
 from arpo_replica.policy.interface import Policy
@@ -160,7 +161,9 @@ def validate_tasks(
         "mark": desktop_mark(kind),
         "evaluator": {"package": "desktop-env", "version": json.loads(EVALUATORS.read_text())["version"]},
         "desktop": chosen.describe(),
-        **summarise(tasks, attempts, [issue for issue in load_known_issues(known) if kind in issue.desktops]),
+        **summarise(
+            tasks, attempts, [issue for issue in load_known_issues(find(known)) if kind in issue.desktops]
+        ),
     }
     write_atomically(out, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     return document

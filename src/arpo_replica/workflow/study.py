@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.checkout import require_clean
+from arpo_replica.cluster.left import check_left
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.container import BUILT_IMAGE
 from arpo_replica.config.offline import SHARED
 from arpo_replica.config.policy import SERVED
 from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.desktop.providers import make_provider
-from arpo_replica.environments import heavy_environment, python_of
+from arpo_replica.environments import ROOT, find, heavy_environment, python_of
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.manifest import file_sha256
 from arpo_replica.nano.model import check_nano
 from arpo_replica.policy.endpoint import check_endpoint
-from arpo_replica.policy.weights import check_folder, check_named_model, read_description
+from arpo_replica.policy.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.tasks.evaluate import check_provider
 from arpo_replica.tasks.left_out import check_left_out, left_out_of
 from arpo_replica.tasks.planned import check_tasks, planned_tasks, split_files
@@ -30,8 +32,21 @@ BASE_STAGE = "base"
 """Stage name of the untrained policy."""
 WHERE_SERVED = ("endpoint", "api_key_variable")
 """Keys of ``policy`` that say where it runs, not what it is: another URL makes nothing run again."""
-TEMPLATES = Path("src/arpo_replica/report")
-"""Relative to the repository, where Snakemake runs, so that a moved checkout renders nothing again."""
+TEMPLATES = "src/arpo_replica/report"
+
+
+def is_model_folder(folder: Path) -> bool:
+    """True if weights in Hugging Face's format lie there."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _refusal(check: Callable[[], object]) -> str:
+    """The sentence with which a check refuses; empty if it does not."""
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 class Study:
@@ -44,25 +59,33 @@ class Study:
     # --- checks before any work ------------------------------------------------------------------
 
     def check(self) -> None:
-        """Refuse what cannot work before anything starts. Raises ``UserError``."""
+        """Refuse a config that no machine could run. Raises ``UserError``."""
         check_left_out(self.config)
         used = {*self.config.training_splits, *self.config.evaluation.splits}
         for split in sorted(used):
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
-        if self.config.policy.model != SERVED:
-            python_of(heavy_environment(self.config.accelerator))
         self.base_source()
         self.check_training()
-        if self.is_collected():
-            return  # tables and pages need no desktops and no server: a rented one may be gone by now
-        if self.config.report.published:
-            require_clean(Path())  # before days of work that nobody may publish
-        make_provider(self.config.desktop).check()
-        if self.config.policy.endpoint is not None:
-            policy = self.config.policy
-            check_endpoint(self.config.policy.endpoint, policy.served_model, policy.api_key_variable)
+
+    def lacks(self) -> list[str]:
+        """What a run here and now would lack, a sentence each: a dry run lists it, a run refuses to start."""
+        needed: list[Callable[[], object]] = [self.check_base]
+        policy = self.config.policy
+        if policy.model != SERVED:
+            needed.append(lambda: python_of(heavy_environment(self.config.accelerator)))
+        if (
+            not self.is_collected()
+        ):  # tables and pages need no desktops and no server: a rented one may be gone
+            if self.config.report.published:
+                needed.append(lambda: require_clean(ROOT))  # before days of work that nobody may publish
+            needed.append(lambda: make_provider(self.config.desktop).check())
+            if policy.endpoint is not None:
+                url = policy.endpoint
+                needed.append(lambda: check_endpoint(url, policy.served_model, policy.api_key_variable))
+        needed.append(lambda: check_left(Path("results") / self.name))
+        return [sentence for check in needed if (sentence := _refusal(check))]
 
     def is_collected(self) -> bool:
         """True if every checkpoint's episodes are there. A job that collects any anew checks for itself."""
@@ -150,15 +173,25 @@ class Study:
                 f"'{self.config.policy.model}'."
             )
         folder = Path(self.config.policy.model)
-        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        if not is_model_folder(folder):
+            return []  # a dry run goes on without it; ``check_base`` ends a run
+        check_folder(folder)
+        return str(folder / "config.json")
+
+    def check_base(self) -> None:
+        """Refuse a base policy that is not here and cannot be fetched. Raises ``UserError``."""
+        model = self.config.policy.model
+        named = read_description(model)
+        if named is not None and not self.config.model.shape_only:
+            revision_of(self.config, named)
+        folder = Path(model)
+        if model not in {SERVED, "nano"} and named is None and not is_model_folder(folder):
             of_a_study = folder.parts[:1] == ("results",) and len(folder.parts) > 2
             first = f"run the study '{folder.parts[1]}' first, which makes it, or " if of_a_study else ""
             raise UserError(
                 f"policy.model '{folder}' is no model folder with config.json and *.safetensors; {first}give "
                 "'nano', a name in data/models, or a folder in Hugging Face format."
             )
-        check_folder(folder)
-        return str(folder / "config.json")
 
     def desktop_image(self) -> list[str]:
         """Record of the image that the study's desktops need built; nothing for other desktops."""
@@ -296,7 +329,7 @@ class Study:
         """Everything that decides how the page looks."""
         return sorted(
             str(path)
-            for path in TEMPLATES.rglob("*")
+            for path in find(TEMPLATES).rglob("*")
             if path.suffix in {".py", ".j2", ".css", ".js", ".html"}
         )
 
