@@ -40,7 +40,7 @@ evaluator: controller
 lint: controller ## ruff, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakefmt --check Snakefile rules workflow
 	$(BIN)/python tests/lint_workflow.py
 
 type: controller ## mypy

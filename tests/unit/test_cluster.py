@@ -20,7 +20,7 @@ from arpo_replica.checkout import code_version
 from arpo_replica.cluster import profile, resources, slurm
 from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
-from arpo_replica.cluster.plan import SUBMITTED, render
+from arpo_replica.cluster.plan import SUBMITTED, Plan, render
 from arpo_replica.cluster.plan import read_jobs as planned_jobs
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
@@ -234,9 +234,10 @@ def test_jobs_are_read_from_the_dry_run():
     jobs = planned_jobs(config, DRY_RUN)
     assert [(job.rule, job.local) for job in jobs] == [("train_stage", False), ("render_report", True)]
     assert jobs[0].wildcards == {"arm": "arpo", "seed": "0", "stage": "train_32"}
-    text = render(config, jobs)
+    text = render(Plan(config, jobs, ["No Docker."]))
     assert "train_stage" in text and "measured" in text
-    assert render(config, []) == "Study 'nano': nothing to do.\n"
+    assert text.endswith("\nA run here would refuse to start: No Docker.\n")
+    assert render(Plan(config, [], [])) == "Study 'nano': nothing to do.\n"
 
 
 def test_all_other_rules_are_local():

@@ -95,10 +95,12 @@ def test_descriptions_are_sound(name: str) -> None:
 def test_a_model_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = named_config()
+    study = Study(config.model_dump(mode="json"), "test")
+    assert study.base_source() == "<results>/model/manifest.json"
     with pytest.raises(UserError, match=r"set model\.revision to the 40 hex digits"):
-        Study(config.model_dump(mode="json"), "test").base_source()
+        study.check_base()
     config.model.revision = REVISION
-    assert Study(config.model_dump(mode="json"), "test").base_source() == "<results>/model/manifest.json"
+    Study(config.model_dump(mode="json"), "test").check_base()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ evaluation: {splits: [osworld_369], trials: 3}
 OTHER_MODEL = """
 study: paper_2b
 size: 2b
-policy: {recipe: null, model: UI-TARS-2B-SFT}
+policy: {recipe: null, model: UI-TARS-2B-SFT, max_model_len: 32768, max_images: 5}
 """
 
 
@@ -64,10 +64,11 @@ def test_two_studies_of_one_name_are_one_sentence(checkout):
 
 
 def test_a_config_that_cannot_be_planned_is_one_sentence(checkout):
-    command = [sys.executable, "-m", "arpo_replica", "plan", "--config", "configs/paper.yaml"]
+    (checkout.root / "wrong.yaml").write_text("training: {tasks_per_step: 6}\n")
+    command = [sys.executable, "-m", "arpo_replica", "plan", "--config", "configs/demo.yaml", "wrong.yaml"]
     done = subprocess.run(
         command, cwd=checkout.root, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 2
-    assert "model.revision" in done.stderr
+    assert "training.tasks_per_step (6)" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

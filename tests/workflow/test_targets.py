@@ -59,7 +59,7 @@ CHEAP = {"resolve_split", "check_stage", "fetch_model", "fetch_osworld_tasks", "
 def test_a_target_is_planned_at_the_size_that_was_published(checkout, target, configs, expected):
     (checkout.root / "model.yaml").write_text(REVISION)
     files = [f"configs/{name}.yaml" for name in configs]
-    planned = checkout.planned("--configfile", *files, "model.yaml", "--", target, ARPO_PLANNING="1")
+    planned = checkout.planned("--configfile", *files, "model.yaml", "--", target)
     assert {"fetch_model", "fetch_osworld_tasks"} <= set(planned)
     left = {rule: n for rule, n in planned.items() if rule not in CHEAP}
     assert left == {**expected, **MADE, target: 1}
