@@ -20,7 +20,7 @@ from fake_guest import SCREEN, FakeGuest
         (Click(1, 2), 0.0),
         (Hotkey(("ctrl", "c")), 0.0),
         (TypeText("ab\n~"), 0.08),
-        (TypeText("\u6f22\u5b57\u6f22"), 0.06 + 0.5),
+        (TypeText("\u6f22\u5b57\u6f22"), 0.06 + 0.6),
         (TypeText("x" * 4096), 81.92),
     ],
 )

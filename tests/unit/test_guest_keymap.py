@@ -6,6 +6,7 @@ from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
 from arpo_replica.desktop.guest.keymap import (
     FIRST_KEYCODE,
     FIRST_LENT,
+    SPECIAL,
     Layout,
     Stroke,
     char_keysym,
@@ -13,11 +14,12 @@ from arpo_replica.desktop.guest.keymap import (
 )
 
 A, LESS, COMMA = 0x61, 0x3C, 0x2C
+LENDABLE = [code for code in range(FIRST_LENT, 256) if code not in SPECIAL]
 
 
 def layout(lent=4):
-    """``a A`` on 38, ``, <`` on 59, a key with ``< >`` on 94, nothing else."""
-    mapping = [[0, 0] for _ in range(FIRST_LENT - FIRST_KEYCODE + lent)]
+    """``a A`` on 38, ``, <`` on 59, a key with ``< >`` on 94, nothing else; so many keycodes to lend."""
+    mapping = [[0, 0] for _ in range(LENDABLE[lent - 1] + 1 - FIRST_KEYCODE)]
     mapping[38 - FIRST_KEYCODE] = [A, 0x41]
     mapping[59 - FIRST_KEYCODE] = [COMMA, LESS]
     mapping[94 - FIRST_KEYCODE] = [LESS, 0x3E]
@@ -69,7 +71,7 @@ def test_foreign_characters_are_lent_keycodes_in_one_go():
     euro, one = char_keysym("€"), char_keysym("一")
     told = keys.lend("a€一€")
     assert [pair for pair in told if pair != (0, 0)] == [(euro, euro), (one, one)]
-    assert {keys.stroke(euro).keycode, keys.stroke(one).keycode} == {FIRST_LENT, FIRST_LENT + 1}
+    assert {keys.stroke(euro).keycode, keys.stroke(one).keycode} == set(LENDABLE[:2])
     assert keys.lend("€一") is None
 
 
@@ -95,3 +97,12 @@ def test_a_long_text_is_cut_where_keycodes_run_out():
     with pytest.raises(ValueError, match="too many"):
         keys.lend("一二三四")
     assert keys.chunks("") == []
+
+
+def test_no_special_key_is_ever_lent():
+    """225 is XF86Search: a browser goes to its address bar, whatever the key means."""
+    keys = layout(lent=len(LENDABLE))
+    told = keys.lend("".join(chr(0x4E00 + number) for number in range(keys.capacity)))
+    lent = {FIRST_LENT + number for number, pair in enumerate(told) if pair != (0, 0)}
+    assert lent == set(LENDABLE)
+    assert 225 not in lent

@@ -21,7 +21,14 @@ from arpo_replica.desktop.pyautogui_source import PREFIX, source_of
 
 CALLS = {
     *("pyautogui.click", "pyautogui.doubleClick", "pyautogui.rightClick", "pyautogui.moveTo"),
-    *("pyautogui.dragTo", "pyautogui.scroll", "pyautogui.hscroll", "pyautogui.hotkey", "pyautogui.write"),
+    *(
+        "pyautogui.mouseDown",
+        "pyautogui.mouseUp",
+        "pyautogui.scroll",
+        "pyautogui.hscroll",
+        "pyautogui.hotkey",
+        "pyautogui.write",
+    ),
     *("pyperclip.copy", "pyperclip.paste", "time.sleep", "os.open", "os.dup2", "range"),
 }
 
@@ -80,7 +87,11 @@ def test_hotkeys_are_names_of_a_closed_list(keys):
         (Click(1, 2), "pyautogui.click(1, 2)"),
         (DoubleClick(1, 2), "pyautogui.doubleClick(1, 2)"),
         (RightClick(1, 2), "pyautogui.rightClick(1, 2)"),
-        (Drag(1, 2, 3, 4), "pyautogui.moveTo(1, 2); pyautogui.dragTo(3, 4, duration=0.5, button='left')"),
+        (
+            Drag(1, 2, 3, 4),
+            "pyautogui.moveTo(1, 2); pyautogui.mouseDown(); pyautogui.moveTo(3, 4, duration=1.0); "
+            "pyautogui.moveTo(2, 4); pyautogui.moveTo(3, 4); pyautogui.mouseUp()",
+        ),
         (Scroll("down", 5, 6), "pyautogui.moveTo(5, 6); pyautogui.scroll(-5)"),
         (Scroll("up"), "pyautogui.scroll(5)"),
         (Scroll("right"), "pyautogui.hscroll(5)"),

@@ -51,6 +51,11 @@ class DesktopConfig(Section):
     """Longest time that one action or screenshot may take; typing gets more by the length of the text."""
     settle_ms: Annotated[int, Field(ge=0)] = 400
     """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
+    wait_seconds: Annotated[float, Field(ge=0, le=600)] = 0.5
+    """How long the action `wait()` lasts. The prompt of UI-TARS promises 5 s; OSWorld's runner sleeps 4."""
+    pause_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
+    """Shortest time from any other action to the next screenshot. OSWorld's runner: 2 s; what a timer changes
+    later than that is not seen there either."""
     container: ContainerConfig = ContainerConfig()
     """Desktops in containers (`provider: container`)."""
     osworld: OSWorldConfig = OSWorldConfig()
@@ -64,6 +69,11 @@ class DesktopConfig(Section):
         if max(screen) > 200 * min(screen):
             raise ValueError("the longer side may be at most 200 times the shorter one")
         return screen
+
+    @property
+    def act_limit_s(self) -> float:
+        """Longest time that one action may take, besides that of typing."""
+        return self.act_timeout_s + max(self.wait_seconds, self.pause_seconds)
 
     @property
     def kind(self) -> str:

@@ -19,8 +19,8 @@ COMMAND_S = 130.0
 
 KEY_S = 0.02
 """Time that typing one character may take, on top of a call's limit."""
-FOREIGN_S = 0.25
-"""The same for each different character that no key has. The guest lends keys to some fifty at a time, and
+FOREIGN_S = 0.3
+"""The same for each different character that no key has. The guest lends keys to some forty at a time, and
 twice waits up to 5 s for programs to have read the ones before."""
 
 
@@ -43,12 +43,15 @@ class GuestClient:
         screen: tuple[int, int],
         timeout_s: float = 15.0,
         base_url: str = "http://localhost",
+        act_s: float | None = None,
     ) -> None:
-        """``timeout_s`` bounds each call that names no time of its own."""
+        """``timeout_s`` bounds each call that names no time of its own, ``act_s`` an action if it may last
+        longer."""
         self.screen = screen
         self._connector = connector
         self._base = base_url
         self._timeout_s = timeout_s
+        self._act_s = timeout_s if act_s is None else act_s
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> GuestClient:
@@ -109,7 +112,7 @@ class GuestClient:
         Facts: ``status`` (``applied`` or ``duplicate``), ``ignored`` (names of keys that do not exist).
         """
         body = {"id": action_id, "action": action.to_json(), "screenshot": True}
-        png, headers = await self._call("POST", "/act", self._timeout_s + typing_s(action), json=body)
+        png, headers = await self._call("POST", "/act", self._act_s + typing_s(action), json=body)
         try:
             facts: dict[str, Any] = json.loads(headers["X-Desktop-Act"])
         except (KeyError, ValueError) as error:

@@ -144,6 +144,8 @@ def guest_settings(config: DesktopConfig) -> GuestConfig:
         memory_mb=config.memory_mb,
         memory_folders=(*PLACES.values(), "/dev/shm", RUNTIME),  # noqa: S108 - the container's own
         settle_ms=config.settle_ms,
+        wait_s=config.wait_seconds,
+        pause_s=config.pause_seconds,
     )
 
 

@@ -91,7 +91,12 @@ class GuestDesktop(ABC):
     async def start(self) -> None:
         """Start it and wait until it answers. Raises ``DesktopError``."""
         running = self._running = await self._launch()
-        self.guest = GuestClient(unix(running.server_path), self.screen, self._config.act_timeout_s)
+        self.guest = GuestClient(
+            unix(running.server_path),
+            self.screen,
+            self._config.act_timeout_s,
+            act_s=self._config.act_limit_s,
+        )
         self.devtools = EpisodeDevTools(
             unix(running.devtools_path),
             "http://localhost",

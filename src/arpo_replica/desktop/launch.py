@@ -113,6 +113,8 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
             fullscreen=config.screen[0] < NARROW,
             memory_mb=config.memory_mb,
             settle_ms=config.settle_ms,
+            wait_s=config.wait_seconds,
+            pause_s=config.pause_seconds,
             server_fd=lent[0],
             devtools_fd=lent[1],
             lifeline_fd=lent[2],

@@ -28,8 +28,6 @@ from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 0.5
-"""How long the action ``Wait`` waits before the screen must be at rest."""
 LOOK_S = 0.1
 CALM_S = 1.0
 SET_UP_S = 8.0
@@ -144,12 +142,13 @@ class OSWorldDesktop:
         before = await self.guest.screenshot()
         source = source_of(action)
         if source is None:
-            await asyncio.sleep(WAIT_S)
+            await asyncio.sleep(self._config.wait_seconds)
         else:
             limit = self._config.act_timeout_s + KEY_S * len(source)
             answer = await self.guest.execute_source(source, limit)
             if answer.get("returncode") != 0:
                 raise DesktopError(f"{action.kind} failed in the desktop: {str(answer.get('error'))[-300:]}")
+            await asyncio.sleep(self._config.pause_seconds)
         self._seen = await self._at_rest(before)
         self._acted = time.monotonic()
 
@@ -178,7 +177,8 @@ class OSWorldDesktop:
 
     async def _at_rest(self, before: bytes) -> bytes:
         """The screen when it has changed and stays as it is, or as it is when the time is up."""
-        deadline = time.monotonic() + self._config.osworld.settle_ms / 1000
+        longest = self._config.osworld.settle_ms / 1000 - self._config.pause_seconds
+        deadline = time.monotonic() + longest
         last = await self.guest.screenshot()
         while time.monotonic() < deadline:
             await asyncio.sleep(LOOK_S)

@@ -23,7 +23,8 @@ from arpo_replica.actions.types import (
 PREFIX = "import pyautogui; import time; pyautogui.FAILSAFE = False; "
 """What desktop-env's client puts before every command (``controllers/python.py``)."""
 NOTCHES = 5
-DRAG_S = 0.5
+DRAG_S = 1.0
+"""As OSWorld's agents."""
 DETACH = "import os; null = os.open(os.devnull, os.O_RDWR); [os.dup2(null, number) for number in (1, 2)]"
 """pyperclip leaves an ``xclip`` behind that holds the clipboard, and would hold the server's pipes too."""
 PASTE_S = 0.6
@@ -52,9 +53,12 @@ def _body(action: Action) -> str:  # noqa: PLR0911  # one per kind of action
         case RightClick(x, y):
             return f"pyautogui.rightClick({x:d}, {y:d})"
         case Drag(x, y, to_x, to_y):
+            # As ``guest.input`` drags, and for its reasons: 20 moves, then one pixel away and back.
             return (
-                f"pyautogui.moveTo({x:d}, {y:d}); "
-                f"pyautogui.dragTo({to_x:d}, {to_y:d}, duration={DRAG_S}, button='left')"
+                f"pyautogui.moveTo({x:d}, {y:d}); pyautogui.mouseDown(); "
+                f"pyautogui.moveTo({to_x:d}, {to_y:d}, duration={DRAG_S}); "
+                f"pyautogui.moveTo({to_x + (1 if to_x < x else -1):d}, {to_y:d}); "
+                f"pyautogui.moveTo({to_x:d}, {to_y:d}); pyautogui.mouseUp()"
             )
         case Scroll(direction, x, y):
             move = "" if x is None or y is None else f"pyautogui.moveTo({x:d}, {y:d}); "

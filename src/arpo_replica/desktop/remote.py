@@ -90,7 +90,7 @@ class RemoteDesktop:
     async def act(self, action: Action, action_id: str) -> None:
         """See the interface."""
         body = {"action": action.to_json(), "id": action_id}
-        await self._call("act", self._config.act_timeout_s + typing_s(action) + SLACK_S, **body)
+        await self._call("act", self._config.act_limit_s + typing_s(action) + SLACK_S, **body)
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
         """See the interface."""
@@ -191,6 +191,12 @@ class RemoteProvider:
                 f"desktop.screen is {list(config.screen)}, but the desktops at {url} have {status['screen']};"
                 " make both the same."
             )
+        for key, there in status["pace"].items():
+            if getattr(config, key) != there:
+                raise UserError(
+                    f"desktop.{key} is {getattr(config, key):g}, but the desktops at {url} were started with "
+                    f"{there:g}; make both the same."
+                )
         if config.count > status["count"]:
             raise UserError(
                 f"desktop.count is {config.count}, but {url} lends only {status['count']} desktops; lower it."

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from arpo_replica.tasks.model import Task
 
-VERSION = 1
+VERSION = 2
 MAX_BODY = 64 * 1024
 """Longest body of a call, in bytes; the longest text of an action has 4,096 characters."""
 MAX_ANSWER = 64 * 1024 * 1024

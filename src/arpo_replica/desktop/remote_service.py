@@ -192,6 +192,7 @@ class DesktopService:
                 "count": self.config.count,
                 "leased": self._taken,
                 "screen": list(self.config.screen),
+                "pace": self.config.model_dump(include={"wait_seconds", "pause_seconds"}),
                 "lease_s": self.lease_s,
             }
         )

@@ -354,7 +354,7 @@ class Study:
     @property
     def _desktop_keys(self) -> list[str]:
         """Which keys decide what a desktop shows."""
-        keys = ["desktop.screen", "desktop.provider"]
+        keys = [f"desktop.{key}" for key in ("screen", "provider", "wait_seconds", "pause_seconds")]
         if self.config.desktop.provider == "container":
             keys += [f"desktop.container.{key}" for key in ("image", "apps", "network", "sudo")]
         return keys

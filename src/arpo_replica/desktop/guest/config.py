@@ -63,6 +63,10 @@ class GuestConfig:
     """Limit on open files per process."""
     settle_ms: int = 400
     """Longest wait after an action for the screen to change and come to rest."""
+    wait_s: float = 0.5
+    """How long the action ``wait`` lasts."""
+    pause_s: float = 0.0
+    """Shortest time from an action to its screenshot; effects by a timer come without any sign before."""
 
     @classmethod
     def from_json(cls, text: str) -> GuestConfig:

@@ -16,25 +16,33 @@ from .keymap import CAPS_LOCK, FIRST_KEYCODE, FIRST_LENT, SHIFT, Layout, char_ke
 BUTTONS = {"up": 4, "down": 5, "left": 6, "right": 7}
 SCROLL_NOTCHES = 5
 DOUBLE_CLICK_PAUSE_S = 0.03
-DRAG_MOVES = 8
-DRAG_PAUSE_S = 0.008
-WAIT_S = 0.5
+DRAG_MOVES = 20
+DRAG_PAUSE_S = 0.05
+"""As ``pyautogui.dragTo(..., duration=1.0)`` moves, which OSWorld's agents write."""
 MULTI_CLICK_S = 0.55
 """Programs join clicks closer than 0.5 s at one place to a double click: single ones keep this apart."""
 MULTI_CLICK_PX = 8
 CALM_S = 0.05
 CALM_LIMIT_S = 5.0
+CALM_PER_KEY_S = 0.01
+"""A program may be that much longer at work for each key that was typed since it was last seen at rest."""
 
 
 class InputDevice:
     """The one mouse and the one keyboard of the desktop."""
 
-    def __init__(self, display: Display, busy: Callable[[], bool]) -> None:
-        """``busy()``: True while a program of the desktop is at work."""
+    def __init__(self, display: Display, busy: Callable[[], bool], wait_s: float) -> None:
+        """``busy()``: True while a program of the desktop is at work; ``wait_s``: how long ``wait`` lasts."""
         self._display = display
         self._busy = busy
+        self._wait_s = wait_s
         self._root = display.screen().root
         self._read_layout()
+        # Before a program starts: browsers keep the mapping that they find, and what a lent key once meant
+        # is what a page would be told of it.
+        self._tell(self._layout.lent())
+        self._unread = 0
+        """Keys typed since the programs were last seen at rest."""
         self._last_click = (-1000.0, -1000, -1000)
         self.last_sent = time.monotonic()
         """When the last event of the last action went out."""
@@ -50,7 +58,7 @@ class InputDevice:
         """
         kind = action["type"]
         if kind == "wait":
-            await asyncio.sleep(WAIT_S)
+            await asyncio.sleep(self._wait_s)
         elif kind in ("click", "double_click", "right_click"):
             x, y = int(action["x"]), int(action["y"])
             await self._apart(x, y)
@@ -100,10 +108,16 @@ class InputDevice:
         await self._apart(x, y)
         self._move(x, y)
         xtest.fake_input(self._display, X.ButtonPress, 1)
-        for step in range(1, DRAG_MOVES + 1):
+        path = [
+            (x + (to_x - x) * step // DRAG_MOVES, y + (to_y - y) * step // DRAG_MOVES)
+            for step in range(1, DRAG_MOVES + 1)
+        ]
+        # A page learns of its target by one move over it and may drop there after a second one. On a small
+        # target only the last step of the path is one, so the pointer leaves the end by a pixel and returns.
+        for at in [*path, (to_x + (1 if to_x < x else -1), to_y), (to_x, to_y)]:
             self._send()
             await asyncio.sleep(DRAG_PAUSE_S)
-            self._move(x + (to_x - x) * step // DRAG_MOVES, y + (to_y - y) * step // DRAG_MOVES)
+            self._move(*at)
         self._send()
         await asyncio.sleep(DRAG_PAUSE_S)
         xtest.fake_input(self._display, X.ButtonRelease, 1)
@@ -133,8 +147,7 @@ class InputDevice:
                 await self._calm()
             keysyms = self._layout.lend(piece)
             if keysyms is not None:
-                self._display.change_keyboard_mapping(FIRST_LENT, keysyms)
-                self._display.sync()
+                self._tell(keysyms)
                 # A key pressed at once could still be read by the old mapping.
                 await self._calm()
             strokes = [
@@ -150,10 +163,17 @@ class InputDevice:
             if held:
                 xtest.fake_input(self._display, X.KeyRelease, shift)
             self._send()
+            self._unread += len(strokes)
+
+    def _tell(self, keysyms: list[tuple[int, int]]) -> None:
+        """Tell the X server what the keycodes from ``FIRST_LENT`` on mean."""
+        self._display.change_keyboard_mapping(FIRST_LENT, keysyms)
+        self._display.sync()
 
     async def _calm(self) -> None:
-        """Return when the programs have nothing left to do (or go on for ``CALM_LIMIT_S``)."""
-        deadline = time.monotonic() + CALM_LIMIT_S
+        """Return when the programs have nothing left to do (or go on for too long)."""
+        deadline = time.monotonic() + CALM_LIMIT_S + CALM_PER_KEY_S * self._unread
+        self._unread = 0
         calm = 0
         while calm < 2 and time.monotonic() < deadline:
             await asyncio.sleep(CALM_S)

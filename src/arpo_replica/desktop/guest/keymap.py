@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 FIRST_KEYCODE = 8
 FIRST_LENT = 208
+"""Keycodes from here on are those of multimedia keys, which nobody presses here."""
+SPECIAL = frozenset({208, 209, 215, 216, 225, 232, 233, 235, 239, 240, 241})
+"""Of these, the ones that browsers know by their code, whatever they mean (Chromium's dom_code_data.inc:
+media, search, brightness, display, mail). 225 is the search key: it goes to the address bar."""
 NO_SYMBOL = 0
 
 SHIFT, RETURN, TAB, BACKSPACE, CAPS_LOCK = 0xFFE1, 0xFF0D, 0xFF09, 0xFF08, 0xFFE5
@@ -64,15 +68,16 @@ class Stroke:
 class Layout:
     """The X server's keyboard mapping, and the keycodes lent to characters that it lacks.
 
-    Lent are the codes from ``FIRST_LENT`` on: media keys that nobody presses here. They lie side by side,
-    so that one request changes them all; of several in a row, programs take in some too late.
+    Lent are the codes from ``FIRST_LENT`` on, but none that is ``SPECIAL``. One request changes
+    them all; of several in a row, programs take in some too late.
     """
 
     def __init__(self, mapping: Sequence[Sequence[int]]) -> None:
         """``mapping[i]``: keysyms of keycode ``FIRST_KEYCODE + i`` (group 1: plain, shifted, ...)."""
         self._strokes: dict[int, Stroke] = {}
         self._lent: OrderedDict[int, int] = OrderedDict()
-        self._free = list(range(FIRST_LENT, FIRST_KEYCODE + len(mapping)))
+        self._codes = range(FIRST_LENT, FIRST_KEYCODE + len(mapping))
+        self._free = [code for code in self._codes if code not in SPECIAL]
         self.capacity = len(self._free)
         """How many different characters outside the mapping can be typed in one go."""
         for level, shift in ((0, False), (1, True)):
@@ -119,9 +124,12 @@ class Layout:
             if not self._free:
                 self._free.append(self._lent.popitem(last=False)[1])
             self._lent[keysym] = self._free.pop(0)
+        return self.lent()
+
+    def lent(self) -> list[tuple[int, int]]:
+        """What the keycodes from ``FIRST_LENT`` on mean now."""
         meaning = {keycode: keysym for keysym, keycode in self._lent.items()}
-        codes = range(FIRST_LENT, FIRST_LENT + self.capacity)
-        return [(meaning.get(code, NO_SYMBOL), meaning.get(code, NO_SYMBOL)) for code in codes]
+        return [(meaning.get(code, NO_SYMBOL), meaning.get(code, NO_SYMBOL)) for code in self._codes]
 
     def chunks(self, text: str) -> list[str]:
         """The text in pieces, each typable without lending one keycode twice."""

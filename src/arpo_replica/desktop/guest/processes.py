@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,17 +99,37 @@ def runs(pid: int, program: str) -> bool:
 
 def private_memory_mb(pids: list[int]) -> float:
     """Memory of the processes that no file backs, MiB."""
-    total = 0
+    return _sum_kb(pids, "status", b"RssAnon:") / 1024
+
+
+def shared_memory_mb(pids: list[int]) -> float:
+    """Memory that the processes can share, MiB: what they have mapped, each page once, or what they hold open
+    without having mapped it (memfd), whichever is more. Takes 30 ms for a browser's processes."""
+    open_bytes: dict[tuple[int, int], int] = {}
     for pid in pids:
-        try:
-            with open(f"{_PROC}/{pid}/status", "rb") as file:  # noqa: PTH123
-                for line in file:
-                    if line.startswith(b"RssAnon:"):
-                        total += int(line.split()[1])
-                        break
-        except OSError:
-            continue
-    return total / 1024
+        with contextlib.suppress(OSError):
+            for fd in os.scandir(f"{_PROC}/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(fd.path).startswith("/memfd:"):  # noqa: PTH115
+                        facts = fd.stat()
+                        open_bytes[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
+    mapped_mb = _sum_kb(pids, "smaps_rollup", b"Pss_Shmem:") / 1024
+    return max(mapped_mb, sum(open_bytes.values()) / 2**20)
+
+
+def machine_shared_mb() -> float:
+    """Shared memory of the whole machine, files in memory included, MiB: no desktop has more."""
+    return _sum_kb(["."], "meminfo", b"Shmem:") / 1024
+
+
+def _sum_kb(folders: Sequence[int | str], file: str, key: bytes) -> int:
+    """The sum of the numbers of one line of a file in several folders of /proc; a missing one counts 0."""
+    total = 0
+    for folder in folders:
+        # ``ProcessLookupError`` comes from reading a process that has just ended.
+        with contextlib.suppress(OSError), open(f"{_PROC}/{folder}/{file}", "rb") as lines:  # noqa: PTH123
+            total += next((int(line.split()[1]) for line in lines if line.startswith(key)), 0)
+    return total
 
 
 def any_running(pids: list[int]) -> bool:

@@ -89,8 +89,9 @@ class Server:
                 except (ValueError, KeyError, TypeError) as error:
                     raise web.HTTPBadRequest(text=f"no action: {error!r}") from error
                 facts["status"] = "applied"
-                since = self.session.input.last_sent
-                await self.session.changes.settle(since, self.session.config.settle_ms / 1000)
+                config, since = self.session.config, self.session.input.last_sent
+                await asyncio.sleep(max(0.0, since + config.pause_s - time.monotonic()))
+                await self.session.changes.settle(since, config.settle_ms / 1000)
         headers = {"X-Desktop-Act": json.dumps(facts)}
         if body.get("screenshot"):
             png = self.session.framebuffer.png()

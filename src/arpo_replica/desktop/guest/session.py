@@ -27,9 +27,11 @@ from .processes import (
     descendants,
     folder_mb,
     kill,
+    machine_shared_mb,
     private_memory_mb,
     reap,
     runs,
+    shared_memory_mb,
     zombies,
 )
 from .screen import ChangeWatcher, Framebuffer
@@ -82,7 +84,7 @@ class Session:
             drop_doubled_key(control)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
         self.changes = ChangeWatcher(events, self.busy)
-        self.input = InputDevice(control, self.busy)
+        self.input = InputDevice(control, self.busy, self.config.wait_s)
         self.framebuffer = Framebuffer(self.private / "Xvfb_screen0")
         loop = asyncio.get_running_loop()
         loop.add_reader(events.fileno(), self._read_events, events)
@@ -182,6 +184,8 @@ class Session:
             "XDG_RUNTIME_DIR": runtime,
             "XDG_CONFIG_DIRS": f"{config.share}:/etc/xdg",
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus",
+            # GTK's own method keeps 16 bits of a key: U+FF20 (＠) would be Multi_key, U+FE74 a dead accent.
+            "GTK_IM_MODULE": "gtk-im-context-none",
             "GTK_MODULES": "gail:atk-bridge",
             "NO_AT_BRIDGE": "1" if config.fullscreen else "0",
             "QT_ACCESSIBILITY": "1",
@@ -277,8 +281,13 @@ class Session:
             ended = found
             if turn % MEMORY_EVERY or not limit:
                 continue
-            used = private_memory_mb([os.getpid(), *self.pids()])
-            used += sum(folder_mb(Path(folder)) for folder in self.config.memory_folders)
+            pids = [os.getpid(), *self.pids()]
+            private = private_memory_mb(pids)
+            files = sum(folder_mb(Path(folder)) for folder in self.config.memory_folders)
+            if private + max(files, machine_shared_mb()) <= limit:
+                continue  # whatever part of the machine's shared memory is this desktop's
+            # A mapped file of such a folder is shared memory as well.
+            used = private + max(files, await asyncio.to_thread(shared_memory_mb, pids))
             if used > limit:
                 return f"it took {used:.0f} MiB of memory (desktop.memory_mb is {limit})"
 
