@@ -29,6 +29,7 @@ from desktop_helpers import (
     short_folder,
 )
 
+from arpo_replica.actions.keys import NAMED_KEYS
 from arpo_replica.actions.types import (
     Click,
     DoubleClick,
@@ -144,6 +145,12 @@ async def test_right_click_drag_scroll_and_hotkey(desktop):
     assert await desktop.devtools.evaluate("document.getElementById('text').value") == ""
     await desktop.act(RightClick(120, 200), "right")
     assert [event[1:3] for event in await seen(desktop, "contextmenu")] == [[120, 200]]
+
+
+async def test_every_key_that_a_policy_may_name_can_be_pressed(desktop):
+    for key in sorted(NAMED_KEYS):
+        facts, _ = await desktop.guest.act(Hotkey((key,)), key)
+        assert facts["ignored"] == []
 
 
 async def test_keys_that_do_not_exist_are_ignored_and_named(desktop):

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import string
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,7 @@ from arpo_replica.errors import FormatError
 SCREEN, IMAGE = (1920, 1080), (1932, 1092)
 PARSER = UITarsParser("absolute", SCREEN, IMAGE)
 SAME = UITarsParser("absolute", (168, 224), (168, 224))
+ALL = UITarsParser("absolute", (168, 224), (168, 224), "all")
 
 
 def parse(call: str, parser: UITarsParser = SAME) -> Action:
@@ -77,7 +79,7 @@ def parse(call: str, parser: UITarsParser = SAME) -> Action:
         ("call_user()", Fail("call_user")),
         ("error_env()", Fail("error_env")),
         ("  click ( point = '<point>10 20</point>' )  \n", Click(10, 20)),
-        ("click(point='<point>10 20</point>',)", None),
+        ("click(point='<point>10 20</point>',)", Click(10, 20)),
         ("click()", None),
         ("click(10, 20)", None),
         ("click(point=(10,20))", None),
@@ -102,7 +104,31 @@ def parse(call: str, parser: UITarsParser = SAME) -> Action:
         ("type(content='hello)", None),
         ("type(content=f'{1}')", None),
         ("type(content='a' + 'b')", TypeText("a' + 'b")),  # text, never evaluated; so reads ui_tars too
-        ("wait(seconds='5')", None),
+        ("wait(seconds='5')", Wait()),
+        ("wait(5)", Wait()),
+        ("wait(time=5, unit='s')", Wait()),
+        ("wait(5s)", None),
+        ("wait(__import__('os'))", None),
+        ("finished(answer='42')", Finished()),
+        ("finished('42')", Finished()),
+        ("finished(content='it's 5 o'clock (or so)')", Finished("it's 5 o'clock (or so)")),
+        ("call_user(reason='help')", Fail("call_user")),
+        ("scroll(point='<point>5 6</point>', direction='down', steps='3')", Scroll("down", 5, 6)),
+        ("scroll(start_box='', direction='scroll down', amount=3)", Scroll("down")),
+        ("scroll('down')", None),
+        ("wait() #Sleep for 5s and take a screenshot to check for any changes.", Wait()),
+        ("click(point='<point>1 2</point>') # the 'OK' (button)\n# of the dialog\n", Click(1, 2)),
+        ("# the button\nclick(point='<point>1 2</point>')", None),
+        ("wait()<|im_end|>", Wait()),
+        ("wait() # soon\n<|im_end|>\n<|endoftext|>", Wait()),
+        ("click(point='<|box_start|>(10,20),(30,40)<|box_end|>')", Click(20, 30)),
+        ("click(start_box='<|box_start|>((10,20),(30,40))<|box_end|>')", Click(20, 30)),
+        ("click(start_box='((10,20))')", Click(10, 20)),
+        ("click(start_box='(10,20')", Click(10, 20)),
+        ("click(start_box='(10.00000001,20.)')", Click(10, 20)),
+        ("click(start_box='(10)')", None),
+        ("click(start_box='')", None),
+        ("click(start_box='10-20')", None),
         ("hover(point='<point>1 2</point>')", None),
         ("keydown(key='ctrl')", None),
         ("open_computer()", None),
@@ -134,6 +160,7 @@ def test_calls(call: str, action: Action | None):
         (r"C:\\new", r"C:\new"),
         (r"100\%", r"100\%"),
         (r"\u00e9\x41", "éA"),
+        (r"\ud83d\ude00", "😀"),
         ("über 中文", "über 中文"),
         ("two\nlines", "two\nlines"),
         ("two\r\nlines", "two\nlines"),
@@ -165,12 +192,82 @@ def test_a_reply_without_a_marker_is_refused(reply: str):
         SAME.parse(reply)
 
 
-def test_of_several_actions_the_first_is_taken_and_all_must_be_valid():
-    assert parse("click(point='<point>1 2</point>')\n\nfinished()") == Click(1, 2)
-    with pytest.raises(FormatError):
-        parse("click(point='<point>1 2</point>')\n\nnonsense()")
+# --- where a text ends --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "print('hello')",
+        "=IF(A1='x','yes','no')",
+        "SELECT * FROM t WHERE name IN ('a','b')",
+        "echo $(date +'%Y')",
+        "echo $(date +'%Y') # the year",
+        "font(size='12', color='red')",
+        "git commit -m 'daily update'",
+        "it's 5 o'clock (or so)",
+        "f(content='1', key='2')",
+        "for x in ('a', 'b'):\n    print('x')\n    wait('x')\nprint('end')",
+        "a'),",
+        "')",
+        "'",
+    ],
+)
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_text_ends_at_the_last_quote_that_leaves_a_valid_rest(text: str, quote: str):
+    text = text.replace("'", quote)
+    for tail in ("", "  # typed", "\n\n", "<|im_end|>", "\nhotkey(key='enter')", "\n# now\nwait()"):
+        assert parse(f"type(content={quote}{text}{quote}){tail}") == TypeText(text)
+
+
+QUOTED = st.text(st.sampled_from("ab'\"(),=: $x"), max_size=40)
+
+
+@settings(max_examples=400, deadline=None)
+@given(QUOTED, st.sampled_from("'\""), QUOTED, st.sampled_from("'\""))
+def test_any_text_with_quotes_is_typed_as_it_is(text: str, quote: str, other: str, second: str):
+    calls = [f"type(content={quote}{text}{quote})", f"type(content={second}{other}{second})"]
+    assert ALL.actions("Action: " + calls[0]) == [TypeText(text)]
+    assert ALL.actions("Action: " + "\n\n".join(calls)) == [TypeText(text), TypeText(other)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("type(content='a') # types 'a' (once)", "a"),
+        ("type(content='a') # (the 'a')", "a"),
+        ("type(content='f('a') # and (b')", "f('a') # and (b"),
+        ("type(content='a')\n# types ('a')", "a"),
+    ],
+)
+def test_a_comment_is_no_part_of_a_text_without_an_open_parenthesis(reply: str, text: str):
+    assert parse(reply) == TypeText(text)
+
+
+# --- several actions ------------------------------------------------------------------------------------
+
+
+def test_of_several_actions_the_first_or_all_are_taken_and_all_must_be_valid():
+    two = "Action: click(point='<point>1 2</point>')\n\ntype(content='x')"
+    assert SAME.parse(two) == Click(1, 2)
+    assert SAME.actions(two) == [Click(1, 2)]
+    assert ALL.actions(two) == [Click(1, 2), TypeText("x")]
+    for bad in ("nonsense()", "hover(point='<point>1 2</point>')", "hotkey(key='nonsense')"):
+        for first in ("click(point='<point>1 2</point>')", "type(content='a')"):
+            with pytest.raises(FormatError):
+                parse(f"{first}\n\n{bad}")
     with pytest.raises(FormatError, match="more than"):
         parse("\n".join(["wait()"] * (MAX_CALLS + 1)))
+
+
+@pytest.mark.parametrize(
+    ("control", "action"),
+    [("finished()", Finished()), ("wait()", Wait()), ("call_user()", Fail("call_user"))],
+)
+def test_a_control_action_stands_for_its_whole_reply(control: str, action: Action):
+    click = "click(point='<point>1 2</point>')"
+    assert ALL.actions(f"Action: {click}\n{control}\n{click}") == [action]
+    assert SAME.actions(f"Action: {click}\n{control}") == [Click(1, 2)]
 
 
 def test_points_outside_the_screen_go_to_its_edge():
@@ -192,10 +289,25 @@ def test_long_replies_and_texts_are_refused():
         "click(" * 10_000,
         "type(content=" + "'" * 50_000,
         "type(content='" + "\\" * 50_000,
+        "type(content='" + "\\u12" * 20_000 + "')",
         "type(content='" + "', a" * 10_000,
+        "type(content='" + "')#" * 30_000,
+        "type(content='" + "(')#" * 20_000 + "')",
+        "type(content='" + "')\n" * 30_000,
+        "type(content='" + "# ')\n" * 19_000 + "')",
+        "type(content='\n" * 3_000 + "')#" * 20_000,
+        "type(content='a')\n" * 5_000 + "x",
+        "type(content='a'" + " ," * 45_000 + ")",
+        "click(a='',b=\"\n" * 6_000,
+        "hotkey(key='' \n" * 7_000,
+        "hotkey(key='" + "a " * 40_000 + "')",
         "click(point='" + "<point>1 2" * 5_000 + "')",
         "click(point='" + "1 " * 20_000 + "')",
+        "click(point='" + "(" * 90_000 + "')",
         "wait()" + "\n" * 90_000,
+        "wait()\n" * 14_000,
+        "wait()" + "\n# " * 30_000,
+        "wait()" + "<|im_end|>" * 9_000,
         "type(content='" + "' , " * 20_000 + "x')",
         "(" * 50_000 + ")" * 40_000,
         "click(point='" + " " * 90_000 + "')",
@@ -203,12 +315,14 @@ def test_long_replies_and_texts_are_refused():
         "drag(start_point='1" + " " * 40_000 + "', end_point='" + "\t" * 40_000 + "')",
         "scroll(direction='down', point='<|box_start|>" + "\n" * 90_000 + "')",
     ],
-    ids=range(13),
+    ids=range(28),
 )
-@pytest.mark.timeout(5)
 def test_hostile_replies_cost_little_time(hostile: str):
+    """Ten times the 4 to 12 ms that the worst take; one step of a quadratic rule would take seconds."""
+    began = time.process_time()
     with contextlib.suppress(FormatError):
-        parse(hostile)
+        ALL.actions(f"Action: {hostile}")
+    assert time.process_time() - began < 0.12
 
 
 @settings(max_examples=400, deadline=None)
@@ -351,6 +465,53 @@ def test_agreement_with_the_package_ui_tars(call: str):
 
 
 # --- keys and JSON -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "keys"),
+    [
+        ("ctrl + c", "ctrl c"),
+        ("Ctrl + Shift + T", "ctrl shift t"),
+        ("ctrl++", "ctrl +"),
+        ("ctrl + +", "ctrl +"),
+        ("ctrl -", "ctrl -"),
+        ("ctrl--", "ctrl -"),
+        ("ctrl-c", "ctrl c"),
+        ("ctrl,c", "ctrl c"),
+        ("ctrl-alt-del", "ctrl alt delete"),
+        ("ctrl+page_down", "ctrl pagedown"),
+        ("page down", "pagedown"),
+        ("Page-Down", "pagedown"),
+        ("caps_lock", "capslock"),
+        ("print screen", "printscreen"),
+        ("arrow_down", "down"),
+        ("left arrow", "left"),
+        ("shift left", "shift left"),
+        ("alt+left", "alt left"),
+        ("<enter>", "enter"),
+        ("<ctrl><shift>t", "ctrl shift t"),
+        ("Super_L", "super"),
+        ("super l", "super l"),
+        ("spacebar", "space"),
+        ("apps", "menu"),
+        ("prntscrn", "printscreen"),
+        ("num0 num9", "0 9"),
+        ("add subtract multiply divide", "+ - * /"),
+        ("decimal", "."),
+        ("<", "<"),
+        ("'", "'"),
+    ],
+)
+def test_combinations_of_keys(written: str, keys: str):
+    assert parse(f"hotkey(key='{written}')") == Hotkey(tuple(keys.split()))
+
+
+@pytest.mark.parametrize(
+    "written", ["", " ", "ctrl+", "f13", "f24", "hyper", "ctrlc", "é", "ctrl + hyper", "a" * 200]
+)
+def test_keys_that_no_desktop_can_press_are_refused(written: str):
+    with pytest.raises(FormatError):
+        parse(f"hotkey(key='{written}')")
 
 
 def test_every_alias_is_a_key():

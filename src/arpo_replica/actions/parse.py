@@ -1,4 +1,4 @@
-"""UI-TARS's text -> a typed action. The only place where model text is read; nothing is evaluated.
+"""UI-TARS's text -> typed actions. The only place where model text is read; nothing is evaluated.
 
     Thought: ...
     Action: click(point='<point>x y</point>')                  package ui-tars, COMPUTER_USE_DOUBAO
@@ -8,16 +8,19 @@ What is a valid reply:
 
 * Only the text after the last ``Action:`` counts. A marker that begins a line goes before one inside a
   line, so that ``type(content='Action: x')`` is read as it is meant. No marker: ``FormatError``.
-* That text must be calls ``name(key='string', ...)`` and nothing else. Several calls, each on lines of
-  its own, are all checked and **the first is taken**: the policy gets to see what it did before it acts
-  again. (ARPO's runner runs them all, one step each.)
-* An unknown name, key or argument, a repeated or missing argument: ``FormatError``. ARPO's runner lets
-  an unknown name pass as an action without effect; here it costs the format penalty like other nonsense.
+* That text must be calls and nothing else (``syntax``). All are checked, whatever then runs. Of several,
+  ``policy.actions_per_reply`` decides: the first, so that the policy sees what it did before it acts again;
+  or all, as in ARPO's release and OSWorld's agents. There a control action (``finished``, ``wait``,
+  ``call_user``, ``error_env``) stands for its whole reply.
+* An unknown name, key or argument, a repeated or missing argument: ``FormatError``. Arguments that change
+  nothing are passed over where upstream's parsers act: ``wait(5)``, ``finished(answer='42')``,
+  ``scroll(..., steps='3')``.
 * A point outside the screen is moved to its edge (``Frame.to_screen``), no penalty.
-* Aliases read as UI-TARS's own parser reads them: ``left_single`` = click, ``select`` = drag. ``press``
-  of one key is a hotkey of one key. ``hover``, ``mouse_down``, ``keydown`` and the like are in no
-  prompt that we use and in no typed action: ``FormatError``.
+* ``left_single`` = click, ``select`` = drag; ``press`` of one key is a hotkey of one key. ``hover``,
+  ``mouse_down``, ``keydown`` and the like are in no prompt that we use and in no typed action.
 * ``call_user`` and ``error_env`` end the episode as OSWorld's FAIL, as in ARPO.
+
+docs/actions.md compares this, construct by construct, with ARPO's released parser and OSWorld's.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import Literal
 
 from arpo_replica.actions.coordinates import Coordinates, Frame
-from arpo_replica.actions.keys import key_name
+from arpo_replica.actions.keys import read_keys
+from arpo_replica.actions.syntax import Call, read_calls
 from arpo_replica.actions.types import (
     Action,
     Click,
@@ -56,48 +60,51 @@ MAX_CALLS = 16
 MAX_KEYS = 4
 """Keys of one hotkey. The prompt asks for at most 3; window managers know some of 4."""
 
-_MARKER_AT_LINE_START = re.compile(r"^[ \t]*Action:", re.MULTILINE)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
-_BLANK = re.compile(r"\s*")
-_AFTER_STRING = re.compile(r"\s*(?:\)|,\s*[A-Za-z_][A-Za-z0-9_]{0,31}\s*=)")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "\n": ""}
-_CODE_POINT = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})")
-_NUMBER = r"[+-]?\d{1,6}(?:\.\d{1,6})?"
-_NUMBERS = rf"{_NUMBER}(?:(?:\s*,\s*|\s+){_NUMBER}){{1,3}}"
-_BOX = re.compile(
-    rf"(?:<\|box_start\|>)?\s*(?:<point>\s*({_NUMBERS})\s*</point>|<bbox>\s*({_NUMBERS})\s*</bbox>"
-    rf"|\(\s*({_NUMBERS})\s*\)|\[\s*({_NUMBERS})\s*\]|({_NUMBERS}))\s*(?:<\|box_end\|>)?"
-)
+_MARKER_AT_LINE_START = re.compile(r"^[ \t]*+Action:", re.MULTILINE)
+_NUMBER = r"[+-]?+(?:\d{1,6}+(?:\.\d*+)?+|\.\d++)"
+_SEPARATOR = r"(?:\s*+,\s*+|\s++)"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:{_SEPARATOR}{_NUMBER}){{1,3}}")
+_BRACKETS = re.compile(r"<\|(?:box|point)_(?:start|end)\|>|</?(?:point|bbox|box)>|[()\[\]]")
+"""What stands around the numbers of a point; which of it, and whether it is closed, says nothing."""
+_DIRECTIONS: tuple[Direction, ...] = ("up", "down", "left", "right")
 _START = ("point", "start_point", "start_box")
 _END = ("end_point", "end_box")
-
-
-class Call(NamedTuple):
-    """One ``name(key='value', ...)``, not yet understood."""
-
-    name: str
-    arguments: dict[str, str]
+_CONTROL = (Finished, Wait, Fail)
+_LENIENT = frozenset({"wait", "finished", "scroll", "call_user", "error_env"})
+"""Calls whose unknown arguments, and those without a name, are passed over."""
 
 
 class UITarsParser:
     """Reads replies of UI-TARS (a ``ReplyParser``)."""
 
     def __init__(
-        self, coordinates: Coordinates, screen: tuple[int, int], image_size: tuple[int, int]
+        self,
+        coordinates: Coordinates,
+        screen: tuple[int, int],
+        image_size: tuple[int, int],
+        per_reply: Literal["first", "all"] = "first",
     ) -> None:
         """``screen``, ``image_size``: (width, height) in pixels, the latter after ``smart_resize``."""
         self.frame = Frame(coordinates, screen, image_size)
+        self.per_reply = per_reply
 
     @classmethod
     def of(cls, policy: PolicyConfig, screen: tuple[int, int]) -> UITarsParser:
         """The parser for a policy that looks at screens of this size."""
         frame = Frame.of(policy, screen)
-        return cls(frame.coordinates, frame.screen, frame.image)
+        return cls(frame.coordinates, frame.screen, frame.image, policy.actions_per_reply)
 
     def parse(self, text: str) -> Action:
-        """The reply's (first) action, in screen pixels. Raises ``FormatError`` for anything else."""
-        actions = [_build(call, self.frame) for call in parse_calls(action_text(text))]
-        return actions[0]
+        """The first action of ``actions``."""
+        return self.actions(text)[0]
+
+    def actions(self, text: str) -> list[Action]:
+        """What the reply does, in order, in screen pixels; never empty. Raises ``FormatError``."""
+        actions = [_build(call, self.frame) for call in read_calls(action_text(text), MAX_CALLS)]
+        if self.per_reply == "first":
+            return actions[:1]
+        control = next((action for action in actions if isinstance(action, _CONTROL)), None)
+        return actions if control is None else [control]
 
 
 def action_text(reply: str) -> str:
@@ -113,105 +120,17 @@ def action_text(reply: str) -> str:
     return after
 
 
-def parse_calls(text: str) -> list[Call]:
-    """All calls in ``text``, which must hold nothing else. Raises ``FormatError``."""
-    calls: list[Call] = []
-    position = _skip_blank(text, 0)
-    while position < len(text) or not calls:
-        if len(calls) == MAX_CALLS:
-            raise FormatError(f"more than {MAX_CALLS} actions in one reply")
-        call, end = _read_call(text, position)
-        calls.append(call)
-        position = _skip_blank(text, end)
-        if position < len(text) and "\n" not in text[end:position]:
-            raise FormatError(f"text after the action: {_quote(text[position:])}")
-    return calls
-
-
-def _read_call(text: str, position: int) -> tuple[Call, int]:
-    name, position = _read_name(text, position)
-    position = _expect(text, position, "(")
-    arguments: dict[str, str] = {}
-    if text.startswith(")", position):
-        return Call(name, arguments), position + 1
-    while True:
-        key, position = _read_name(text, position)
-        if key in arguments:
-            raise FormatError(f"{name} has the argument '{key}' twice")
-        position = _expect(text, position, "=")
-        arguments[key], position = _read_string(text, position)
-        position = _skip_blank(text, position)
-        if text.startswith(")", position):
-            return Call(name, arguments), position + 1
-        position = _expect(text, position, ",")
-
-
-def _read_name(text: str, position: int) -> tuple[str, int]:
-    match = _NAME.match(text, position)
-    if match is None:
-        raise FormatError(f"expected a name, found {_quote(text[position:])}")
-    return match.group(), _skip_blank(text, match.end())
-
-
-def _expect(text: str, position: int, character: str) -> int:
-    if not text.startswith(character, position):
-        raise FormatError(f"expected '{character}', found {_quote(text[position:])}")
-    return _skip_blank(text, position + 1)
-
-
-def _read_string(text: str, position: int) -> tuple[str, int]:
-    """A quoted string with Python's escapes.
-
-    A quote ends the string only where ``)`` or ``, name=`` follows: like UI-TARS's parser, this reads
-    ``content='it's'`` as it is meant. An unknown escape stands for itself, as in Python.
-    """
-    quote = text[position : position + 1]
-    if quote not in ("'", '"'):
-        raise FormatError(f"expected a quoted string, found {_quote(text[position:])}")
-    position += 1
-    parts: list[str] = []
-    while position < len(text):
-        character = text[position]
-        if character == quote and _AFTER_STRING.match(text, position + 1):
-            return "".join(parts), position + 1
-        if character == "\\":
-            value, position = _read_escape(text, position + 1)
-            parts.append(value)
-        else:
-            parts.append(character)
-            position += 1
-    raise FormatError("a string has no end")
-
-
-def _read_escape(text: str, position: int) -> tuple[str, int]:
-    """What a backslash and the text from ``position`` on stand for, and where the next text begins."""
-    character = text[position : position + 1]
-    if character in _ESCAPES and character:
-        return _ESCAPES[character], position + 1
-    match = _CODE_POINT.match(text, position)
-    if match is None:
-        return "\\" + character, position + len(character)
-    code = int(next(group for group in match.groups() if group), 16)
-    if code > 0x10FFFF:
-        raise FormatError("an escape names no character")
-    return chr(code), match.end()
-
-
-def _skip_blank(text: str, position: int) -> int:
-    match = _BLANK.match(text, position)
-    return match.end() if match else position
-
-
 def _quote(text: str) -> str:
-    return ascii(text[:24]) if text else "the end of the reply"
+    return ascii(text[:24]) if text else "an empty string"
 
 
 class _Arguments:
-    """The arguments of one call; every one must be asked for."""
+    """The arguments of one call; every one must be asked for, but those of ``_LENIENT`` calls."""
 
     def __init__(self, call: Call) -> None:
         self.name = call.name
         self.left = dict(call.arguments)
+        self.extra = call.extra
 
     def take(self, *names: str) -> str | None:
         found = [name for name in names if name in self.left]
@@ -226,8 +145,9 @@ class _Arguments:
         return value
 
     def done(self) -> None:
-        if self.left:
-            raise FormatError(f"{self.name} has no argument '{next(iter(self.left))}'")
+        unknown = next(iter(self.left), self.extra)
+        if unknown is not None and self.name not in _LENIENT:
+            raise FormatError(f"{self.name} has no argument {_quote(unknown)}")
 
 
 def _build(call: Call, frame: Frame) -> Action:
@@ -242,14 +162,13 @@ def _build(call: Call, frame: Frame) -> Action:
 
 def _point(text: str, frame: Frame) -> tuple[int, int]:
     """The screen pixel of a point, or of the middle of a box of four numbers."""
-    # Bounded and stripped first: on a long row of blanks the expression takes time by its square.
-    text = text.strip()
-    match = _BOX.fullmatch(text) if len(text) <= MAX_POINT else None
-    values = [float(n) for n in re.findall(_NUMBER, next(filter(None, match.groups())))] if match else []
-    if len(values) == 2:
-        return frame.to_screen(*values)
-    if len(values) == 4:
-        return frame.to_screen((values[0] + values[2]) / 2, (values[1] + values[3]) / 2)
+    if len(text) <= MAX_POINT:
+        bare = _BRACKETS.sub(" ", text).strip()
+        values = [float(number) for number in re.findall(_NUMBER, bare)] if _NUMBERS.fullmatch(bare) else []
+        if len(values) == 2:
+            return frame.to_screen(*values)
+        if len(values) == 4:
+            return frame.to_screen((values[0] + values[2]) / 2, (values[1] + values[3]) / 2)
     raise FormatError(f"no point: {_quote(text)}")
 
 
@@ -273,27 +192,20 @@ def _drag(arguments: _Arguments, frame: Frame) -> Action:
 
 
 def _scroll(arguments: _Arguments, frame: Frame) -> Action:
-    direction = arguments.need("direction").strip().lower()
+    written = arguments.need("direction")
+    # 'scroll down' is down; of several, up goes first, as in upstream's parsers.
+    direction = next((word for word in _DIRECTIONS if word in written.lower()), None)
+    if direction is None:
+        raise FormatError(f"no direction: {_quote(written)}")
     point = arguments.take(*_START)
-    for known in get_args(Direction):
-        if direction == known:
-            return Scroll(known) if point is None else Scroll(known, *_point(point, frame))
-    raise FormatError(f"no direction: {_quote(direction)}")
+    return Scroll(direction, *_point(point, frame)) if point and point.strip() else Scroll(direction)
 
 
 def _hotkey(arguments: _Arguments, _: Frame) -> Action:
-    written = arguments.need("key", "hotkey", "press")
-    keys: list[str] = []
-    for part in written.split():
-        # 'ctrl+c' for 'ctrl c' is common; a lone '+' is the key itself.
-        for name in [part] if key_name(part) else part.split("+"):
-            key = key_name(name)
-            if key is None:
-                raise FormatError(f"no key: {_quote(name)}")
-            keys.append(key)
+    keys = read_keys(arguments.need("key", "hotkey", "press"))
     if not 1 <= len(keys) <= MAX_KEYS:
         raise FormatError(f"a hotkey has 1 to {MAX_KEYS} keys, not {len(keys)}")
-    return Hotkey(tuple(keys))
+    return Hotkey(keys)
 
 
 def _press(arguments: _Arguments, frame: Frame) -> Action:

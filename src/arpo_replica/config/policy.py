@@ -44,6 +44,9 @@ class PolicyConfig(Section):
     """Screenshots kept in the history, the newest ones."""
     max_turns: Positive | None = None
     """Replies kept in the history, the newest ones; without it all, as OSWorld's runners keep them."""
+    actions_per_reply: Literal["first", "all"] = "first"
+    """Which actions of a reply run: `first`, or `all` as in ARPO's release and OSWorld's agents. Each that
+    runs is a step of `max_steps`; `finished`, `wait` and `call_user` stand for their whole reply."""
     max_steps: Positive = 15
     """Steps of an episode (ARPO §4.1: 15)."""
     max_new_tokens: Positive = 256

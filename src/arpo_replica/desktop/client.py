@@ -9,7 +9,8 @@ from typing import Any
 
 import aiohttp
 
-from arpo_replica.actions.types import Action, TypeText
+from arpo_replica.actions.keys import key_name
+from arpo_replica.actions.types import Action, Hotkey, TypeText
 from arpo_replica.errors import DesktopError
 
 Command = str | list[str]
@@ -111,7 +112,10 @@ class GuestClient:
 
         Facts: ``status`` (``applied`` or ``duplicate``), ``ignored`` (names of keys that do not exist).
         """
-        body = {"id": action_id, "action": action.to_json(), "screenshot": True}
+        written = action.to_json()
+        if isinstance(action, Hotkey):  # the guest knows the keys by one name each
+            written["keys"] = [key_name(key) or key for key in action.keys]
+        body = {"id": action_id, "action": written, "screenshot": True}
         png, headers = await self._call("POST", "/act", self._act_s + typing_s(action), json=body)
         try:
             facts: dict[str, Any] = json.loads(headers["X-Desktop-Act"])

@@ -17,31 +17,21 @@ NO_SYMBOL = 0
 SHIFT, RETURN, TAB, BACKSPACE, CAPS_LOCK = 0xFFE1, 0xFF0D, 0xFF09, 0xFF08, 0xFFE5
 
 KEYS: dict[str, int] = {
-    "ctrl": 0xFFE3, "control": 0xFFE3, "ctrlleft": 0xFFE3, "ctrlright": 0xFFE4,
-    "shift": SHIFT, "shiftleft": SHIFT, "shiftright": 0xFFE2,
-    "alt": 0xFFE9, "altleft": 0xFFE9, "altright": 0xFFEA, "option": 0xFFE9,
-    "win": 0xFFEB, "super": 0xFFEB, "meta": 0xFFEB, "cmd": 0xFFEB, "command": 0xFFEB,
-    "enter": RETURN, "return": RETURN, "tab": TAB, "space": 0x20, "backspace": BACKSPACE,
-    "esc": 0xFF1B, "escape": 0xFF1B, "delete": 0xFFFF, "del": 0xFFFF, "insert": 0xFF63,
-    "home": 0xFF50, "end": 0xFF57,
-    "pageup": 0xFF55, "page_up": 0xFF55, "pgup": 0xFF55,
-    "pagedown": 0xFF56, "page_down": 0xFF56, "pgdn": 0xFF56,
-    "up": 0xFF52, "arrowup": 0xFF52, "arrow_up": 0xFF52,
-    "down": 0xFF54, "arrowdown": 0xFF54, "arrow_down": 0xFF54,
-    "left": 0xFF51, "arrowleft": 0xFF51, "arrow_left": 0xFF51,
-    "right": 0xFF53, "arrowright": 0xFF53, "arrow_right": 0xFF53,
-    "capslock": CAPS_LOCK, "caps_lock": CAPS_LOCK, "numlock": 0xFF7F, "scrolllock": 0xFF14,
-    "printscreen": 0xFF61, "prtsc": 0xFF61, "pause": 0xFF13, "menu": 0xFF67, "apps": 0xFF67,
-    "plus": 0x2B, "minus": 0x2D, "comma": 0x2C, "period": 0x2E, "slash": 0x2F,
+    "ctrl": 0xFFE3, "shift": SHIFT, "alt": 0xFFE9, "super": 0xFFEB,
+    "capslock": CAPS_LOCK, "numlock": 0xFF7F, "scrolllock": 0xFF14,
+    "enter": RETURN, "tab": TAB, "space": 0x20, "backspace": BACKSPACE, "esc": 0xFF1B,
+    "delete": 0xFFFF, "insert": 0xFF63, "home": 0xFF50, "end": 0xFF57, "pageup": 0xFF55, "pagedown": 0xFF56,
+    "up": 0xFF52, "down": 0xFF54, "left": 0xFF51, "right": 0xFF53,
+    "printscreen": 0xFF61, "pause": 0xFF13, "menu": 0xFF67, "help": 0xFF6A,
 }  # fmt: skip
-KEYS.update({f"f{n}": 0xFFBD + n for n in range(1, 25)})
+KEYS.update({f"f{n}": 0xFFBD + n for n in range(1, 13)})
+"""The named keys of ``actions/keys.py``, which also knows their other spellings."""
 
 
 def key_keysym(name: str) -> int | None:
-    """Keysym of a key by its name in UI-TARS's prompt (or pyautogui's); None if there is no such key."""
-    key = name.strip().lower() if len(name) > 1 else name
-    if key in KEYS:
-        return KEYS[key]
+    """Keysym of a key of ``KEYS`` or of a printable character; None if there is no such key."""
+    if name in KEYS:
+        return KEYS[name]
     return char_keysym(name) if len(name) == 1 and name.isprintable() else None
 
 
