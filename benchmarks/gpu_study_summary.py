@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
-from arpo_replica.evaluation.schema import Summary  # noqa: E402
+from arpo_replica.evaluation.records import Summary  # noqa: E402
 from arpo_replica.evaluation.scores import score_episodes  # noqa: E402
 from arpo_replica.evaluation.summary import summarise_study  # noqa: E402
 from gpu_study import overlay  # noqa: E402

@@ -4,7 +4,7 @@
 milliseconds until Debian's Chromium shows something and until everything is loaded, opened from disk in a new
 browser each time (goal: first view in 1,000). The rival is the same page with every episode as plain HTML, as
 pages without compression have it; both are written and opened in turn, so that other load meets both.
-FOLDER: an output of `python -m arpo_replica make-synthetic --out FOLDER`; without it one is made.
+FOLDER: an output of `make_synthetic` (tests/synthetic_full.py); without it one is made.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from typing import Any
 from playwright.sync_api import Playwright, sync_playwright
 
 from arpo_replica.config import load_config
-from arpo_replica.evaluation.synthetic import make_synthetic
 from arpo_replica.report import render as render_module
 from arpo_replica.report.pack import pack
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from synthetic_full import make_synthetic
 
 ROUNDS = 3
 EVERYTHING = 10**12

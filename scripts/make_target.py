@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.evaluation.make_target import TargetFiles, make_target
+from arpo_replica.report.make_target import TargetFiles, make_target
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

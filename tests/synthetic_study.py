@@ -20,14 +20,13 @@ from arpo_replica.config.load import parse_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare_claims
 from arpo_replica.evaluation.provenance import write_provenance
-from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.evaluation.summary import summarise_study
-from arpo_replica.evaluation.synthetic import outcome_fields
-from arpo_replica.evaluation.synthetic_training import write_gates
 from arpo_replica.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
+from synthetic_full import outcome_fields, write_gates
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
 SCREEN = (168, 224)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from arpo_replica.cli_cluster import add_cluster_commands
 from arpo_replica.cli_machine import add_machine_commands, write_doctor_page
@@ -17,8 +15,6 @@ from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
 from arpo_replica.workflow.job import TRY_AGAIN
-
-ARM = re.compile(r"[a-z0-9_]+")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,7 +30,6 @@ def make_parser() -> argparse.ArgumentParser:
     make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
     make.add_argument("--data", type=Path, default=Path("data"))
     make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
-    add_synthetic(commands)
     add_machine_commands(commands)
     add_cluster_commands(commands)
     add_osworld_commands(commands)
@@ -68,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
         return int(options.run(options))
     if options.command == "check":
         check_config(options.config)
-    elif options.command == "make-synthetic":
-        make_synthetic(options)
     elif options.command == "docs":
         write_docs(options)
     else:
@@ -89,49 +82,6 @@ def write_docs(options: argparse.Namespace) -> None:
     write_doctor_page()
     write_fidelity_page()
     options.parity.write_text(render_parity())
-
-
-def add_synthetic(commands: Any) -> None:
-    """The subcommand that invents a large study."""
-    synthetic = commands.add_parser(
-        "make-synthetic",
-        help="invent a study of the full size, to measure the page",
-        description=(
-            "Write an invented study: OUT/synthetic.yaml and OUT/results/synthetic with episodes, scores, "
-            "summary, claims and provenance: all that the report reads. Its episodes say "
-            "'synthetic: true', no claim gets a verdict from it, and it cannot be published."
-        ),
-    )
-    synthetic.add_argument("--out", type=Path, required=True, help="an empty or new folder")
-    synthetic.add_argument("--tasks", type=int, default=369)
-    synthetic.add_argument("--arms", default="base,grpo,arpo,kto", help="comma-separated, base first")
-    synthetic.add_argument("--trials", type=int, default=3)
-    synthetic.add_argument("--screen", default="480x270", help="of the screenshots, e.g. 1920x1080")
-
-
-def make_synthetic(options: argparse.Namespace) -> None:
-    """Invent the study and say where it lies."""
-    from arpo_replica.evaluation import synthetic
-
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"--out {options.out} is not empty; name a new folder.")
-    width, cross, height = options.screen.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"--screen is '{options.screen}'; give WIDTHxHEIGHT, e.g. 1920x1080.")
-    for name in ("tasks", "trials"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; give 1 or more.")
-    arms = options.arms.split(",")
-    if arms[0] != "base" or len(set(arms)) < len(arms) or not all(map(ARM.fullmatch, arms)):
-        raise UserError(f"--arms is '{options.arms}'; give different names (a-z, 0-9, _), base first.")
-    study = synthetic.make_synthetic(
-        options.out,
-        tasks=options.tasks,
-        arms=tuple(arms),
-        trials=options.trials,
-        screen=(int(width), int(height)),
-    )
-    print(f"{study.results}: invented, not measured; its config is {study.config_file}")
 
 
 def check_config(paths: list[Path]) -> None:

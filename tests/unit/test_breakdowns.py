@@ -11,7 +11,7 @@ import pytest
 from arpo_replica.evaluation.breakdowns import solved
 from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.effort import covered, kind_of, replay_rows, throughput_rows
-from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import read_scores
 from synthetic_study import Study, evaluate, make_study
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from arpo_replica.evaluation.document import IntervalRecord, Verdict
 from arpo_replica.evaluation.power import power_of
 from arpo_replica.evaluation.published import load_claims
-from arpo_replica.evaluation.schema import ClaimResult
+from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
 from arpo_replica.report.claim_words import amount, bounds, gap, published_gap, signed, trials
 from synthetic_study import PAPER
 
@@ -22,8 +21,8 @@ def result(
     numbers = [NUMBERS[published] for published in claim.published]
     verdict: Verdict = "inconclusive"
 
-    def record(ends: tuple[float, float, float]) -> IntervalRecord:
-        return IntervalRecord(value=ends[0], low=ends[1], high=ends[2], method="m", about="both studies")
+    def record(ends: tuple[float, float, float]) -> Interval:
+        return Interval(value=ends[0], low=ends[1], high=ends[2], method="m", about="both studies")
 
     return ClaimResult(
         id=claim.id,

@@ -11,7 +11,7 @@ import pytest
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare
-from arpo_replica.evaluation.schema import ClaimResult, CurvePoint, Summary
+from arpo_replica.evaluation.records import ClaimResult, CurvePoint, Summary
 from synthetic_study import PAPER, evaluate, make_study
 
 

@@ -16,7 +16,7 @@ from rocrate.rocrate import ROCrate
 from arpo_replica.checkout import require_clean
 from arpo_replica.cli import main
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.schema import IntervalRecord
+from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import newcombe, wilson
 from arpo_replica.report.archive import files_of
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
@@ -242,8 +242,8 @@ def test_a_study_for_publication_does_not_start_in_a_checkout_with_changes(tmp_p
         require_clean(tmp_path)
 
 
-def interval(successes: int, trials: int) -> IntervalRecord:
-    return IntervalRecord.of(wilson(successes, trials))
+def interval(successes: int, trials: int) -> Interval:
+    return wilson(successes, trials)
 
 
 def test_difference_of_studies_is_newcombes_for_simple_runs() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.curves import place_of, read_curve
-from arpo_replica.evaluation.schema import RateRow, Summary
+from arpo_replica.evaluation.records import RateRow, Summary
 from arpo_replica.evaluation.scores import COLUMNS, read_scores, read_steps, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
 from synthetic_study import Study, evaluate, make_study

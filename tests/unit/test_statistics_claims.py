@@ -11,7 +11,7 @@ from arpo_replica.errors import UserError
 from arpo_replica.evaluation.claims import compare_claims, load_claims
 from arpo_replica.evaluation.comparison import Side, judge
 from arpo_replica.evaluation.provenance import write_provenance
-from arpo_replica.evaluation.schema import Claims, Summary
+from arpo_replica.evaluation.records import Claims, Summary
 from synthetic_study import PAPER, Study, evaluate, make_study
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from arpo_replica.cli import main
 from arpo_replica.config import load_config
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.genuine import refuse_synthetic
-from arpo_replica.evaluation.schema import Claims, Summary
+from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.evaluation.synthetic import SyntheticStudy, make_synthetic
 from arpo_replica.rollout.records import read_episode
+from synthetic_full import SyntheticStudy, make_synthetic
 from synthetic_study import PAPER, evaluate, make_study
 
 
@@ -82,32 +81,3 @@ def test_the_same_arguments_give_the_same_episodes(study: SyntheticStudy, tmp_pa
         assert path.read_bytes() == (again.results / path.relative_to(study.results)).read_bytes()
     for path in study.results.rglob("episodes.jsonl"):
         assert path.read_bytes() == (again.results / path.relative_to(study.results)).read_bytes()
-
-
-def test_the_command_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine").write_text("x")
-    for used in (tmp_path, tmp_path / "mine"):
-        assert main(["make-synthetic", "--out", str(used)]) == 2
-        assert "not empty" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--tasks", "0"),
-        ("--trials", "-1"),
-        ("--screen", "0x0"),
-        ("--screen", "wide"),
-        ("--arms", "grpo"),
-        ("--arms", "base,base"),
-        ("--arms", "base,a b"),
-    ],
-)
-def test_the_command_refuses_what_no_study_can_have(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
-) -> None:
-    assert main(["make-synthetic", "--out", str(tmp_path / "new"), option, value]) == 2
-    said = capsys.readouterr().err
-    assert f"{option} is " in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "new").exists()

@@ -14,8 +14,8 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.targets import TargetsConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.docs import render_schema
-from arpo_replica.evaluation.make_target import TargetFiles, make_target
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, missing_keys, target_of, trainings_of
+from arpo_replica.report.make_target import TargetFiles, make_target
 from synthetic_study import PAPER, Study, make_study
 
 PARTS = {

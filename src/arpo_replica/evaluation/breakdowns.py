@@ -8,8 +8,15 @@ from typing import Any
 import pandas as pd
 
 from arpo_replica.evaluation import statistics as st
-from arpo_replica.evaluation.document import PROTOCOLS, IntervalRecord
-from arpo_replica.evaluation.rows import DomainDifferenceRow, DomainRow, FlipRow, PassRow, Subset, SubsetRow
+from arpo_replica.evaluation.records import (
+    PROTOCOLS,
+    DomainDifferenceRow,
+    DomainRow,
+    FlipRow,
+    PassRow,
+    Subset,
+    SubsetRow,
+)
 from arpo_replica.evaluation.selection import Checkpoint, Runs, pairs_of, runs_of, select
 from arpo_replica.tasks.model import Task
 
@@ -72,7 +79,7 @@ def _counted(runs: Runs, names: Collection[str]) -> dict[str, Any]:
         "tasks": len(names),
         "valid": sum(map(len, here.values())),
         "successes": sum(map(sum, here.values())),
-        "rate": IntervalRecord.of(st.success_rate(here)) if here else None,
+        "rate": st.success_rate(here) if here else None,
     }
 
 
@@ -99,7 +106,7 @@ def domain_difference_rows(
                 **place,
                 domain=domain,
                 tasks=difference.tasks,
-                difference=IntervalRecord.of(difference.interval),
+                difference=difference.interval,
                 p_value=difference.p_value,
                 p_holm=p_holm,
             )
@@ -134,7 +141,7 @@ def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
                     k=k,
                     tasks=len(enough),
                     left_out=len(runs) - len(enough),
-                    rate=IntervalRecord.of(found),
+                    rate=found,
                 )
 
 
@@ -144,7 +151,7 @@ def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
         if arm and reference:
             kinds: dict[str, list[str]] = {kind: [] for kind in FLIPS}
             for name in map(name_of, tasks):
-                kinds[_flip(reference.get(name), arm.get(name))].append(name)
+                kinds[change_of(reference.get(name), arm.get(name))].append(name)
             yield FlipRow(
                 **place,
                 gained=kinds["gained"],
@@ -156,9 +163,9 @@ def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
             )
 
 
-def _flip(before: list[bool] | None, after: list[bool] | None) -> str:
-    """One of ``FLIPS`` from the runs of both sides; None: no valid run."""
-    if before is None or after is None:
+def change_of(before: list[bool] | None, after: list[bool] | None) -> str:
+    """One of ``FLIPS`` from the valid runs of both sides; None or empty: no valid run."""
+    if not before or not after:
         return "not_comparable"
     return CHANGES.get((solved(before), solved(after)), "mixed")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.claim_records import Contradiction
 from arpo_replica.evaluation.comparison import (
     Side,
     error_side,
@@ -26,14 +25,16 @@ from arpo_replica.evaluation.comparison import (
     rate_side,
 )
 from arpo_replica.evaluation.curve_claims import Finding, compare_curve, compare_throughput
-from arpo_replica.evaluation.power import Power, power_of
+from arpo_replica.evaluation.power import power_of
 from arpo_replica.evaluation.published import Claim, Measure, Published, load_claims, load_contradictions
-from arpo_replica.evaluation.rows import OwnMeasurement
-from arpo_replica.evaluation.schema import (
+from arpo_replica.evaluation.records import (
     ClaimResult,
     Claims,
+    Contradiction,
     DifferenceRow,
-    IntervalRecord,
+    Interval,
+    OwnMeasurement,
+    Power,
     RateRow,
     Summary,
     input_file,
@@ -315,10 +316,10 @@ def _row(
 
 
 def _finding(
-    gap: Side, claim: Claim, measured: IntervalRecord, row: RateRow | DifferenceRow, known: str
+    gap: Side, claim: Claim, measured: Interval, row: RateRow | DifferenceRow, known: str
 ) -> Finding:
     points = interval(gap)
-    record = IntervalRecord(
+    record = Interval(
         value=100 * points.value,
         low=100 * points.low,
         high=100 * points.high,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from scipy import stats
 from statsmodels.stats import proportion as smp
 
-from arpo_replica.evaluation.document import Verdict
+from arpo_replica.evaluation.records import Verdict
 from arpo_replica.evaluation.statistics import CONFIDENCE, Interval
 
 ALPHA = 0.05
@@ -66,16 +66,19 @@ def error_side(value: float, error: float, degrees: float, method: str) -> Side:
     return Side(value, at, method)
 
 
+def square_and_add(
+    ours: tuple[float, float, float], theirs: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Interval of ours - theirs for two independent sides."""
+    (a, a_low, a_high), (b, b_low, b_high) = ours, theirs
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
 def mover(ours: Side, theirs: Side) -> Side:
     """ours - theirs, of two independent sides."""
 
     def at(confidence: float) -> tuple[float, float]:
-        (a_low, a_high), (b_low, b_high) = ours.at(confidence), theirs.at(confidence)
-        d = ours.value - theirs.value
-        return (
-            d - math.hypot(ours.value - a_low, b_high - theirs.value),
-            d + math.hypot(a_high - ours.value, theirs.value - b_low),
-        )
+        return square_and_add((ours.value, *ours.at(confidence)), (theirs.value, *theirs.at(confidence)))
 
     joined = "Newcombe" if ours.method == theirs.method == "Wilson" else "MOVER"
     method = f"{joined} ({ours.method} here, {theirs.method} of the bare published rate)"

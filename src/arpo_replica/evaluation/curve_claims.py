@@ -16,9 +16,8 @@ from typing import Any
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.comparison import ALPHA, Side, equivalence_p, error_side
-from arpo_replica.evaluation.document import IntervalRecord, Verdict
 from arpo_replica.evaluation.published import Claim, CurveRole, Measure, Published
-from arpo_replica.evaluation.schema import Curve, Summary
+from arpo_replica.evaluation.records import Curve, Interval, Summary, Verdict
 from arpo_replica.evaluation.statistics import CONFIDENCE, EQUAL
 
 FEWEST_SEEDS = 5
@@ -33,8 +32,8 @@ class Finding:
 
     verdict: Verdict
     reason: str
-    measured: IntervalRecord | None = None
-    gap: IntervalRecord | None = None
+    measured: Interval | None = None
+    gap: Interval | None = None
     equivalence_p: float | None = None
     sources: list[str] = field(default_factory=list)
     row: Any = None
@@ -69,9 +68,7 @@ def compare_curve(
     sources = sorted({path for side in (ours, other) for seed, (_, path) in side.items() if seed in seeds})
     mean = statistics.fmean(values)
     if len(values) < FEWEST_SEEDS:
-        measured = IntervalRecord(
-            value=mean, low=mean, high=mean, method="no interval", about="training seeds"
-        )
+        measured = Interval(value=mean, low=mean, high=mean, method="no interval", about="training seeds")
         words = (
             f"Ours is {mean:.3f}, published {target:.3f}; {len(values)} training "
             f"{'seed gives' if len(values) == 1 else 'seeds give'} no interval, it takes {FEWEST_SEEDS}. "
@@ -79,9 +76,7 @@ def compare_curve(
         )
         return Finding("inconclusive", words, measured, sources=sources)
     if max(values) - min(values) < EQUAL:
-        measured = IntervalRecord(
-            value=mean, low=mean, high=mean, method="no interval", about="training seeds"
-        )
+        measured = Interval(value=mean, low=mean, high=mean, method="no interval", about="training seeds")
         words = (
             f"Ours is {mean:.3f} with each of {len(values)} training seeds, published {target:.3f}: no noise "
             "was seen, which is not the same as no noise. The paper shows one curve without noise."
@@ -90,8 +85,8 @@ def compare_curve(
     error = statistics.stdev(values) / len(values) ** 0.5
     side = error_side(mean - target, error, len(values) - 1, "Student's t over training seeds")
     low, high = side.at(CONFIDENCE)
-    gap = IntervalRecord(value=side.value, low=low, high=high, method=side.method, about="training seeds")
-    measured = IntervalRecord(
+    gap = Interval(value=side.value, low=low, high=high, method=side.method, about="training seeds")
+    measured = Interval(
         value=mean, low=low + target, high=high + target, method=side.method, about="training seeds"
     )
     verdict, p_value = _judge(side, claim.margin)
@@ -173,7 +168,7 @@ def compare_throughput(
     values = [float(points[count]["hours_per_epoch"]) for count in counts]
     value = values[0] - (values[1] if len(values) > 1 else 0.0)
     target = published[0].value - (published[1].value if len(published) > 1 else 0.0)
-    measured = IntervalRecord(value=value, low=value, high=value, method="one measurement, no interval")
+    measured = Interval(value=value, low=value, high=value, method="one measurement, no interval")
     words = (
         f"Ours is {value:.2f} h, published {target:.2f} h, on other hardware and from one measurement each."
     )

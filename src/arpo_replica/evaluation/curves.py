@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.rows import OfflinePoint, OfflineTraining
-from arpo_replica.evaluation.schema import Curve, CurvePoint, ModelFacts, SwapFact, shown_path
+from arpo_replica.evaluation.records import (
+    Curve,
+    CurvePoint,
+    ModelFacts,
+    OfflinePoint,
+    OfflineTraining,
+    SwapFact,
+    shown_path,
+)
 from arpo_replica.manifest import file_sha256, read_manifest
 
 SAID = {"step", "loss"}

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from arpo_replica.evaluation.claim_records import Claims
-from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.records import Claims, Summary, TargetDocument
 from arpo_replica.evaluation.tables import TABLES, Table
-from arpo_replica.evaluation.target_records import TargetDocument
 from arpo_replica.evaluation.targets import TARGETS
 
 SCHEMAS: dict[str, type[BaseModel]] = {"summary": Summary, "claims": Claims, "target": TargetDocument}

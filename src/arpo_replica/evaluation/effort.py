@@ -12,8 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.rows import EnvErrorRow, ReplayRow, ThroughputRow
-from arpo_replica.evaluation.schema import Curve, CurvePoint, EffortRow
+from arpo_replica.evaluation.records import (
+    Curve,
+    CurvePoint,
+    EffortRow,
+    EnvErrorRow,
+    ReplayRow,
+    ThroughputRow,
+)
 
 KIND = re.compile(r"[:\d]")
 """Ends the kind of an error message; what follows differs from case to case."""

@@ -25,7 +25,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.desktop.pyautogui_source import PREFIX, source_of
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.document import PROTOCOLS, Document, Protocol, write_document
+from arpo_replica.evaluation.records import PROTOCOLS, Document, Protocol, write_document
 from arpo_replica.evaluation.scores import find_indexes
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
 from arpo_replica.tasks.left_out import left_out_of

@@ -19,10 +19,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from pydantic import Field
 from scipy import special, stats
 
-from arpo_replica.evaluation.document import Document
+from arpo_replica.evaluation.records import Power
 
 CONCENTRATION = 0.85
 WITHIN = CONCENTRATION / (CONCENTRATION + 1)
@@ -31,28 +30,6 @@ POWER, ALPHA = 0.80, 0.05
 ONE_SIDED = float(stats.norm.ppf(1 - ALPHA))
 MOST_TRIALS = 100
 """More runs per task than that are not a plan."""
-
-
-class Power(Document):
-    """What would settle a claim."""
-
-    question: str
-    """What is to be settled, in words."""
-    tasks: int
-    """Tasks in each arm."""
-    trials: int | None
-    """Runs per task for 80 % power; None: no number up to 100 gives it."""
-    episodes: int | None
-    """The same in episodes over all arms that the claim needs."""
-    unpaired_episodes: int | None
-    """Episodes per arm if arms were not compared task by task; None for a single rate."""
-    agreement_trials: int | None
-    """Runs per task for 80 % power to show agreement within the margin; None: no number does."""
-    largest_power: float = Field(ge=0, le=1)
-    """Power to show agreement with any number of runs, the paper's noise being bounded by its tasks."""
-    smallest_margin: float
-    """Margin in points that could be shown with 80 % power and any number of runs."""
-    assumption: str
 
 
 def _z(power: float, alpha: float, sides: int) -> float:

@@ -26,8 +26,7 @@ from arpo_replica.cluster.files import read_json
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.environments import ROOT
-from arpo_replica.evaluation.document import InputFile, input_file
-from arpo_replica.evaluation.rows import SourceFile
+from arpo_replica.evaluation.records import InputFile, SourceFile, input_file
 from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.left_out import split_tasks
 

@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from arpo_replica.config.load import describe
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.claim_records import Contradiction, TargetName
-from arpo_replica.evaluation.document import Document, Protocol
+from arpo_replica.evaluation.records import Contradiction, Document, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]
 

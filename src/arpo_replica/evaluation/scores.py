@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.schema import shown_path
+from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.left_out import read_left_out
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.document import Protocol
+from arpo_replica.evaluation.records import Protocol
 
 UNTRAINED = "base"
 """Arm and stage of the policy before training."""

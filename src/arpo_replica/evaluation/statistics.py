@@ -33,7 +33,7 @@ from scipy import stats
 from statsmodels.stats import proportion as smp
 from statsmodels.stats.multitest import multipletests
 
-from arpo_replica.evaluation.interval import Interval
+from arpo_replica.evaluation.records import Interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

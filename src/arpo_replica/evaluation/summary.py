@@ -26,12 +26,12 @@ from arpo_replica.evaluation.breakdowns import (
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
 from arpo_replica.evaluation.effort import effort_rows, env_error_rows, replay_rows, throughput_rows
 from arpo_replica.evaluation.provenance import source_files
-from arpo_replica.evaluation.rows import LeftOutRow, OfflineTraining
-from arpo_replica.evaluation.schema import (
+from arpo_replica.evaluation.records import (
     PROTOCOLS,
     DifferenceRow,
     InputFile,
-    IntervalRecord,
+    LeftOutRow,
+    OfflineTraining,
     RateRow,
     SplitFacts,
     StatisticsFacts,
@@ -210,14 +210,14 @@ def _rates(
                     tasks_valid=len(runs),
                     truncated=int((valid["outcome"] == "truncated").sum()),
                     successes=successes,
-                    of_valid=IntervalRecord.of(st.success_rate(runs)) if runs else None,
+                    of_valid=st.success_rate(runs) if runs else None,
                     of_all_low=successes / expected,
                     of_all_high=(successes + unscored) / expected,
                     conditional_se=st.conditional_se(runs),
                     infeasible_valid=len(infeasible),
                     infeasible_successes=int(infeasible[column].sum()),
                     effective_runs=_effective(runs),
-                    conditional=IntervalRecord.maybe(st.conditional_interval(runs)),
+                    conditional=st.conditional_interval(runs),
                     sources=sources_of(episodes),
                 )
 
@@ -240,8 +240,8 @@ def _differences(
                             seed=seed,
                             tasks=found.tasks,
                             dropped=list(found.dropped),
-                            difference=IntervalRecord.of(found.interval),
-                            bootstrap=None if found.bootstrap is None else IntervalRecord.of(found.bootstrap),
+                            difference=found.interval,
+                            bootstrap=found.bootstrap,
                             p_value=found.p_value,
                             standard_error=found.standard_error,
                             conditional_se=found.conditional_se,

@@ -7,10 +7,8 @@ under the field's own name, then ``_low``, ``_high``, ``_method`` and ``_about``
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,42 +16,40 @@ from typing import Any, get_args
 import pandas as pd
 from pydantic import BaseModel
 
-from arpo_replica.evaluation.claim_records import ClaimResult, Claims
-from arpo_replica.evaluation.document import Document, IntervalRecord
-from arpo_replica.evaluation.power import Power
-from arpo_replica.evaluation.rows import (
-    DomainDifferenceRow,
-    DomainRow,
-    EnvErrorRow,
-    FlipRow,
-    LeftOutRow,
-    OwnMeasurement,
-    PassRow,
-    ReplayRow,
-    SourceFile,
-    SubsetRow,
-    ThroughputRow,
-)
-from arpo_replica.evaluation.schema import (
-    DifferenceRow,
-    EffortRow,
-    ModelFacts,
-    RateRow,
-    Summary,
-)
-from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.evaluation.table_models import (
+from arpo_replica.evaluation.records import (
+    ClaimResult,
+    Claims,
     ContradictionRow,
     CurveTask,
+    DifferenceRow,
+    Document,
+    DomainDifferenceRow,
+    DomainRow,
+    EffortRow,
+    EnvErrorRow,
     EpisodeRow,
+    FlipRow,
     FlipTask,
     GateRow,
+    Interval,
+    LeftOutRow,
     Mark,
+    ModelFacts,
     OfflineUpdate,
+    OwnMeasurement,
+    PassRow,
+    Power,
     PublishedNumber,
+    RateRow,
     ReplayEvent,
+    ReplayRow,
+    SourceFile,
     SplitTable,
+    SubsetRow,
+    Summary,
+    ThroughputRow,
 )
+from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.rollout.records import write_atomically
 
 
@@ -234,7 +230,7 @@ def columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
         full = f"{prefix}{name}"
         meaning = " ".join((field.description or "").split())
         nested = _nested(field.annotation)
-        if nested is IntervalRecord:
+        if nested is Interval:
             found.append(Column(full, "number", meaning or "The value."))
             found.append(Column(f"{full}_low", "number", f"Lower end of the 95 % interval of {full}."))
             found.append(Column(f"{full}_high", "number", "Upper end."))
@@ -249,7 +245,7 @@ def columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
     for candidate in (annotation, *get_args(annotation)):
-        if candidate in (IntervalRecord, Power):
+        if candidate in (Interval, Power):
             return candidate  # type: ignore[no-any-return]
     return None
 
@@ -267,7 +263,7 @@ def flatten(row: BaseModel) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name in type(row).model_fields:
         value = getattr(row, name)
-        if isinstance(value, IntervalRecord):
+        if isinstance(value, Interval):
             flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
             flat |= {f"{name}_method": value.method, f"{name}_about": value.about}
         elif isinstance(value, Power):
@@ -284,14 +280,14 @@ def as_json(table: Table, rows: list[dict[str, Any]]) -> bytes:
     return f'{{"table": "{table.name}", "rows": [\n{body}\n]}}\n'.encode()
 
 
-def as_csv(names: list[str], rows: list[dict[str, Any]]) -> bytes:
-    """RFC 4180 with ``\\n``; lists are joined by ``; ``, mappings are JSON, nothing is an empty cell."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([_cell(row[name]) for name in names])
-    return out.getvalue().encode()
+def as_csv(names: list[str] | None, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """RFC 4180 with ``\\n``; lists are joined by ``; ``, mappings are JSON, nothing is an empty cell.
+
+    ``names``: the columns; None: those of the rows, as they come.
+    """
+    # dtype object: a column of whole numbers with a gap would become one of decimals.
+    frame = pd.DataFrame(rows, columns=names, dtype=object)
+    return frame.map(_cell).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _cell(value: Any) -> Any:

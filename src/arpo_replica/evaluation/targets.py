@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.document import TargetName
+from arpo_replica.evaluation.records import TargetName
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Target:
     """Whether it needs `targets.environments` measured."""
     overlay: str = ""
     """Overlay of configs that adds arms that a study may lack."""
+
+    @property
+    def label(self) -> str:
+        """``Table 1``, ``README, 128 tasks``, ``Figure 1b``: its name in a heading."""
+        return "README, 128 tasks" if self.name == "readme128" else self.place.partition(",")[0]
 
 
 TRAINED = ("base", "grpo", "arpo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arpo_replica.evaluation.power import MOST_TRIALS, POWER
-from arpo_replica.evaluation.schema import ClaimResult
+from arpo_replica.evaluation.records import ClaimResult
 
 MINUS = "\N{MINUS SIGN}"
 

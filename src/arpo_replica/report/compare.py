@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.schema import Claims, IntervalRecord, RateRow, Summary
+from arpo_replica.evaluation.comparison import square_and_add
+from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
 from arpo_replica.report.views import percent, points
 from arpo_replica.rollout.records import write_atomically
@@ -45,8 +45,8 @@ class Pair:
     split: str
     arm: str
     protocol: str
-    mine: IntervalRecord | None
-    yours: IntervalRecord | None
+    mine: Interval | None
+    yours: Interval | None
     same_tasks: bool
     gap: tuple[float, float, float] | None
     """Mine minus yours with its 95 % interval; None if the marks or the tasks differ or one is missing."""
@@ -126,13 +126,11 @@ def _pair(key: Key, mine: RateRow | None, yours: RateRow | None, a: Side, b: Sid
     return Pair(split, arm, protocol, first, second, same, gap)
 
 
-def difference(mine: IntervalRecord, yours: IntervalRecord) -> tuple[float, float, float]:
+def difference(mine: Interval, yours: Interval) -> tuple[float, float, float]:
     """Difference of two independent rates from their own intervals (Newcombe's square-and-add; Zou and
     Donner 2008 for any pair of intervals). Tasks are not paired, which is conservative."""
-    value = mine.value - yours.value
-    low = value - math.hypot(mine.value - mine.low, yours.high - yours.value)
-    high = value + math.hypot(mine.high - mine.value, yours.value - yours.low)
-    return value, max(-1.0, low), min(1.0, high)
+    low, high = square_and_add((mine.value, mine.low, mine.high), (yours.value, yours.low, yours.high))
+    return mine.value - yours.value, max(-1.0, low), min(1.0, high)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -184,7 +182,7 @@ def write_comparison(found: Comparison, out: Path) -> None:
     write_atomically(out, page.encode())
 
 
-def _rate(interval: IntervalRecord | None) -> str:
+def _rate(interval: Interval | None) -> str:
     if interval is None:
         return "not run"
     return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"

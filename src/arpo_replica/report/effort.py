@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.records import Summary
 
 
 def job_rows(benchmarks: Path) -> list[dict[str, Any]]:

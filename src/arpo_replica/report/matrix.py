@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from arpo_replica.evaluation.breakdowns import change_of
 from arpo_replica.report.gallery import EpisodeView, natural
 
 Flip = Literal["gained", "lost", "same", "mixed", "none"]
+FLIPS: dict[str, Flip] = {
+    "gained": "gained", "lost": "lost", "kept_solved": "same", "kept_failed": "same", "mixed": "mixed",
+    "not_comparable": "none",
+}  # fmt: skip
+"""What became of a task -> the page's word."""
 FOLDED_ABOVE = 60
 """A split with more tasks than this shows its domains folded."""
 Column = tuple[str, str]
@@ -81,9 +87,8 @@ def build_matrix(
 ) -> list[SplitPart]:
     """Splits -> domains -> tasks -> cells. Sets each episode's ``flip`` on the way.
 
-    A task counts as solved by an arm if more than half of its valid episodes succeed (hard protocol), as
-    failed if fewer than half do; it is gained or lost if that differs from the reference, which is the
-    untrained policy or else the first arm. Exactly half on either side is mixed. ``splits``: their order.
+    What became of a task (``breakdowns.change_of``, hard protocol) is against the untrained policy or else
+    the first arm. ``splits``: their order.
     """
     parts = []
     met = dict.fromkeys(str(episode.row["split"]) for episode in episodes)
@@ -116,11 +121,11 @@ def _row(
     reference: Column | None,
     found: dict[Column, list[EpisodeView]],
 ) -> TaskRow:
-    before = share(found.get(reference, [])) if reference else None
+    before = _runs(found.get(reference, [])) if reference else []
     cells = []
     for column in columns:
         episodes = found.get(column, [])
-        flip = _flip(before, share(episodes)) if column != reference else "none"
+        flip: Flip = "none" if column == reference else FLIPS[change_of(before, _runs(episodes))]
         for episode in episodes:
             episode.flip = flip
         cells.append(Cell(episodes, flip))
@@ -128,20 +133,9 @@ def _row(
     return TaskRow(domain, task_id, str(row["instruction"]), bool(row["infeasible"]), cells)
 
 
-def share(episodes: Sequence[EpisodeView]) -> float | None:
-    """Successes among the valid episodes; None without a valid one."""
-    valid = [bool(episode.row["success_hard"]) for episode in episodes if episode.row["valid"]]
-    return sum(valid) / len(valid) if valid else None
-
-
-def _flip(before: float | None, after: float | None) -> Flip:
-    if before is None or after is None:
-        return "none"
-    if 0.5 in (before, after):
-        return "mixed"
-    if (before > 0.5) == (after > 0.5):
-        return "same"
-    return "gained" if after > 0.5 else "lost"
+def _runs(episodes: Sequence[EpisodeView]) -> list[bool]:
+    """Success of each valid episode."""
+    return [bool(episode.row["success_hard"]) for episode in episodes if episode.row["valid"]]
 
 
 def _total(rows: Sequence[TaskRow], column: int) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ from arpo_replica.environments import ROOT
 from arpo_replica.errors import UserError
 from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
-from arpo_replica.evaluation.schema import Claims, Summary
+from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.report.archive import write_hashes, write_zip

@@ -18,16 +18,14 @@ from markupsafe import Markup
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.environments import find
 from arpo_replica.errors import UserError
-from arpo_replica.evaluation.schema import Claims, Summary
+from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import claim_words, effort, figures, matrix, training_views, views
-from arpo_replica.report.figures_more import domain_forest, offline_figure, replay_figure
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
 from arpo_replica.report.parity import parity_rows
 from arpo_replica.report.sources import Sources, collect_sources
-from arpo_replica.report.tables import Download, download
-from arpo_replica.report.twins import build_twins
+from arpo_replica.report.twins import Download, build_twins, download
 from arpo_replica.rollout.records import write_atomically
 
 STATIC = Path(__file__).parent / "static"
@@ -99,9 +97,9 @@ def _context(
         "forest": figures.forest_plot(summary.rates, arms, tag),
         "curves": figures.learning_curves(summary.curves, arms, stages, tag),
         "phases": figures.phase_seconds(summary.curves, tag),
-        "replay": replay_figure(summary.curves, arms, tag),
-        "offline": offline_figure(summary.offline, arms, tag),
-        "domains": domain_forest(summary.domains, arms, tag),
+        "replay": figures.replay_figure(summary.curves, arms, tag),
+        "offline": figures.offline_figure(summary.offline, arms, tag),
+        "domains": figures.domain_forest(summary.domains, arms, tag),
     }
     return {
         "config": config,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from arpo_replica.evaluation.provenance import rule_of
-from arpo_replica.evaluation.schema import InputFile, input_file
+from arpo_replica.evaluation.records import InputFile, input_file
 
 COMMITTED = "committed in data/paper"
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from arpo_replica.evaluation.schema import Summary
+from arpo_replica.evaluation.records import Summary
 
 
 def offline_rows(summary: Summary) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,9 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.evaluation.tables import TABLES, write_tables
+from arpo_replica.evaluation.tables import TABLES, as_csv, write_tables
 from arpo_replica.report.sources import Sources
-from arpo_replica.report.tables import Download, Table, download
+
+GZIP_ABOVE = 60_000
+"""Bytes above which a file is gzipped before it stands in the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file inside the page."""
+
+    name: str
+    kind: str
+    """CSV or JSON."""
+    bytes: int
+    """Of the file itself."""
+    uri: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +55,11 @@ def build_twins(results: Path, views: Mapping[str, Any], sources: Sources) -> di
                 results / "summary.json", results / "claims.json", results / "scores.parquet", Path(made)
             )
             found = _read(Path(made))
-    for table in _own(views, sources):
-        if table.rows:
-            found[table.name] = Twin(table.name, table.title, len(table.rows), table.downloads())
+    for name, title, rows in _own(views, sources):
+        if rows:
+            as_json = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+            files = {f"{name}.csv": as_csv(None, rows), f"{name}.json": as_json}
+            found[name] = _twin(name, title, len(rows), files)
     return found
 
 
@@ -53,15 +71,26 @@ def _read(folder: Path) -> dict[str, Twin]:
             continue
         rows = len(json.loads(paths[1].read_bytes())["rows"])
         if rows:
-            kinds = (("CSV", "text/csv"), ("JSON", "application/json"))
-            files = [
-                download(path.name, path.read_bytes(), *kind) for path, kind in zip(paths, kinds, strict=True)
-            ]
-            found[name] = Twin(name, name.replace("_", " ").capitalize(), rows, files)
+            files = {path.name: path.read_bytes() for path in paths}
+            found[name] = _twin(name, name.replace("_", " ").capitalize(), rows, files)
     return found
 
 
-def _own(views: Mapping[str, Any], sources: Sources) -> Sequence[Table]:
+def _twin(name: str, title: str, rows: int, files: Mapping[str, bytes]) -> Twin:
+    kinds = {".csv": ("CSV", "text/csv"), ".json": ("JSON", "application/json")}
+    found = [download(file, data, *kinds[Path(file).suffix]) for file, data in files.items()]
+    return Twin(name, title, rows, found)
+
+
+def download(name: str, data: bytes, kind: str, mime: str) -> Download:
+    """A file as a data URI."""
+    size = len(data)
+    if size > GZIP_ABOVE:
+        name, mime, data = f"{name}.gz", "application/gzip", gzip.compress(data, compresslevel=9, mtime=0)
+    return Download(name, kind, size, f"data:{mime};base64,{base64.b64encode(data).decode()}")
+
+
+def _own(views: Mapping[str, Any], sources: Sources) -> Sequence[tuple[str, str, list[dict[str, Any]]]]:
     """What only the page has: rows that come from other files than summary, claims and scores."""
     stages = [
         {"arm": row["curve"].arm, "stage": row["curve"].stage, "seed": row["curve"].seed}
@@ -72,9 +101,9 @@ def _own(views: Mapping[str, Any], sources: Sources) -> Sequence[Table]:
         {"path": s.path, "sha256": s.sha256, "bytes": s.bytes, "made_by": s.made_by} for s in sources.files
     ]
     return (
-        Table("training_stages", "Training by stage", stages),
-        Table("jobs", "Jobs of the workflow", list(views["jobs"])),
-        Table("deviations", "Deviations from the paper", list(views["deviations"])),
-        Table("parity", "Parity, setting by setting", list(views["parity"])),
-        Table("inputs", "Files behind the page", files),
+        ("training_stages", "Training by stage", stages),
+        ("jobs", "Jobs of the workflow", list(views["jobs"])),
+        ("deviations", "Deviations from the paper", list(views["deviations"])),
+        ("parity", "Parity, setting by setting", list(views["parity"])),
+        ("inputs", "Files behind the page", files),
     )

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.rows import LeftOutRow, SubsetRow
-from arpo_replica.evaluation.schema import (
+from arpo_replica.evaluation.records import (
     PROTOCOLS,
     ClaimResult,
     CurvePoint,
     DifferenceRow,
+    LeftOutRow,
     RateRow,
+    SubsetRow,
     Summary,
 )
+from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.effort import counted
 from arpo_replica.report.figures import TOTALS, phase_totals
 
@@ -205,24 +207,11 @@ def verdict_counts(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
     return [(verdict, count) for verdict, count in counts if count]
 
 
-TARGETS = {
-    "table1": "Table 1",
-    "readme128": "README, 128 tasks",
-    "fig1b": "Figure 1b",
-    "fig3": "Figure 3",
-    "fig4": "Figure 4",
-    "fig5": "Figure 5",
-    "fig6": "Figure 6",
-    "fig7": "Figure 7",
-}
-"""Target of the workflow -> table or figure of the paper."""
-
-
 def claim_groups(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
     """Claims by the paper's tables and figures, each with its place in ``claims.json``."""
     found: dict[str, list[tuple[int, ClaimResult]]] = {}
     for place, claim in enumerate(claims):
-        found.setdefault(TARGETS.get(str(claim.target), "Claims"), []).append((place, claim))
+        found.setdefault(TARGETS[claim.target].label if claim.target else "Claims", []).append((place, claim))
     return [
         {
             "title": title,

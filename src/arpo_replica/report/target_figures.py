@@ -16,18 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from arpo_replica.evaluation.target_records import TargetDocument
+from arpo_replica.evaluation.records import TargetDocument
+from arpo_replica.evaluation.targets import OFFLINE
+from arpo_replica.report.figures import arm_colour
+from arpo_replica.report.svg import PALETTE
 from arpo_replica.rollout.records import write_atomically
 
-COLOURS = {
-    "base": "#5b6475", "grpo": "#0072b2", "arpo": "#c44e00", "rejection": "#00795a", "dpo": "#a8487f",
-    "kto": "#7a6a00",
-}  # fmt: skip
-"""Okabe and Ito's colours, darkened to a contrast of 4.5 on white; any other arm is black."""
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "target", "text.parse_math": False, "font.size": 10.0,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": "#e3dfd6", "legend.frameon": False,
+    "grid.color": PALETTE["grid"], "legend.frameon": False,
 }  # fmt: skip
 
 
@@ -57,6 +55,11 @@ def _panels(document: TargetDocument) -> Callable[[TargetDocument, Figure], None
     return _throughput if "hours_per_epoch" in document.columns else _curves
 
 
+def _colour(arm: str) -> str:
+    """The page's colour of an arm; no target has more arms than figure 6."""
+    return PALETTE[arm_colour(arm, OFFLINE)]
+
+
 def _empty(document: TargetDocument, figure: Figure) -> None:
     axes = figure.subplots()
     axes.text(0.5, 0.5, "not run", ha="center", va="center", fontsize=16)
@@ -80,7 +83,7 @@ def _rates(document: TargetDocument, figure: Figure) -> None:
 
 
 def _rate(axes: Axes, place: int, row: dict[str, Any]) -> None:
-    colour = COLOURS.get(row["arm"], "black")
+    colour = _colour(row["arm"])
     if row["success"] is None:
         axes.text(place, 3, "not run", ha="center", rotation=90)
         return
@@ -107,7 +110,7 @@ def _curves(document: TargetDocument, figure: Figure) -> None:
             values = [row[quantity] for row in rows]
             axes.plot(
                 range(1, len(values) + 1), [float("nan") if v is None else v for v in values],
-                color=COLOURS.get(arm, "black"), linestyle="-" if place % 2 == 0 else "--", marker=".",
+                color=_colour(arm), linestyle="-" if place % 2 == 0 else "--", marker=".",
                 label=label,
             )  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -127,7 +130,7 @@ def _throughput(document: TargetDocument, figure: Figure) -> None:
         (left, "minutes_per_batch", "minutes per batch (one trajectory per desktop)"),
         (right, "hours_per_epoch", "hours per 1,024 trajectories, projected"),
     ):
-        axes.plot(counts, [row[key] for row in document.rows], "o-", color=COLOURS["grpo"])
+        axes.plot(counts, [row[key] for row in document.rows], "o-", color=PALETTE["grpo"])
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_ylim(bottom=0)

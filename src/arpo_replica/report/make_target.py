@@ -14,14 +14,20 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.environments import ROOT, find
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.curves import read_curve
-from arpo_replica.evaluation.document import InputFile, IntervalRecord, input_file, write_document
-from arpo_replica.evaluation.schema import Curve, Summary
+from arpo_replica.evaluation.records import (
+    Curve,
+    InputFile,
+    Interval,
+    Summary,
+    TargetDocument,
+    input_file,
+    write_document,
+)
 from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.evaluation.summary import summarise
 from arpo_replica.evaluation.tables import as_csv
-from arpo_replica.evaluation.target_figures import draw
-from arpo_replica.evaluation.target_records import TargetDocument
 from arpo_replica.evaluation.targets import Target, splits_of, target_of
+from arpo_replica.report.target_figures import draw
 from arpo_replica.rollout.records import write_atomically
 
 PROTOCOL_ORDER = ("hard", "standard")
@@ -123,7 +129,7 @@ def _notes(target: Target, summary: Summary) -> list[str]:
     return notes
 
 
-def _interval(name: str, record: IntervalRecord | None) -> dict[str, Any]:
+def _interval(name: str, record: Interval | None) -> dict[str, Any]:
     if record is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_method": None}
     return {

@@ -1,0 +1,857 @@
+"""Every record of a study's results, once: what ``summary.json``, ``claims.json`` and the targets hold.
+
+All are closed objects. Rates and differences are fractions, never percent. ``docs/schemas`` and the columns
+of ``tables/`` are made from these models, so their docstrings are what a reader of the files finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from arpo_replica.environments import ROOT
+from arpo_replica.rollout.records import write_atomically
+from arpo_replica.training.gates import StageReport
+
+About = Literal["new tasks", "this task set", "training seeds", "both studies"]
+"""What an interval expects to be drawn anew."""
+
+
+Protocol = Literal["hard", "standard"]
+PROTOCOLS: tuple[Protocol, Protocol] = ("hard", "standard")
+TargetName = Literal["table1", "readme128", "fig1b", "fig3", "fig4", "fig5", "fig6", "fig7"]
+Verdict = Literal["consistent", "lower", "higher", "inconclusive", "not run"]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Document(BaseModel):
+    """A closed JSON object."""
+
+    model_config = CLOSED
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Interval:
+    """A value with its 95 % interval and how the interval was made: fractions, or the published unit."""
+
+    value: float
+    low: float
+    high: float
+    method: str
+    about: About = "new tasks"
+    """What would be drawn anew: tasks, runs of this very task set, training seeds, or both studies."""
+
+
+class InputFile(Document):
+    """A file that numbers were computed from."""
+
+    path: str
+    """Relative to the repository, or to the folder of results."""
+    sha256: Sha256
+    bytes: int
+
+
+# --- summary.json: how results break down ----------------------------------------------------------------
+
+
+Subset = Literal["feasible", "infeasible", "trained_on", "not_trained_on"]
+Change = Literal["gained", "lost", "kept_solved", "kept_failed", "mixed"]
+
+
+class SourceFile(Document):
+    """A file behind a number."""
+
+    path: str
+    sha256: Sha256
+    bytes: int | None
+    """None where only the hash was handed on."""
+    rule: str
+    """Rule of the workflow that writes it."""
+
+
+class LeftOutRow(Document):
+    """A task that a split names and the study does not run (`tasks.leave_out`)."""
+
+    split: str
+    tasks: int
+    """Tasks of the split, those that are left out included."""
+    task: str
+    because: str
+    """Why, the same for all tasks of a list."""
+    detail: str
+    """What exactly, for this task."""
+    path: str
+    """The list that says so."""
+
+
+class DomainRow(Document):
+    """Success of one arm on the tasks of one domain, all seeds together."""
+
+    arm: str
+    stage: str
+    split: str
+    protocol: Protocol
+    domain: str
+    tasks: int
+    """Tasks of the domain in the split that the study runs."""
+    valid: int
+    successes: int
+    rate: Interval | None
+    """None without a valid episode."""
+
+
+class DomainDifferenceRow(Document):
+    """Paired difference of two arms on one domain; the tests of a split are one family."""
+
+    arm: str
+    reference: str
+    stage: str
+    reference_stage: str
+    split: str
+    protocol: Protocol
+    domain: str
+    tasks: int
+    difference: Interval
+    p_value: float
+    """Sign-flip permutation test, two-sided."""
+    p_holm: float
+    """The same, adjusted by Holm over the domains of this split, pair of arms and protocol."""
+
+
+class SubsetRow(Document):
+    """Success of one arm on a part of a split, all seeds together."""
+
+    arm: str
+    stage: str
+    split: str
+    protocol: Protocol
+    subset: Subset
+    """``infeasible``: only a final FAIL wins. ``trained_on``: a stage of training has this very task."""
+    tasks: int
+    valid: int
+    successes: int
+    rate: Interval | None
+
+
+class PassRow(Document):
+    """Chance that at least one of k runs solves a task (unbiased estimate), all seeds together."""
+
+    arm: str
+    stage: str
+    split: str
+    protocol: Protocol
+    k: int
+    tasks: int
+    """Tasks with at least k valid runs."""
+    left_out: int
+    """Tasks with fewer: they take no part."""
+    rate: Interval
+
+
+class FlipRow(Document):
+    """Tasks whose result differs between two arms, by the majority of their valid runs.
+
+    ``solved``: more than half of the runs succeed; ``failed``: fewer than half; exactly half on either side
+    is ``mixed``.
+    """
+
+    arm: str
+    reference: str
+    stage: str
+    reference_stage: str
+    split: str
+    protocol: Protocol
+    gained: list[str]
+    """Failed by the reference, solved by the arm: ``domain/task``."""
+    lost: list[str]
+    """Solved by the reference, failed by the arm."""
+    mixed: list[str]
+    kept_solved: int
+    kept_failed: int
+    not_comparable: list[str]
+    """Tasks that one side has no valid run of."""
+
+
+class ReplayRow(Document):
+    """When replay fired in one training, and with how old trajectories."""
+
+    arm: str
+    seed: int
+    stage: str
+    steps: int
+    """Updates."""
+    groups: int | None
+    """Groups of rollouts; None in metrics that do not say it."""
+    all_fail_groups: int | None
+    fired: int
+    """Groups that got a replayed success."""
+    first_step: int | None
+    """Update at which replay fired first; None: never."""
+    tasks: dict[str, int]
+    """Task -> times that it got a replayed success."""
+    age_mean: float | None
+    """Updates between making and replaying, mean over all swaps."""
+    age_median: float | None
+    age_max: int | None
+    buffer_size: int | None
+    """Stored successes after the last update."""
+    source: str
+    """The metrics that this rests on."""
+
+
+class OfflinePoint(Document):
+    """One update of an offline arm, as TRL logged it."""
+
+    step: int
+    loss: float | None
+    """Of the arm's own method; None where it is no number. Losses of different methods do not compare."""
+    other: dict[str, float] = Field(default_factory=dict)
+    """Every further number that TRL wrote."""
+
+
+class OfflineTraining(Document):
+    """The one training of an offline arm and seed: it learns from records, so there is no reward."""
+
+    arm: str
+    seed: int
+    stage: str
+    method: str
+    source: str
+    learnt_from: dict[str, Any] = Field(default_factory=dict)
+    """What it learnt from in numbers: samples, replies; from the manifest (``recipe.data``)."""
+    points: list[OfflinePoint]
+
+
+class ThroughputRow(Document):
+    """What trajectories took, in time of machines; no prices, because they differ by machine and year."""
+
+    phase: Literal["training", "evaluation"]
+    arm: str
+    seed: int | None
+    stage: str
+    split: str | None
+    """None for training."""
+    desktops: int
+    """Desktops at once, as the config says it now."""
+    trajectories: int
+    rollout_hours: float | None
+    """Training: seconds of rollouts. Evaluation: first start to last end of each trial and seed, time of
+    several at once counted once."""
+    total_hours: float | None
+    """Training: with the updates. Evaluation: the same as ``rollout_hours``."""
+    trajectories_per_hour: float | None
+    """Of rollout time."""
+    per_desktop_hour: float | None
+    desktop_hours: float | None
+    """Desktops x rollout hours: what a bill would count."""
+    desktop_busy: float | None
+    """Share of the desktop hours in which an episode ran; None for training."""
+    steps: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    minutes_per_trajectory: float | None
+    """Mean duration of an episode with all its attempts; None for training."""
+
+
+class EnvErrorRow(Document):
+    """Environment failures of one kind."""
+
+    phase: Literal["training", "evaluation"]
+    arm: str
+    stage: str
+    split: str | None
+    kind: str
+    """The message up to its first colon or number."""
+    attempts: int
+    """Attempts that ended so; the episode may have succeeded later."""
+    lost: int
+    """Episodes that were given up, the last error being of this kind."""
+    tasks: int
+    """Tasks that met it."""
+    example: str
+
+
+class OwnMeasurement(Document):
+    """A number of this study that is no answer to any claim of the paper."""
+
+    mark: str
+    """Size, desktops and task set, in words."""
+    what: str
+    arm: str
+    reference: str | None
+    stage: str
+    seed: int | None
+    split: str
+    protocol: Protocol
+    tasks: int
+    measured: Interval
+    sources: list[str] = Field(default_factory=list)
+
+
+# --- summary.json: the results ---------------------------------------------------------------------------
+
+
+class RateRow(Document):
+    """Success of one arm at one stage on one split under one protocol."""
+
+    arm: str
+    stage: str
+    seed: int | None
+    """Training seed; None: all seeds together, conditional on these seeds."""
+    split: str
+    protocol: Protocol
+    tasks: int
+    """Size of the split."""
+    expected: int
+    """Episodes that "of all" counts: size of the split x trials (x seeds)."""
+    valid: int
+    """Episodes with a score."""
+    env_errors: int
+    """Episodes that ended in an environment failure: no score, never 0."""
+    missing: int
+    """Episodes that do not exist and should: expected - valid - env_errors - left_out."""
+    truncated: int
+    """Episodes cut at the step limit."""
+    successes: int
+    of_valid: Interval | None
+    """Rate over valid episodes, each task with the same weight; None without a valid episode."""
+    of_all_low: Rate
+    """Successes / expected: every episode without a score taken as a failure."""
+    of_all_high: Rate
+    """(Successes + episodes without a score) / expected: all of them taken as successes."""
+    conditional_se: float | None
+    """Standard error for new runs of this very task set; None with one run per task."""
+    infeasible_valid: int
+    infeasible_successes: int
+    effective_runs: float | None = None
+    """Independent runs that would have this interval; None without a valid episode."""
+    conditional: Interval | None = None
+    """The same rate with the interval for new runs of this very task set; None with one run per task."""
+    left_out: int = 0
+    """Episodes of tasks that the study leaves out (`tasks.leave_out`): "of all" counts them, none was run."""
+    tasks_valid: int | None = None
+    """Tasks with a valid episode: those that of_valid is about."""
+    sources: list[str] = Field(default_factory=list)
+    """Paths of the indexes of episodes behind the number; ``Summary.files`` has their hashes."""
+
+
+class DifferenceRow(Document):
+    """Paired difference of two arms on the same tasks."""
+
+    arm: str
+    reference: str
+    stage: str
+    reference_stage: str
+    seed: int | None
+    split: str
+    protocol: Protocol
+    tasks: int
+    dropped: list[str]
+    """Tasks that only one side has a valid episode of."""
+    difference: Interval
+    bootstrap: Interval | None
+    """BCa bootstrap of whole tasks, for comparison."""
+    p_value: float
+    """Sign-flip permutation test, two-sided."""
+    standard_error: float | None = None
+    """For new tasks; None where the differences do not vary."""
+    conditional_se: float | None = None
+    """For new runs of these very tasks; None with one run per task."""
+    sources: list[str] = Field(default_factory=list)
+    """Paths of the indexes behind the number."""
+
+
+class EffortRow(Document):
+    """What the episodes of one arm, stage and split took."""
+
+    arm: str
+    stage: str
+    split: str
+    episodes: int
+    steps: int
+    format_errors: int
+    retried: int
+    """Episodes that needed more than one attempt."""
+    failed_attempts: int
+    """Attempts that ended in an environment failure."""
+    episode_seconds: float
+    """Sum over episodes; desktops run side by side, so this is more than wall-clock time."""
+    model_seconds: float
+    env_seconds: float
+    completion_tokens: int
+
+
+class SwapFact(Document):
+    """A replayed success that took the place of a failure."""
+
+    task: str
+    age: int
+    """Updates since the replayed trajectory was made."""
+    name: str = ""
+    """Name of the stored trajectory; empty in metrics that do not say it."""
+    rollout: int | None = None
+    """Which rollout of the group gave way, counted from 0."""
+
+
+class CurvePoint(Document):
+    """One training step. A value that the trainer did not write is None."""
+
+    step: int
+    reward_before: float | None = None
+    """Mean reward of the rollouts as they came."""
+    reward_after: float | None = None
+    """Mean reward after replayed successes took the place of failures."""
+    success: float | None = None
+    swapped_groups: float | None = None
+    all_fail_groups: float | None = None
+    buffer_size: float | None = None
+    entropy: float | None = None
+    clip_fraction: float | None = None
+    unparsable: float | None = None
+    """Share of rollouts with a reply that was no valid action."""
+    env_errors: float | None = None
+    """Attempts at a rollout that ended in an environment failure."""
+    lost_rollouts: float | None = None
+    """Rollouts that were given up after all retries; never trained on."""
+    probability_difference_mean: float | None = None
+    """Mean of |probability by vLLM - probability by the trainer| over tokens."""
+    swaps: list[SwapFact] = Field(default_factory=list)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Phase -> seconds."""
+    other: dict[str, float] = Field(default_factory=dict)
+    """Every further number the trainer wrote."""
+
+
+class Curve(Document):
+    """Training of one arm and seed through one stage."""
+
+    arm: str
+    seed: int
+    stage: str
+    source: str
+    points: list[CurvePoint]
+
+
+class ModelFacts(Document):
+    """What the manifest of a finished stage says."""
+
+    arm: str
+    seed: int
+    stage: str
+    step: int
+    """Updates of this stage; 0 for the untrained policy."""
+    manifest: str
+    manifest_sha256: Sha256
+    identity: Sha256
+    """Of all weights together: the ``checkpoint_sha256`` of the episodes."""
+    parent: str | None
+    """Identity of the model that training began from."""
+    weights: dict[str, str]
+    """Weight file -> sha256."""
+
+
+class SplitFacts(Document):
+    """A list of tasks."""
+
+    tasks: int
+    """As the list has them, those that the study leaves out included."""
+    infeasible: int
+    """Of those that are run."""
+    list_sha256: Sha256
+    tasks_sha256: Sha256
+    """Of the own sha256 of the task files that are run, in the order of the list."""
+    trained_on: bool
+    """True if a stage of training uses this split."""
+    tasks_trained_on: int = 0
+    """Tasks of this split that some stage trains on, whatever its name."""
+    roles: list[str] = Field(default_factory=list)
+    """Parts that it plays in `targets` of the config, e.g. in_domain."""
+    left_out: int = 0
+    """Tasks that the study leaves out (`tasks.leave_out`)."""
+
+    @property
+    def size(self) -> str:
+        """``128 tasks``, or ``127 of 128 tasks`` where some are left out."""
+        return (
+            f"{self.tasks - self.left_out} of {self.tasks} tasks" if self.left_out else f"{self.tasks} tasks"
+        )
+
+
+class StatisticsFacts(Document):
+    """How intervals were made."""
+
+    confidence: float
+    resamples: int
+    seed: int
+    scipy: str
+    statsmodels: str
+
+
+class Summary(Document):
+    """``summary.json``."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    size: str
+    desktop: str
+    synthetic: bool = False
+    """True if any episode was invented by a generator: such a study is never published."""
+    seeds: list[int]
+    trials: int
+    splits: dict[str, SplitFacts]
+    distinct_tasks: int | None = None
+    """Different tasks that are run, over all splits: lists may share some. None: not counted."""
+    rates: list[RateRow]
+    differences: list[DifferenceRow]
+    effort: list[EffortRow]
+    curves: list[Curve]
+    offline: list[OfflineTraining] = Field(default_factory=list)
+    """Trainings of offline arms, which have no curve of rewards."""
+    models: list[ModelFacts]
+    gates: list[StageReport] = Field(default_factory=list)
+    """What each finished stage had to show before the next one could start."""
+    not_run: list[str]
+    """What the config asks for and no file shows, one sentence each."""
+    left_out: list[LeftOutRow] = Field(default_factory=list)
+    """What the splits of training and evaluation name and the study does not run."""
+    statistics: StatisticsFacts
+    inputs: list[InputFile]
+    desktops: dict[str, int] = Field(default_factory=dict)
+    """Desktop as the episodes' own records name it -> episodes."""
+    desktop_marks: dict[str, str] = Field(default_factory=dict)
+    """The same names -> the words that stand beside every number (``desktop.fidelity``)."""
+    domains: list[DomainRow] = Field(default_factory=list)
+    domain_differences: list[DomainDifferenceRow] = Field(default_factory=list)
+    subsets: list[SubsetRow] = Field(default_factory=list)
+    """Feasible and infeasible tasks apart; tasks trained on and not apart."""
+    pass_at_k: list[PassRow] = Field(default_factory=list)
+    flips: list[FlipRow] = Field(default_factory=list)
+    replay: list[ReplayRow] = Field(default_factory=list)
+    throughput: list[ThroughputRow] = Field(default_factory=list)
+    env_errors: list[EnvErrorRow] = Field(default_factory=list)
+    commit: str | None = None
+    """Commit of the checkout that computed this file; None outside git."""
+    dirty: bool | None = None
+    """True if files of the checkout differed from that commit."""
+    files: list[SourceFile] = Field(default_factory=list)
+    """Every file that a number rests on, with the rule that makes it."""
+
+
+# --- claims.json and the targets -------------------------------------------------------------------------
+
+
+class Power(Document):
+    """What would settle a claim."""
+
+    question: str
+    """What is to be settled, in words."""
+    tasks: int
+    """Tasks in each arm."""
+    trials: int | None
+    """Runs per task for 80 % power; None: no number up to 100 gives it."""
+    episodes: int | None
+    """The same in episodes over all arms that the claim needs."""
+    unpaired_episodes: int | None
+    """Episodes per arm if arms were not compared task by task; None for a single rate."""
+    agreement_trials: int | None
+    """Runs per task for 80 % power to show agreement within the margin; None: no number does."""
+    largest_power: float = Field(ge=0, le=1)
+    """Power to show agreement with any number of runs, the paper's noise being bounded by its tasks."""
+    smallest_margin: float
+    """Margin in points that could be shown with 80 % power and any number of runs."""
+    assumption: str
+
+
+class ClaimResult(Document):
+    """One claim of the paper and what became of it here."""
+
+    id: str
+    statement: str
+    published: list[dict[str, Any]]
+    """Number(s) as published: value, unit, place, grade, condition."""
+    margin: float
+    """Fixed beforehand, in the published unit."""
+    needs: str
+    """What a comparison would take, in words; empty for what this pipeline does not measure."""
+    measured: Interval | None
+    """Rates and differences as fractions; rewards and hours in their own unit."""
+    verdict: Verdict
+    reason: str
+    target: TargetName | None = None
+    """Table or figure of the paper."""
+    how: str = ""
+    """How it is measured, in words; why not, for what this pipeline does not measure."""
+    gap: Interval | None = None
+    """Ours minus published, in the published unit, with both sides' noise."""
+    equivalence_p: float | None = None
+    """Two one-sided tests against the margin; below 0.05: consistent."""
+    contradictions: list[str] = Field(default_factory=list)
+    """Ids of the published contradictions that its numbers are part of."""
+    power: Power | None = None
+    """What would settle it; None for numbers without a number of tasks."""
+    sources: list[str] = Field(default_factory=list)
+    """Files behind our number."""
+
+
+class ContradictionSide(Document):
+    """One of the things that are said."""
+
+    says: str
+    place: str
+    results: list[str] = Field(default_factory=list)
+    """Ids of the published numbers that say it."""
+
+
+class Contradiction(Document):
+    """Two places of the published material that cannot both be right."""
+
+    id: str
+    number: int = Field(ge=1)
+    subject: str
+    sides: list[ContradictionSide] = Field(min_length=2)
+    reading: str
+    """What may explain it, and whose reading that is."""
+    here: str
+    """What this project does about it."""
+    key: str | None = None
+    """Config key that decides it here."""
+    value: Any = None
+    """That key's value in this study; filled in when claims are compared."""
+
+
+class Claims(Document):
+    """``claims.json``."""
+
+    schema_version: Literal[1] = 1
+    study: str
+    size: str
+    synthetic: bool = False
+    """True if any episode was invented: then no claim has a verdict."""
+    claims: list[ClaimResult]
+    inputs: list[InputFile]
+    mark: str = ""
+    """Size, desktops and model of this study, in words."""
+    contradictions: list[Contradiction] = Field(default_factory=list)
+    own_measurements: list[OwnMeasurement] = Field(default_factory=list)
+    """Everything measured here that answers no claim, with its mark; never beside a published number."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Verdict -> claims."""
+
+
+class TargetDocument(Document):
+    """One table or figure of the paper, as this study has it."""
+
+    schema_version: Literal[1] = 1
+    target: TargetName
+    title: str
+    place: str
+    """Where it stands in the paper."""
+    study: str
+    mark: str
+    """Size, desktops, step limit and task sets: never to be left out beside a number."""
+    synthetic: bool
+    splits: dict[str, str]
+    """Part in the paper's table or figure -> this study's split (or training)."""
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    comparison: list[ClaimResult] = Field(default_factory=list)
+    """Claims of the paper that this study may be compared with; empty for any other size or desktop."""
+    not_compared: dict[str, int] = Field(default_factory=dict)
+    """Why the paper's other claims on it are not: reason -> claims."""
+    notes: list[str] = Field(default_factory=list)
+    """What is missing or must be known."""
+    inputs: list[InputFile] = Field(default_factory=list)
+    commit: str | None = None
+    """Commit of the checkout that made this file."""
+    dirty: bool | None = None
+
+
+# --- tables/: rows that are no rows of summary.json or claims.json --------------------------------------
+
+
+class FlipTask(Document):
+    """A task whose result differs between two arms, or cannot be compared."""
+
+    arm: str
+    reference: str
+    stage: str
+    reference_stage: str
+    split: str
+    protocol: Protocol
+    task: str
+    """``domain/task``."""
+    change: Change | str
+    """``gained``, ``lost``, ``mixed`` or ``not_comparable``; see the table flips."""
+
+
+class OfflineUpdate(Document):
+    """One update of one offline arm."""
+
+    arm: str
+    seed: int
+    stage: str
+    method: str
+    step: int
+    loss: float | None
+    """Of the arm's own method; losses of different methods do not compare."""
+    other: dict[str, float]
+    """Every further number that TRL wrote."""
+
+
+class ReplayEvent(Document):
+    """One replayed trajectory."""
+
+    arm: str
+    seed: int
+    stage: str
+    step: int
+    """Update at which it took a failure's place."""
+    task: str
+    age: int
+    """Updates since it was made."""
+    name: str
+    """Name of the stored trajectory."""
+    rollout: int | None
+    """Rollout of the group that gave way, from 0."""
+
+
+class CurveTask(CurvePoint):
+    """One update of one training."""
+
+    arm: str = ""
+    seed: int = 0
+    stage: str = ""
+
+
+class GateRow(Document):
+    """One gate of one finished stage of training (`training.gates`)."""
+
+    arm: str
+    seed: int
+    stage: str
+    gate: str
+    key: str
+    """Key of the config that sets it."""
+    state: Literal["passed", "failed", "off"]
+    """``off``: not asked for, or it does not apply."""
+    says: str
+    """What was found."""
+
+
+class SplitTable(SplitFacts):
+    """A list of tasks."""
+
+    split: str
+
+
+class PublishedNumber(Document):
+    """A published number and the claim that it stands in."""
+
+    claim: str
+    number: str
+    """Id in data/paper/results.yaml."""
+    value: float
+    unit: str
+    n: int | None
+    """Tasks behind it."""
+    model: str
+    arm: str | None
+    protocol: str
+    place: str
+    grade: str
+    """P: printed in the paper; P-plot: read off a plot; R: the README."""
+
+
+class ContradictionRow(Document):
+    """One side of a contradiction in the published material."""
+
+    contradiction: str
+    number: int
+    subject: str
+    says: str
+    place: str
+    reading: str
+    here: str
+    key: str | None
+    value: Any
+    """What this study sets."""
+
+
+class EpisodeRow(Document):
+    """One episode."""
+
+    arm: str
+    stage: str
+    seed: int
+    split: str
+    trial: int
+    domain: str
+    task_id: str
+    infeasible: bool
+    outcome: str
+    """success, failure, truncated or env_error (no score, never 0)."""
+    hard_score: float | None
+    standard_score: float | None
+    success_hard: bool | None
+    success_standard: bool | None
+    n_steps: int
+    format_errors: int
+    attempts: int
+    duration_s: float
+    model_s: float | None
+    env_s: float | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    checkpoint_sha256: str
+    index: str
+    """File that lists the episode."""
+    index_sha256: str
+    directory: str
+    """Folder of the episode, below the study's folder of episodes."""
+
+
+class Mark(Document):
+    """The first columns of every table."""
+
+    study: str
+    size: str
+    """Size mark."""
+    desktop: str
+    """Kind of desktops."""
+    synthetic: bool
+    """True: invented, not measured."""
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def input_file(path: Path) -> InputFile:
+    """Name, hash and size of a file that a result rests on."""
+    data = path.read_bytes()
+    return InputFile(path=shown_path(path), sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def shown_path(path: Path) -> str:
+    """The path as a reader elsewhere can use it: below the working directory or the workflow, or from
+    ``results`` on."""
+    full = path.resolve()
+    for place in (Path.cwd(), ROOT):
+        if full.is_relative_to(place):
+            return full.relative_to(place).as_posix()
+    parts = full.parts
+    if "results" in parts:
+        return Path(*parts[parts.index("results") :]).as_posix()
+    return full.name
+
+
+def write_document(document: BaseModel, out: Path) -> None:
+    """Write JSON that is the same for the same content."""
+    write_atomically(out, (document.model_dump_json(indent=1) + "\n").encode())
