@@ -80,8 +80,8 @@ class ScriptedProvider:
 class AlwaysWait:
     """A parser that finds "wait" in every reply: random weights say nothing that can be parsed."""
 
-    def parse(self, text: str) -> Action:
-        return Wait()
+    def actions(self, text: str) -> list[Action]:
+        return [Wait()]
 
 
 def make_parser(config: StudyConfig) -> AlwaysWait:

@@ -123,6 +123,9 @@ class ScriptedConversation:
         self.policy = policy
         self.turn = 0
 
+    async def again(self) -> Reply:
+        return await self.reply(png())
+
     async def reply(self, screenshot: bytes) -> Reply:
         assert screenshot.startswith(b"\x89PNG")
         await asyncio.sleep(self.policy.delay_s)

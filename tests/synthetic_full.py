@@ -224,7 +224,7 @@ def outcome_fields(outcome: Outcome, infeasible: bool, steps: list[StepRecord]) 
         "hard_score": float(outcome == "success") if scored else None,
         "standard_score": float(outcome == "success" or fail_is_right) if scored else None,
         "format_errors": sum(step.format_error is not None for step in steps),
-        "n_steps": len(steps),
+        "n_steps": sum(step.taken for step in steps),
         "attempts": 1 if scored else 3,
         "errors": [] if scored else ["desktop: the guest server did not answer within 15 s"] * 3,
         "final_screenshot": f"step_{len(steps):03d}.webp" if scored else None,

@@ -76,11 +76,11 @@ class ScriptedParser:
     def __init__(self, screen: tuple[int, int]) -> None:
         self.screen = screen
 
-    def parse(self, text: str) -> Action:
+    def actions(self, text: str) -> list[Action]:
         if number("format", text) % 8 == 0:
             raise FormatError("no action")
         x, y = (number(side, text) % side for side in self.screen)
-        return Click(x, y)
+        return [Click(x, y)]
 
 
 def make_parser(config: Any) -> ScriptedParser:

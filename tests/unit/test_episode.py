@@ -13,12 +13,16 @@ from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken,
 
 LIMITS = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5)
 PARSER = UITarsParser("absolute", SCREEN, SCREEN)
+ALL = UITarsParser("absolute", SCREEN, SCREEN, "all")
+BAD = "Action: os.system('ls')"
 
 
-async def episode(*replies, provider=None, task=None, limits=LIMITS) -> tuple[EpisodeResult, FakeProvider]:
+async def episode(
+    *replies, provider=None, task=None, limits=LIMITS, parser=PARSER
+) -> tuple[EpisodeResult, FakeProvider]:
     provider = provider or FakeProvider()
     desktop = await provider.start("one")
-    result = await run_episode(task or make_task(), desktop, ScriptedPolicy(*replies), PARSER, limits)
+    result = await run_episode(task or make_task(), desktop, ScriptedPolicy(*replies), parser, limits)
     return result, provider
 
 
@@ -53,6 +57,54 @@ async def test_an_unparsable_reply_ends_the_episode_and_reaches_no_desktop():
     assert result.steps[0].action is None
     assert result.steps[0].format_error
     assert provider.desktops[0].actions == []
+
+
+async def test_all_actions_of_a_reply_run_and_each_is_a_step():
+    two = CLICK + "\ntype(content='x')"
+    result, provider = await episode(two, FINISHED, parser=ALL)
+    acted = provider.desktops[0].actions
+    assert [action.kind for action, _ in acted] == ["click", "type_text"]
+    assert len({name for _, name in acted}) == 2
+    assert result.taken == 3
+    assert [(step.index, step.taken, step.screenshot) for step in result.steps] == [
+        (0, 2, "step_000.webp"),
+        (1, 1, "step_001.webp"),
+    ]
+    assert result.steps[0].further == [{"type": "type_text", "text": "x"}]
+    assert list(result.screenshots) == ["step_000.webp", "step_001.webp", "step_002.webp"]
+    # The parser of the other setting takes the first alone.
+    result, provider = await episode(two, FINISHED)
+    assert [action.kind for action, _ in provider.desktops[0].actions] == ["click"]
+    assert result.taken == 2
+
+
+async def test_actions_beyond_the_step_limit_do_not_run():
+    result, provider = await episode(CLICK + "\nhotkey(key='a')", parser=ALL)
+    assert [action.kind for action, _ in provider.desktops[0].actions] == ["click", "hotkey", "click"]
+    assert (result.outcome, result.taken, len(result.steps)) == ("truncated", LIMITS.max_steps, 2)
+
+
+async def test_a_control_action_discards_the_others_of_its_reply():
+    result, provider = await episode(CLICK + "\nfinished()", parser=ALL)
+    assert (provider.desktops[0].actions, result.outcome, result.taken) == ([], "success", 1)
+
+
+async def test_the_first_calls_for_help_may_be_waits():
+    limits = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5, call_user_waits=2)
+    result, provider = await episode("Action: call_user()", task=make_task(func="infeasible"), limits=limits)
+    assert [action.kind for action, _ in provider.desktops[0].actions] == ["wait", "wait"]
+    assert [step.action["type"] for step in result.steps] == ["wait", "wait", "fail"]
+    assert (result.outcome, result.hard_score) == ("success", 1.0)
+
+
+async def test_an_unparsable_reply_may_be_asked_for_again():
+    limits = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5, reasks=2)
+    result, _ = await episode(BAD, BAD, FINISHED, limits=limits)
+    assert (result.outcome, result.format_errors, len(result.steps)) == ("success", 0, 1)
+    assert result.steps[0].discarded == [BAD, BAD]
+    result, _ = await episode(BAD, BAD, BAD, FINISHED, limits=limits)
+    assert (result.format_errors, result.steps[0].discarded, result.taken) == (1, [BAD, BAD], 1)
+    assert (await episode(BAD, FINISHED))[0].steps[0].discarded == []
 
 
 async def test_every_action_has_an_id_of_its_own_and_is_sent_once():

@@ -115,6 +115,21 @@ def read_as_osworld_does(result_dir, model):
     return found
 
 
+def test_every_action_of_a_reply_is_a_line(config, episodes, tmp_path):
+    for path in episodes.rglob("steps.jsonl"):
+        lines = [StepRecord.model_validate_json(line) for line in path.read_text().split("\n") if line]
+        if lines:
+            lines[0].further = [TypeText("a").to_json()]
+            path.write_text("".join(step.to_line() for step in lines))
+    [run] = export_osworld(config, episodes, tmp_path / "out").runs
+    [written, *_] = sorted((tmp_path / "out").rglob("traj.jsonl"), key=lambda file: -file.stat().st_size)
+    assert run.model in written.parts
+    lines = [json.loads(line) for line in written.read_text().split("\n") if line]
+    assert [line["step_num"] for line in lines] == [1, 1, 2, 3, 4]
+    assert [line["action"] for line in lines[:2]] == ["pyautogui.click(3, 4)", "pyautogui.write('a')"]
+    assert [line["screenshot_file"] is None for line in lines[:2]] == [True, False]
+
+
 @pytest.mark.parametrize("protocol", ["hard", "standard"])
 def test_osworlds_reader_gets_our_rates(config, episodes, tmp_path, protocol):
     index = export_osworld(config, episodes, tmp_path / "out", protocol)

@@ -111,6 +111,25 @@ async def test_a_conversation_sends_prompt_history_and_screenshots():
     ]
 
 
+async def test_a_reply_may_be_drawn_again_and_is_then_the_only_one():
+    async with (
+        Server("nonsense", "more of it", "Action: two()", "Action: three()") as server,
+        connect(server) as to,
+    ):
+        await to.check()
+        conversation = converse(to)
+        await conversation.reply(png())
+        await conversation.again()
+        assert (await conversation.again()).text == "Action: two()"
+        await conversation.reply(png((9, 9, 9)))
+    first, *again, last = server.requests
+    assert [request["temperature"] for request in server.requests] == [0.6, 1.0, 1.0, 0.6]
+    assert [request["messages"] for request in again] == [first["messages"]] * 2
+    assert len({request["seed"] for request in server.requests}) == 4
+    assert [message["role"] for message in last["messages"]] == ["user", "assistant", "user"]
+    assert last["messages"][1]["content"][0]["text"] == "Action: two()"
+
+
 async def seeds_of(*parts, number: int = 0, steps: int = 2) -> list[int]:
     async with Server("Action: wait()") as server, connect(server) as to:
         conversation = converse(to, *parts, number=number)

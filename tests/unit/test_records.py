@@ -90,6 +90,16 @@ def test_an_episode_is_read_back(tmp_path):
     ]
 
 
+def test_what_most_steps_lack_is_in_no_line_and_what_is_there_is_read_back(tmp_path):
+    [line] = (write(tmp_path) / "steps.jsonl").read_text().splitlines()
+    assert not {"further", "discarded"} & set(json.loads(line))
+    more = {"further": [{"type": "wait"}], "discarded": ["Action: \ud800"]}
+    step = StepRecord.model_validate(make_step().model_dump() | more)
+    assert step.taken == 2
+    again = StepRecord.model_validate_json(step.to_line())
+    assert (again.further, again.discarded) == ([{"type": "wait"}], ["Action: ?"])
+
+
 def test_screenshots_are_kept_to_the_pixel(tmp_path):
     source = Image.effect_noise((168, 224), 80).convert("RGB")
     buffer = io.BytesIO()

@@ -13,10 +13,12 @@ from markupsafe import Markup
 from arpo_replica.evaluation.records import CurvePoint, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import as_csv
+from arpo_replica.report import gallery
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
 from arpo_replica.report.views import banner, facts, staleness
+from arpo_replica.rollout.records import StepRecord
 from synthetic_study import Study, evaluate, make_study, render
 
 
@@ -86,6 +88,23 @@ def test_screenshots_give_way_to_text(study: Study, tmp_path: Path) -> None:
     options = {"budget_mb": 12, "width": 960}
     assert build_gallery(scores, wordy.episodes, **options, page_mb=14.5).budget_bytes < 2e6
     assert build_gallery(scores, wordy.episodes, **options).budget_bytes == 12e6
+
+
+def test_a_reply_of_several_actions_is_one_frame_of_several_steps() -> None:
+    values = {"text": "x", "format_error": None, "screenshot": "", "model_s": 1, "env_s": 1}
+    values |= {"prompt_tokens": 1, "completion_tokens": 1, "action_id": None}
+    click, word = {"type": "click", "x": 1, "y": 2}, {"type": "type_text", "text": "<b>"}
+    steps = [
+        StepRecord(index=0, action=click, further=[word, {"type": "explode"}], **values),
+        StepRecord(index=1, action=word, **values),
+        StepRecord(index=2, action=None, **values),
+    ]
+    view = gallery._view(0, {}, steps, {}, {})
+    assert [(frame.title, frame.action, frame.detail) for frame in view.steps] == [
+        ("Steps 1 to 3", "click at (1, 2), then type text, then unknown action", "<b>"),
+        ("Step 4", "type text", "<b>"),
+        ("Step 5", "no valid action", ""),
+    ]
 
 
 def test_a_formula_in_a_table_is_text() -> None:

@@ -164,6 +164,12 @@ class EvaluationConfig(Section):
     """Nucleus sampling."""
     success_above: Fraction = 0.5
     """Hard score above which an episode is a success."""
+    reasks: int = Field(default=0, ge=0)
+    """Times an unparsable reply is asked for again, at temperature 1, before it ends the episode (OSWorld's
+    agent for UI-TARS-1.5: 2). Training never asks again, as ARPO's."""
+    call_user_waits: int = Field(default=0, ge=0)
+    """So many first `call_user` of an episode are a `wait` (OSWorld's agent for UI-TARS-1.5: 3, counted over
+    all tasks of a worker). In training each is FAIL, as in ARPO's."""
 
 
 class ReportConfig(Section):

@@ -160,7 +160,7 @@ def _tasks_of(config: StudyConfig, split: str) -> list[str]:
 def _write_steps(
     record: EpisodeRecord, steps: Sequence[StepRecord], folder: Path, target: Path
 ) -> Iterator[dict[str, Any]]:
-    """Write the screenshots; give a line of ``traj.jsonl`` for each step."""
+    """Write the screenshots; give a line of ``traj.jsonl`` for each action. ``step_num`` counts replies."""
     # The attempt that counted ended with the evaluator; earlier attempts lie before it.
     spent = sum(step.model_s + step.env_s for step in steps)
     now = record.started_at + record.duration_s - record.evaluate_s - spent
@@ -174,23 +174,27 @@ def _write_steps(
         shown = after is not None and _write_png(folder / after, target / name)
         last = number == len(steps)
         ended = last and record.outcome in ("success", "failure")
-        yield {
-            "step_num": number,
-            "action_timestamp": _stamp(acted),
-            "action": _action(step),
-            "response": step.text,
-            "reward": 0,
-            "done": ended,
-            "info": {"format_error": step.format_error} if step.format_error else {},
-            "screenshot_file": name if shown else None,
-        }
+        actions = [step.action, *step.further]
+        for place, action in enumerate(actions, start=1):
+            # A screenshot was taken after the last action of a reply alone.
+            final = place == len(actions)
+            yield {
+                "step_num": number,
+                "action_timestamp": _stamp(acted),
+                "action": _action(action),
+                "response": step.text,
+                "reward": 0,
+                "done": ended and final,
+                "info": {"format_error": step.format_error} if step.format_error else {},
+                "screenshot_file": name if shown and final else None,
+            }
 
 
-def _action(step: StepRecord) -> str:
+def _action(written: dict[str, Any] | None) -> str:
     """The action as OSWorld's runners write it; empty for a reply that was no action."""
-    if step.action is None:
+    if written is None:
         return ""
-    action = from_json(step.action)
+    action = from_json(written)
     return _WORDS.get(type(action)) or (source_of(action) or "").removeprefix(PREFIX)
 
 

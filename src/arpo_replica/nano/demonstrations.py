@@ -216,7 +216,7 @@ class _Recorder:
             hard_score=result.hard_score if result else None,
             standard_score=result.standard_score if result else None,
             format_errors=result.format_errors if result else 0,
-            n_steps=len(result.steps) if result else 0,
+            n_steps=result.taken if result else 0,
             attempts=len(errors) + (result is not None),
             errors=errors,
             final_screenshot=result.final_screenshot if result else None,

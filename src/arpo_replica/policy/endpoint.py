@@ -7,6 +7,7 @@ import base64
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -206,6 +207,10 @@ class EndpointConversation:
         self.replies: list[str] = []
         self.images: list[str] = []
         """Screenshots as data URLs."""
+        self.screenshot = b""
+        """The newest one."""
+        self.asked_again: Counter[int] = Counter()
+        """Turn -> how often its reply was forgotten and drawn anew."""
 
     def messages(self) -> list[Message]:
         """The conversation so far, in the format of the chat API."""
@@ -230,22 +235,32 @@ class EndpointConversation:
     async def reply(self, screenshot: bytes) -> Reply:
         """See ``Conversation``. Raises ``PolicyError``."""
         self.images.append("data:image/png;base64," + base64.b64encode(screenshot).decode())
+        self.screenshot = screenshot
         parent, sampling = self.parent, self.parent.sampling
         step = len(self.replies)
+        again = self.asked_again[step]
+        drawn = (step, again) if again else (step,)
         answer = await parent.endpoint.complete(
             {
                 "model": parent.endpoint.model,
                 "messages": self.messages(),
-                "temperature": sampling.temperature,
+                "temperature": 1.0 if again else sampling.temperature,
                 "top_p": sampling.top_p,
                 "max_tokens": sampling.max_tokens,
-                "seed": request_seed(*parent.seed_parts, f"{self.task.domain}/{self.task.id}", step),
+                "seed": request_seed(*parent.seed_parts, f"{self.task.domain}/{self.task.id}", *drawn),
                 **sampling.extra,
             }
         )
         reply = _read_reply(answer, parent.endpoint.hide)
         self.replies.append(reply.text)
         return reply
+
+    async def again(self) -> Reply:
+        """See ``AsksAgain``. Raises ``PolicyError``."""
+        self.replies.pop()
+        self.images.pop()
+        self.asked_again[len(self.replies)] += 1
+        return await self.reply(self.screenshot)
 
 
 def _read_reply(answer: Any, hide: Callable[[str], str]) -> Reply:

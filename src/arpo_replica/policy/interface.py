@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from arpo_replica.tasks.model import Task
 
@@ -24,6 +24,14 @@ class Conversation(Protocol):
 
     async def reply(self, screenshot: bytes) -> Reply:
         """Show the newest screenshot (PNG bytes), get the next reply. History is kept inside."""
+
+
+@runtime_checkable
+class AsksAgain(Protocol):
+    """A conversation that can draw its last reply anew."""
+
+    async def again(self) -> Reply:
+        """Forget the last reply, which could not be read, and draw another at temperature 1."""
 
 
 class Policy(Protocol):

@@ -296,7 +296,10 @@ def _view(
     record: dict[str, Any],
     shots: dict[str, Shot],
 ) -> EpisodeView:
-    frames = [_frame(step, shots.get(step.screenshot)) for step in steps]
+    frames, before = [], 0
+    for step in steps:
+        frames.append(_frame(step, shots.get(step.screenshot), before))
+        before += step.taken
     final = shots.get(str(record.get("final_screenshot")))
     if final is not None:
         frames.append(StepView("End state", "", "", "", "", final, None))
@@ -308,20 +311,17 @@ def _view(
     return view
 
 
-def _frame(step: StepRecord, shot: Shot | None) -> StepView:
-    action, detail = None, ""
-    words = "no valid action"
-    if step.action is not None:
-        try:
-            action = from_json(step.action)
-            words, detail = describe_action(action)
-        except (ValueError, TypeError):
-            words = "unknown action"
-    mark = mark_of(action)
+def _frame(step: StepRecord, shot: Shot | None, before: int) -> StepView:
+    """``before``: steps that earlier replies used up. Drawn is the first action: it met the screen shown."""
+    written = [step.action, *step.further] if step.action is not None else []
+    actions = [_action_of(raw) for raw in written]
+    told = [describe_action(action) if action else ("unknown action", "") for action in actions]
+    mark = mark_of(actions[0] if actions else None)
+    title = f"Step {before + 1}" if step.taken == 1 else f"Steps {before + 1} to {before + step.taken}"
     return StepView(
-        title=f"Step {step.index + 1}",
-        action=words,
-        detail=detail,
+        title=title,
+        action=", then ".join(words for words, _ in told) or "no valid action",
+        detail=", then ".join(detail for _, detail in told if detail),
         text=step.text,
         problem=step.format_error or "",
         shot=shot,
@@ -330,6 +330,13 @@ def _frame(step: StepRecord, shot: Shot | None) -> StepView:
         env_s=step.env_s,
         tokens=step.completion_tokens,
     )
+
+
+def _action_of(raw: dict[str, Any]) -> Action | None:
+    try:
+        return from_json(raw)
+    except (ValueError, TypeError):
+        return None
 
 
 def describe_action(action: Action) -> tuple[str, str]:

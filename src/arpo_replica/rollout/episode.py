@@ -12,10 +12,10 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from arpo_replica.actions.types import Action, Fail, Finished
+from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.errors import DesktopError, FormatError
-from arpo_replica.policy.interface import Policy
+from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
 from arpo_replica.tasks.model import Task
@@ -28,6 +28,10 @@ class EpisodeLimits:
     max_steps: int
     success_above: float
     timeout_s: float
+    call_user_waits: int = 0
+    """So many first ``call_user`` (or ``error_env``) of an episode are a ``wait``."""
+    reasks: int = 0
+    """So many times an unparsable reply is asked for again."""
 
 
 @dataclass
@@ -46,6 +50,11 @@ class EpisodeResult:
     """Seconds until the desktop showed the task."""
     evaluate_s: float = 0.0
     """Seconds of the evaluator."""
+
+    @property
+    def taken(self) -> int:
+        """Steps of ``policy.max_steps`` that were used up."""
+        return sum(step.taken for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ def make_record(
         hard_score=None if result is None else result.hard_score,
         standard_score=None if result is None else result.standard_score,
         format_errors=0 if result is None else result.format_errors,
-        n_steps=0 if result is None else len(result.steps),
+        n_steps=0 if result is None else result.taken,
         attempts=len(errors) + (result is not None),
         errors=list(errors),
         final_screenshot=None if result is None else result.final_screenshot,
@@ -111,7 +120,8 @@ async def run_episode(
     """Run one episode on a desktop that is started but not yet reset.
 
     An unparsable reply ends the episode (released code: verl/trainer/gui_agent.py:814-819); the
-    evaluator still runs. Raises ``DesktopError`` or ``PolicyError``: the attempt is an ``env_error``.
+    evaluator still runs. Of a reply with several actions, those beyond the step limit do not run. Raises
+    ``DesktopError`` or ``PolicyError``: the attempt is an ``env_error``.
     """
     scope = asyncio.timeout(limits.timeout_s)
     try:
@@ -134,34 +144,36 @@ async def _run(
     screenshots: dict[str, bytes] = {}
     last: Action | None = None
     ended = False
-    format_errors = 0
+    format_errors = taken = waits = 0
     png = await desktop.screenshot()
     reset_s = time.monotonic() - began
-    for index in range(limits.max_steps):
+    while taken < limits.max_steps and not ended:
+        index = len(steps)
         name = f"step_{index:03d}.webp"
         screenshots[name] = png
         observed = time.monotonic()
-        reply = await conversation.reply(png)
+        reply, actions, discarded, problem = await _ask(conversation, png, parser, limits.reasks)
         replied = time.monotonic()
-        action, problem, action_id = None, None, None
-        try:
-            action = parser.parse(reply.text)
-        except FormatError as error:
-            problem = str(error)
-            format_errors += 1
-        last = action
-        if action is None or isinstance(action, Finished | Fail):
-            ended = True
-        else:
-            action_id = f"{episode}-{index}"
-            await desktop.act(action, action_id)
+        format_errors += problem is not None
+        actions = actions[: limits.max_steps - taken]
+        if actions and isinstance(actions[0], Fail) and waits < limits.call_user_waits:
+            actions, waits = [Wait()], waits + 1
+        last = actions[-1] if actions else None
+        ended = last is None or isinstance(last, Finished | Fail)
+        # An action is applied at most once: each has an id of its own.
+        ids = [f"{episode}-{index}" + (f".{number}" if number else "") for number in range(len(actions))]
+        if not ended:
+            for action, action_id in zip(actions, ids, strict=True):
+                await desktop.act(action, action_id)
             png = await desktop.screenshot()
         steps.append(
             StepRecord(
                 index=index,
                 text=reply.text,
-                action=None if action is None else action.to_json(),
-                action_id=action_id,
+                action=actions[0].to_json() if actions else None,
+                further=[action.to_json() for action in actions[1:]],
+                discarded=discarded,
+                action_id=None if ended else ids[0],
                 format_error=problem,
                 screenshot=name,
                 model_s=round(replied - observed, 4),
@@ -171,8 +183,7 @@ async def _run(
                 weights=reply.weights,
             )
         )
-        if ended:
-            break
+        taken += steps[-1].taken
     final = f"step_{len(steps):03d}.webp"
     screenshots[final] = png
     finished = time.monotonic()
@@ -195,3 +206,19 @@ async def _run(
         reset_s=round(reset_s, 4),
         evaluate_s=round(time.monotonic() - finished, 4),
     )
+
+
+async def _ask(
+    conversation: Conversation, screenshot: bytes, parser: ReplyParser, reasks: int
+) -> tuple[Reply, list[Action], list[str], str | None]:
+    """The next reply, its actions, unparsable replies before it, and why it is unparsable itself."""
+    reply = await conversation.reply(screenshot)
+    discarded: list[str] = []
+    while True:
+        try:
+            return reply, parser.actions(reply.text), discarded, None
+        except FormatError as error:
+            if len(discarded) == reasks or not isinstance(conversation, AsksAgain):
+                return reply, [], discarded, str(error)
+        discarded.append(reply.text)
+        reply = await conversation.again()

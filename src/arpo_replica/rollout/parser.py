@@ -1,4 +1,4 @@
-"""How the episode loop turns a reply into an action."""
+"""How the episode loop turns a reply into actions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from arpo_replica.actions.types import Action
 
 
 class ReplyParser(Protocol):
-    """Text of the policy -> action in screen pixels."""
+    """Text of the policy -> actions in screen pixels."""
 
-    def parse(self, text: str) -> Action:
-        """The action. Raises ``FormatError`` for anything else."""
+    def actions(self, text: str) -> list[Action]:
+        """What the reply does, in order; never empty. Raises ``FormatError`` for anything else."""

@@ -1,8 +1,8 @@
 """Episodes on disk: one directory per episode, written whole or not at all.
 
     {root}/{domain}.{task_id}/episode.json   summary, one JSON object (``EpisodeRecord``)
-    {root}/{domain}.{task_id}/steps.jsonl    one JSON object per step (``StepRecord``)
-    {root}/{domain}.{task_id}/step_000.webp  what the policy saw before step 0, and so on;
+    {root}/{domain}.{task_id}/steps.jsonl    one JSON object per reply (``StepRecord``)
+    {root}/{domain}.{task_id}/step_000.webp  what the policy saw before reply 0, and so on;
                                              the last one shows the state that was evaluated
 
 ``episodes.jsonl`` beside the directories is the index, written last: its existence means "complete".
@@ -34,7 +34,7 @@ Text = Annotated[str, BeforeValidator(storable)]
 
 
 class StepRecord(BaseModel):
-    """One reply of the policy and what became of it."""
+    """One reply of the policy (a turn of the conversation) and what became of it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,6 +43,11 @@ class StepRecord(BaseModel):
     """Raw text of the policy, never trusted, never executed."""
     action: dict[str, Any] | None
     """``Action.to_json()`` in screen pixels, or None when the text was no valid action."""
+    further: list[dict[str, Any]] = []
+    """Actions of the same reply that ran after it (``policy.actions_per_reply: all``), without a screenshot
+    between them."""
+    discarded: list[Text] = []
+    """Unparsable replies before this one, which was asked for in their place (``evaluation.reasks``)."""
     action_id: str | None
     format_error: str | None
     screenshot: str
@@ -55,6 +60,16 @@ class StepRecord(BaseModel):
     completion_tokens: int
     weights: tuple[int, int] | None = None
     """Training: updates of the stage behind the weights that wrote the first and the last token."""
+
+    @property
+    def taken(self) -> int:
+        """Steps of ``policy.max_steps`` that it used up: one per action, one for a reply that was none."""
+        return 1 + len(self.further)
+
+    def to_line(self) -> str:
+        """The step as a line of ``steps.jsonl``; lists that most steps lack are left out when empty."""
+        empty = {name for name in ("further", "discarded") if not getattr(self, name)}
+        return self.model_dump_json(exclude=empty) + "\n"
 
 
 class EpisodeRecord(BaseModel):
@@ -86,6 +101,7 @@ class EpisodeRecord(BaseModel):
     """The same, but an episode cut at the step limit counts as FAIL (ARPO p. 6; OSWorld runner)."""
     format_errors: int
     n_steps: int
+    """Actions, plus one for a reply that was none: what ``policy.max_steps`` limits."""
     attempts: int
     """1 + number of retries after an ``env_error``."""
     errors: list[Text]
@@ -137,7 +153,7 @@ def write_episode(
     temporary = root / f".tmp-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        lines = "".join(step.model_dump_json() + "\n" for step in steps)
+        lines = "".join(step.to_line() for step in steps)
         files = {name: to_webp(image) for name, image in screenshots.items()}
         files["steps.jsonl"] = lines.encode()
         files["episode.json"] = (record.model_dump_json(indent=1) + "\n").encode()

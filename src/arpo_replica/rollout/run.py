@@ -120,6 +120,8 @@ def describe_sampling(config: StudyConfig) -> dict[str, Any]:
         "temperature": config.evaluation.temperature,
         "top_p": config.evaluation.top_p,
         "success_above": config.evaluation.success_above,
+        "reasks": config.evaluation.reasks,
+        "call_user_waits": config.evaluation.call_user_waits,
         "screen": list(config.desktop.screen),
         **policy,
     }
@@ -142,7 +144,13 @@ async def collect_served(
     evaluation, limits = config.evaluation, config.rollout
     settings = PoolSettings(
         desktops=config.desktop.count,
-        limits=EpisodeLimits(config.policy.max_steps, evaluation.success_above, limits.episode_timeout_s),
+        limits=EpisodeLimits(
+            config.policy.max_steps,
+            evaluation.success_above,
+            limits.episode_timeout_s,
+            call_user_waits=evaluation.call_user_waits,
+            reasks=evaluation.reasks,
+        ),
         retries=limits.env_error_retries,
         start_timeout_s=2 * config.desktop.start_timeout_s,
     )
