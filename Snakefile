@@ -7,6 +7,7 @@ min_version("9.27")
 
 try:
     from arpo_replica.environments import find
+    from arpo_replica.workflow.command_line import check_targets
 except ModuleNotFoundError:
     raise WorkflowError(
         "This Python lacks the workflow's package; run 'make controller' in a checkout of the workflow and call "
@@ -37,3 +38,11 @@ rule all:
     input:
         "<reports>/index.html",
     localrule: True
+
+
+# Only in a workflow of its own: as a module it does not know the rules of the others.
+if workflow.is_main_process and Path(workflow.basedir, "rules/common.smk").is_file():
+    try:
+        check_targets({rule.name for rule in workflow.rules})
+    except UserError as error:
+        refuse(error)

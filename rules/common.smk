@@ -6,8 +6,14 @@ from arpo_replica.desktop.image import image_files
 from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 from arpo_replica.workflow.study import Study
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+
+
+def refuse(*sentences):
+    """End Snakemake with sentences alone: of an exception it would show where in these files it was raised."""
+    print(*sentences, sep="\n", file=sys.stderr)
+    sys.exit(2)
+
 
 try:
     study = Study(config, source=", ".join(map(str, workflow.configfiles)))
@@ -18,12 +24,13 @@ try:
             for sentence in study.lacks():
                 logger.warning(f"A run would refuse to start: {sentence}")
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 
 
 # Of a run alone, not of a dry run, a lint or a graph: these need nothing but the controller's environment.
 onstart:
-    refuse_lacks()
+    if lacks := study.lacks():
+        refuse(*lacks)
 
 
 pathvars:
@@ -40,12 +47,6 @@ wildcard_constraints:
     stage="[a-z0-9_]+",
     split="[a-z0-9_]+",
     trial=r"\d+",
-
-
-def refuse_lacks():
-    """End a run that lacks something on this machine, before its first job."""
-    if lacks := study.lacks():
-        raise WorkflowError("\n".join(lacks))
 
 
 def base_source(wildcards):
@@ -113,9 +114,7 @@ def target_files(wildcards):
     try:
         return study.target_files(wildcards.target)
     except UserError as error:
-        # Snakemake would put an exception of an input function between a heading and a traceback.
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
 
 
 def train_minutes(wildcards, attempt):

@@ -90,10 +90,9 @@ def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
-        said = done.stderr + done.stdout
-        reason = re.search(r"UserError: (.+)", said)
-        lines = [line for line in said.splitlines() if line.strip()]
-        raise UserError(reason[1] if reason else "Snakemake cannot plan this study: " + " ".join(lines[-3:]))
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        refused = done.returncode == 2  # by a sentence of ours
+        raise UserError(lines[-1] if refused else "Snakemake cannot plan this study: " + " ".join(lines[-3:]))
     return Plan(study.config, read_jobs(study.config, done.stdout + done.stderr), study.lacks())
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.environments import find
 from arpo_replica.errors import UserError
 
 UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
@@ -23,8 +24,20 @@ def load_config(*paths: Path) -> StudyConfig:
     """
     merged: dict[str, Any] = {}
     for path in paths:
+        require_file(path)
         merged = merge(merged, checked_mapping(read_yaml(path, f"Config {path}"), str(path)))
     return parse_config(merged, ", ".join(map(str, paths)))
+
+
+def require_file(path: Path) -> None:
+    """Raises ``UserError`` for a config that is not there, naming the nearest one there or of the workflow."""
+    if path.exists():
+        return
+    beside = path.parent.glob("*.yaml")
+    known = {other.name: other for other in [*find("configs").rglob("*.yaml"), *beside]}
+    close = difflib.get_close_matches(path.name, known, n=1)
+    hint = f"did you mean '{known[close[0]]}'?" if close else "give an existing file."
+    raise UserError(f"There is no config {path}; {hint}")
 
 
 def read_yaml(path: Path, what: str) -> Any:
