@@ -2,7 +2,7 @@
 
     envs/controller/.venv/bin/python benchmarks/planning.py
 
-Times ``python -m arpo_replica plan`` over both studies in a folder with no results; prints JSON: seconds by
+Times ``arpo plan`` over both studies in a folder with no results; prints JSON: seconds by
 the clock, seconds of processor, jobs. The two plans are made side by side.
 """
 

@@ -8,6 +8,7 @@ environment already matches its lock. Each environment is ``envs/{name}/.venv``:
 - torch (cpu only) is looked for as a CPU build wherever pip is configured to look (an extra index or
   a folder of wheels, by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS). Where there is none, the registry's
   CUDA build is taken, with its gigabytes of CUDA packages: larger, but it works as well;
+- the package `arpo_replica` itself is found in ``src/``; the controller has its command ``arpo``, too;
 - ``repair_*.py`` beside the lock mend upstream faults, each alone, each refusing other versions.
 """
 
@@ -88,6 +89,10 @@ def prepare(folder: Path) -> None:
         )
     site = Path(output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
     (site / "arpo_replica.pth").write_text(f"{ROOT / 'src'}\n")
+    if folder.name == "controller":
+        command = venv / "bin" / "arpo"
+        command.write_text(f'#!/bin/sh\nexec "{python}" -m arpo_replica "$@"\n')
+        command.chmod(0o755)
     for repair in sorted(folder.glob("repair_*.py")):
         run(python, repair)
 

@@ -1,9 +1,11 @@
-"""``python -m arpo_replica``: the few things that are no rule of the workflow."""
+"""``arpo``: the few things that are no rule of the workflow."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
-    add_config(check, "config")
+    add_config(check)
     docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
     docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
     docs.add_argument("--results", type=Path, default=Path("docs"), help="folder of results.md and schemas")
@@ -39,10 +41,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. A ``UserError`` becomes one sentence and status 2, so does a file that cannot be
-    read or written; a signal that ends it gives 75, or 130 for Ctrl-C."""
-    options = make_parser().parse_args(arguments)
+    read or written; a signal that ends it gives 75, or 130 for Ctrl-C; a reader that went away (``| head``)
+    gives 141, as the shell has it for SIGPIPE."""
     try:
-        return run(options)
+        options = make_parser().parse_args(arguments)
+        status = run(options)
+        sys.stdout.flush()  # a reader that is gone is noticed here, not at exit
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -62,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     if hasattr(options, "run"):
         return int(options.run(options))
     if options.command == "check":
-        check_config(options.config)
+        return check_config(options.config)
     elif options.command == "docs":
         write_docs(options)
     else:
@@ -84,8 +92,8 @@ def write_docs(options: argparse.Namespace) -> None:
     options.parity.write_text(render_parity())
 
 
-def check_config(paths: list[Path]) -> None:
-    """Everything that the workflow would refuse, and what the desktops need of this machine."""
+def check_config(paths: list[Path]) -> int:
+    """Say whether the workflow would take the config, and what a run would lack here; 1 if anything."""
     from arpo_replica.workflow.study import Study
 
     files = ", ".join(map(str, paths))
@@ -94,6 +102,10 @@ def check_config(paths: list[Path]) -> None:
     trainings = len(study.stages()) + len(study.offline_trainings())
     counts = f"{trainings} trainings, {len(study.all_indexes())} rollout sets"
     print(f"{files}: study '{study.name}', {counts}: fine")
+    lacks = study.lacks()
+    for sentence in lacks:
+        print(f"A run here would refuse to start: {sentence}")
+    return int(bool(lacks))
 
 
 async def make_tasks(data: Path, *, only_check: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from arpo_replica.cli_options import DEMO, add_config
 from arpo_replica.config import load_config
+from arpo_replica.environments import find
 
 
 def add_cluster_commands(commands: Any) -> None:
@@ -27,7 +28,7 @@ def add_cluster_commands(commands: Any) -> None:
         help="say how far a study is, from its files alone",
         description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
     )
-    add_config(status, default=[DEMO])
+    add_config(status)
     status.set_defaults(run=run_status)
 
 
@@ -35,7 +36,7 @@ def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
     from arpo_replica.cluster.plan import plan_studies, render_studies
 
-    studies = options.config or [[DEMO]]
+    studies = options.config or [[find(DEMO)]]
     print(render_studies(plan_studies(studies, options.target)), end="")
     return 0
 

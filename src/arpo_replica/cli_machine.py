@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.cli_options import DEMO, add_config
+from arpo_replica.cli_options import add_config
 from arpo_replica.config import load_config
 
 
@@ -17,7 +17,7 @@ def add_machine_commands(commands: Any) -> None:
         help="say what this machine lacks for a config, one line each, with the fix",
         description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
     )
-    add_config(doctor, default=[DEMO])
+    add_config(doctor)
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     doctor.add_argument("--only", default="", metavar="NAMES", help="run these checks only, comma-separated")
     doctor.add_argument("--list", action="store_true", help="list all checks and what each is for")

@@ -22,7 +22,7 @@ def add_osworld_commands(commands: Any) -> None:
             "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
         ),
     )
-    add_config(export, "--study", required=True)
+    add_config(export, required=True)
     export.add_argument("--out", type=Path, required=True, help="an empty or new folder")
     export.add_argument(
         "--protocol",
@@ -38,7 +38,7 @@ def run_export(options: argparse.Namespace) -> int:
     """Write the export; say what it holds and how OSWorld's tool reads it."""
     from arpo_replica.evaluation.osworld_export import ACTION_SPACE, OBSERVATION, export_osworld
 
-    config = load_config(*options.study)
+    config = load_config(*options.config)
     episodes = options.episodes or Path("results", config.name, "episodes")
     index = export_osworld(config, episodes, options.out, options.protocol)
     for run in index.runs:

@@ -1,4 +1,4 @@
-"""``python -m arpo_replica compare``: two studies side by side."""
+"""``arpo compare``: two studies side by side."""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +38,7 @@ def raising(error: BaseException):
 )
 def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys, error, status, sentence):
     monkeypatch.setattr(cli, "run", raising(error))
-    assert cli.main(["check", "x.yaml"]) == status
+    assert cli.main(["check"]) == status
     said = capsys.readouterr().err
     assert said.startswith(sentence)
     assert said.count("\n") == 1
@@ -43,7 +47,7 @@ def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys, error, statu
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "run", raising(OSError("nothing that a user named")))
     with pytest.raises(OSError, match="nothing that a user named"):
-        cli.main(["check", "x.yaml"])
+        cli.main(["check"])
 
 
 def test_a_page_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
@@ -55,9 +59,34 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [place]
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["check"], ["validate-tasks", "--trials", "two"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["check", "--config"], ["validate-tasks", "--trials", "two"]]
+)
 def test_an_unknown_command_or_option_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "doctor", "status"])
+def test_the_studys_files_are_given_alike(command, capsys):
+    files = ["configs/demo.yaml", "configs/recipes/grpo.yaml"]
+    options = cli.make_parser().parse_args([command, "--config", *files])
+    (given,) = options.config if command == "plan" else [options.config]  # plan takes several studies
+    assert [str(path) for path in given] == files
+    assert cli.main([command, "--config", "configs/dmeo.yaml"]) in {1, 2}
+    said = capsys.readouterr()
+    assert "There is no config configs/dmeo.yaml; did you mean 'configs/demo.yaml'?" in said.out + said.err
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--list"], ["compare", "reports/nano", "reports/nano"]])
+def test_a_reader_that_goes_away_ends_it_quietly(arguments):
+    """`arpo ... | head -0`: the pipe has no reader when the first line is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "arpo_replica", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE

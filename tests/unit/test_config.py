@@ -23,7 +23,7 @@ def test_every_committed_config_is_valid_and_named_after_its_file(path):
 
 
 def test_docs_are_up_to_date():
-    assert (ROOT / "configs" / "README.md").read_text() == render_docs(), "run: python -m arpo_replica docs"
+    assert (ROOT / "configs" / "README.md").read_text() == render_docs(), "run: arpo docs"
 
 
 def test_every_key_has_a_meaning():
@@ -120,5 +120,5 @@ def test_later_files_lie_over_earlier_ones(tmp_path, capsys, monkeypatch):
     assert (config.study, config.desktop.count) == ("over", 3)
     assert config.desktop.screen == load_config(DEMO).desktop.screen
     monkeypatch.chdir(ROOT)
-    assert main(["check", str(DEMO), str(over)]) == 0
+    assert main(["check", "--config", str(DEMO), str(over)]) == 0
     assert "study 'over'" in capsys.readouterr().out

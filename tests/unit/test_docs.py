@@ -29,7 +29,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         for block, span in BLOCK.findall(page.read_text()):
             for line in (block or span).replace("\\\n", " ").splitlines():
-                for word in ("snakemake", "python -m arpo_replica"):
+                for word in ("snakemake", "arpo"):
                     found = re.search(rf"(?:^|[ '&]){word} (?!\.)([^'&]*)", line.split("  #")[0])
                     if found:
                         yield page.name, [word, *shlex.split(found[1].replace("…", ""))]

@@ -191,5 +191,5 @@ def test_every_complaint_has_its_checks():
 
 def test_the_page_is_what_the_code_says():
     page = (ROOT / "docs/doctor.md").read_text()
-    assert tables() in page, "run: python -m arpo_replica docs"
+    assert tables() in page, "run: arpo docs"
     assert fill(page) == page

@@ -19,7 +19,7 @@ def validation():
 
 
 def test_the_page_is_up_to_date():
-    assert (ROOT / PAGE).read_text() == render_fidelity(ROOT), "run: python -m arpo_replica docs"
+    assert (ROOT / PAGE).read_text() == render_fidelity(ROOT), "run: arpo docs"
 
 
 def test_the_committed_result_is_of_osworlds_task_files_and_judged_by_these_rules(validation):

@@ -208,7 +208,7 @@ def test_ends_of_other_kinds(config, episodes, tmp_path):
 
 
 def test_the_mark_of_the_desktops_is_said(config, episodes, tmp_path, monkeypatch, capsys):
-    arguments = ["export-osworld", "--study", "configs/demo.yaml", "--episodes", str(episodes)]
+    arguments = ["export-osworld", "--config", "configs/demo.yaml", "--episodes", str(episodes)]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     mark = "OSWorld-compatible, container desktop"
     said = capsys.readouterr().out
@@ -216,11 +216,11 @@ def test_the_mark_of_the_desktops_is_said(config, episodes, tmp_path, monkeypatc
     assert json.loads((tmp_path / "out/index.json").read_text())["runs"][0]["desktop_mark"] == mark
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert main(["export-osworld", "--study", "configs/demo.yaml", "--out", str(tmp_path / "b"),
+    assert main(["export-osworld", "--config", "configs/demo.yaml", "--out", str(tmp_path / "b"),
                  "--episodes", str(tmp_path / "nothing")]) == 2  # fmt: skip
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main(["export-osworld", "--study", "configs/demo.yaml", "--out", str(tmp_path / "b"),
+    assert main(["export-osworld", "--config", "configs/demo.yaml", "--out", str(tmp_path / "b"),
                  "--episodes", str(tmp_path / "file")]) == 2  # fmt: skip
     assert "name the folder of a study's episodes" in capsys.readouterr().err
 

@@ -37,10 +37,10 @@ def write(study: Study, folder: Path) -> dict[str, bytes]:
 
 
 def test_the_page_and_the_schemas_are_up_to_date() -> None:
-    assert (ROOT / "docs/results.md").read_text() == render_results(), "run: python -m arpo_replica docs"
+    assert (ROOT / "docs/results.md").read_text() == render_results(), "run: arpo docs"
     for name in SCHEMAS:
         committed = (ROOT / f"docs/schemas/{name}.schema.json").read_text()
-        assert committed == render_schema(name), "run: python -m arpo_replica docs"
+        assert committed == render_schema(name), "run: arpo docs"
 
 
 @pytest.mark.parametrize("name", ["summary", "claims"])

@@ -48,7 +48,7 @@ def test_a_drifted_recipe_is_named(tmp_path: Path) -> None:
 
 def test_the_committed_page_is_current() -> None:
     page = (ROOT / "docs/parity.md").read_text()
-    assert page == render_parity(ROOT), "run python -m arpo_replica docs"
+    assert page == render_parity(ROOT), "run arpo docs"
 
 
 @pytest.mark.parametrize("recipe", FACTS.recipes)

@@ -13,7 +13,7 @@ from arpo_replica.config.models import StudyConfig
 HEADER = """# Configs
 
 One YAML file is one study. Every key, its type, its default and its meaning; the file is generated from
-`src/arpo_replica/config/models.py` by `python -m arpo_replica docs`, and a test fails when it drifts.
+`src/arpo_replica/config/models.py` by `arpo docs`, and a test fails when it drifts.
 
 | study | what it is for |
 | --- | --- |

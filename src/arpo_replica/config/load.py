@@ -30,7 +30,7 @@ def load_config(*paths: Path) -> StudyConfig:
 
 
 def require_file(path: Path) -> None:
-    """Raises ``UserError`` for a config that is not there, naming the nearest one there or of the workflow."""
+    """Raises ``UserError`` for a config that is not there, with the nearest one, there or of the workflow."""
     if path.exists():
         return
     beside = path.parent.glob("*.yaml")

@@ -35,7 +35,7 @@ def plain_url(url: str) -> str:
 
 
 class RemoteConfig(Section):
-    """Desktops that `python -m arpo_replica serve-desktops` lends over the network."""
+    """Desktops that `arpo serve-desktops` lends over the network."""
 
     url: str = "http://127.0.0.1:8700"
     """Where the service listens; over untrusted networks reach it through an SSH tunnel."""

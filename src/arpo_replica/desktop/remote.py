@@ -208,7 +208,7 @@ class RemoteProvider:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310  # the config takes http(s) only
         # No proxy and no redirect: the token goes to the service alone.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-        fix = "start it there (python -m arpo_replica serve-desktops) or correct desktop.remote.url"
+        fix = "start it there (arpo serve-desktops) or correct desktop.remote.url"
         try:
             with opener.open(request, timeout=20) as answer:
                 status = json.loads(answer.read(MAX_ANSWER))

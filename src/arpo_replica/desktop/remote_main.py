@@ -1,4 +1,4 @@
-"""``python -m arpo_replica serve-desktops``: checks, address, signals of the service."""
+"""``arpo serve-desktops``: checks, address, signals of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lends this machine's desktops over HTTP: ``python -m arpo_replica serve-desktops``.
+"""Lends this machine's desktops over HTTP: ``arpo serve-desktops``.
 
 Every client has to show the token. A desktop is leased to one client, started for it and closed after it;
 a lease ends when the client gives it back or has not been heard of for ``lease_s`` seconds, whatever call is

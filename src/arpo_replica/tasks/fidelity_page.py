@@ -25,7 +25,7 @@ SPLIT = Path("data/splits/offline_desktop.json")
 
 HEAD = """# How far container desktops are from OSWorld's
 
-<!-- Written by `python -m arpo_replica docs`; edit src/arpo_replica/tasks/fidelity_page.py. -->
+<!-- Written by `arpo docs`; edit src/arpo_replica/tasks/fidelity_page.py. -->
 
 OSWorld's numbers come from one virtual machine. Container desktops run OSWorld's own task files and
 evaluators on another machine: another distribution, other versions, another start state. Their results

@@ -112,7 +112,7 @@ def refuse_drift(files: dict[str, bytes], data: Path) -> None:
     """Raises ``UserError`` if a file under ``data`` is not what its page says."""
     lines = drift(files, data)
     if lines:
-        raise UserError(f"{data}/{lines[0]} ({len(lines)} in all); run 'python -m arpo_replica make-tasks'.")
+        raise UserError(f"{data}/{lines[0]} ({len(lines)} in all); run 'arpo make-tasks'.")
 
 
 def _extra(files: dict[str, bytes], data: Path) -> list[str]:

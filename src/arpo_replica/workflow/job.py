@@ -67,7 +67,7 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
             sys.exit(2)
         except DesktopError as error:
             print(
-                f"The desktops failed: {error}. What is finished is kept; 'python -m arpo_replica doctor' "
+                f"The desktops failed: {error}. What is finished is kept; 'arpo doctor' "
                 "names what this machine lacks.",
                 file=sys.stderr,
             )
