@@ -29,8 +29,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         for block, span in BLOCK.findall(page.read_text()):
             for line in (block or span).replace("\\\n", " ").splitlines():
-                for word in ("snakemake", "arpo"):
-                    found = re.search(rf"(?:^|[ '&]){word} (?!\.)([^'&]*)", line.split("  #")[0])
+                for word, before in (("snakemake", "[ '&]"), ("arpo", "['&]")):  # arpo: an arm, too
+                    found = re.search(rf"(?:^|{before}){word} (?!\.)([^'&]*)", line.split("  #")[0])
                     if found:
                         yield page.name, [word, *shlex.split(found[1].replace("…", ""))]
 

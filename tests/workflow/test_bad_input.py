@@ -105,7 +105,28 @@ def test_a_missing_desktop_program_names_its_package(checkout, tmp_path):
     assert "apt-get install openbox" in refusal_by_the_machine(checkout, PATH=str(tools))
 
 
-def test_missing_config_file(checkout):
-    done = checkout.run("--dry-run", "--configfile", "configs/none.yaml")
-    assert done.returncode != 0
-    assert "configs/none.yaml" in done.stdout + done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--configfile", "configs/nanno.yaml"],
+            "is no config configs/nanno.yaml; did you mean 'configs/nano.yaml'?",
+        ),
+        (["--configfile", "demo.yaml"], "There is no config demo.yaml; did you mean 'configs/demo.yaml'?"),
+        (["--config", "evaluatoin.trials=5"], "write --config 'evaluation={trials: 5}'."),
+        (["--config", "policy.speed.x=a"], "write --config 'policy={speed: {x: a}}'."),
+        (["--config", "seeds=[0]", "table1"], "not 'table1'; if that is a target, put '--' before it."),
+        (["--config", "evaluatoin={trials: 5}"], "unknown key 'evaluatoin'; did you mean 'evaluation'?"),
+        (["tabel1"], "There is no target 'tabel1'; did you mean 'table1'?"),
+        (["--", "nonsense"], "There is no target 'nonsense'; 'snakemake --list-rules' names them all."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_slip_on_the_command_line_is_one_sentence(checkout, arguments, sentence):
+    said = refusal(checkout, *arguments)
+    assert said.endswith(sentence)
+    assert "File " not in said
+
+
+def test_what_the_sentence_says_to_write_works(checkout):
+    assert "trial_4" in checkout.run("--dry-run", "--config", "evaluation={trials: 5}").stdout

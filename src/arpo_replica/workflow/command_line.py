@@ -46,8 +46,8 @@ def check_entry(entry: str) -> None:
     location: list[str | int] = []
     for key in (first, *rest):
         location.append(next(iter(difflib.get_close_matches(key, known_keys(location), n=1)), key))
-    for key in reversed(location[1:]):
-        value = f"{{{key}: {value}}}"
+    for inner in reversed(location[1:]):
+        value = f"{{{inner}: {value}}}"
     raise UserError(f"--config takes no dots, as in '{name}'; write --config '{location[0]}={value}'.")
 
 
