@@ -17,6 +17,11 @@ class PolicyError(Exception):
     """The policy's endpoint failed or did not answer: the episode is an ``env_error`` too."""
 
 
+class RefusedError(PolicyError):
+    """The endpoint has read the request and refuses it (context full, too many images): sent again, it would
+    be refused again. After a first reply it ends the episode, which is then ``truncated``."""
+
+
 class FormatError(ValueError):
     """Model text that is no valid action. The episode loop turns it into the format penalty."""
 

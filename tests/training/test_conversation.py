@@ -19,7 +19,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase  # noqa: E402
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder  # noqa: E402
 
 from arpo_replica.config.models import PolicyConfig  # noqa: E402
-from arpo_replica.errors import PolicyError  # noqa: E402
+from arpo_replica.errors import PolicyError, RefusedError  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
 from arpo_replica.training.conversation import TokenConversation, TokenSequence, with_images  # noqa: E402
 from fakes import make_task  # noqa: E402
@@ -191,10 +191,35 @@ def test_requests_carry_seeds_that_depend_on_the_turn_alone(processor: Any) -> N
     assert seeds[0][0] != seeds[0][1]
 
 
-def test_a_full_context_is_an_environment_error(processor: Any) -> None:
+@pytest.mark.parametrize("max_images", [9, 1])
+def test_a_context_that_fills_up_leaves_what_was_replied_before(processor: Any, max_images: int) -> None:
+    """The episode is cut there, and trains like one that was cut at its step limit."""
     end = encode(processor, "<|im_end|>")
-    with pytest.raises(PolicyError, match=r"policy\.max_model_len"):
-        converse(processor, [end], max_model_len=64)
+    with pytest.raises(RefusedError, match=r"policy\.max_model_len"):
+        converse(processor, [end], max_model_len=64)  # the first screenshot does not fit
+    _, loop = converse(processor, [end, end], max_images=max_images)
+    room = len(loop.requests[1]["prompt_ids"]) + 32
+
+    async def run() -> TokenConversation:
+        policy = PolicyConfig(max_new_tokens=32, max_model_len=room, max_images=max_images)
+        full = TokenConversation(
+            Loop(processor, [end] * 9),
+            make_task(1),
+            sampling={"temperature": 1.0},
+            seed_parts=(0, "stage", 1),
+            policy=policy,
+        )
+        with pytest.raises(RefusedError):
+            for turn in range(9):
+                await full.reply(screenshot(40 * turn))
+        return full
+
+    full = asyncio.run(run())
+    done = len(full.replies)
+    assert done >= 2
+    expected, _ = converse(processor, [end] * done, max_images=max_images)
+    assert full.sequences == expected.sequences
+    assert len(full.images) == done
 
 
 def test_an_answer_without_tokens_is_an_environment_error(processor: Any) -> None:

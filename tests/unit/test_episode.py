@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from arpo_replica.actions.parse import UITarsParser
-from arpo_replica.errors import DesktopError, PolicyError
+from arpo_replica.errors import DesktopError, PolicyError, RefusedError
 from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 
@@ -39,6 +39,25 @@ async def test_the_step_limit_truncates_and_splits_the_protocols():
     result, provider = await episode(CLICK)
     assert (result.outcome, result.hard_score, result.standard_score) == ("truncated", 1.0, 0.0)
     assert len(result.steps) == len(provider.desktops[0].actions) == LIMITS.max_steps
+
+
+FULL = RefusedError("status 400: maximum context length is 2048 tokens")
+
+
+async def test_a_conversation_that_outgrows_the_server_is_truncated_and_scored_as_it_is():
+    result, provider = await episode(CLICK, CLICK, FULL, provider=FakeProvider(score=1.0))
+    assert (result.outcome, result.hard_score, result.standard_score) == ("truncated", 1.0, 1.0)
+    assert (len(result.steps), result.format_errors, result.refusal) == (2, 0, str(FULL))
+    assert len(provider.desktops[0].actions) == 2
+    assert set(result.screenshots) == {"step_000.webp", "step_001.webp", "step_002.webp"}
+    assert result.final_screenshot == "step_002.webp"
+    result, _ = await episode(CLICK, FULL, task=make_task(func="infeasible"))
+    assert result.standard_score == 0.0  # no FAIL was said
+
+
+async def test_a_refused_first_request_is_no_score():
+    with pytest.raises(RefusedError, match="2048"):
+        await episode(FULL)
 
 
 async def test_an_infeasible_task_is_solved_by_saying_so():

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import PolicyError, UserError
+from arpo_replica.errors import PolicyError, RefusedError, UserError
 from arpo_replica.policy import endpoint as module
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import first_text
@@ -176,12 +176,13 @@ async def test_a_connection_that_stays_broken_is_a_policy_error():
     assert len(server.requests) == module.CONNECT_RETRIES + 1
 
 
-@pytest.mark.parametrize("status", [302, 400, 404, 500, 502, 504])
+@pytest.mark.parametrize("status", [302, 400, 404, 413, 500, 502, 504])
 async def test_a_bad_status_is_not_tried_again(status):
     async with Server(status) as server, connect(server) as to:
-        with pytest.raises(PolicyError, match=f"status {status}: no luck"):
+        with pytest.raises(PolicyError, match=f"status {status}: no luck") as caught:
             await converse(to).reply(png())
     assert len(server.requests) == 1
+    assert isinstance(caught.value, RefusedError) == (status in (400, 413))
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.actions.parse import UITarsParser
-from arpo_replica.errors import DesktopError, PolicyError, UserError
+from arpo_replica.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import finished_episodes, read_episode
@@ -171,6 +171,20 @@ async def test_a_failing_policy_is_an_env_error_and_the_server_is_asked_after(tm
     (record,) = episodes(roots[0])
     assert (record.outcome, record.errors) == ("env_error", ["PolicyError: 500"] * 3)
     assert len(asked) == 3
+
+
+async def test_what_a_server_refuses_is_tried_once(tmp_path):
+    roots = make_roots(tmp_path, tasks=1, trials=1)
+    policy = ScriptedPolicy(CLICK, RefusedError("status 400: context full"))
+    await collect(roots, FakeProvider(), policy)
+    (record,) = episodes(roots[0])
+    assert (record.outcome, record.attempts, record.errors) == ("truncated", 1, [])
+    assert (record.hard_score, record.refusal) == (1.0, "status 400: context full")
+    assert policy.conversations == 1
+    roots = make_roots(tmp_path / "first", tasks=1, trials=1)
+    await collect(roots, FakeProvider(), ScriptedPolicy(RefusedError("status 400: no such field")))
+    (record,) = episodes(roots[0])
+    assert (record.outcome, record.errors) == ("env_error", ["RefusedError: status 400: no such field"])
 
 
 async def test_a_dead_server_ends_the_job_and_spoils_no_episode(tmp_path):

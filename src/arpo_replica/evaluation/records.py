@@ -319,7 +319,9 @@ class RateRow(Document):
     missing: int
     """Episodes that do not exist and should: expected - valid - env_errors - left_out."""
     truncated: int
-    """Episodes cut at the step limit."""
+    """Episodes cut at the step limit or by the server."""
+    cut_by_context: int = 0
+    """Of these, the ones that the server cut: it refused the conversation as too long."""
     successes: int
     of_valid: Interval | None
     """Rate over valid episodes, each task with the same weight; None without a valid episode."""

@@ -56,12 +56,13 @@ COLUMNS: dict[str, str] = {
     "directory": "string",
     "synthetic": "bool",
     "errors": "string",
+    "refusal": "string",
     "index": "string",
     "index_sha256": "string",
 }
 """Columns of the table. ``directory`` is relative to the study's folder of episodes; ``errors`` is a JSON
 list, one message for each attempt that failed; ``index`` is the file that the row was read from."""
-ADDED: dict[str, Any] = {"synthetic": False, "errors": "[]", "index": "", "index_sha256": ""}
+ADDED: dict[str, Any] = {"synthetic": False, "errors": "[]", "refusal": "", "index": "", "index_sha256": ""}
 """What a table written before these columns existed is read with."""
 
 

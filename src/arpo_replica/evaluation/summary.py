@@ -209,6 +209,7 @@ def _rates(
                     left_out=out * runs_per_task,
                     tasks_valid=len(runs),
                     truncated=int((valid["outcome"] == "truncated").sum()),
+                    cut_by_context=int((valid["refusal"] != "").sum()),
                     successes=successes,
                     of_valid=st.success_rate(runs) if runs else None,
                     of_all_low=successes / expected,

@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiohttp
 
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import PolicyError, UserError
+from arpo_replica.errors import PolicyError, RefusedError, UserError
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
 from arpo_replica.policy.seeds import request_seed
@@ -29,6 +29,8 @@ BUSY_RETRIES = 5
 """Times a request is sent again that the server turned away unread (429, 503)."""
 BUSY_WAIT_S = 30.0
 """Longest wait before that, whatever the server asks for."""
+REFUSED = (400, 413, 422)
+"""Statuses of a server that has read a request and will not take it, whenever it comes."""
 HIDDEN = "(key)"
 """Stands in messages and replies where the server wrote the key back."""
 MAX_ANSWER = 4 * 1024 * 1024
@@ -119,7 +121,7 @@ class Endpoint:
             )
 
     async def complete(self, body: dict[str, Any]) -> Any:
-        """The answer to a chat completion. Raises ``PolicyError``.
+        """The answer to a chat completion. Raises ``PolicyError``; ``RefusedError`` where no retry can help.
 
         Sent again only if no connection came about or it broke before the answer began: then no token
         was received and, as the request carries its seed, nothing is drawn twice. And if the server was
@@ -140,7 +142,8 @@ class Endpoint:
                     answer.close()
                     wait = _busy_wait(answer, busy)
                     if wait is None or busy == BUSY_RETRIES:
-                        raise PolicyError(
+                        kind = RefusedError if answer.status in REFUSED else PolicyError
+                        raise kind(
                             f"the endpoint answers with status {answer.status}: {self.hide(text)[:300]}"
                         )
                 busy += 1

@@ -28,6 +28,10 @@ class NamedImagePolicy(EndpointPolicy):
         return NamedImageConversation(self, task)
 
 
+TOO_MUCH = ("context length", "maximum model length", "At most")
+"""Of vLLM's refusals those that sending the screenshots again cannot mend."""
+
+
 class NamedImageConversation(EndpointConversation):
     """See the module."""
 
@@ -73,6 +77,8 @@ def name(url: str) -> str:
 
 
 def _forgotten(error: PolicyError) -> bool:
-    """vLLM answers 400 or 500, depending on where it notices. What is too long stays too long."""
+    """vLLM answers 400 or 500, depending on where it notices. What is too long or too much stays so."""
     text = str(error)
-    return "context length" not in text and any(f"status {code}" in text for code in (400, 404, 422, 500))
+    return not any(words in text for words in TOO_MUCH) and any(
+        f"status {code}" in text for code in (400, 404, 422, 500)
+    )

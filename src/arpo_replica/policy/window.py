@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from arpo_replica.actions.coordinates import FACTOR, smart_resize
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.errors import UserError
 from arpo_replica.policy.prompt import kept_images
 
 TOKENS_PER_TURN = 40
@@ -40,3 +41,20 @@ def conversation_length(config: StudyConfig) -> Length:
     turns = min(policy.max_turns or policy.max_steps, policy.max_steps)
     least = (NANO_PROMPT_TOKENS if config.size == "nano" else PROMPT_TOKENS) + images * image
     return Length(images, image, turns, least, least + turns * (policy.max_new_tokens + TOKENS_PER_TURN))
+
+
+def check_context(config: StudyConfig) -> None:
+    """Refuse a context that the screenshots of a whole episode and one reply do not fit into. ``UserError``."""
+    policy, length = config.policy, conversation_length(config)
+    if policy.max_new_tokens >= policy.max_model_len:
+        raise UserError(
+            f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
+            f"policy.max_model_len ({policy.max_model_len}); raise the latter."
+        )
+    if length.least + policy.max_new_tokens > policy.max_model_len:
+        raise UserError(
+            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps), the "
+            f"prompt and a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than "
+            f"policy.max_model_len ({policy.max_model_len}); raise it, or lower policy.max_images or "
+            "policy.max_pixels."
+        )

@@ -26,7 +26,7 @@ MINUS = "\N{MINUS SIGN}"
 OUTCOMES = {
     "success": ("✓", "success"),
     "failure": ("✕", "failure"),
-    "truncated": ("⋯", "cut at the step limit"),
+    "truncated": ("⋯", "cut, its steps or its context used up"),
     "env_error": ("!", "environment failure"),
 }
 """Outcome -> (sign, words): never colour alone."""

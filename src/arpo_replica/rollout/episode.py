@@ -14,7 +14,7 @@ from typing import Any
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.errors import DesktopError, FormatError
+from arpo_replica.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
@@ -46,6 +46,8 @@ class EpisodeResult:
     screenshots: dict[str, bytes] = field(default_factory=dict)
     """File name in the record (``step_000.webp``) -> PNG bytes as they came; ``write_episode`` converts."""
     final_screenshot: str | None = None
+    refusal: str = ""
+    """What the server said when it refused to go on; see ``EpisodeRecord``."""
     reset_s: float = 0.0
     """Seconds until the desktop showed the task."""
     evaluate_s: float = 0.0
@@ -106,6 +108,7 @@ def make_record(
         n_steps=0 if result is None else result.taken,
         attempts=len(errors) + (result is not None),
         errors=list(errors),
+        refusal="" if result is None else result.refusal,
         final_screenshot=None if result is None else result.final_screenshot,
         started_at=started_at,
         duration_s=round(time.time() - started_at, 3),
@@ -120,8 +123,9 @@ async def run_episode(
     """Run one episode on a desktop that is started but not yet reset.
 
     An unparsable reply ends the episode (released code: verl/trainer/gui_agent.py:814-819); the
-    evaluator still runs. Of a reply with several actions, those beyond the step limit do not run. Raises
-    ``DesktopError`` or ``PolicyError``: the attempt is an ``env_error``.
+    evaluator still runs; so it does when the conversation has become too long for the server. Of a reply with
+    several actions, those beyond the step limit do not run. Raises ``DesktopError`` or ``PolicyError``: the
+    attempt is an ``env_error``.
     """
     scope = asyncio.timeout(limits.timeout_s)
     try:
@@ -144,6 +148,7 @@ async def _run(
     screenshots: dict[str, bytes] = {}
     last: Action | None = None
     ended = False
+    refusal = ""
     format_errors = taken = waits = 0
     png = await desktop.screenshot()
     reset_s = time.monotonic() - began
@@ -152,7 +157,13 @@ async def _run(
         name = f"step_{index:03d}.webp"
         screenshots[name] = png
         observed = time.monotonic()
-        reply, actions, discarded, problem = await _ask(conversation, png, parser, limits.reasks)
+        try:
+            reply, actions, discarded, problem = await _ask(conversation, png, parser, limits.reasks)
+        except RefusedError as error:
+            if not steps:
+                raise  # nothing has grown yet: the server takes no conversation like this one
+            refusal = str(error)
+            break
         replied = time.monotonic()
         format_errors += problem is not None
         actions = actions[: limits.max_steps - taken]
@@ -194,12 +205,13 @@ async def _run(
         outcome: Outcome = "success" if hard > limits.success_above else "failure"
         standard = hard
     else:
-        outcome, standard = "truncated", float(task.infeasible)
+        outcome, standard = "truncated", hard if refusal else float(task.infeasible)
     return EpisodeResult(
         outcome=outcome,
         hard_score=hard,
         standard_score=standard,
         format_errors=format_errors,
+        refusal=refusal,
         steps=steps,
         screenshots=screenshots,
         final_screenshot=final,

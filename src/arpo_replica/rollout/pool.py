@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
-from arpo_replica.errors import DesktopError, PolicyError, UserError
+from arpo_replica.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.policy.interface import Policy
 from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from arpo_replica.rollout.parser import ReplyParser
@@ -275,7 +275,7 @@ class _Pool:
                 self.queue.append(episode)
                 return
         episode.errors.append(_one_line(error))
-        if len(episode.errors) <= self.settings.retries:
+        if len(episode.errors) <= self.settings.retries and not isinstance(error, RefusedError):
             self.progress.retries += 1
             self.queue.appendleft(episode)
         else:

@@ -98,7 +98,8 @@ class EpisodeRecord(BaseModel):
     hard_score: float | None
     """Evaluator's score of the state as it was left; None for ``env_error``."""
     standard_score: float | None
-    """The same, but an episode cut at the step limit counts as FAIL (ARPO p. 6; OSWorld runner)."""
+    """The same, but an episode cut at the step limit counts as FAIL (ARPO p. 6; OSWorld runner). One that the
+    server cut does not: OSWorld's agents say DONE then."""
     format_errors: int
     n_steps: int
     """Actions, plus one for a reply that was none: what ``policy.max_steps`` limits."""
@@ -106,6 +107,9 @@ class EpisodeRecord(BaseModel):
     """1 + number of retries after an ``env_error``."""
     errors: list[Text]
     """One line for each attempt that ended in an ``env_error``."""
+    refusal: Text = ""
+    """What the server said when it refused to go on with the conversation (context full, too many images):
+    the episode is ``truncated`` then, before its step limit. Empty: it did not."""
     final_screenshot: str | None
     started_at: float
     """Unix time, seconds."""

@@ -15,7 +15,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +23,7 @@ from PIL import Image
 from ray.exceptions import RayError
 
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import PolicyError
+from arpo_replica.errors import PolicyError, RefusedError
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.policy.seeds import request_seed
@@ -110,15 +110,23 @@ class TokenConversation:
         """Version of the weights at each reply, as vLLM reports it."""
 
     async def reply(self, screenshot: bytes) -> Reply:
-        """See ``Conversation``. Raises ``PolicyError`` when vLLM fails or the context is full."""
+        """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, ``RefusedError`` when the context is full:
+        then the sequences are those of the replies so far, as after an episode's last step."""
         self.images.append(Image.open(io.BytesIO(screenshot)).convert("RGB"))
         turn = len(self.replies)
+        finished = max(len(self.sequences) - 1, 0)
+        open_before = [
+            replace(sequence, mask=[*sequence.mask], logprobs=[*sequence.logprobs])
+            for sequence in self.sequences[finished:]
+        ]
         now = await self.loop.loop.run_in_executor(None, self._observe)
         prompt_tokens, longest = len(now.ids), self.policy.max_new_tokens
         if prompt_tokens + longest > self.policy.max_model_len:
-            raise PolicyError(
+            self.sequences[finished:] = open_before
+            self.images.pop()
+            raise RefusedError(
                 f"the conversation has {prompt_tokens} tokens, which leaves no room for a reply of "
-                f"{longest}; raise policy.max_model_len"
+                f"{longest} in policy.max_model_len ({self.policy.max_model_len})"
             )
         try:
             output = await self.loop.server_manager.generate(

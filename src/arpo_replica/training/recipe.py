@@ -15,7 +15,7 @@ from typing import Any
 from arpo_replica.config.models import PolicyConfig, StudyConfig
 from arpo_replica.errors import UserError
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
-from arpo_replica.policy.window import conversation_length
+from arpo_replica.policy.window import check_context
 from arpo_replica.training.asynchrony import asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job
 from arpo_replica.training.speed import speed_overrides
@@ -30,7 +30,7 @@ def check_recipe(job: Job, tasks: int | None) -> None:
 
     ``tasks``: size of the stage's split; None where it is not known yet.
     """
-    recipe, policy = job.recipe, job.config.policy
+    recipe = job.recipe
     if tasks is not None and tasks < recipe.tasks_per_step:
         raise UserError(
             f"training.tasks_per_step is {recipe.tasks_per_step}, but the split '{job.stage.split}' has only "
@@ -62,18 +62,7 @@ def check_recipe(job: Job, tasks: int | None) -> None:
             "training.rollouts_per_task, training.micro_batch or training.gpus."
         )
     check_asynchrony(recipe)
-    if policy.max_new_tokens >= policy.max_model_len:
-        raise UserError(
-            f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
-            f"policy.max_model_len ({policy.max_model_len}); raise the latter."
-        )
-    length = conversation_length(job.config)
-    if length.images * length.image + policy.max_new_tokens > policy.max_model_len:
-        raise UserError(
-            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps) and "
-            f"a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than policy.max_model_len "
-            f"({policy.max_model_len}); raise it, or lower policy.max_images or policy.max_pixels."
-        )
+    check_context(job.config)
 
 
 def check_window(job: Job, described: dict[str, Any] | None = None) -> None:

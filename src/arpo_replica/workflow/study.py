@@ -22,6 +22,7 @@ from arpo_replica.manifest import file_sha256
 from arpo_replica.nano.model import check_nano
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.weights import check_folder, check_named_model, read_description, revision_of
+from arpo_replica.policy.window import check_context
 from arpo_replica.tasks.evaluate import check_provider
 from arpo_replica.tasks.left_out import check_left_out, left_out_of
 from arpo_replica.tasks.planned import check_tasks, planned_tasks, split_files
@@ -67,6 +68,7 @@ class Study:
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
         self.base_source()
+        check_context(self.config)
         self.check_training()
 
     def lacks(self) -> list[str]:
