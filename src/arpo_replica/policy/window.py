@@ -44,7 +44,7 @@ def conversation_length(config: StudyConfig) -> Length:
 
 
 def check_context(config: StudyConfig) -> None:
-    """Refuse a context that the screenshots of a whole episode and one reply do not fit into. ``UserError``."""
+    """Refuse a context too small for the screenshots of an episode and one reply. Raises ``UserError``."""
     policy, length = config.policy, conversation_length(config)
     if policy.max_new_tokens >= policy.max_model_len:
         raise UserError(
@@ -53,8 +53,8 @@ def check_context(config: StudyConfig) -> None:
         )
     if length.least + policy.max_new_tokens > policy.max_model_len:
         raise UserError(
-            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps), the "
-            f"prompt and a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than "
+            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps), "
+            f"the prompt and a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than "
             f"policy.max_model_len ({policy.max_model_len}); raise it, or lower policy.max_images or "
             "policy.max_pixels."
         )

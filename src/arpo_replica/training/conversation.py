@@ -110,8 +110,8 @@ class TokenConversation:
         """Version of the weights at each reply, as vLLM reports it."""
 
     async def reply(self, screenshot: bytes) -> Reply:
-        """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, ``RefusedError`` when the context is full:
-        then the sequences are those of the replies so far, as after an episode's last step."""
+        """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, and ``RefusedError`` when the context
+        is full: the sequences then are those of the replies so far, as after an episode's last step."""
         self.images.append(Image.open(io.BytesIO(screenshot)).convert("RGB"))
         turn = len(self.replies)
         finished = max(len(self.sequences) - 1, 0)
