@@ -27,7 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_config(check)
     docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
     docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
-    docs.add_argument("--results", type=Path, default=Path("docs"), help="folder of results.md and schemas")
+    docs.add_argument(
+        "--results", type=Path, default=Path("docs"), help="folder of results.md, actions.md, schemas"
+    )
     docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
     make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
     make.add_argument("--data", type=Path, default=Path("data"))
@@ -80,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
 def write_docs(options: argparse.Namespace) -> None:
     """Write the generated pages anew."""
+    from arpo_replica.actions.compared import write_actions_page
     from arpo_replica.config.docs import render_docs
     from arpo_replica.evaluation.docs import write_results_docs
     from arpo_replica.tasks.fidelity_page import write_fidelity_page
@@ -89,6 +92,7 @@ def write_docs(options: argparse.Namespace) -> None:
     write_results_docs(options.results)
     write_doctor_page()
     write_fidelity_page()
+    write_actions_page(options.results / "actions.md")
     options.parity.write_text(render_parity())
 
 

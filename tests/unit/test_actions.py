@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ui_tars.action_parser import parse_action_to_structure_output
 
+from arpo_replica.actions.compared import ours, render_actions, rows
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.format import format_action, format_reply
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS, key_name
@@ -32,6 +33,7 @@ from arpo_replica.actions.types import (
     Wait,
     from_json,
 )
+from arpo_replica.environments import ROOT
 from arpo_replica.errors import FormatError
 
 SCREEN, IMAGE = (1920, 1080), (1932, 1092)
@@ -532,3 +534,20 @@ def test_formatting_uses_the_policys_coordinates():
     frame = Frame("relative_1000", SCREEN, IMAGE)
     assert format_action(Click(960, 540), frame) == "click(point='<point>500 500</point>')"
     assert format_action(Click(960, 540), PARSER.frame) == "click(point='<point>966 546</point>')"
+
+
+# --- the page docs/actions.md ----------------------------------------------------------------------------
+
+
+def test_the_page_is_what_the_parser_does():
+    assert (ROOT / "docs" / "actions.md").read_text() == render_actions(), "run: arpo docs"
+
+
+def test_every_difference_from_upstream_has_a_reason_and_nothing_else_has():
+    """Where both of theirs end, however they do it, ours may end without a word."""
+    for row in rows():
+        found = ours(row.reply)
+        same = found == row.arpo == row.osworld or (
+            found == "ends" and {row.arpo, row.osworld} <= {"ends", "crash"}
+        )
+        assert (row.why is None) == same, row.reply

@@ -258,7 +258,7 @@ def _unescape(text: str) -> str:
 def _escaped(match: re.Match[str]) -> str:
     high, low, *codes, character = match.groups()
     if high:
-        return bytes.fromhex(high + low).decode("utf-16-be")
+        return chr(0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00)
     code = next(filter(None, codes), None)
     if code is None:
         return _ESCAPES.get(character or "", match.group())
