@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 try:
-    from arpo_replica.environments import find
+    from arpo_replica.base.environments import find
     from arpo_replica.workflow.command_line import check_targets
 except ModuleNotFoundError:
     raise WorkflowError(

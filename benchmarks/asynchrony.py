@@ -23,9 +23,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 
 SKIPPED = 2

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.actions.types import Click
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.guest.processes import descendants, private_memory_mb
-from arpo_replica.desktop.process import ProcessDesktop, ProcessProvider
 from arpo_replica.desktop.sandbox import pack_folder
-from arpo_replica.errors import UserError
+from arpo_replica.providers.process import ProcessDesktop, ProcessProvider
 from arpo_replica.tasks.model import Task, load_task
+from guest.processes import descendants, private_memory_mb
 
 ROOT = Path(__file__).parents[1]
 SMALL, LARGE = (168, 224), (1920, 1080)

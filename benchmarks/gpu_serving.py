@@ -32,8 +32,8 @@ import aiohttp
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
 from arpo_replica.policy import vllm_server  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling  # noqa: E402
 from arpo_replica.policy.named_images import NamedImagePolicy  # noqa: E402

@@ -129,7 +129,7 @@ def made_up_word(index: int) -> str:
 
 def write_tokenizer(shape: str, folder: Path, min_pixels: int, max_pixels: int) -> None:
     """Tokenizer, chat template and image processor."""
-    from arpo_replica.nano.tokenizer import (
+    from arpo_replica.models.nano.tokenizer import (
         CHAT_TEMPLATE,
         SPECIAL_TOKENS,
         build_tokenizer,

@@ -32,13 +32,13 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
+from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
-from arpo_replica.desktop.providers import make_provider  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.errors import Stopped, UserError  # noqa: E402
-from arpo_replica.manifest import read_manifest, register_model  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
+from arpo_replica.policy.manifest import read_manifest, register_model  # noqa: E402
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
+from arpo_replica.providers.make import make_provider  # noqa: E402
 from arpo_replica.rollout.run import (  # noqa: E402
     Serving,
     collect_served,

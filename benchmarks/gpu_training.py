@@ -32,13 +32,13 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
+from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.errors import Stopped, UserError  # noqa: E402
-from arpo_replica.training.attempt import Attempt  # noqa: E402
 from arpo_replica.training.job import Job  # noqa: E402
 from arpo_replica.training.metrics import read_lines  # noqa: E402
-from arpo_replica.training.notice import Notice  # noqa: E402
+from arpo_replica.training.process.attempt import Attempt  # noqa: E402
+from arpo_replica.training.process.stop_notice import Notice  # noqa: E402
 from arpo_replica.training.recipe import check_recipe  # noqa: E402
 from arpo_replica.training.run import prepare_work, resolved, short_folder  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402

@@ -22,15 +22,15 @@ from arpo_replica.actions.types import Action
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.policy.scripted import ScriptedOracle, screen_parser
+from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.oracles import Oracle, find_oracles
 from arpo_replica.tasks.splits import load_split
-from arpo_replica.tasks.validate import MAX_STEPS, make_labels
+from arpo_replica.validation.oracles import Oracle, find_oracles
+from arpo_replica.validation.scripted import ScriptedOracle, screen_parser
+from arpo_replica.validation.validate import MAX_STEPS, make_labels
 
 AFTER_RESET_S, AFTER_ACTION_S, BEFORE_EVALUATION_S = 60, 2, 20
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shutil
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.process import ProcessProvider
-from arpo_replica.errors import UserError
+from arpo_replica.providers.process import ProcessProvider
 
 
 class RootedProvider(ProcessProvider):

@@ -20,8 +20,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
 from arpo_replica.training.run import train_stage
 
 # What verl, vLLM and Ray write, in the order of the start.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.config import load_config
-from arpo_replica.desktop.container import ContainerProvider
-from arpo_replica.desktop.guest_desktop import GuestDesktop
+from arpo_replica.providers.container import ContainerProvider
+from arpo_replica.providers.guest_desktop import GuestDesktop
 from arpo_replica.tasks.model import Task
 
 PROGRAMS = {

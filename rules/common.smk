@@ -2,9 +2,9 @@
 import sys
 
 from arpo_replica.cluster import resources as needs
-from arpo_replica.desktop.image import image_files
-from arpo_replica.environments import find
-from arpo_replica.errors import UserError
+from arpo_replica.providers.docker_image import image_files
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.desktop.image import FOLDER, build_desktop_image
+from arpo_replica.providers.docker_image import FOLDER, build_desktop_image
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

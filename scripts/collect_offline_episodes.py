@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from arpo_replica.rollout.run import collect_rollouts
-from arpo_replica.training.offline import episodes_config
+from arpo_replica.training.offline.run import episodes_config
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

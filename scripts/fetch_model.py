@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.policy.weights import fetch_model
+from arpo_replica.models.weights import fetch_model
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.tasks.osworld import fetch_osworld_tasks
+from arpo_replica.tasks.osworld_files import fetch_osworld_tasks
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

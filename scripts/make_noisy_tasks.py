@@ -1,6 +1,6 @@
 """Write the noisy variants of a split's tasks and the list of them."""
 
-from arpo_replica.tasks.planned import make_noisy_tasks
+from arpo_replica.suites.planned import make_noisy_tasks
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.nano.demonstrations import record_demonstrations
+from arpo_replica.models.nano.demonstrations import record_demonstrations
+from arpo_replica.providers.make import make_provider
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

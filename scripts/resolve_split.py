@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from arpo_replica.suites.planned import check_tasks
 from arpo_replica.tasks.left_out import split_tasks
-from arpo_replica.tasks.planned import check_tasks
 from arpo_replica.tasks.splits import resolve_split
 from arpo_replica.workflow.job import job
 

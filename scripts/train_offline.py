@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.training.offline import train_offline
+from arpo_replica.training.offline.run import train_offline
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

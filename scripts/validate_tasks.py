@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arpo_replica.tasks.validate import tell, validate_tasks
+from arpo_replica.validation.validate import tell, validate_tasks
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.base.files import write_atomically
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

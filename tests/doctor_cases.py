@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import parse_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Answer, Docker
 from arpo_replica.doctor.registry import Level
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from doctor_machine import GIB, INFO
 
 DEMO = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())

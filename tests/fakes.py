@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from arpo_replica.actions.types import Action, Fail
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.policy.interface import Reply
 from arpo_replica.tasks.model import Task
 

@@ -27,7 +27,7 @@ from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.evaluation.summary import summarise_study
 from arpo_replica.evaluation.tables import write_tables
-from arpo_replica.manifest import Manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_index
 from arpo_replica.training.gates import Gate, StageReport
 

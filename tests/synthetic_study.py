@@ -23,7 +23,7 @@ from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.evaluation.summary import summarise_study
-from arpo_replica.manifest import Manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
 from synthetic_full import outcome_fields, write_gates

@@ -9,13 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.cli_cluster import add_cluster_commands
 from arpo_replica.cli_machine import add_machine_commands, write_doctor_page
 from arpo_replica.cli_options import add_config
 from arpo_replica.cli_osworld import add_osworld_commands
 from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
-from arpo_replica.errors import UserError
 from arpo_replica.workflow.job import TRY_AGAIN
 
 
@@ -85,8 +85,8 @@ def write_docs(options: argparse.Namespace) -> None:
     from arpo_replica.actions.compared import write_actions_page
     from arpo_replica.config.docs import render_docs
     from arpo_replica.evaluation.docs import write_results_docs
-    from arpo_replica.tasks.fidelity_page import write_fidelity_page
     from arpo_replica.training.parity import render_parity
+    from arpo_replica.validation.fidelity_page import write_fidelity_page
 
     options.out.write_text(render_docs())
     write_results_docs(options.results)
@@ -115,9 +115,9 @@ def check_config(paths: list[Path]) -> int:
 async def make_tasks(data: Path, *, only_check: bool) -> None:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
     from arpo_replica.config.models import DesktopConfig
-    from arpo_replica.desktop.process import ProcessProvider
-    from arpo_replica.tasks.make_miniwob import make_files, refuse_drift, write_files
-    from arpo_replica.tasks.miniwob import blank_task
+    from arpo_replica.providers.process import ProcessProvider
+    from arpo_replica.suites.miniwob.make_tasks import make_files, refuse_drift, write_files
+    from arpo_replica.suites.miniwob.pages import blank_task
 
     provider = ProcessProvider(DesktopConfig(screen=(168, 224)))
     provider.check()

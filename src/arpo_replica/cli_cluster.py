@@ -34,7 +34,7 @@ def add_cluster_commands(commands: Any) -> None:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
-    from arpo_replica.cluster.plan import plan_studies, render_studies
+    from arpo_replica.workflow.plan import plan_studies, render_studies
 
     studies = options.config or [[find(DEMO)]]
     print(render_studies(plan_studies(studies, options.target)), end="")
@@ -43,8 +43,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_status(options: argparse.Namespace) -> int:
     """Print the screen."""
-    from arpo_replica.cluster.allocation import read_jobs
-    from arpo_replica.cluster.status import render, study_status
+    from arpo_replica.base.allocation import read_jobs
+    from arpo_replica.workflow.status import render, study_status
 
     config = load_config(*options.config)
     jobs = read_jobs(Path("results") / config.name)

@@ -79,7 +79,7 @@ def add_validation(commands: Any) -> None:
 
 def run_validation(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
-    from arpo_replica.tasks.validate import tell, validate_tasks
+    from arpo_replica.validation.validate import tell, validate_tasks
 
     config = load_config(*options.config)
     out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
@@ -88,7 +88,7 @@ def run_validation(options: argparse.Namespace) -> int:
 
 def run_comparison(options: argparse.Namespace) -> int:
     """Compare, write, say where the two differ."""
-    from arpo_replica.tasks.agreement import compare_validations
+    from arpo_replica.validation.agreement import compare_validations
 
     document = compare_validations(options.first, options.second)
     if options.out is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.guest.processes import descendants
-from arpo_replica.desktop.process import ProcessProvider
+from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.tasks.model import Task
+from guest.processes import descendants
 
 SITE = Path(__file__).parent / "site"
 URL = "http://localhost:8000/site/page.html"

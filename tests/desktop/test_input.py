@@ -10,7 +10,7 @@ import pytest
 from desktop_helpers import GREEN, RED, gone, image, page_task, processes_of, provider
 
 from arpo_replica.actions.types import Click, Drag, Hotkey, TypeText, Wait
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 
 pytestmark = pytest.mark.desktop
 WIDE = (1280, 720)

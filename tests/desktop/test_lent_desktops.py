@@ -15,11 +15,11 @@ import yaml
 from desktop_helpers import SMALL, command_line, gone
 from test_rollouts import collect
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.remote import RemoteProvider
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import DesktopError
+from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from arpo_replica.tasks.splits import load_split
 
@@ -28,7 +28,7 @@ LEASE_S = 2.0
 CLIENT = """
 import asyncio, sys, json
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.remote import RemoteProvider
+from arpo_replica.providers.remote import RemoteProvider
 
 async def main():
     desktop = await RemoteProvider(DesktopConfig.model_validate(json.loads(sys.argv[1]))).start("victim")

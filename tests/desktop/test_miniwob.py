@@ -8,15 +8,15 @@ import pytest
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished, Hotkey, TypeText
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.load import load_config
-from arpo_replica.desktop.process import ProcessProvider
-from arpo_replica.errors import DesktopError
-from arpo_replica.nano.demonstrations import SteadyDesktop, record_demonstrations
+from arpo_replica.models.nano.demonstrations import SteadyDesktop, record_demonstrations
+from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode
 from arpo_replica.rollout.records import finished_episodes, read_episode
-from arpo_replica.tasks.expert import Expert
-from arpo_replica.tasks.make_miniwob import PLAN, drift, make_files
-from arpo_replica.tasks.miniwob import (
+from arpo_replica.suites.miniwob.expert import Expert
+from arpo_replica.suites.miniwob.make_tasks import PLAN, drift, make_files
+from arpo_replica.suites.miniwob.pages import (
     HELD_OUT_PAGES,
     TRAINED_PAGES,
     blank_task,

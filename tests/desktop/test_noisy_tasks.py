@@ -11,10 +11,10 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished
 from arpo_replica.config import load_config
 from arpo_replica.config.tasks import NoisyTasksConfig
-from arpo_replica.desktop.process import ProcessProvider
+from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode
-from arpo_replica.tasks.expert import Expert
-from arpo_replica.tasks.noise import make_noisy
+from arpo_replica.suites.miniwob.expert import Expert
+from arpo_replica.suites.noise import make_noisy
 from arpo_replica.tasks.splits import load_split
 
 pytestmark = pytest.mark.desktop
@@ -123,7 +123,7 @@ async def test_the_oracle_solves_noisy_tasks_and_doing_nothing_does_not(desktop,
 
 
 async def test_noise_that_cannot_be_shown_is_a_broken_desktop(desktop):
-    from arpo_replica.errors import DesktopError
+    from arpo_replica.base.errors import DesktopError
 
     task = noisy("click-tab-s500", "notification")
     task.config[0]["parameters"]["command"] = ["python3", "-c", "raise SystemExit(1)"]

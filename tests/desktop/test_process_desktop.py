@@ -39,10 +39,10 @@ from arpo_replica.actions.types import (
     Scroll,
     TypeText,
 )
+from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import sandbox
-from arpo_replica.desktop.process import ProcessProvider
-from arpo_replica.errors import DesktopError, UserError
+from arpo_replica.providers.process import ProcessProvider
 
 pytestmark = pytest.mark.desktop
 HAS_AT_SPI = Path("/usr/libexec/at-spi-bus-launcher").exists()
@@ -289,8 +289,8 @@ OWNER = """
 import asyncio, json, sys
 from pathlib import Path
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.guest.processes import descendants
-from arpo_replica.desktop.process import ProcessProvider
+from guest.processes import descendants
+from arpo_replica.providers.process import ProcessProvider
 import os
 
 async def main():
@@ -371,7 +371,7 @@ def test_check_passes_here_and_describe_names_the_browser():
 
 
 def test_check_names_the_packages_to_install(monkeypatch):
-    monkeypatch.setattr("arpo_replica.desktop.process.shutil.which", lambda program: None)
+    monkeypatch.setattr("arpo_replica.providers.process.shutil.which", lambda program: None)
     with pytest.raises(
         UserError, match=r"apt-get install xvfb openbox util-linux python3 chromium bubblewrap"
     ):

@@ -12,7 +12,7 @@ from desktop_helpers import SMALL, inside, page_task, provider
 from PIL import Image
 
 from arpo_replica.actions.types import Click
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 
 pytestmark = [pytest.mark.desktop, pytest.mark.asyncio(loop_scope="module")]
 

@@ -8,7 +8,7 @@ import pytest_asyncio
 from desktop_helpers import URL, image, inside, page_task, processes_of, provider
 
 from arpo_replica.actions.types import Click, Hotkey, RightClick, TypeText
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 
 WINDOW = """
 import time

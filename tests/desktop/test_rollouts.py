@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.environments import ROOT
+from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import finished_episodes, read_episode

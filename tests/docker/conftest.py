@@ -5,14 +5,14 @@ import os
 import pytest
 from docker_helpers import IMAGE
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 
 
 @pytest.fixture(scope="session")
 def engine():
     docker = pytest.importorskip("docker")
     assert docker is not None
-    from arpo_replica.desktop.engine import Engine
+    from arpo_replica.providers.docker_engine import Engine
 
     engine = Engine()
     try:

@@ -8,7 +8,7 @@ import time
 from PIL import Image
 
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.container import ContainerProvider
+from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.tasks.model import Task
 
 IMAGE = os.environ.get("ARPO_TEST_IMAGE", "arpo-desktop:latest")

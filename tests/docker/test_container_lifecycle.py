@@ -16,11 +16,11 @@ import pytest
 from docker_helpers import IMAGE, LARGE, SMALL, THEIRS, containers, image, inside, provider, task, until
 
 from arpo_replica.actions.types import Click
-from arpo_replica.desktop.engine import LABEL, OWNER, owner
-from arpo_replica.desktop.relay import relay
-from arpo_replica.errors import DesktopError
-from arpo_replica.osworld import client
-from arpo_replica.tasks.miniwob import DOMAIN
+from arpo_replica.base.errors import DesktopError
+from arpo_replica.providers.docker_engine import LABEL, OWNER, owner
+from arpo_replica.providers.relay import relay
+from arpo_replica.suites.miniwob.pages import DOMAIN
+from arpo_replica.suites.osworld import client
 from arpo_replica.tasks.model import load_task
 
 pytestmark = pytest.mark.docker

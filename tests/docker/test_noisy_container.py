@@ -6,7 +6,7 @@ import pytest
 from docker_helpers import inside, provider, task
 
 from arpo_replica.config.tasks import NoisyTasksConfig
-from arpo_replica.tasks.noise import make_noisy
+from arpo_replica.suites.noise import make_noisy
 
 pytestmark = pytest.mark.docker
 

@@ -7,13 +7,13 @@ import pytest
 from docker_helpers import IMAGE
 from test_osworld_provider import EXAMPLES
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.desktop import osworld_host
-from arpo_replica.environments import ROOT
-from arpo_replica.osworld.client import stop_server
-from arpo_replica.tasks.agreement import compare_validations
-from arpo_replica.tasks.osworld import ROOT as FETCHED
-from arpo_replica.tasks.validate import validate_tasks
+from arpo_replica.providers import osworld_host
+from arpo_replica.suites.osworld.client import stop_server
+from arpo_replica.tasks.osworld_files import ROOT as FETCHED
+from arpo_replica.validation.agreement import compare_validations
+from arpo_replica.validation.validate import validate_tasks
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -9,12 +9,12 @@ import pytest
 from docker_helpers import IMAGE, LARGE
 
 from arpo_replica.actions.types import Click, Fail, Finished, TypeText, Wait
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop import osworld_host
-from arpo_replica.desktop.osworld import OSWorldProvider
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import DesktopError
-from arpo_replica.osworld.client import stop_server
+from arpo_replica.providers import osworld_host
+from arpo_replica.providers.osworld import OSWorldProvider
+from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
 
 EXAMPLES = ROOT.parent / "shared" / "data" / "osworld" / "evaluation_examples" / "examples"

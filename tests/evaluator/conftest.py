@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from osworld_tasks import gone, process_of
 
-from arpo_replica.environments import ROOT
-from arpo_replica.osworld.client import OSWorldWorker, stop_server
+from arpo_replica.base.environments import ROOT
+from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
 from fake_guest import FakeGuest
 
 EXAMPLES = ROOT.parent / "shared" / "data" / "osworld" / "evaluation_examples" / "examples"

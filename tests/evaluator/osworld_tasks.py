@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from arpo_replica.osworld import client
+from arpo_replica.base.processes import descendants
+from arpo_replica.suites.osworld import client
 from arpo_replica.tasks.model import Task
-from arpo_replica.training.processes import descendants
 
 
 def process_of(worker):

@@ -6,10 +6,10 @@ import pytest
 from aiohttp import web
 from osworld_tasks import command, expects, make_task, step
 
-from arpo_replica.errors import DesktopError
-from arpo_replica.osworld.confine import can_confine
-from arpo_replica.osworld.downloads import path_of
-from arpo_replica.training.processes import process_table
+from arpo_replica.base.errors import DesktopError
+from arpo_replica.base.processes import process_table
+from arpo_replica.suites.osworld.confine import can_confine
+from arpo_replica.suites.osworld.downloads import path_of
 from fake_guest import SCREEN, FakeGuest, executed
 
 

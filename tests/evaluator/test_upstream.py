@@ -9,14 +9,14 @@ import subprocess
 import pytest
 from osworld_tasks import gone, make_task, process_of
 
+from arpo_replica.base.environments import python_of
+from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.processes import process_table
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop import osworld_host
-from arpo_replica.desktop.osworld import OSWorldProvider
-from arpo_replica.environments import python_of
-from arpo_replica.errors import DesktopError, UserError
-from arpo_replica.osworld import inventory
-from arpo_replica.osworld.client import OSWorldWorker, stop_server
-from arpo_replica.training.processes import process_table
+from arpo_replica.providers import osworld_host
+from arpo_replica.providers.osworld import OSWorldProvider
+from arpo_replica.suites.osworld import inventory
+from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
 from fake_guest import SCREEN, FakeGuest
 
 
@@ -29,15 +29,13 @@ def in_evaluator(code):
 
 
 def test_the_committed_inventory_is_what_desktop_env_has():
-    code = (
-        "import json; from arpo_replica.osworld import inventory as i; print(json.dumps(i.make_inventory()))"
-    )
+    code = "import json; import arpo_replica.suites.osworld.inventory as i; print(json.dumps(i.make_inventory()))"
     assert json.loads(in_evaluator(code).splitlines()[-1]) == json.loads(inventory.PATH.read_text())
 
 
 def test_another_version_is_refused():
-    code = "from arpo_replica.osworld import upstream as u; u.VERSION = '9.9'; u.prepare()"
-    assert "upstream.py is for desktop-env 9.9, not 1.0.2: revise it" in in_evaluator(code)
+    code = "from arpo_replica.suites.osworld import upstream as u; u.VERSION = '9.9'; u.prepare()"
+    assert "desktop_env.py is for desktop-env 9.9, not 1.0.2" in in_evaluator(code)
 
 
 def test_no_torch_and_a_stub_for_text_recognition():

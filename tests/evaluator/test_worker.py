@@ -15,13 +15,13 @@ from aiohttp import web
 from osworld_tasks import command, expects, gone, make_task, process_of, step
 
 from arpo_replica.actions.types import Fail, Finished
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import DesktopError
-from arpo_replica.osworld import client
-from arpo_replica.osworld.client import OSWorldWorker
-from arpo_replica.tasks.evaluate import verdict
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import DesktopError
+from arpo_replica.base.processes import descendants
+from arpo_replica.suites.evaluate import verdict
+from arpo_replica.suites.osworld import client
+from arpo_replica.suites.osworld.client import OSWorldWorker
 from arpo_replica.tasks.model import load_task
-from arpo_replica.training.processes import descendants
 from fake_guest import SCREEN, FakeGuest, executed
 
 
@@ -325,7 +325,7 @@ async def test_nothing_outlives_a_client_that_is_killed(tmp_path):
     script = (
         "import asyncio, os\n"
         "from pathlib import Path\n"
-        "from arpo_replica.osworld import client\n"
+        "from arpo_replica.suites.osworld import client\n"
         "async def main():\n"
         f"    worker = await client.OSWorldWorker.start('x', Path({str(tmp_path)!r}))\n"
         "    server = next(iter(client._SERVERS.values()))\n"

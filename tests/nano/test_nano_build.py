@@ -10,9 +10,9 @@ from nano_helpers import screenshot, small_config, write_demonstrations
 from transformers import AutoProcessor
 from transformers import Qwen2_5_VLForConditionalGeneration as Network
 
-from arpo_replica.errors import UserError
-from arpo_replica.manifest import read_manifest
-from arpo_replica.nano.build import build_nano_model
+from arpo_replica.base.errors import UserError
+from arpo_replica.models.nano.build import build_nano_model
+from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.policy.prompt import build_messages
 
 pytestmark = pytest.mark.cpu_env
@@ -111,7 +111,7 @@ def test_the_module_ends_with_status_2_on_a_users_mistake(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "arpo_replica.nano.build",
+        "arpo_replica.models.nano.build",
         config,
         str(tmp_path),
         str(tmp_path / "model"),

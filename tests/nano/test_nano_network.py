@@ -9,11 +9,11 @@ from transformers import AutoProcessor
 from transformers import Qwen2_5_VLForConditionalGeneration as Network
 
 from arpo_replica.actions.coordinates import Frame
-from arpo_replica.nano import data
-from arpo_replica.nano.model import IMAGE_MEAN, IMAGE_STD, new_model, write_folder
-from arpo_replica.nano.muon import orthogonal
-from arpo_replica.nano.network import multimodal_hidden
-from arpo_replica.nano.tokenizer import build_tokenizer, choose_vocabulary
+from arpo_replica.models.nano import data
+from arpo_replica.models.nano.model import IMAGE_MEAN, IMAGE_STD, new_model, write_folder
+from arpo_replica.models.nano.muon import orthogonal
+from arpo_replica.models.nano.network import multimodal_hidden
+from arpo_replica.models.nano.tokenizer import build_tokenizer, choose_vocabulary
 
 pytestmark = pytest.mark.cpu_env
 

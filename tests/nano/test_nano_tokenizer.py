@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arpo_replica.nano.tokenizer import (
+from arpo_replica.models.nano.tokenizer import (
     SPECIAL_TOKENS,
     build_tokenizer,
     choose_vocabulary,

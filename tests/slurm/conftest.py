@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from arpo_replica.environments import ROOT, python_of
+from arpo_replica.base.environments import ROOT, python_of
 from slurm import accounting
 from slurm.cluster import Cluster, missing, search_path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from arpo_replica.training.ray_cluster import RayCluster
+from arpo_replica.training.process.ray_cluster import RayCluster
 
 scratch, wait_for = Path(sys.argv[1]), Path(sys.argv[2])
 scratch.mkdir(exist_ok=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arpo_replica.environments import ROOT, python_of
-from arpo_replica.errors import UserError
-from arpo_replica.training.ray_cluster import allocated_nodes
+from arpo_replica.base.environments import ROOT, python_of
+from arpo_replica.base.errors import UserError
+from arpo_replica.training.process.ray_cluster import allocated_nodes
 from slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 
-from arpo_replica.cluster.allocation import read_jobs
-from arpo_replica.cluster.status import study_status
+from arpo_replica.base.allocation import read_jobs
+from arpo_replica.base.environments import ROOT, python_of
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT, python_of
+from arpo_replica.workflow.status import study_status
 from slurm.cluster import Cluster, free_ports
 from slurm.conftest import SITE, Checkout, end
 from slurm.daemons import wait_until

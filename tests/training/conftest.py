@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "arpo_replica.training.verl_plugin")
+os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "arpo_replica.training.patches.verl_plugin")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads that wait asleep, as in a study: on few cores those that spin take the time of those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

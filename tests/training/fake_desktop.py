@@ -19,8 +19,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from arpo_replica.actions.types import Action
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.errors import DesktopError
 from arpo_replica.tasks.model import Task
 
 

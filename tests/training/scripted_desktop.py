@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from arpo_replica.actions.types import Action, Click
+from arpo_replica.base.errors import FormatError
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.errors import FormatError
 from arpo_replica.tasks.model import Task
 
 SUCCESSES = 2

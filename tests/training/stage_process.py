@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.manifest import register_model
+from arpo_replica.policy.manifest import register_model
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.training.metrics import read_lines
 from training.tiny_model import build_tiny_model

@@ -18,8 +18,8 @@ import transformers  # noqa: E402
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase  # noqa: E402
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder  # noqa: E402
 
+from arpo_replica.base.errors import PolicyError, RefusedError  # noqa: E402
 from arpo_replica.config.models import PolicyConfig  # noqa: E402
-from arpo_replica.errors import PolicyError, RefusedError  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
 from arpo_replica.training.conversation import TokenConversation, TokenSequence, with_images  # noqa: E402
 from fakes import make_task  # noqa: E402

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from arpo_replica.environments import ROOT
+from arpo_replica.base.environments import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 from gpu_shapes import FIRST_SPECIAL, SHAPES, write_tokenizer

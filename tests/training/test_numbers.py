@@ -24,8 +24,8 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
 from verl.workers.config import FSDPActorConfig  # noqa: E402
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
 from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E402
 from arpo_replica.training.conversation import TokenSequence  # noqa: E402
 from arpo_replica.training.parity import compose, verl_values  # noqa: E402

@@ -18,10 +18,10 @@ import pytest
 pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(1500)]
 pytest.importorskip("verl")
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.manifest import read_manifest  # noqa: E402
+from arpo_replica.policy.manifest import read_manifest  # noqa: E402
 from arpo_replica.training.gates import checkpoint_problem  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 

@@ -17,9 +17,9 @@ from PIL import Image
 from tiny_model import build_tiny_model
 
 from arpo_replica.actions.coordinates import smart_resize
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import build_messages
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer

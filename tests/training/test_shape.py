@@ -11,13 +11,13 @@ pytestmark = pytest.mark.cpu_env
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
+from arpo_replica.base.errors import UserError  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.errors import UserError  # noqa: E402
-from arpo_replica.policy.fetch import fetch  # noqa: E402
-from arpo_replica.policy.shape import NOTE, architecture, make_shape  # noqa: E402
-from arpo_replica.policy.weights import ModelDescription, check_folder, read_description  # noqa: E402
+from arpo_replica.models.fetch import fetch  # noqa: E402
+from arpo_replica.models.shape import NOTE, architecture, make_shape  # noqa: E402
+from arpo_replica.models.weights import ModelDescription, check_folder, read_description  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["UI-TARS-2B-SFT", "UI-TARS-1.5-7B"])

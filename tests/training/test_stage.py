@@ -17,11 +17,11 @@ pytest.importorskip("verl")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from arpo_replica.checkout import code_version  # noqa: E402
+from arpo_replica.base.checkout import code_version  # noqa: E402
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.environments import ROOT  # noqa: E402
-from arpo_replica.manifest import read_manifest  # noqa: E402
+from arpo_replica.policy.manifest import read_manifest  # noqa: E402
 from arpo_replica.rollout.records import finished_episodes, read_episode  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 

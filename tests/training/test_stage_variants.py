@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.cpu_env, pytest.mark.slow, pytest.mark.timeout(900)]
 pytest.importorskip("verl")
 
-from arpo_replica.training.processes import descendants  # noqa: E402
+from arpo_replica.base.processes import descendants  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_stage import small_config  # noqa: E402
 

@@ -16,9 +16,9 @@ from verl import DataProto  # noqa: E402
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
 from verl.utils.tensordict_utils import nested_tensor_from_tensor_list  # noqa: E402
 
-from arpo_replica import upstream  # noqa: E402
-from arpo_replica.training import mrope_layout, weight_socket  # noqa: E402
-from arpo_replica.upstream import UpstreamChanged  # noqa: E402
+from arpo_replica.base import upstream_guards  # noqa: E402
+from arpo_replica.base.upstream_guards import UpstreamChanged  # noqa: E402
+from arpo_replica.training.patches import mrope_layout, weight_socket  # noqa: E402
 
 
 def batch(lengths: list[int], ids: torch.Tensor) -> TensorDict:
@@ -50,7 +50,7 @@ def test_an_unknown_layout_is_refused() -> None:
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "version", lambda package: "0.10.0")
+    monkeypatch.setattr(upstream_guards, "version", lambda package: "0.10.0")
     with pytest.raises(UpstreamChanged, match=r"0\.9\.1.*0\.10\.0"):
         mrope_layout.install()
 

@@ -33,8 +33,8 @@ from arpo_replica.actions.types import (
     Wait,
     from_json,
 )
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import FormatError
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import FormatError
 
 SCREEN, IMAGE = (1920, 1080), (1932, 1092)
 PARSER = UITarsParser("absolute", SCREEN, IMAGE)

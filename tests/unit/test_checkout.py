@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from arpo_replica.checkout import answer_of, code_version
+from arpo_replica.base.checkout import answer_of, code_version
 
 
 def git(folder, *arguments):

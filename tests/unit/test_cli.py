@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica import cli
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

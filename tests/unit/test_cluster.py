@@ -16,21 +16,22 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from arpo_replica.checkout import code_version
-from arpo_replica.cluster import profile, resources, slurm
-from arpo_replica.cluster.allocation import describe_allocation, read_jobs, record_allocation
+from arpo_replica.base import slurm
+from arpo_replica.base.allocation import describe_allocation, read_jobs, record_allocation
+from arpo_replica.base.checkout import code_version
+from arpo_replica.base.environments import short_root
+from arpo_replica.base.errors import Stopped, UserError
+from arpo_replica.cluster import profile, resources
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
-from arpo_replica.cluster.plan import SUBMITTED, Plan, render
-from arpo_replica.cluster.plan import read_jobs as planned_jobs
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
-from arpo_replica.cluster.status import render as render_status
-from arpo_replica.cluster.status import study_status
 from arpo_replica.config import load_config
-from arpo_replica.environments import short_root
-from arpo_replica.errors import Stopped, UserError
-from arpo_replica.training import notice
+from arpo_replica.training.process import stop_notice
 from arpo_replica.workflow.job import job
+from arpo_replica.workflow.plan import SUBMITTED, Plan, render
+from arpo_replica.workflow.plan import read_jobs as planned_jobs
+from arpo_replica.workflow.status import render as render_status
+from arpo_replica.workflow.status import study_status
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = [
@@ -307,11 +308,11 @@ def test_a_slurm_job_records_its_place(tmp_path, monkeypatch):
 
 
 def test_signals_are_a_notice_while_listening(monkeypatch):
-    monkeypatch.setenv(notice.VARIABLE, "80")
+    monkeypatch.setenv(stop_notice.VARIABLE, "80")
     before = signal.getsignal(signal.SIGTERM)
-    with notice.listening() as heard:
+    with stop_notice.listening() as heard:
         assert not heard.came and not heard.over()
-        os.kill(os.getpid(), notice.WARNING)
+        os.kill(os.getpid(), stop_notice.WARNING)
         assert heard.came and not heard.over()
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard.over(), "SIGTERM leaves no time"
@@ -319,8 +320,8 @@ def test_signals_are_a_notice_while_listening(monkeypatch):
 
 
 def test_without_a_time_a_notice_ends_at_once(monkeypatch):
-    monkeypatch.delenv(notice.VARIABLE, raising=False)
-    heard = notice.Notice(notice.grace_of())
+    monkeypatch.delenv(stop_notice.VARIABLE, raising=False)
+    heard = stop_notice.Notice(stop_notice.grace_of())
     heard.give()
     assert heard.over()
 
@@ -329,7 +330,7 @@ def test_other_threads_cannot_listen():
     found = []
 
     def listen() -> None:
-        with notice.listening() as heard:
+        with stop_notice.listening() as heard:
             found.append(heard.came)
 
     thread = threading.Thread(target=listen)

@@ -14,17 +14,17 @@ from types import SimpleNamespace
 import pytest
 import snakemake_executor_plugin_slurm as executor
 
-from arpo_replica import locks, upstream
+from arpo_replica.base import locks, slurm, upstream_guards
+from arpo_replica.base.allocation import JOBS_FILE, read_jobs, record_allocation
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import executor as taught
-from arpo_replica.cluster import profile, resources, slurm
-from arpo_replica.cluster.allocation import JOBS_FILE, read_jobs, record_allocation
-from arpo_replica.cluster.left import check_left, submitted
+from arpo_replica.cluster import profile, resources
+from arpo_replica.cluster.orphan_jobs import check_left, submitted
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site
 from arpo_replica.config import load_config
-from arpo_replica.errors import UserError
-from arpo_replica.training import notice
-from arpo_replica.training.ray_cluster import own_address
+from arpo_replica.training.process import stop_notice
+from arpo_replica.training.process.ray_cluster import own_address
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = [
@@ -49,7 +49,7 @@ def write(path: Path, text: str) -> Path:
 def test_short_jobs_are_not_warned_as_soon_as_they_begin(cluster):
     made = make_profile(Site.model_validate({"max_minutes": {"gpu": 8}}))
     assert made.default_resources["slurm_extra"] == "'--signal=URG@120'"
-    assert f"export {notice.VARIABLE}=120" in made.node_lines
+    assert f"export {stop_notice.VARIABLE}=120" in made.node_lines
     assert "slurm_extra" not in make_profile(Site(warn_seconds=0)).default_resources
 
 
@@ -103,8 +103,8 @@ def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
 
 
 def test_another_executor_is_refused(echoes, monkeypatch):
-    monkeypatch.setattr(upstream, "version", lambda package: "2.9.0")
-    with pytest.raises(upstream.UpstreamChanged, match=r"written for .*slurm 2\.8\.0, but 2\.9\.0"):
+    monkeypatch.setattr(upstream_guards, "version", lambda package: "2.9.0")
+    with pytest.raises(upstream_guards.UpstreamChanged, match=r"written for .*slurm 2\.8\.0, but 2\.9\.0"):
         taught.teach_executor()
 
 

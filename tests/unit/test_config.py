@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.docs import render_docs
 from arpo_replica.config.models import merge
-from arpo_replica.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.container import kind_of, needs_sudo, opens_window
-from arpo_replica.desktop.container_launch import Kind, container_spec, guest_settings
-from arpo_replica.desktop.engine import abandoned, owner
-from arpo_replica.desktop.guest.container import image_config
-from arpo_replica.desktop.guest.extras import panel_settings, write_x_authority
-from arpo_replica.desktop.guest.files import static_files
-from arpo_replica.desktop.image import FOLDER, ImageInputs, image_files
-from arpo_replica.desktop.relay import relay
+from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
+from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
+from arpo_replica.providers.docker_engine import abandoned, owner
+from arpo_replica.providers.docker_image import FOLDER, ImageInputs, image_files
+from arpo_replica.providers.relay import relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study
+from guest.container_start import image_config
+from guest.extras import panel_settings, write_x_authority
+from guest.files import static_files
 
 
 def task(config=(), **raw):
@@ -126,7 +126,7 @@ def test_an_image_is_known_by_all_that_goes_into_it(tmp_path):
     assert digest != ImageInputs(folder, "full", "other").digest()
     (folder / "home" / ".config" / "vlc" / "vlcrc").write_text("changed")
     assert digest != ImageInputs(folder, "full", "base").digest()
-    assert {"envs/desktop/Dockerfile", "src/arpo_replica/desktop/guest/server.py"} <= set(image_files())
+    assert {"envs/desktop/Dockerfile", "src/guest/server.py"} <= set(image_files())
 
 
 def test_only_studies_with_our_containers_build_an_image():
@@ -142,7 +142,8 @@ def test_only_studies_with_our_containers_build_an_image():
 def test_studies_without_containers_need_no_docker_package():
     code = (
         "import sys; sys.modules['docker'] = None\n"
-        "import arpo_replica.desktop.image, arpo_replica.desktop.process, arpo_replica.workflow.study\n"
+        "import arpo_replica.workflow.study\n"
+        "import arpo_replica.providers.docker_image, arpo_replica.providers.process\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

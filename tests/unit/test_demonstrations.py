@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_records import write
 
+from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config import load_config
-from arpo_replica.errors import DesktopError, UserError
-from arpo_replica.nano import demonstrations
-from arpo_replica.nano.demonstrations import _keep_valid, record_demonstrations
+from arpo_replica.models.nano import demonstrations
+from arpo_replica.models.nano.demonstrations import _keep_valid, record_demonstrations
 from arpo_replica.rollout.records import finished_episodes
 from fakes import FakeProvider, make_task
 

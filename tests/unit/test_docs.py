@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from arpo_replica import cli
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import parse_config
 from arpo_replica.config.models import merge
-from arpo_replica.environments import ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "configs/README.md", "benchmarks/README.md")),

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from arpo_replica import cli
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.doctor.complaints import COMPLAINTS
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, Level, all_checks, check_machine
 from arpo_replica.doctor.report import examine, fill, run, tables, to_json, to_text
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from doctor_cases import CASES, CONTAINER, CUDA, ELSEWHERE, FOLDER, OSWORLD, REMOTE, SERVED, VMWARE, make
 from doctor_machine import FakeMachine
 
@@ -40,7 +40,7 @@ def special(monkeypatch, tmp_path, ill: dict[str, Any]) -> dict[str, Any]:
                 task.evaluator["func"] = "infeasible"
         monkeypatch.setattr(checks_study, "known_tasks", lambda config: tasks)
     monkeypatch.setenv("ARPO_CACHE", str(tmp_path))
-    from arpo_replica.osworld.downloads import default_cache
+    from arpo_replica.suites.osworld.downloads import default_cache
 
     if ill.pop("empty_cache", False):
         default_cache().mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def special(monkeypatch, tmp_path, ill: dict[str, Any]) -> dict[str, Any]:
     if ill.get("closed") == "cache":
         ill["closed"] = (str(default_cache()),)
     if ill.get("containers") == "abandoned":
-        from arpo_replica.desktop.engine import OWNER, owner
+        from arpo_replica.providers.docker_engine import OWNER, owner
 
         parts = owner().split("/")
         ill["containers"] = [{OWNER: "/".join([*parts[:2], "999999999", "1"])}]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from arpo_replica.actions.parse import UITarsParser
-from arpo_replica.errors import DesktopError, PolicyError, RefusedError
+from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError
 from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from arpo_replica.environments import ROOT
-from arpo_replica.tasks import fidelity_page
-from arpo_replica.tasks.fidelity_page import PAGE, VALIDATION, render_fidelity
-from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
-from arpo_replica.tasks.validate import Attempt, judge
+from arpo_replica.base.environments import ROOT
+from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
+from arpo_replica.validation import fidelity_page
+from arpo_replica.validation.fidelity_page import PAGE, VALIDATION, render_fidelity
+from arpo_replica.validation.validate import Attempt, judge
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 
 from arpo_replica.actions.types import Action, Click, Hotkey, TypeText
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.client import GuestClient, typing_s
-from arpo_replica.errors import DesktopError
 from fake_guest import SCREEN, FakeGuest
 
 

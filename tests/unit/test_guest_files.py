@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
-from arpo_replica.desktop.guest.config import GuestConfig
-from arpo_replica.desktop.guest.files import POLICY, static_files
-from arpo_replica.desktop.guest.processes import descendants, private_memory_mb, runs
-from arpo_replica.desktop.guest.site import StaticSite
 from arpo_replica.desktop.sandbox import pack_folder, pack_guest
+from guest.config import GuestConfig
+from guest.files import POLICY, static_files
+from guest.processes import descendants, private_memory_mb, runs
+from guest.site import StaticSite
 
 SMALL = GuestConfig(screen=(168, 224), fullscreen=True)
 LARGE = GuestConfig(screen=(1920, 1080), fullscreen=False)

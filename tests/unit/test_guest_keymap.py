@@ -3,7 +3,7 @@
 import pytest
 
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
-from arpo_replica.desktop.guest.keymap import (
+from guest.keymap import (
     FIRST_KEYCODE,
     FIRST_LENT,
     KEYS,

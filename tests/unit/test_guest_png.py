@@ -6,7 +6,7 @@ import random
 import pytest
 from PIL import Image
 
-from arpo_replica.desktop.guest.png import STRIP_ROWS, PngEncoder
+from guest.png import STRIP_ROWS, PngEncoder
 
 
 def picture(size, padding, seed):

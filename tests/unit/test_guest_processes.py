@@ -2,7 +2,7 @@
 
 import pytest
 
-from arpo_replica.desktop.guest import processes
+from guest import processes
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import rollout_estimate
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.provenance import task_hashes
 from arpo_replica.evaluation.scores import score_episodes
-from arpo_replica.osworld import inventory
-from arpo_replica.osworld.inventory import read_version, unsupported
 from arpo_replica.rollout.run import output_root
+from arpo_replica.suites.osworld import inventory
+from arpo_replica.suites.osworld.inventory import read_version, unsupported
+from arpo_replica.suites.planned import check_tasks, planned_tasks
 from arpo_replica.tasks.left_out import check_left_out, left_out_of, read_left_out, split_size, split_tasks
-from arpo_replica.tasks.planned import check_tasks, planned_tasks
 from arpo_replica.tasks.splits import load_split, read_split, resolve_split
 from arpo_replica.training.run import resolved
 from synthetic_study import Study, evaluate, make_study, render

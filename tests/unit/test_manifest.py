@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256
 from arpo_replica.config import load_config
-from arpo_replica.errors import UserError
-from arpo_replica.manifest import file_sha256, hash_weights, read_manifest, register_model
+from arpo_replica.policy.manifest import hash_weights, read_manifest, register_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import other_estimate
-from arpo_replica.cluster.status import study_status
 from arpo_replica.config.models import StudyConfig, merge
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.curves import read_offline
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
 from arpo_replica.training.parity import compose
+from arpo_replica.workflow.status import study_status
 from arpo_replica.workflow.study import Study as Plan
 from synthetic_study import PAPER, Study, evaluate, make_study, render
 

@@ -8,13 +8,13 @@ import pytest
 from aiohttp import web
 
 from arpo_replica.actions.types import Click, TypeText, Wait
+from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.config.osworld import OSWorldConfig
-from arpo_replica.desktop import osworld, osworld_host
-from arpo_replica.desktop.osworld import OSWorldDesktop
-from arpo_replica.errors import DesktopError, UserError
-from arpo_replica.osworld import wire
-from arpo_replica.osworld.downloads import urls_of
+from arpo_replica.providers import osworld, osworld_host
+from arpo_replica.providers.osworld import OSWorldDesktop
+from arpo_replica.suites.osworld import wire
+from arpo_replica.suites.osworld.downloads import urls_of
 from arpo_replica.tasks.model import Task
 from fake_guest import SCREEN, FakeGuest, executed
 from fakes import png
@@ -245,7 +245,9 @@ async def test_a_virtual_machine_is_stopped_whatever_failed(guest, monkeypatch, 
 
 
 def test_the_mark_is_the_same_on_both_sides():
-    source = (osworld_host.python_of.__globals__["ROOT"] / "src/arpo_replica/osworld/upstream.py").read_text()
+    source = (
+        osworld_host.python_of.__globals__["ROOT"] / "src/arpo_replica/suites/osworld/desktop_env.py"
+    ).read_text()
     assert f'MARK = "{osworld_host.VARIABLE}"' in source
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from arpo_replica.actions.types import Click, Fail, Finished, TypeText, Wait
+from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.config import load_config
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, write_episode, write_index

@@ -3,12 +3,12 @@
 import pytest
 
 from arpo_replica.actions.types import Fail, Finished
-from arpo_replica.errors import UserError
-from arpo_replica.osworld import inventory
-from arpo_replica.osworld.inventory import read_inventory, read_version, unsupported
-from arpo_replica.tasks.evaluate import check_evaluator, check_provider, uses_osworld, verdict
+from arpo_replica.base.errors import UserError
+from arpo_replica.suites.evaluate import check_evaluator, check_provider, uses_osworld, verdict
+from arpo_replica.suites.osworld import inventory
+from arpo_replica.suites.osworld.inventory import read_inventory, read_version, unsupported
+from arpo_replica.suites.setup import check_setup
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.setup import check_setup
 
 GOOD = {"func": "exact_match", "result": {"type": "vm_command_line"}, "expected": {"type": "rule"}}
 

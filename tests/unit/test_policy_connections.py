@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arpo_replica.errors import PolicyError
+from arpo_replica.base.errors import PolicyError
 from arpo_replica.policy.endpoint import Endpoint
 
 

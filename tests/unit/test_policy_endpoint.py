@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from arpo_replica.base.errors import PolicyError, RefusedError, UserError
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import PolicyError, RefusedError, UserError
 from arpo_replica.policy import endpoint as module
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import first_text
@@ -311,8 +311,8 @@ async def test_a_key_that_the_server_writes_back_is_hidden(reply, monkeypatch, c
 
 
 async def test_the_key_is_in_no_record_of_a_run(monkeypatch):
+    from arpo_replica.base.environments import ROOT
     from arpo_replica.config import load_config
-    from arpo_replica.environments import ROOT
     from arpo_replica.evaluation.provenance import write_provenance
     from arpo_replica.rollout.run import describe_sampling
 
@@ -346,8 +346,8 @@ async def test_the_key_is_in_no_record_of_a_run(monkeypatch):
 def test_a_key_in_a_config_is_refused_and_not_repeated(settings, secret):
     import yaml
 
+    from arpo_replica.base.environments import ROOT
     from arpo_replica.config import parse_config
-    from arpo_replica.environments import ROOT
 
     raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     raw["policy"] |= settings

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 from ui_tars.prompt import COMPUTER_USE_DOUBAO
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import PolicyConfig
 from arpo_replica.config.policy import RECIPES
-from arpo_replica.environments import ROOT
 from arpo_replica.policy.prompt import (
     add_box_tokens,
     build_messages,
@@ -20,7 +20,7 @@ from arpo_replica.policy.prompt import (
     kept_images,
     screenshot_message,
 )
-from arpo_replica.policy.styles import STYLES
+from arpo_replica.policy.prompt_texts import STYLES
 
 
 def shape(messages) -> list[tuple[str, list[str]]]:

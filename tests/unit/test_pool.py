@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.actions.parse import UITarsParser
-from arpo_replica.errors import DesktopError, PolicyError, RefusedError, UserError
+from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import finished_episodes, read_episode

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from test_pool import SETTINGS, collect, episodes, make_roots
 
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 from fakes import FakeProvider
 
 

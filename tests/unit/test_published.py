@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.published import load_claims, load_contradictions
 from arpo_replica.evaluation.targets import TARGETS
 from synthetic_study import PAPER

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arpo_replica.actions.pyautogui_source import PREFIX, source_of
 from arpo_replica.actions.types import (
     Click,
     DoubleClick,
@@ -17,7 +18,6 @@ from arpo_replica.actions.types import (
     TypeText,
     Wait,
 )
-from arpo_replica.desktop.pyautogui_source import PREFIX, source_of
 
 CALLS = {
     *("pyautogui.click", "pyautogui.doubleClick", "pyautogui.rightClick", "pyautogui.moveTo"),

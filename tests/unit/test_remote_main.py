@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.desktop import remote_main
-from arpo_replica.errors import UserError
+from arpo_replica.providers import remote_main
 from fakes import FakeProvider
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from arpo_replica.actions.types import Click, Drag, Scroll, TypeText, Wait
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.records import CurvePoint
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.effort import job_rows

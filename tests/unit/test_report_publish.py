@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rocrate.rocrate import ROCrate
 
-from arpo_replica.checkout import require_clean
+from arpo_replica.base.checkout import require_clean
+from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import newcombe, wilson
 from arpo_replica.report.archive import files_of

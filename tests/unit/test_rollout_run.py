@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.locks import lock
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.locks import lock
-from arpo_replica.manifest import register_model
 from arpo_replica.policy.endpoint import check_endpoint
+from arpo_replica.policy.manifest import register_model
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import collect_rollouts
 from fakes import CLICK, FINISHED, FakeProvider

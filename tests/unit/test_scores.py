@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.curves import place_of, read_curve
 from arpo_replica.evaluation.records import RateRow, Summary
 from arpo_replica.evaluation.scores import COLUMNS, read_scores, read_steps, score_episodes

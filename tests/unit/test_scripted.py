@@ -8,17 +8,24 @@ import pytest
 import yaml
 
 from arpo_replica.actions.types import Click, Fail, Finished, Hotkey, Wait
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.tasks import NoisyTasksConfig
-from arpo_replica.errors import UserError
-from arpo_replica.policy.scripted import DONE, FAIL, PATIENCE, EndsAtOnce, ScriptedOracle, screen_parser
-from arpo_replica.tasks.agreement import compare_validations
-from arpo_replica.tasks.evaluate import CHROMIUM_WRITES_S, seconds_to_settle
+from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S, seconds_to_settle
+from arpo_replica.suites.noise import make_noisy
 from arpo_replica.tasks.model import Task, load_task
-from arpo_replica.tasks.noise import make_noisy
-from arpo_replica.tasks.oracles import FOLDER, Oracle, find_oracles, load_oracle
-from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
-from arpo_replica.tasks.validate import KNOWN_ISSUES, Attempt, judge, load_known_issues, tell, validate_tasks
+from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
+from arpo_replica.validation.agreement import compare_validations
+from arpo_replica.validation.oracles import FOLDER, Oracle, find_oracles, load_oracle
+from arpo_replica.validation.scripted import DONE, FAIL, PATIENCE, EndsAtOnce, ScriptedOracle, screen_parser
+from arpo_replica.validation.validate import (
+    KNOWN_ISSUES,
+    Attempt,
+    judge,
+    load_known_issues,
+    tell,
+    validate_tasks,
+)
 from fakes import SCREEN, FakeProvider, broken, png
 
 PARSER = screen_parser((1920, 1080))

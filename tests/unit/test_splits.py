@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from arpo_replica.errors import UserError
-from arpo_replica.nano.demonstrations import page_counts, page_seeds
-from arpo_replica.tasks.evaluate import check_evaluator
-from arpo_replica.tasks.make_miniwob import PLAN
-from arpo_replica.tasks.miniwob import (
+from arpo_replica.base.errors import UserError
+from arpo_replica.models.nano.demonstrations import page_counts, page_seeds
+from arpo_replica.suites.evaluate import check_evaluator
+from arpo_replica.suites.miniwob.make_tasks import PLAN
+from arpo_replica.suites.miniwob.pages import (
     DEMONSTRATION_SEEDS,
     HELD_OUT_PAGES,
     SPLIT_SEEDS,
@@ -19,7 +19,7 @@ from arpo_replica.tasks.miniwob import (
     task_json,
     to_bytes,
 )
-from arpo_replica.tasks.setup import check_setup
+from arpo_replica.suites.setup import check_setup
 from arpo_replica.tasks.splits import load_split
 
 DATA = Path(__file__).parents[2] / "data"

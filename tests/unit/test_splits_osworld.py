@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from arpo_replica.errors import UserError
-from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
-from arpo_replica.tasks.osworld import ROOT as FETCHED
+from arpo_replica.base.errors import UserError
+from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
+from arpo_replica.tasks.osworld_files import ROOT as FETCHED
 from arpo_replica.tasks.splits import load_split, read_split, refuse_unknown
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arpo_replica.checkout import git_state
-from arpo_replica.errors import UserError
+from arpo_replica.base.checkout import git_state
+from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.claims import compare_claims, load_claims
 from arpo_replica.evaluation.comparison import Side, judge
 from arpo_replica.evaluation.provenance import write_provenance

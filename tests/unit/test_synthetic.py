@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores

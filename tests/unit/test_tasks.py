@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arpo_replica.actions.types import Click, Fail, Finished
-from arpo_replica.errors import DesktopError, UserError
-from arpo_replica.tasks.evaluate import METRICS, check_evaluator, evaluate_task
-from arpo_replica.tasks.make_miniwob import drift, refuse_drift, write_files
-from arpo_replica.tasks.miniwob import html_root, make_task, page_of, page_url, task_json, to_bytes
+from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.suites.evaluate import METRICS, check_evaluator, evaluate_task
+from arpo_replica.suites.miniwob.make_tasks import drift, refuse_drift, write_files
+from arpo_replica.suites.miniwob.pages import html_root, make_task, page_of, page_url, task_json, to_bytes
+from arpo_replica.suites.setup import check_setup, run_setup
 from arpo_replica.tasks.model import Task, load_task
-from arpo_replica.tasks.setup import check_setup, run_setup
 
 
 def make(config=(), evaluator=None):

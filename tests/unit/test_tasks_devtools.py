@@ -6,8 +6,8 @@ import json
 import pytest
 from aiohttp import WSMsgType, web
 
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import DevTools, tcp, unix
-from arpo_replica.errors import DesktopError
 
 
 class Browser:

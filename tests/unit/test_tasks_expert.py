@@ -8,13 +8,12 @@ from PIL import Image
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished, TypeText
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import Page as DevToolsPage
-from arpo_replica.errors import DesktopError
-from arpo_replica.nano.demonstrations import _keep_valid, draw_tasks
+from arpo_replica.models.nano.demonstrations import _keep_valid, draw_tasks
 from arpo_replica.rollout.records import EpisodeRecord, finished_episodes, write_episode
-from arpo_replica.tasks.chance import RandomClicks
-from arpo_replica.tasks.expert import Expert
-from arpo_replica.tasks.miniwob import (
+from arpo_replica.suites.miniwob.expert import Expert
+from arpo_replica.suites.miniwob.pages import (
     END_COLOR,
     TRAINED_PAGES,
     make_task,
@@ -22,6 +21,7 @@ from arpo_replica.tasks.miniwob import (
     page_url,
     script,
 )
+from arpo_replica.validation.chance import RandomClicks
 
 TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
 FRAME = Frame("absolute", (1920, 1080), (1932, 1092))

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.tasks import NoisyTasksConfig
-from arpo_replica.errors import UserError
-from arpo_replica.tasks.miniwob import page_of, to_bytes
-from arpo_replica.tasks.model import load_task
-from arpo_replica.tasks.noise import make_noisy, own_steps, window_source
-from arpo_replica.tasks.planned import (
+from arpo_replica.suites.miniwob.pages import page_of, to_bytes
+from arpo_replica.suites.noise import make_noisy, own_steps, window_source
+from arpo_replica.suites.planned import (
     check_tasks,
     make_noisy_tasks,
     planned_tasks,
     split_files,
 )
+from arpo_replica.tasks.model import load_task
 from arpo_replica.tasks.splits import load_split
 
 ROOT = Path(__file__).parents[2]

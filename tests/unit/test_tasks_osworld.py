@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.tasks import OsworldTasksConfig
-from arpo_replica.errors import UserError
-from arpo_replica.tasks.osworld import (
+from arpo_replica.tasks.osworld_files import (
     INSIDE,
     MANIFEST,
     TaskManifest,

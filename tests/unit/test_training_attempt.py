@@ -14,16 +14,16 @@ import psutil
 import pytest
 from test_training_recipe import make_job
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.processes import descendants, memory_mb, oom_kills
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.training import attempt as attempts
-from arpo_replica.training.attempt import Attempt, Stalled
-from arpo_replica.training.failures import explain
 from arpo_replica.training.job import Job
-from arpo_replica.training.processes import descendants, memory_mb, oom_kills
+from arpo_replica.training.process import attempt as attempts
+from arpo_replica.training.process.attempt import Attempt, Stalled
+from arpo_replica.training.process.failures import explain
 
-# Stands for `python -m arpo_replica.training.launch job.json`: writes steps as verl's file logger does.
+# Stands for `arpo_replica.training.process.launch job.json`: writes steps as verl's file logger does.
 STAND_IN = """#!{python}
 import faulthandler, json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -225,7 +225,7 @@ def test_nothing_survives_the_watchers_death(job: Job, tmp_path: Path) -> None:
     """SIGKILL of the process that waits: guard, training and what the training started are gone."""
     python = stand_in(job, "hang()")
     code = (
-        "import sys; from pathlib import Path; from arpo_replica.training.attempt import Attempt; "
+        "import sys; from pathlib import Path; from arpo_replica.training.process.attempt import Attempt; "
         "from arpo_replica.training.job import Job; "
         "Attempt(Job.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])).wait()"
     )

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arpo_replica.training.fork_server import Program, read_command
+from arpo_replica.training.process.fork_server import Program, read_command
 
 # Its first child runs the test's commands through the client, as Ray and multiprocessing would.
 SERVER = """
 import json, os, subprocess, sys
 from pathlib import Path
 from arpo_replica.training import fork_client
-from arpo_replica.training.fork_server import ForkServer
+from arpo_replica.training.process.fork_server import ForkServer
 folder, test = Path(sys.argv[1]), sys.argv[2]
 client = folder / "python"
 client.write_text(f"#!{sys.executable} -IS\\n" + Path(fork_client.__file__).read_text())
@@ -152,7 +152,7 @@ def alive(pid: int) -> bool:
 
 
 def test_without_a_server_the_client_is_an_interpreter(tmp_path: Path) -> None:
-    from arpo_replica.training import fork_client
+    from arpo_replica.training.process import fork_client
 
     done = subprocess.run(
         [sys.executable, "-IS", fork_client.__file__, "-c", "print(6 * 7)"],

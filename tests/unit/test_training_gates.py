@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.manifest import Manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.training.gates import StageReport, check_stage, checkpoint_problem, require_passed
 
 STEPS = 3

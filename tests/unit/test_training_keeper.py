@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from arpo_replica.actions.types import Click, Finished
-from arpo_replica.errors import DesktopError, PolicyError
+from arpo_replica.base.errors import DesktopError, PolicyError
 from arpo_replica.training.desktops import DesktopPool
-from arpo_replica.training.keeper import LINE_LIMIT, Keeper, KeeperProvider, KeptDesktop
+from arpo_replica.training.process.keeper import LINE_LIMIT, Keeper, KeeperProvider, KeptDesktop
 from fakes import SCREEN, FakeDesktop, make_task, png
 
 

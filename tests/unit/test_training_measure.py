@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.config.training import ReplayConfig, StageConfig, TrainingConfig
-from arpo_replica.training.measure import (
+from arpo_replica.training.replay import Group, ReplayBuffer, Stored
+from arpo_replica.training.rollout_metrics import (
     Rollout,
     batch_multiple,
     common_reason,
@@ -16,7 +17,6 @@ from arpo_replica.training.measure import (
     measure,
     too_many_lost,
 )
-from arpo_replica.training.replay import Group, ReplayBuffer, Stored
 
 RECIPE = TrainingConfig(
     stages=[StageConfig(name="s", split="s", steps=1)], tasks_per_step=2, rollouts_per_task=4

@@ -9,12 +9,12 @@ import pytest
 from test_training_attempt import job, stand_in  # noqa: F401  # a fixture
 from test_training_recipe import make_job
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import Stopped, UserError
-from arpo_replica.training.attempt import Attempt, environment
 from arpo_replica.training.job import Job
-from arpo_replica.training.notice import Notice
+from arpo_replica.training.process.attempt import Attempt, environment
+from arpo_replica.training.process.stop_notice import Notice
 from arpo_replica.training.recipe import check_recipe, data_parallel, ray_numbers, verl_overrides
 from arpo_replica.training.run import forkable
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from arpo_replica.tasks.splits import Split
 from arpo_replica.training.parity import (
     actual,

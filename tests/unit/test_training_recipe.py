@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.training.attempt import environment
 from arpo_replica.training.job import Job
-from arpo_replica.training.launch import check_loggers
+from arpo_replica.training.process.attempt import environment
+from arpo_replica.training.process.launch import check_loggers
 from arpo_replica.training.recipe import (
     check_window,
     data_parallel,

@@ -10,8 +10,8 @@ import pytest
 from test_training_metrics import write
 from test_training_recipe import make_job
 
-from arpo_replica.errors import UserError
-from arpo_replica.locks import locked
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.locks import locked
 from arpo_replica.training import run
 from arpo_replica.training.job import Job
 from arpo_replica.training.run import (

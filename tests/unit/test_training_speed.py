@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig, merge
-from arpo_replica.environments import ROOT
 from arpo_replica.policy.vllm_server import graph_config, image_cache_gib
 from arpo_replica.training.job import Job
 from arpo_replica.training.recipe import verl_overrides
-from arpo_replica.training.speed import ATTENTION, MODULE, Speed
+from arpo_replica.training.speed.options import ATTENTION, MODULE, Speed
 
 
 def keys(tmp_path: Path, **changes: Any) -> tuple[Job, dict[str, Any]]:

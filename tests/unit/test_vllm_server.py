@@ -18,11 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from arpo_replica.base import supervisor
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import rollout_gpus
 from arpo_replica.config import load_config
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.policy import guard, vllm_server
+from arpo_replica.policy import vllm_server
 from arpo_replica.policy.vllm_server import GuardedServer
 
 # Answers like vLLM after a moment, with a grandchild in a session of its own that ignores SIGTERM (an engine)
@@ -172,7 +173,7 @@ def test_the_server_does_not_outlive_a_killed_guard(tmp_path):
     owner = start_owner(tmp_path)
     known = json.loads((tmp_path / "notes.json").read_text())
     watcher = psutil.Process(known["server"]).parent()
-    assert "guard.py" in " ".join(watcher.cmdline())
+    assert "supervisor.py" in " ".join(watcher.cmdline())
     family = watcher.children(recursive=True)
     watcher.kill()
     assert wait_for(lambda: not alive(known["server"]))
@@ -202,7 +203,7 @@ def test_a_server_started_in_a_thread_outlives_that_thread(tmp_path):
 def test_the_guard_passes_the_exit_status_on():
     for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
         with subprocess.Popen(
-            [sys.executable, "-IS", guard.__file__, "--grace", "1", "--", sys.executable, "-c", code],
+            [sys.executable, "-IS", supervisor.__file__, "--grace", "1", "--", sys.executable, "-c", code],
             stdin=subprocess.PIPE,
         ) as watcher:
             assert watcher.wait(20) == expected
@@ -267,6 +268,6 @@ def test_the_key_is_no_argument_and_the_child_is_offline(config, tmp_path, monke
 
 
 def test_a_missing_environment_is_the_users_to_install(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("arpo_replica.environments.ROOT", tmp_path)
+    monkeypatch.setattr("arpo_replica.base.environments.ROOT", tmp_path)
     with pytest.raises(UserError, match="envs/cpu is not installed"):
         vllm_server.serve_command(config, tmp_path, 1)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
-from arpo_replica.manifest import read_manifest, register_model
-from arpo_replica.policy import weights
-from arpo_replica.policy.weights import check_folder, check_named_model, fetch_model, read_description
+from arpo_replica.models import weights
+from arpo_replica.models.weights import check_folder, check_named_model, fetch_model, read_description
+from arpo_replica.policy.manifest import read_manifest, register_model
 from arpo_replica.workflow.study import Study
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -197,7 +197,7 @@ def test_a_first_fetch_records_and_a_second_one_enforces(
     out = tmp_path / "results/x/model/manifest.json"
     manifest = fetch_model(config, out)
     folder = Path("results/_models") / f"{NAMES[0]}-{REVISION[:12]}"
-    assert calls == [("arpo_replica.policy.fetch", "ByteDance-Seed/UI-TARS-2B-SFT", REVISION, folder)]
+    assert calls == [("arpo_replica.models.fetch", "ByteDance-Seed/UI-TARS-2B-SFT", REVISION, folder)]
     assert manifest.recipe["revision"] == REVISION
     assert read_manifest(out, verify=True).model_path(out) == folder.resolve()
     base = register_model(

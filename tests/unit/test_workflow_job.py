@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from arpo_replica import environments
-from arpo_replica.errors import DesktopError, UserError
+from arpo_replica.base import environments
+from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.workflow.job import job
 
 ROOT = Path(__file__).resolve().parents[2]

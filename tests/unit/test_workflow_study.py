@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from arpo_replica import environments
+from arpo_replica.base import environments
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import merge
-from arpo_replica.environments import ROOT
 from arpo_replica.policy.vllm_server import free_port
 from arpo_replica.workflow.study import Study
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from arpo_replica.config import load_config
-from arpo_replica.tasks.osworld import TaskManifest, write_task_manifest
+from arpo_replica.tasks.osworld_files import TaskManifest, write_task_manifest
 from arpo_replica.tasks.splits import load_split
 
 LAUNCH = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}

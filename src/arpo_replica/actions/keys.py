@@ -1,6 +1,6 @@
 """Names of keys: what a policy may write in ``hotkey(key=...)`` and what a desktop has to know.
 
-The table that counts is ``NAMED_KEYS``: the guest's (``desktop/guest/keymap.py``, which can import nothing of
+The table that counts is ``NAMED_KEYS``: the guest's (``guest/keymap.py``, which can import nothing of
 ours) has exactly these names, and every provider can press every one of them: tests compare them.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from arpo_replica.errors import FormatError
+from arpo_replica.base.errors import FormatError
 
 NAMED_KEYS = frozenset(
     [

@@ -47,8 +47,8 @@ from arpo_replica.actions.types import (
     TypeText,
     Wait,
 )
+from arpo_replica.base.errors import FormatError
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import FormatError
 
 MAX_REPLY = 100_000
 """Longest reply that is looked at, in characters."""

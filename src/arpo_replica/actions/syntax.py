@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
-from arpo_replica.errors import FormatError
+from arpo_replica.base.errors import FormatError
 
 FREE = frozenset({"type", "finished", "call_user", "error_env"})
 """Calls with one free text."""

@@ -15,9 +15,9 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
-from arpo_replica.environments import ROOT
 from arpo_replica.tasks.left_out import split_size
 
 COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"

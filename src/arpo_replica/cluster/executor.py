@@ -17,7 +17,7 @@ from typing import Any
 
 import snakemake_executor_plugin_slurm as executor
 
-from arpo_replica.upstream import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_version
 
 FINAL = {
     "PREEMPTED": "CANCELLED",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Container
 from dataclasses import dataclass
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import profile
 from arpo_replica.cluster.costs import (
     CHECKPOINT_BYTES,
@@ -21,7 +22,6 @@ from arpo_replica.cluster.costs import (
     train_gpus,
 )
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
 
 MARGIN = 1.5
 LEAST_MINUTES = 60

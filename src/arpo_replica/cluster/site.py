@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.section import Positive, Section
-from arpo_replica.environments import find
-from arpo_replica.errors import UserError
 
 SITE_FILE = Path("slurm/site.yaml")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]

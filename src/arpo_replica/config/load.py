@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, merge
-from arpo_replica.environments import find
-from arpo_replica.errors import UserError
 
 UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
 """Keys whose values no message repeats: somebody may have pasted a secret there."""

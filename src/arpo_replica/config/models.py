@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from arpo_replica.config.container import ContainerConfig
+from arpo_replica.config.marks import kind_of_osworld
 from arpo_replica.config.offline import OfflineEpisodesConfig
 from arpo_replica.config.osworld import OSWorldConfig
 from arpo_replica.config.policy import PolicyConfig
@@ -24,7 +25,6 @@ from arpo_replica.config.training import (
     StageConfig,
     TrainingConfig,
 )
-from arpo_replica.desktop.fidelity import kind_of_osworld
 
 
 class DesktopConfig(Section):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
-from arpo_replica.environments import as_written, find
+from arpo_replica.base.environments import as_written, find
 
 
 class Section(BaseModel):

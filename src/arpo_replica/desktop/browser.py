@@ -12,8 +12,8 @@ import asyncio
 import time
 from typing import Any
 
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import ConnectorFactory, DevTools, Page
-from arpo_replica.errors import DesktopError
 
 _READY = """new Promise((done) => {
   const check = () => {

@@ -11,7 +11,7 @@ import aiohttp
 
 from arpo_replica.actions.keys import key_name
 from arpo_replica.actions.types import Action, Hotkey, TypeText
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 
 Command = str | list[str]
 COMMAND_S = 130.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from arpo_replica.errors import DesktopError
+from arpo_replica.base.errors import DesktopError
 
 ConnectorFactory = Callable[[], aiohttp.BaseConnector]
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from arpo_replica.desktop.guest.config import GuestConfig
-from arpo_replica.desktop.guest.files import StaticFile
+from guest.config import GuestConfig
+from guest.files import StaticFile
 
 CHROMIUM = Path("/usr/lib/chromium/chromium")
 PYTHON = "/usr/bin/python3"
@@ -96,7 +96,7 @@ def pack_folder(folder: Path, prefix: str = "", suffixes: tuple[str, ...] = ()) 
 
 def pack_guest() -> bytes:
     """The guest's code as a zip archive that Python imports as the package ``guest``."""
-    spec = importlib.util.find_spec("arpo_replica.desktop.guest")
+    spec = importlib.util.find_spec("guest")
     assert spec is not None and spec.submodule_search_locations
     return pack_folder(Path(next(iter(spec.submodule_search_locations))), "guest/", (".py",))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop import sandbox
-from arpo_replica.desktop.process import MODULES, PROGRAMS
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
-from arpo_replica.errors import UserError
+from arpo_replica.providers.process import MODULES, PROGRAMS
 
 
 def is_process(config: StudyConfig) -> bool:

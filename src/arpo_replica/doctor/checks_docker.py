@@ -100,7 +100,7 @@ def desktop_image(config: StudyConfig, machine: Machine) -> Finding:
 @check("no desktops of a killed study", needs_docker)
 def leftovers(config: StudyConfig, machine: Machine) -> Finding:
     """They hold memory and ports. Ours are labelled and reaped at the next start; no others are touched."""
-    from arpo_replica.desktop.engine import OWNER, abandoned
+    from arpo_replica.providers.docker_engine import OWNER, abandoned
 
     left = [labels for labels in machine.docker_containers(OWNER) if abandoned(labels.get(OWNER, ""))]
     if left:

@@ -113,7 +113,7 @@ def start_time(config: StudyConfig, machine: Machine) -> Finding:
 @check("downloads of task files", lambda config: config.desktop.provider in ("container", "osworld"))
 def download_cache(config: StudyConfig, machine: Machine) -> Finding:
     """A download that broke off stays in a cache and is used again; empty files are its sign."""
-    from arpo_replica.osworld.downloads import default_cache
+    from arpo_replica.suites.osworld.downloads import default_cache
 
     folder = default_cache()
     place = folder if machine.exists(folder) else folder.parent

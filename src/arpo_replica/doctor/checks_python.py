@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from arpo_replica.base.environments import heavy_environment
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, has_models, ok, warn
-from arpo_replica.environments import heavy_environment
 
 
 def _state(machine: Machine, name: str, why: str) -> Finding:

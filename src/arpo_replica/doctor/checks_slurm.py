@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import Profile, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
@@ -11,7 +12,6 @@ from arpo_replica.cluster.site import SITE_FILE, load_site
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
-from arpo_replica.errors import UserError
 
 NO_SLURM = "no Slurm on this machine"
 NO_CLUSTER = "configuration source"

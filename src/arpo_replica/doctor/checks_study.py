@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
-from arpo_replica.errors import UserError
+from arpo_replica.suites.planned import check_tasks, planned_tasks
 from arpo_replica.tasks.left_out import check_left_out
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.planned import check_tasks, planned_tasks
 
 GOOGLE_STEPS = {"googledrive", "login"}
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import DesktopConfig, PolicyConfig
-from arpo_replica.environments import ROOT
 
 NOT_FOUND = 127
 TOO_LONG = 124
@@ -258,13 +258,13 @@ class Machine:
 
     def check_provider(self, desktop: DesktopConfig) -> None:
         """The desktop provider's own check. Raises ``UserError``."""
-        from arpo_replica.desktop.providers import make_provider
+        from arpo_replica.providers.make import make_provider
 
         make_provider(desktop).check()
 
     def check_remote(self, desktop: DesktopConfig) -> dict[str, Any]:
         """Facts of the desktop service. Raises ``UserError``."""
-        from arpo_replica.desktop.remote import RemoteProvider
+        from arpo_replica.providers.remote import RemoteProvider
 
         provider = RemoteProvider(desktop)
         provider.check()

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.complaints import COMPLAINTS
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Check, Finding, Level, all_checks, fail, ok
-from arpo_replica.errors import UserError
 
 CONFIG_NAME, CONFIG_TITLE = "config", "the config itself"
 START, END = "<!-- checks: begin -->", "<!-- checks: end -->"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.files import file_sha256
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.comparison import (
     Side,
@@ -40,7 +41,6 @@ from arpo_replica.evaluation.records import (
     input_file,
     write_document,
 )
-from arpo_replica.manifest import file_sha256
 
 __all__ = ["compare", "compare_claims", "load_claims", "mark_of"]
 

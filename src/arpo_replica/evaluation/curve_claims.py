@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.comparison import ALPHA, Side, equivalence_p, error_side
 from arpo_replica.evaluation.published import Claim, CurveRole, Measure, Published
 from arpo_replica.evaluation.records import Curve, Interval, Summary, Verdict

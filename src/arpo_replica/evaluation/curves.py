@@ -13,7 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256
 from arpo_replica.evaluation.records import (
     Curve,
     CurvePoint,
@@ -23,7 +24,7 @@ from arpo_replica.evaluation.records import (
     SwapFact,
     shown_path,
 )
-from arpo_replica.manifest import file_sha256, read_manifest
+from arpo_replica.policy.manifest import read_manifest
 
 SAID = {"step", "loss"}
 NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps"}

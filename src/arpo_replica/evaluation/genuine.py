@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 
 
 def refuse_synthetic(results: Path) -> None:

@@ -20,14 +20,13 @@ from typing import Any
 import pandas as pd
 
 import arpo_replica
-from arpo_replica.checkout import answer_of, git_state, gpus_here
-from arpo_replica.cluster.allocation import read_jobs
-from arpo_replica.cluster.files import read_json
+from arpo_replica.base.allocation import read_jobs
+from arpo_replica.base.checkout import answer_of, git_state, gpus_here
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.files import read_json, write_atomically
+from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.desktop.fidelity import desktop_mark
-from arpo_replica.environments import ROOT
 from arpo_replica.evaluation.records import InputFile, SourceFile, input_file
-from arpo_replica.rollout.records import write_atomically
 from arpo_replica.tasks.left_out import split_tasks
 
 CONTROLLER_PACKAGES = (

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.load import describe
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.records import Contradiction, Document, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]

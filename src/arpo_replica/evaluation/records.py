@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from arpo_replica.environments import ROOT
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.files import write_atomically
 from arpo_replica.training.gates import StageReport
 
 About = Literal["new tasks", "this task set", "training seeds", "both studies"]

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.desktop.fidelity import desktop_mark
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.left_out import read_left_out

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from arpo_replica.errors import PolicyError
+from arpo_replica.base.errors import PolicyError
 from arpo_replica.policy.endpoint import EndpointConversation, EndpointPolicy
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from arpo_replica.policy.styles import STYLES
+from arpo_replica.policy.prompt_texts import STYLES
 
 Message = dict[str, Any]
 _PLAIN_BOX = re.compile(r"(start_box|end_box)='\((\d+),\s*(\d+)\)'")

@@ -21,10 +21,10 @@ from typing import Self
 import aiohttp
 
 from arpo_replica.actions.coordinates import FACTOR
+from arpo_replica.base import supervisor
+from arpo_replica.base.environments import ROOT, heavy_environment, python_of, short_root
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT, heavy_environment, python_of, short_root
-from arpo_replica.errors import UserError
-from arpo_replica.policy import guard
 
 SERVED_NAME = "policy"
 GRACE_S = 5.0
@@ -175,7 +175,7 @@ def free_port() -> int:
 
 
 class GuardedServer(ABC):
-    """A server program under a guard (``policy.guard``). Use as an async context manager.
+    """A server program under a guard (``base.supervisor``). Use as an async context manager.
 
     Entering starts it and returns at once; ``ready`` waits for it; leaving stops it with all its children.
     They are stopped too if this process is killed.
@@ -212,7 +212,7 @@ class GuardedServer(ABC):
         with self.log.open("wb") as log:
             self._guard = subprocess.Popen(
                 [
-                    *(sys.executable, "-IS", guard.__file__),
+                    *(sys.executable, "-IS", supervisor.__file__),
                     *("--grace", str(GRACE_S), "--remove", str(self._scratch), "--", *command),
                 ],
                 env=environment,

@@ -10,12 +10,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation.comparison import square_and_add
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
 from arpo_replica.report.views import percent, points
-from arpo_replica.rollout.records import write_atomically
 
 Key = tuple[str, str, str]
 """Split, arm, protocol."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.checkout import git_state
+from arpo_replica.base.checkout import git_state
+from arpo_replica.base.environments import ROOT, find
+from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT, find
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.records import (
@@ -28,7 +29,6 @@ from arpo_replica.evaluation.summary import summarise
 from arpo_replica.evaluation.tables import as_csv
 from arpo_replica.evaluation.targets import Target, splits_of, target_of
 from arpo_replica.report.target_figures import draw
-from arpo_replica.rollout.records import write_atomically
 
 PROTOCOL_ORDER = ("hard", "standard")
 

@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from arpo_replica.checkout import CHANGED, require_clean
+from arpo_replica.base.checkout import CHANGED, require_clean
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.records import Claims, Summary

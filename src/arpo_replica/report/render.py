@@ -15,9 +15,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import find
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import claim_words, effort, figures, matrix, training_views, views
@@ -26,7 +27,6 @@ from arpo_replica.report.pack import pack
 from arpo_replica.report.parity import parity_rows
 from arpo_replica.report.sources import Sources, collect_sources
 from arpo_replica.report.twins import Download, build_twins, download
-from arpo_replica.rollout.records import write_atomically
 
 STATIC = Path(__file__).parent / "static"
 FULL_SET = "screenshots"

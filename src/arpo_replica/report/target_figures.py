@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation.records import TargetDocument
 from arpo_replica.evaluation.targets import OFFLINE
 from arpo_replica.report.figures import arm_colour
 from arpo_replica.report.svg import PALETTE
-from arpo_replica.rollout.records import write_atomically
 
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "target", "text.parse_math": False, "font.size": 10.0,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
+from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord

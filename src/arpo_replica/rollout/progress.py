@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from arpo_replica.rollout.records import Outcome, write_atomically
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, file=sys.stderr, flush=True)
+from arpo_replica.base.files import write_atomically
+from arpo_replica.base.say import say
+from arpo_replica.rollout.records import Outcome
 
 
 class Progress:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from arpo_replica.base.files import flush_folder, write_atomically, write_flushed
 
 SCHEMA_VERSION = 1
 Outcome = Literal["success", "failure", "truncated", "env_error"]
@@ -162,10 +163,10 @@ def write_episode(
         files["steps.jsonl"] = lines.encode()
         files["episode.json"] = (record.model_dump_json(indent=1) + "\n").encode()
         for name, data in files.items():
-            _write_flushed(temporary / name, data)
-        _flush_directory(temporary)
+            write_flushed(temporary / name, data)
+        flush_folder(temporary)
         temporary.rename(final)
-        _flush_directory(root)
+        flush_folder(root)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -222,30 +223,3 @@ def write_index(root: Path) -> Path:
     index = root / "episodes.jsonl"
     write_atomically(index, "".join(lines).encode())
     return index
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that a reader sees the old or the new file, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        _write_flushed(temporary, data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.locks import locked
+from arpo_replica.base.say import say
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.errors import UserError
-from arpo_replica.locks import locked
-from arpo_replica.manifest import Manifest, read_manifest
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.policy.named_images import NamedImagePolicy
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
+from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.pool import (
     Labels,
@@ -30,7 +31,7 @@ from arpo_replica.rollout.pool import (
     collect_episodes,
     open_episodes,
 )
-from arpo_replica.rollout.progress import Progress, say
+from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import write_index
 from arpo_replica.tasks.left_out import split_tasks
 

@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.files import write_atomically
+from arpo_replica.base.say import say
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.manifest import read_manifest
+from arpo_replica.policy.manifest import read_manifest
+from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import Labels
 from arpo_replica.rollout.pool import OutputRoot
-from arpo_replica.rollout.progress import say
-from arpo_replica.rollout.records import EpisodeRecord, write_atomically
+from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import Serving, collect_served, make_labels, serve
 from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task

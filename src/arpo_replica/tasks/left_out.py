@@ -14,11 +14,11 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.environments import find
-from arpo_replica.errors import UserError
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.osworld import MANIFEST, read_task_manifest
+from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
 from arpo_replica.tasks.splits import Split, load_split, read_split
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.errors import UserError
+from arpo_replica.base.errors import UserError
 
 REQUIRED_KEYS = ("id", "instruction", "config", "evaluator")
 TYPES: dict[str, tuple[type, str]] = {

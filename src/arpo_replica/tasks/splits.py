@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from arpo_replica.errors import UserError
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
 from arpo_replica.tasks.model import Task, load_task
-from arpo_replica.tasks.osworld import ROOT as FETCHED
-from arpo_replica.tasks.osworld import read_task_manifest
+from arpo_replica.tasks.osworld_files import ROOT as FETCHED
+from arpo_replica.tasks.osworld_files import read_task_manifest
 
 
 class Split(BaseModel):

@@ -30,9 +30,9 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from arpo_replica.actions.parse import UITarsParser
+from arpo_replica.base.errors import DesktopError, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.errors import DesktopError, PolicyError
 from arpo_replica.policy.interface import Conversation
 from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from arpo_replica.rollout.parser import ReplyParser
@@ -43,9 +43,9 @@ from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
-from arpo_replica.training.keeper import KeeperProvider, socket_path
-from arpo_replica.training.pixels import Normalisation, carry_bytes
-from arpo_replica.training.speed import Speed
+from arpo_replica.training.process.keeper import KeeperProvider, socket_path
+from arpo_replica.training.speed.options import Speed
+from arpo_replica.training.speed.pixels import Normalisation, carry_bytes
 
 
 class FirstRound:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.training import TrainingConfig
-from arpo_replica.errors import UserError
 
 AHEAD = 1
 """Batches in work beside the one that the trainer waits for (verl: num_warmup_batches)."""

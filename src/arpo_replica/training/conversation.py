@@ -22,8 +22,8 @@ from typing import Any
 from PIL import Image
 from ray.exceptions import RayError
 
+from arpo_replica.base.errors import PolicyError, RefusedError
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.errors import PolicyError, RefusedError
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.policy.seeds import request_seed

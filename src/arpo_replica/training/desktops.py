@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from arpo_replica.base.errors import DesktopError, PolicyError
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
-from arpo_replica.errors import DesktopError, PolicyError
 
 
 def load_named(name: str, *arguments: Any) -> Any:

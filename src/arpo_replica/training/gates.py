@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import TrainingConfig
-from arpo_replica.errors import UserError
-from arpo_replica.manifest import read_manifest
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.training.metrics import read_lines, unbroken
 
 COMPLETE_FILE = "complete.json"

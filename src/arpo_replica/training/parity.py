@@ -16,7 +16,7 @@ from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.models import merge
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import verl_overrides
-from arpo_replica.training.speed import Speed
+from arpo_replica.training.speed.options import Speed
 
 FACTS = Path("data/paper/hyperparameters.yaml")
 SOURCES = {

@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import PolicyConfig, StudyConfig
-from arpo_replica.errors import UserError
+from arpo_replica.policy.token_budget import check_context
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
-from arpo_replica.policy.window import check_context
 from arpo_replica.training.asynchrony import asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job
-from arpo_replica.training.speed import speed_overrides
+from arpo_replica.training.speed.options import speed_overrides
 
 AGENT = "desktop"
 PACKAGE = "arpo_replica.training"

@@ -19,20 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.environments import short_root
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
+from arpo_replica.base.locks import locked
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import PLACEMENT, WITHOUT_EFFECT
-from arpo_replica.environments import short_root
-from arpo_replica.errors import UserError
-from arpo_replica.locks import locked
-from arpo_replica.manifest import Manifest, hash_weights, read_manifest, write_manifest
-from arpo_replica.rollout.records import write_atomically
+from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, write_manifest
 from arpo_replica.tasks.left_out import split_tasks
-from arpo_replica.training.attempt import Attempt
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
-from arpo_replica.training.notice import listening
+from arpo_replica.training.process.attempt import Attempt
+from arpo_replica.training.process.stop_notice import listening
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
 
 

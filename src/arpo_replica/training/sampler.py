@@ -31,10 +31,13 @@ from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer as VerlReplayBuffer
 from verl.utils import tensordict_utils
 
-from arpo_replica.rollout.records import episode_dir, write_atomically
+from arpo_replica.base.files import write_atomically
+from arpo_replica.rollout.records import episode_dir
 from arpo_replica.training.items import ItemStore, Row, value_of
 from arpo_replica.training.job import Job, current_job
-from arpo_replica.training.measure import (
+from arpo_replica.training.recipe import data_parallel, image_options
+from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
+from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
     batch_multiple,
@@ -42,9 +45,7 @@ from arpo_replica.training.measure import (
     measure,
     too_many_lost,
 )
-from arpo_replica.training.recipe import data_parallel, image_options
-from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
-from arpo_replica.training.speed import Speed
+from arpo_replica.training.speed.options import Speed
 
 TRAIN = "train"
 NOTHING = "no materializable trajectories"

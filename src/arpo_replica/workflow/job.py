@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from arpo_replica.cluster.allocation import describe_allocation, record_allocation
+from arpo_replica.base.allocation import describe_allocation, record_allocation
+from arpo_replica.base.errors import DesktopError, Stopped, UserError
 from arpo_replica.config import StudyConfig, parse_config
-from arpo_replica.errors import DesktopError, Stopped, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 TRY_AGAIN = 75

@@ -6,26 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.checkout import require_clean
-from arpo_replica.cluster.left import check_left
+from arpo_replica.base.checkout import require_clean
+from arpo_replica.base.environments import ROOT, find, heavy_environment, python_of
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256
+from arpo_replica.cluster.orphan_jobs import check_left
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.container import BUILT_IMAGE
 from arpo_replica.config.offline import SHARED
 from arpo_replica.config.policy import SERVED
 from arpo_replica.config.training import WITHOUT_EFFECT
-from arpo_replica.desktop.providers import make_provider
-from arpo_replica.environments import ROOT, find, heavy_environment, python_of
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
-from arpo_replica.manifest import file_sha256
-from arpo_replica.nano.model import check_nano
+from arpo_replica.models.nano.model import check_nano
+from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.policy.endpoint import check_endpoint
-from arpo_replica.policy.weights import check_folder, check_named_model, read_description, revision_of
-from arpo_replica.policy.window import check_context
-from arpo_replica.tasks.evaluate import check_provider
+from arpo_replica.policy.token_budget import check_context
+from arpo_replica.providers.make import make_provider
+from arpo_replica.suites.evaluate import check_provider
+from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
 from arpo_replica.tasks.left_out import check_left_out, left_out_of
-from arpo_replica.tasks.planned import check_tasks, planned_tasks, split_files
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import check_recipe, check_window
 

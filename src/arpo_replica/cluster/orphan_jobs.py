@@ -1,0 +1,47 @@
+"""Jobs that an earlier Snakemake left behind: it was killed, they wait or run on."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode
+from pathlib import Path
+
+from arpo_replica.base.allocation import read_jobs
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import read_json
+from arpo_replica.base.slurm import Ask, ask
+from arpo_replica.cluster import profile
+
+MARKERS = Path(".snakemake/incomplete")
+"""Snakemake's: a file for each output that is being made, named by it, with its job until that begins."""
+
+
+def submitted(results: Path, markers: Path = MARKERS) -> set[str]:
+    """Numbers of all jobs of a study that Snakemake does not know to have ended, and of many that have.
+
+    ``results``: folder of the study, as its outputs begin.
+    """
+    found = {str(job["job"]) for job in read_jobs(results)}
+    for path in markers.rglob("*") if markers.is_dir() else ():
+        name = "".join(part.removeprefix("@") for part in path.relative_to(markers).parts)
+        try:
+            output = urlsafe_b64decode(name).decode()
+            number = read_json(path).get("external_jobid") if output.startswith(f"{results}/") else None
+        except ValueError:
+            continue  # a folder of longer names, or a marker that is being written
+        if number is not None:
+            found.add(str(number))
+    return {number.split("_")[0] for number in found}
+
+
+def check_left(results: Path, asking: Ask = ask) -> None:
+    """Refuse to submit what a job in Slurm's queue already makes. Raises ``UserError``."""
+    if profile.active is None:
+        return
+    mine = submitted(results)
+    lines = asking("squeue", "--me", "--noheader", "--format", "%F %T").splitlines() if mine else []
+    alive = sorted({line.split()[0] for line in lines if "COMPLETING" not in line} & mine, key=int)
+    if alive:
+        raise UserError(
+            f"Slurm still has jobs of an earlier run of {results}: {', '.join(alive)}; wait for them or, if "
+            f"no other Snakemake waits for them, end them with 'scancel {' '.join(alive)}'."
+        )

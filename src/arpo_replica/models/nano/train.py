@@ -1,0 +1,182 @@
+"""Supervised learning of the nano policy on demonstrations, reproducible to the bit on one machine."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from arpo_replica.config.models import NanoConfig
+from arpo_replica.models.nano.data import OTHER, Batch, Conversation, Screenshots, make_batch
+from arpo_replica.models.nano.model import IMAGE_MEAN, IMAGE_STD
+from arpo_replica.models.nano.muon import Muon
+from arpo_replica.models.nano.network import multimodal_hidden
+
+SPREAD = 2.0
+"""Standard deviation, in pixels, of the target around a demonstrated coordinate: near misses are near."""
+MATRIX_RATE = 2.5
+"""Muon's learning rate for matrices is ``nano.learning_rate`` times this."""
+WARM_UP = 0.05
+"""Share of the updates over which learning rates rise; afterwards they fall to zero in a line."""
+CHUNK = 8
+"""Conversations of similar length that go through the network together."""
+PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross entropy per token, in nats."""
+
+    text: float
+    """Of the tokens that are no coordinate."""
+    coordinates: float
+    """Of coordinates, above the entropy of their blurred target."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training gave, besides the weights."""
+
+    updates: int
+    conversations: int
+    """Conversations seen, repetitions counted."""
+    final: Losses
+    """Mean over the last tenth of the updates."""
+
+
+class NumberTokens:
+    """Which tokens are the coordinates 0, 1, 2 ...; one row for abscissas, one for ordinates."""
+
+    def __init__(self, tokenizer: Any, numbers: int) -> None:
+        self.tokens = torch.tensor(
+            [[tokenizer.encode(f"{space}{n}").ids[0] for n in range(numbers)] for space in ("", " ")]
+        )
+        self.values = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.long)
+        for row in self.tokens:
+            self.values[row] = torch.arange(numbers)
+
+
+def train(
+    model: Any,
+    conversations: Sequence[Conversation],
+    screenshots: Screenshots,
+    tokens: NumberTokens,
+    nano: NanoConfig,
+    *,
+    progress: Callable[[str], None] = print,
+) -> Learned:
+    """Train ``model`` in place for ``nano.epochs`` passes.
+
+    Same weights, conversations, config and number of threads: same result, bit for bit.
+    """
+    torch.use_deterministic_algorithms(True)
+    order = _order(len(conversations), nano)
+    updates = max(1, len(order) // nano.batch_size)
+    optimizers = _optimizers(model, nano.learning_rate)
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    tail: list[tuple[float, float]] = []
+    began = said = time.monotonic()
+    for update in range(updates):
+        rate = _schedule(update / updates)
+        for optimizer, rates in zip(optimizers, base_rates, strict=True):
+            for group, base in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = base * rate
+        chosen = order[update * nano.batch_size : (update + 1) * nano.batch_size]
+        losses = _accumulate(model, [conversations[index] for index in chosen], screenshots, tokens)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if update >= updates * 0.9 or update == updates - 1:
+            tail.append((losses.text, losses.coordinates))
+        now = time.monotonic()
+        if now - said >= PROGRESS_S or update == updates - 1:
+            said = now
+            speed = (update + 1) / (now - began)
+            progress(
+                f"nano: update {update + 1}/{updates}, loss text {losses.text:.3f} "
+                f"coordinates {losses.coordinates:.3f}, {speed * nano.batch_size:.0f} episodes/s, "
+                f"ETA {(updates - update - 1) / speed:.0f} s"
+            )
+    text, coordinates = (sum(values) / len(tail) for values in zip(*tail, strict=True))
+    return Learned(updates, updates * nano.batch_size, Losses(round(text, 4), round(coordinates, 4)))
+
+
+def _order(count: int, nano: NanoConfig) -> list[int]:
+    """Indices of all passes, one after the other, each shuffled; at least one whole batch."""
+    source = random.Random(f"nano/{nano.seed}")
+    order: list[int] = []
+    for _ in range(nano.epochs):
+        epoch = list(range(count))
+        source.shuffle(epoch)
+        order += epoch
+    return order if len(order) >= nano.batch_size else (order * nano.batch_size)[: nano.batch_size]
+
+
+def _schedule(done: float) -> float:
+    """Factor on the learning rates after this share of the updates."""
+    return (1 - done) / (1 - WARM_UP) if done > WARM_UP else (done + 1e-3) / WARM_UP
+
+
+def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the network, AdamW for embeddings, patch kernel, biases and norms."""
+    inner: list[Tensor] = []
+    outer: list[Tensor] = []
+    for name, weight in model.named_parameters():
+        matrix = weight.ndim == 2 and "embed_tokens" not in name
+        (inner if matrix else outer).append(weight)
+    return [
+        Muon(inner, lr=rate * MATRIX_RATE, momentum=0.9),
+        torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+
+
+def _accumulate(
+    model: Any, batch: Sequence[Conversation], screenshots: Screenshots, tokens: NumberTokens
+) -> Losses:
+    """Gradients of the mean loss per learned token over a batch, and the losses before the update."""
+    ordered = sorted(batch, key=lambda conversation: len(conversation.ids))
+    total = sum(sum(conversation.learned) for conversation in ordered)
+    sums = torch.zeros(2)
+    counts = torch.zeros(2)
+    for start in range(0, len(ordered), CHUNK):
+        part = make_batch(ordered[start : start + CHUNK], screenshots)
+        losses, kinds = token_losses(model, part, screenshots.grid, tokens)
+        (losses.sum() / total).backward()
+        for row, chosen in enumerate((kinds == OTHER, kinds != OTHER)):
+            sums[row] += losses.detach()[chosen].sum()
+            counts[row] += chosen.sum()
+    text, coordinates = (sums / counts.clamp(min=1)).tolist()
+    return Losses(text, coordinates)
+
+
+def token_losses(
+    model: Any, batch: Batch, grid: tuple[int, int], tokens: NumberTokens
+) -> tuple[Tensor, Tensor]:
+    """Loss and kind of every learned token of a batch, two vectors of the same length.
+
+    The target of a coordinate is a bell curve of ``SPREAD`` pixels over the numbers around it; its
+    entropy is taken off, so that a perfect prediction costs nothing.
+    """
+    patches = (batch.patches.float() / 255 - IMAGE_MEAN) / IMAGE_STD
+    hidden = multimodal_hidden(model, batch.ids, batch.positions, patches, grid)
+    learned = batch.learned[:, 1:]
+    targets, kinds = batch.ids[:, 1:][learned], batch.kinds[:, 1:][learned]
+    logits = F.linear(hidden[:, :-1][learned], model.lm_head.weight)
+    logarithms = F.log_softmax(logits.float(), -1)
+    losses = -logarithms.gather(1, targets.unsqueeze(1)).squeeze(1)
+    grid_line = torch.arange(tokens.tokens.shape[1]).float()
+    for row, numbers in enumerate(tokens.tokens, start=1):
+        places = (kinds == row).nonzero().squeeze(1)
+        values = tokens.values[targets[places]].float()
+        bell = torch.softmax(-0.5 * ((grid_line - values.unsqueeze(1)) / SPREAD) ** 2, -1)
+        divergence = (bell * (bell.clamp(min=1e-12).log() - logarithms[places][:, numbers])).sum(1)
+        losses = losses.index_put((places,), divergence)
+    return losses, kinds

@@ -1,0 +1,125 @@
+"""``python -m arpo_replica.models.shape CONFIG_JSON FOLDER``: a known architecture with random weights.
+
+For speed and memory only. Needs as much main memory as the weights take in bfloat16 (2B: 4.5 GB, 7B: 17 GB).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.models import PolicyConfig, StudyConfig
+from arpo_replica.models.weights import ModelDescription, check_folder, read_description
+
+TOKENS = {
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_token_id": "<|vision_pad|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
+NUMBERS = 1000
+VOCABULARY = 4096
+NOTE = "RANDOM_WEIGHTS.txt"
+
+
+def make_shape(config: StudyConfig, description: ModelDescription, folder: Path) -> None:
+    """Write the model folder, whole or not at all; one that is there already stays."""
+    if (folder / NOTE).is_file():
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_tokenizer(config, partial)
+    preprocessor = {
+        **description.preprocessor,
+        "processor_class": description.processor_class,
+        "min_pixels": config.policy.min_pixels,
+        "max_pixels": config.policy.max_pixels,
+        "size": {"shortest_edge": config.policy.min_pixels, "longest_edge": config.policy.max_pixels},
+    }
+    (partial / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
+    write_weights(description, partial)
+    (partial / NOTE).write_text(
+        f"{description.hub}: the architecture with random weights; no result counts.\n"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def write_tokenizer(config: StudyConfig, folder: Path) -> None:
+    """The given tokenizer, or one with a token for each number and each phrase of the prompt."""
+    if config.model.tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (config.model.tokenizer / name).is_file():
+                shutil.copy2(config.model.tokenizer / name, folder / name)
+        return
+    from arpo_replica.models.nano.model import write_processor
+    from arpo_replica.models.nano.tokenizer import build_tokenizer, choose_vocabulary
+
+    pieces = choose_vocabulary([], NUMBERS, VOCABULARY, config.policy.language)
+    policy: PolicyConfig = config.policy
+    write_processor(build_tokenizer(pieces), policy, folder)
+    (folder / "video_preprocessor_config.json").unlink()
+
+
+def architecture(description: ModelDescription) -> Any:
+    """transformers' config of the architecture."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in description.config.items() if key != "model_type"}
+    return AutoConfig.for_model(description.config["model_type"], **values)
+
+
+def write_weights(description: ModelDescription, folder: Path) -> None:
+    """Random weights in bfloat16; the ids of special tokens follow the tokenizer in ``folder``."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = architecture(description)
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in TOKENS.items()}
+    if None in ids.values():
+        lacking = next(TOKENS[key] for key, found in ids.items() if found is None)
+        raise UserError(f"model.tokenizer has no token {lacking}; give one of the Qwen2-VL family.")
+    for key, found in ids.items():
+        for part in (config, config.get_text_config()):
+            if hasattr(part, key) or key in ("bos_token_id", "eos_token_id"):
+                setattr(part, key, found)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model.generation_config.update(
+        bos_token_id=ids["bos_token_id"],
+        pad_token_id=ids["bos_token_id"],
+        eos_token_id=[ids["eos_token_id"], ids["bos_token_id"]],
+    )
+    model.save_pretrained(folder)
+
+
+def main(arguments: list[str]) -> int:
+    """Status 2 and one sentence for a user's mistake."""
+    try:
+        config = StudyConfig.model_validate_json(arguments[0])
+        description = read_description(config.policy.model)
+        if description is None:
+            raise UserError(f"policy.model '{config.policy.model}' is no name in data/models; correct it.")
+        make_shape(config, description, Path(arguments[1]))
+        check_folder(Path(arguments[1]))
+    except UserError as error:
+        sys.stdout.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

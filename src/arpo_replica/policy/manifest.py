@@ -1,0 +1,153 @@
+"""What a finished model *is*: ``manifest.json`` beside its weights.
+
+The manifest is what the workflow tracks; weights are gigabytes and stay out of its sight. Whoever loads
+weights checks them against the manifest, so a damaged or foreign file is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256, write_atomically
+from arpo_replica.config.models import StudyConfig
+
+WEIGHTS = ("*.safetensors",)
+UNSEEN = "served, weights not seen"
+"""How the source of a model begins that only a server elsewhere has."""
+
+
+class Manifest(BaseModel):
+    """``manifest.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 1
+    arm: str
+    seed: int
+    stage: str
+    step: int
+    """Updates since the stage began; 0 for an untrained policy."""
+    size: str
+    """Size mark of the study."""
+    model: str
+    """Folder in Hugging Face format, relative to the manifest."""
+    weights: dict[str, str]
+    """File in that folder -> sha256."""
+    sha256: str
+    """Identity of the checkpoint: hash over ``weights``."""
+    parent: str | None
+    """``sha256`` of the model that training began from."""
+    recipe: dict[str, Any]
+    """Everything that decided the result."""
+    versions: dict[str, str]
+    """Package -> version."""
+
+    def model_path(self, manifest: Path) -> Path:
+        """The model's folder, given where the manifest lies."""
+        return (manifest.parent / self.model).resolve()
+
+
+def hash_weights(folder: Path) -> tuple[dict[str, str], str]:
+    """(file -> sha256, hash over all of them). Raises ``UserError`` if there are no weights."""
+    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    if not files or not (folder / "config.json").is_file():
+        raise UserError(
+            f"Model folder {folder} holds no config.json with *.safetensors; give a folder in Hugging Face "
+            "format as policy.model."
+        )
+    weights = {path.name: file_sha256(path) for path in files}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
+    return weights, hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write it whole or not at all."""
+    write_atomically(path, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_manifest(path: Path, *, verify: bool = False) -> Manifest:
+    """Read a manifest; with ``verify`` also hash the weights again. Raises ``UserError``."""
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"Manifest {path} cannot be read: {error.strerror}; build that model first."
+        ) from error
+    except ValidationError as error:
+        raise UserError(
+            f"Manifest {path} is no manifest of this version; delete it and build anew."
+        ) from error
+    served = str(manifest.recipe.get("source", "")).startswith(UNSEEN)
+    if verify and not (served and not manifest.weights):
+        weights, _ = hash_weights(manifest.model_path(path))
+        if weights != manifest.weights:
+            raise UserError(f"The weights beside {path} are not those it names; delete both and build anew.")
+    return manifest
+
+
+def served_manifest(config: StudyConfig) -> Manifest:
+    """Of a policy that only ``policy.endpoint`` has: nobody here can hash its weights, and it says so."""
+    policy = config.policy
+    identity = f"{UNSEEN}: {policy.served_model} at {policy.endpoint}"
+    return Manifest(
+        arm="base",
+        seed=0,
+        stage="base",
+        step=0,
+        size=config.size,
+        model=".",
+        weights={},
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        parent=None,
+        recipe={"source": identity},
+        versions={},
+    )
+
+
+def write_base(
+    config: StudyConfig,
+    folder: Path,
+    out: Path,
+    *,
+    stage: str,
+    recipe: dict[str, Any],
+    versions: dict[str, str],
+) -> Manifest:
+    """Hash an untrained policy's weights and write its manifest."""
+    weights, identity = hash_weights(folder)
+    manifest = Manifest(
+        arm="base",
+        seed=0,
+        stage=stage,
+        step=0,
+        size=config.size,
+        model=os.path.relpath(folder, out.parent),
+        weights=weights,
+        sha256=identity,
+        parent=None,
+        recipe=recipe,
+        versions=versions,
+    )
+    write_manifest(manifest, out)
+    return manifest
+
+
+def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manifest:
+    """Write the manifest of the untrained policy. ``folder`` holds its weights; None: a server alone has."""
+    if folder is None:
+        manifest = served_manifest(config)
+        write_manifest(manifest, out)
+        return manifest
+    if (folder / "manifest.json").is_file():
+        source = read_manifest(folder / "manifest.json", verify=True)
+        folder = source.model_path(folder / "manifest.json")
+        recipe, versions = source.recipe, source.versions
+    else:
+        recipe, versions = {"source": config.policy.model}, {}
+    return write_base(config, folder, out, stage="base", recipe=recipe, versions=versions)

@@ -1,0 +1,286 @@
+"""Noisy variants of tasks: set-up steps are added, the rest of the task stays as it is.
+
+A notification, a further browser tab, a window in the background, a file that looks interesting: what a
+desktop in use has and a clean one has not. Instruction, evaluator and the task's own steps are untouched,
+and a kind of noise that the evaluator could see is not used for that task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.tasks import NoiseKind, NoisyTasksConfig
+from arpo_replica.suites.miniwob.pages import DOMAIN, to_bytes
+from arpo_replica.tasks.model import Task
+
+Step = dict[str, Any]
+
+_NOTES = (
+    ("Calendar", "Team lunch moves to 12:30"),
+    ("Updates", "3 packages can be updated"),
+    ("Disk", "Backup finished without errors"),
+    ("Mail", "2 new messages in Inbox"),
+    ("Printer", "Paper tray 2 is almost empty"),
+    ("Network", "Connected to office-wired"),
+)
+_TABS = (
+    ("Canteen", "This week: soup, stew, salad, pie, fish."),
+    ("Departures", "08:12 platform 4, 08:27 platform 2, 08:41 platform 4."),
+    ("Reading list", "Chapters 3 to 7 until the end of the month."),
+    ("Opening hours", "Monday to Friday 9 to 17, Saturday 10 to 14."),
+)
+_FILES = (
+    ("shopping-list", "bread\napples\nsoap\n"),
+    ("old-draft", "Draft of last year, not to be used any more.\n"),
+    ("phone-numbers", "reception 100\nworkshop 214\n"),
+    ("minutes-of-march", "Present: all. Decided: nothing.\n"),
+)
+_SUFFIXES = (".txt", ".md", ".log", ".csv", ".rst")
+_FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures", "Public", "Templates")
+_HOME = "/home/user"
+
+# What of an evaluator could see a kind of noise: names of its functions and types of its getters.
+_SEES_TABS = re.compile(r"tab|url|page|histor|website|cookie|access|dash", re.IGNORECASE)
+_SEES_WINDOWS = re.compile(r"access|window|screen|terminal|wallpaper|dock", re.IGNORECASE)
+_SEES_FILES = re.compile(r"director|folder", re.IGNORECASE)
+_LOOKS_AT_WINDOWS = re.compile(r"wmctrl|xdotool|xprop|scrot|screenshot", re.IGNORECASE)
+_SEARCHES_HOME = re.compile(r"\bfind\b|\bgrep -r|\bls -R|\btree\b|os\.walk|\*\*|rglob", re.IGNORECASE)
+
+_DEBUGGING_PORT = re.compile(r"--remote-debugging-port=(\d+)")
+_OPEN_TAB = """import sys, time, json, urllib.request as u
+base, page = sys.argv[1:3]
+def ask(path, method="GET"):
+    return json.loads(u.urlopen(u.Request(base + path, method=method), timeout=5).read() or b"null")
+end = time.monotonic() + 60
+while True:
+    try:
+        before = [p["id"] for p in ask("/json/list") if p["type"] == "page"]
+        if before:
+            break
+    except OSError:
+        pass
+    if time.monotonic() > end:
+        sys.exit("the browser does not answer")
+    time.sleep(0.1)
+ask("/json/new?" + page, "PUT")
+u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()
+"""
+
+
+def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
+    """The task with ``settings.per_task`` kinds of noise; the same input gives the same bytes.
+
+    Raises ``UserError`` if fewer of ``settings.kinds`` leave the task's evaluator alone.
+    """
+    allowed = [kind for kind in settings.kinds if _APPLIES[kind](task)]
+    if len(allowed) < settings.per_task:
+        raise UserError(
+            f"Task {task.domain}/{task.id} bears {len(allowed)} of the kinds of noise "
+            f"({', '.join(allowed) or 'none'}), not {settings.per_task}; its evaluator could see the others: "
+            "allow more kinds in tasks.noisy, or take the task out of the split."
+        )
+    source = random.Random(f"noise/{settings.seed}/{task.domain}/{task.id}")
+    kinds = sorted(source.sample(allowed, settings.per_task), key=settings.kinds.index)
+    config, added = list(task.config), set[int]()
+    for kind in kinds:
+        place, steps = _STEPS[kind](task, source)
+        # What went in before moves the place in the task's own list of steps.
+        at = _position(place, added)
+        added = {index if index < at else index + len(steps) for index in added}
+        added |= set(range(at, at + len(steps)))
+        config[at:at] = steps
+    raw = {
+        **task.raw,
+        "id": noisy_id(task, settings.seed, kinds),
+        "config": config,
+        "arpo_noise": {
+            "of": task.id,
+            "of_sha256": task.sha256,
+            "seed": settings.seed,
+            "kinds": kinds,
+            "steps": sorted(added),
+        },
+    }
+    return Task(
+        id=raw["id"],
+        domain=task.domain,
+        instruction=task.instruction,
+        config=config,
+        evaluator=task.evaluator,
+        raw=raw,
+        sha256=hashlib.sha256(to_bytes(raw)).hexdigest(),
+    )
+
+
+def noisy_id(task: Task, seed: int, kinds: Sequence[str]) -> str:
+    """A UUID for a UUID, as OSWorld's ids are; else the old id with a suffix."""
+    try:
+        return str(uuid.uuid5(uuid.UUID(task.id), f"noise/{seed}/{'/'.join(kinds)}"))
+    except ValueError:
+        return f"{task.id}-noisy{seed}"
+
+
+def own_steps(task: Task) -> list[Step]:
+    """The steps of a noisy task without the added ones: those of the task that it was made from."""
+    added = set(task.raw["arpo_noise"]["steps"])
+    return [step for index, step in enumerate(task.config) if index not in added]
+
+
+def noisy_split(name: str, source: str, tasks: Sequence[Task], settings: NoisyTasksConfig) -> dict[str, Any]:
+    """The split's list, as JSON: its task files lie in the folder ``name`` beside it."""
+    listed: dict[str, list[str]] = {}
+    for task in tasks:
+        listed.setdefault(task.domain, []).append(task.id)
+    return {
+        "name": name,
+        "source": f"ours: the tasks of {source}, each with {settings.per_task} of "
+        f"{', '.join(settings.kinds)}; seed {settings.seed}",
+        "grade": "made by rule make_noisy_tasks",
+        "notes": [
+            "Set-up steps were added; instructions, evaluators and the tasks' own steps are unchanged."
+        ],
+        "tasks": listed,
+        "task_root": name,
+        "made_from": {task.id: task.raw["arpo_noise"]["of"] for task in tasks},
+    }
+
+
+# -- which kind suits which task ------------------------------------------------------------------
+
+
+def _evaluator_names(task: Task) -> str:
+    """Functions and getter types of the evaluator, in one line."""
+    evaluator = task.evaluator
+    found: list[str] = []
+    for value in (evaluator.get("func"), evaluator.get("result"), evaluator.get("expected")):
+        for entry in value if isinstance(value, list) else [value]:
+            found.append(str(entry.get("type", "")) if isinstance(entry, dict) else str(entry or ""))
+    return " ".join(found)
+
+
+def _text(task: Task) -> str:
+    return json.dumps([task.instruction, task.config, task.evaluator])
+
+
+def _window_is_safe(task: Task) -> bool:
+    return not (
+        _SEES_WINDOWS.search(_evaluator_names(task)) or _LOOKS_AT_WINDOWS.search(json.dumps(task.evaluator))
+    )
+
+
+def _file_is_safe(task: Task) -> bool:
+    return not (
+        _SEES_FILES.search(_evaluator_names(task))
+        or _SEARCHES_HOME.search(json.dumps(task.evaluator))
+        or _place_of_file(task) is None
+    )
+
+
+def _tab_is_safe(task: Task) -> bool:
+    if task.domain == DOMAIN:
+        return True  # its evaluator asks the pages of the task alone
+    steps = {str(step.get("type")) for step in task.config}
+    # OSWorld's step that opens tabs closes the browser's first one, whichever that is.
+    opens = steps & {"chrome_open_tabs", "chrome_close_tabs", "update_browse_history", "googledrive", "login"}
+    return not opens and _browser_step(task) is not None and not _SEES_TABS.search(_evaluator_names(task))
+
+
+def _browser_step(task: Task) -> tuple[int, int] | None:
+    """Index of the step that launches a browser which can be spoken to, and its port."""
+    for index, step in enumerate(task.config):
+        command = step.get("parameters", {}).get("command", "")
+        words = command if isinstance(command, str) else " ".join(map(str, command))
+        port = _DEBUGGING_PORT.search(words)
+        if step.get("type") == "launch" and "chrome" in words and port:
+            return index, int(port[1])
+    return None
+
+
+def _place_of_file(task: Task) -> tuple[str, str] | None:
+    """Folder and suffix that nothing in the task mentions."""
+    text = _text(task).lower()
+    folder = next((name for name in _FOLDERS if name.lower() not in text), None)
+    suffix = next((name for name in _SUFFIXES if name not in text), None)
+    return None if folder is None or suffix is None else (folder, suffix)
+
+
+_APPLIES: dict[NoiseKind, Callable[[Task], bool]] = {
+    "notification": _window_is_safe,
+    "extra_tab": _tab_is_safe,
+    "background_window": _window_is_safe,
+    "distractor_file": _file_is_safe,
+}
+
+
+# -- the steps ------------------------------------------------------------------------------------
+
+
+def window_source() -> str:
+    """The program that shows a window, as it goes into a command."""
+    return (Path(__file__).parent / "noise_window.py").read_text()
+
+
+def _window(kind: str, task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    text = _text(task).lower()
+    # A task that activates a window by name must not find this one.
+    notes = [note for note in _NOTES if note[0].lower() not in text] or [("Reminder 7", "Water the plants")]
+    title, body = source.choice(notes)
+    return 0, [_execute(["python3", "-c", window_source(), kind, title, body])]
+
+
+def _notification(task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    return _window("notification", task, source)
+
+
+def _background_window(task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    return _window("background_window", task, source)
+
+
+def _distractor_file(task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    place = _place_of_file(task)
+    assert place is not None
+    name, content = source.choice(_FILES)
+    path = f"{_HOME}/{place[0]}/{name}{place[1]}"
+    write = 'mkdir -p "$(dirname "$0")" && printf %s "$1" > "$0"'
+    return 0, [_execute(["/bin/bash", "-c", write, path, content])]
+
+
+def _extra_tab(task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    """Directly after the task's own step that launches the browser: there is none before."""
+    title, body = source.choice(_TABS)
+    page = f"data:text/html,<title>{title}</title><h1>{title}</h1><p>{body}</p>".replace(" ", "%20")
+    found = _browser_step(task)
+    assert found is not None
+    at, port = found
+    if task.domain == DOMAIN:
+        return at + 1, [{"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}]
+    return at + 1, [_execute(["python3", "-c", _OPEN_TAB, f"http://localhost:{port}", page])]
+
+
+def _execute(command: list[str]) -> Step:
+    return {"type": "execute", "parameters": {"command": command}}
+
+
+def _position(place: int, added: set[int]) -> int:
+    """Where index ``place`` of the task's own steps is now; 0 stays the very beginning."""
+    at = place
+    for index in sorted(added):
+        if place and index <= at:
+            at += 1
+    return at
+
+
+_STEPS: dict[NoiseKind, Callable[[Task, random.Random], tuple[int, list[Step]]]] = {
+    "notification": _notification,
+    "extra_tab": _extra_tab,
+    "background_window": _background_window,
+    "distractor_file": _distractor_file,
+}

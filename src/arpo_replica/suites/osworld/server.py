@@ -1,0 +1,241 @@
+"""Imports desktop-env once and forks a worker per desktop.
+
+Started as ``python -m arpo_replica.suites.osworld.server SOCKET``.
+
+Runs in envs/evaluator. Importing takes seconds and 240 MB; a fork takes milliseconds and shares them.
+
+A client (``client``) connects and hands over one end of a socket pair: the worker's channel. The connection
+itself is a leash: closed by the client, it ends the worker with everything the worker started; when the
+worker ends by itself, the server says so and closes it. When stdin ends (the client's process is gone) or
+there has been no worker for a minute, everything ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from arpo_replica.base.environments import die_with_parent
+
+IDLE_S = 60.0
+"""Without a worker for so long, the server ends; the next client starts a new one."""
+READY = b"ready\n"
+"""What stdout says once workers can be forked."""
+MEMORY_BYTES = 4 << 30
+"""A worker that a document makes larger than this fails instead of the machine."""
+FILE_BYTES = 2 << 30
+
+
+@dataclass
+class Child:
+    """A worker."""
+
+    pid: int
+    leash: socket.socket
+    folder: Path
+    """Private: its files, log and home. Removed with it."""
+
+
+class Server:
+    """See the module."""
+
+    def __init__(self, path: Path) -> None:
+        """``path``: of the socket to listen on."""
+        self.selector = selectors.DefaultSelector()
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(path))
+        self.listener.listen(64)
+        self.children: dict[int, Child] = {}
+        self.running = True
+        self.wake, self.bell = socket.socketpair()
+        for end in (self.wake, self.bell):
+            end.setblocking(False)
+        self.idle_since = time.monotonic()
+
+    def serve(self) -> None:
+        """Serve until there is no more use."""
+        if threading.active_count() != 1 or _kernel_threads() != 1:
+            raise RuntimeError("the server must have one thread when it forks: a lock could be held")
+        gc.collect()
+        gc.freeze()  # a worker's collector must not touch, and so copy, the shared pages
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.set_wakeup_fd(self.bell.fileno())
+        register = self.selector.register
+        register(sys.stdin.fileno(), selectors.EVENT_READ, self._client_process_gone)
+        register(self.wake, selectors.EVENT_READ, self._signalled)
+        register(self.listener, selectors.EVENT_READ, self._accept)
+        os.write(sys.stdout.fileno(), READY)
+        while self.running and (self.children or time.monotonic() < self.idle_since + IDLE_S):
+            for key, _ in self.selector.select(timeout=IDLE_S / 10):
+                key.data()
+        for child in list(self.children.values()):
+            self._end(child)
+
+    def _stop(self, *_: object) -> None:
+        self.running = False
+
+    def _client_process_gone(self) -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            self.running = False
+
+    def _signalled(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.wake.recv(4096):
+                pass
+        for child in list(self.children.values()):
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(child.pid, os.WNOHANG)
+                if pid:
+                    self._ended(child, os.waitstatus_to_exitcode(status))
+
+    def _accept(self) -> None:
+        leash, _ = self.listener.accept()
+        leash.settimeout(5)
+        files: list[int] = []
+        try:
+            _, files, _, _ = socket.recv_fds(leash, 1, 1)
+        except OSError as error:
+            print(f"bad request: {error}", file=sys.stderr)
+        if len(files) != 1:
+            leash.close()
+            return
+        leash.settimeout(None)
+        child = self._fork(leash, files[0])
+        os.close(files[0])
+        self.children[child.pid] = child
+        self.selector.register(leash, selectors.EVENT_READ, lambda: self._leash_moved(child))
+
+    def _fork(self, leash: socket.socket, channel: int) -> Child:
+        folder = Path(tempfile.mkdtemp(prefix="arpo-osworld-"))
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            leash.close()
+            become_worker(self, server, channel, folder)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # the child does it too: whoever comes first
+        return Child(pid, leash, folder)
+
+    def _leash_moved(self, child: Child) -> None:
+        try:
+            gone = not child.leash.recv(4096)
+        except OSError:
+            gone = True
+        if gone:
+            self._end(child)
+
+    def _end(self, child: Child) -> None:
+        """Kill the worker with its children and wait for it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            _, status = os.waitpid(child.pid, 0)
+            self._ended(child, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, child: Child, status: int) -> None:
+        """After the worker's end: its helpers and files go, then the client is told."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        del self.children[child.pid]
+        words = last_words(child.folder / "log")
+        shutil.rmtree(child.folder, ignore_errors=True)
+        self.selector.unregister(child.leash)
+        with contextlib.suppress(OSError):
+            child.leash.sendall(json.dumps({"status": status, "log": words}).encode() + b"\n")
+        child.leash.close()
+        self.idle_since = time.monotonic()
+
+
+def last_words(log: Path, size: int = 300) -> str:
+    """The end of what the worker printed, in one line."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - size))
+        return " ".join(file.read().decode(errors="replace").split())
+    return ""
+
+
+def become_worker(server: Server, parent: int, channel: int, folder: Path) -> NoReturn:
+    """In the fork: own group, own files, own home; then serve the channel. Never returns."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        with contextlib.suppress(AttributeError):  # a Mac has no such call: there the leash must do
+            die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        server.selector.close()
+        for end in (server.listener, server.wake, server.bell, *(c.leash for c in server.children.values())):
+            end.close()
+        enter(folder)
+        from arpo_replica.suites.osworld import worker
+
+        worker.serve(socket.socket(fileno=channel), folder)
+        status = 0
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            print(f"worker: {error!r}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def enter(folder: Path) -> None:
+    """Make the private folder this process's home, working directory and place for temporary files."""
+    import resource
+
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is an error, not the end
+    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+    sys.stdout = open(1, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    for name in ("home", "tmp"):
+        (folder / name).mkdir()
+    os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
+    tempfile.tempdir = None
+    os.chdir(folder)
+
+
+def _kernel_threads() -> int:
+    task = Path("/proc/self/task")
+    return len(list(task.iterdir())) if task.is_dir() else 1
+
+
+def main() -> None:
+    """Import, then serve."""
+    path = Path(sys.argv[1])
+    from arpo_replica.suites.osworld import desktop_env, worker
+
+    desktop_env.prepare()
+    worker.preload()
+    try:
+        Server(path).serve()
+    finally:
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

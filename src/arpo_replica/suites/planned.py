@@ -1,0 +1,103 @@
+"""The tasks of a study's splits: as they are on disk, or, before any rule ran, as they will be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_atomically
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.suites.evaluate import check_evaluator
+from arpo_replica.suites.miniwob.pages import to_bytes
+from arpo_replica.suites.noise import make_noisy, noisy_split
+from arpo_replica.suites.setup import check_setup
+from arpo_replica.tasks.left_out import kept, split_tasks
+from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.osworld_files import (
+    MANIFEST,
+    ROOT,
+    TaskManifest,
+    read_task_manifest,
+    write_task_manifest,
+)
+from arpo_replica.tasks.splits import load_split, read_split, refuse_unknown
+
+
+def fetched(config: StudyConfig) -> bool:
+    """True if the study's task files are those that rule ``fetch_osworld_tasks`` makes."""
+    root = config.tasks.root
+    return (root if root.is_absolute() else Path.cwd() / root) == Path.cwd() / ROOT
+
+
+def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
+    """The tasks of a split that the study runs, without waiting for a rule.
+
+    Raises ``UserError`` for a list that is wrong.
+
+    None if the task files are still to be fetched: then only the ids could be checked, by the manifest.
+    """
+    if split in config.tasks.noisy:
+        settings = config.tasks.noisy[split]
+        clean = planned_tasks(config, settings.source)
+        return None if clean is None else _made_noisy(config, split, clean)
+    path, root = config.tasks.splits[split], config.tasks.root
+    if fetched(config) and not (root / "manifest.json").is_file():
+        known = read_task_manifest(find(MANIFEST)).files
+        refuse_unknown(path, read_split(path), known.__contains__, "OSWorld")
+        return None
+    return kept(config, split, load_split(path, root))
+
+
+def check_tasks(tasks: Iterable[Task]) -> None:
+    """Raises ``UserError`` for the first task that cannot be set up or scored here."""
+    for task in tasks:
+        check_setup(task)
+        check_evaluator(task)
+
+
+def split_files(config: StudyConfig, split: str) -> list[str]:
+    """The files that decide a split's tasks, as a rule's input: task files, or the manifest of all."""
+    if split in config.tasks.noisy:
+        return [str(_noisy_folder(config, split) / "manifest.json")]
+    root = config.tasks.root
+    if fetched(config):
+        return [str(root / "manifest.json")]
+    tasks = load_split(config.tasks.splits[split], root)
+    return [str(root / task.domain / f"{task.id}.json") for task in tasks]
+
+
+def make_noisy_tasks(config: StudyConfig, split: str) -> int:
+    """Write the task files of a noisy split, their manifest, and the list; returns their number."""
+    settings = config.tasks.noisy[split]
+    clean = split_tasks(config, settings.source)
+    tasks = _made_noisy(config, split, clean)
+    folder = _noisy_folder(config, split)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    hashes = {}
+    for task in tasks:
+        path = folder / task.domain / f"{task.id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_bytes(task.raw))
+        hashes[f"{task.domain}/{path.name}"] = task.sha256
+    document = noisy_split(split, settings.source, tasks, settings)
+    write_task_manifest(
+        TaskManifest(source=document["source"], files=dict(sorted(hashes.items()))), folder / "manifest.json"
+    )
+    write_atomically(config.tasks.splits[split], to_bytes(document))
+    return len(tasks)
+
+
+def _made_noisy(config: StudyConfig, split: str, clean: list[Task]) -> list[Task]:
+    tasks = [make_noisy(task, config.tasks.noisy[split]) for task in clean]
+    if len({(task.domain, task.id) for task in tasks}) < len(tasks):
+        raise UserError(f"tasks.noisy.{split} gives two tasks one id; choose another seed.")
+    return tasks
+
+
+def _noisy_folder(config: StudyConfig, split: str) -> Path:
+    """Folder of a noisy split's task files: beside its list, with the list's name."""
+    return config.tasks.splits[split].with_suffix("")

@@ -1,0 +1,137 @@
+"""Train an offline arm: rejection sampling, DPO or KTO on episodes of the base policy, through TRL.
+
+{out}/manifest.json     what the finished arm is; written last
+{out}/learning.jsonl    one object per update, as TRL logs it
+{out}/model/            weights in Hugging Face format
+{out}/checkpoints/      everything that a resume needs
+
+The manifest has the shape of a stage's, so that serving, evaluation and report treat the arm like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base.checkout import code_version
+from arpo_replica.base.environments import heavy_environment, run_module
+from arpo_replica.base.files import write_atomically
+from arpo_replica.base.locks import locked
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.offline import SHARED
+from arpo_replica.policy.manifest import Manifest, read_manifest, write_manifest
+from arpo_replica.rollout.run import describe_sampling
+from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
+from arpo_replica.training.metrics import read_lines
+from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
+from arpo_replica.training.offline.job import OfflineJob
+from arpo_replica.training.run import install_model, resolved
+
+TRL_VERSION = "1.16.0"
+"""As locked in envs/cpu and envs/gpu."""
+
+
+def episodes_config(config: StudyConfig) -> StudyConfig:
+    """The study's config for collecting what offline arms learn from: sampled as in training."""
+    evaluation = config.evaluation.model_copy(
+        update={"temperature": config.training.temperature, "top_p": 1.0, "splits": [config.offline_split]}
+    )
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def train_offline(
+    config: StudyConfig,
+    *,
+    arm: str,
+    seed: int,
+    stage: str,
+    parent: Path,
+    indexes: Sequence[Path],
+    out: Path,
+) -> Manifest:
+    """Train the arm in one go, from the newest complete checkpoint if there is one.
+
+    ``parent``: manifest of the base policy. ``indexes``: its episodes. ``out``: the arm's directory. Raises
+    ``UserError`` if the episodes hold nothing to learn from, RuntimeError if the training fails.
+    """
+    source = read_manifest(parent, verify=True)
+    out = out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / "train.lock"):
+        job = OfflineJob(
+            config=resolved(config),
+            arm=arm,
+            seed=seed,
+            parent_model=source.model_path(parent.absolute()),
+            parent_sha256=source.sha256,
+            indexes=[path.absolute() for path in indexes],
+            work=out / "checkpoints",
+        )
+        rollouts = read_rollouts(job.indexes, job.parent_sha256)
+        make_samples(job.config, arm, seed, rollouts)  # refuses before torch is loaded
+        recipe = recipe_of(job, digest(rollouts))
+        prepare_work(job, recipe)
+        described = job.work / "job.json"
+        write_atomically(described, job.model_dump_json().encode())
+        environment = heavy_environment(config.accelerator)
+        run_module(environment, "arpo_replica.training.offline.trainers", described, threads=config.threads)
+        return publish(job, recipe, stage, out)
+
+
+def recipe_of(job: OfflineJob, episodes_sha256: str) -> dict[str, Any]:
+    """Everything that decides the result."""
+    config, training = job.config, job.config.recipe(job.arm)
+    return {
+        "offline": job.method.model_dump(mode="json"),
+        "training": training.model_dump(mode="json", include=set(SHARED)),
+        "sampling": describe_sampling(episodes_config(config)),
+        "split": config.offline_split,
+        "rollouts_per_task": config.offline.rollouts_per_task,
+        "episodes_sha256": episodes_sha256,
+        "accelerator": config.accelerator,
+        "threads": config.threads,
+        "trl": TRL_VERSION,
+    }
+
+
+def prepare_work(job: OfflineJob, recipe: dict[str, Any]) -> None:
+    """Make the work folder; drop what another recipe left there, and checkpoints that are not whole."""
+    decides = {"recipe": recipe, "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed}
+    identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    path = job.work / "identity"
+    if job.work.exists() and (not path.is_file() or path.read_text() != identity):
+        print(f"{job.work} belongs to another recipe, parent or set of episodes; starting anew", flush=True)
+        shutil.rmtree(job.work)
+    job.work.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, identity.encode())
+    for folder in job.work.glob(f"{PREFIX_TRL}*"):
+        if not (folder / COMPLETE_FILE).is_file():
+            shutil.rmtree(folder)
+
+
+def publish(job: OfflineJob, recipe: dict[str, Any], stage: str, out: Path) -> Manifest:
+    """Put the weights into ``model/`` and write learning curve and manifest."""
+    hashes, identity = install_model(job.parent_model, job.weights, out / "model")
+    facts = json.loads(job.facts_file.read_bytes())
+    history = read_lines(job.history_file)
+    write_atomically(out / "learning.jsonl", job.history_file.read_bytes())
+    manifest = Manifest(
+        arm=job.arm,
+        seed=job.seed,
+        stage=stage,
+        step=history[-1]["step"],
+        size=job.config.size,
+        model="model",
+        weights=hashes,
+        sha256=identity,
+        parent=job.parent_sha256,
+        recipe={**recipe, "data": {key: facts[key] for key in facts if key != "packages"}},
+        versions={"arpo-replica": code_version(), **facts["packages"]},
+    )
+    write_manifest(manifest, out / "manifest.json")
+    shutil.rmtree(job.weights)
+    return manifest

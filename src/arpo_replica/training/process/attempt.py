@@ -1,0 +1,313 @@
+"""One attempt at a stage as seen from outside: start it, watch it, end it.
+
+Runs in the light environment; the training itself is ``launch`` in the heavy one, below a guard
+(``base.supervisor``) that leaves no process and no scratch file behind, whoever dies first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base import supervisor
+from arpo_replica.base.environments import heavy_environment, python_of
+from arpo_replica.base.errors import Stopped, UserError
+from arpo_replica.base.files import write_atomically
+from arpo_replica.base.processes import Process, descendants, memory_mb, oom_kills
+from arpo_replica.training.asynchrony import updates_within
+from arpo_replica.training.checkpoints import checkpoints
+from arpo_replica.training.job import VARIABLE, Job
+from arpo_replica.training.metrics import collect, to_jsonl, unbroken
+from arpo_replica.training.process.failures import explain, kernel_killed
+from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
+from arpo_replica.training.process.stop_notice import Notice
+
+POLL_S = 0.5
+GRACE_S = 3
+NOISE = re.compile(r"nanobind: | - leaked | - \.\.\. skipped|See https://nanobind")
+TAIL_LINES = 40
+EXPLAINED_LINES = 400
+LOOK_S = 1
+"""Seconds between two looks at the processes: one that lives for less than that is not missed later."""
+MEASURE_S = 5
+"""Seconds between two measurements of their memory."""
+ESSENTIAL = re.compile(
+    r"^ray::(?:vLLM|\w*WorkerDict|AgentLoopWorker|TaskRunner)|^VLLM::|EngineCore|arpo_replica\.training\.keeper"
+)
+"""Processes that a training cannot go on without, by their titles (Ray, verl 0.9.1 and vLLM set them)."""
+
+
+class Stalled(RuntimeError):
+    """A training that made no progress for ``training.stall_timeout_s``."""
+
+
+def environment(job: Job) -> dict[str, str]:
+    """The environment of a training: offline, no telemetry, short paths for sockets."""
+    threads, scratch = str(job.config.threads), str(job.scratch)
+    variables = {
+        # Slurm names a job's GPUs for every maker at once, which verl refuses.
+        **{name: value for name, value in os.environ.items() if name not in OTHER_MAKERS},
+        VARIABLE: str(job.work / "job.json"),
+        "ARPO_SCRATCH": scratch,
+        "ARPO_STACKS": str(job.scratch / "stacks"),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",
+        # Threads that wait must not spin: several processes share few cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Arrow's allocator would start a thread, and the fork server may have only one.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        # Whatever anything below writes beside its results is removed with the scratch folder.
+        "TMPDIR": scratch,
+        "HF_HOME": str(job.scratch / "huggingface"),
+        "TORCHINDUCTOR_CACHE_DIR": str(job.scratch / "inductor"),
+        "VLLM_CACHE_ROOT": str(job.scratch / "vllm_cache"),
+        **loggers(job),
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": scratch,
+        "VLLM_CONFIG_ROOT": str(job.scratch / "vllm"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": scratch,
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "HYDRA_FULL_ERROR": "1",
+        "VERL_FILE_LOGGER_PATH": str(job.verl_metrics),
+        "VERL_LOGGING_LEVEL": "INFO",
+        "VERL_USE_EXTERNAL_MODULES": "arpo_replica.training.patches.verl_plugin",
+        "VERL_USE_EXTERNAL_PLUGINS": "none",
+    }
+    if job.config.accelerator == "cpu":
+        variables |= {
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",
+            # vLLM compiles one sampler function even in eager mode, 20-110 s into the first request.
+            "TORCH_COMPILE_DISABLE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(job.config.serving.cpu_kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
+            "VLLM_PLUGINS": "",
+        }
+    return variables
+
+
+def loggers(job: Job) -> dict[str, str]:
+    """Where verl's further loggers write; W&B stays offline unless the user's environment says otherwise."""
+    wandb = "wandb" in job.recipe.loggers
+    return {
+        "TENSORBOARD_DIR": str(job.work / "tensorboard"),
+        "WANDB_DIR": str(job.work),
+        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline") if wandb else "disabled",
+        "WANDB_SILENT": "true",
+    }
+
+
+class Attempt:
+    """A running training."""
+
+    def __init__(self, job: Job, python: Path | None = None, notice: Notice | None = None) -> None:
+        """Start it. ``python``: interpreter of the heavy environment. ``notice``: says when to leave."""
+        self.job = job
+        self.notice = notice or Notice()
+        self.log_path = job.work / "logs" / f"train_{job.attempt:03d}.log"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        (job.scratch / "stacks").mkdir(parents=True, exist_ok=True)
+        job_file = job.work / "job.json"
+        write_atomically(job_file, job.model_dump_json(indent=1).encode())
+        python = python or python_of(heavy_environment(job.config.accelerator))
+        command = [
+            *(sys.executable, "-IS", supervisor.__file__),
+            *("--grace", str(GRACE_S), "--remove", str(job.scratch), "--"),
+            *(str(python), "-m", "arpo_replica.training.process.launch", str(job_file)),
+        ]
+        self.started = time.monotonic()
+        self.rows: list[dict[str, Any]] = []
+        self.peak_mb = 0.0
+        self._oom_kills = oom_kills()
+        self._progress = (self.started, (0, 0))
+        self._saved_before = 0
+        self._looked = self._measured = 0.0
+        self._essential: dict[int, str] = {}
+        """pid -> command of the processes that live as long as the training."""
+        self._gone_since: float | None = None
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=job.work,
+                env=environment(job),
+                stdin=subprocess.PIPE,  # its end tells the guard that we are gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Until it ends well. Prints a line per step.
+
+        Raises ``UserError`` for a key that verl refuses, ``Stalled``, ``Stopped`` after a notice,
+        RuntimeError for any other failure.
+        """
+        try:
+            while (status := self._poll()) is None:
+                if self.notice.came:
+                    self._leave()
+                time.sleep(POLL_S)
+            self._read()
+        finally:
+            self.stop()
+        if status != 0 and self.notice.came:
+            self._leave(now=True)
+        if status != 0:
+            if self.job.stop_file.is_file():
+                raise UserError(self.job.stop_file.read_text())
+            reason = explain(self.tail(EXPLAINED_LINES), self.job, oom_kills() - self._oom_kills)
+            if reason:
+                raise UserError(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
+            raise RuntimeError(
+                f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
+            )
+
+    def stop(self) -> None:
+        """End it, and everything below it, if it still runs."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=GRACE_S + 30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _leave(self, *, now: bool = False) -> None:
+        """Ask for a checkpoint; raise ``Stopped`` once it is there, or no time is left to wait for it.
+
+        ``now``: the signal ended the training as well.
+        """
+        saved = [step for step in checkpoints(self.job.work) if step <= unbroken(self.rows)]
+        if not self.job.save_file.exists():
+            self._saved_before = max(saved, default=0)
+            self.job.save_file.touch()
+            print("a signal asks the job to end", flush=True)
+        newest = max(saved, default=0)
+        if now or newest > self._saved_before or self.notice.over():
+            raise Stopped(f"The training was stopped by a signal; a new run goes on after step {newest}.")
+
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """The end of its log, without what Triton's bindings say at the end of every process."""
+        with self.log_path.open(errors="replace") as file:
+            return "".join(deque((line for line in file if not NOISE.match(line)), lines))
+
+    def _poll(self) -> int | None:
+        status = self.process.poll()
+        self._read()
+        now = time.monotonic()
+        marks = (len(self.rows), self._episodes())
+        if marks != self._progress[1]:
+            self._progress = (now, marks)
+        elif now - self._progress[0] > self.job.recipe.stall_timeout_s:
+            dump = self._dump()
+            raise Stalled(
+                f"the training made no progress for {self.job.recipe.stall_timeout_s} s "
+                f"(training.stall_timeout_s); its state is in {dump}"
+            )
+        if now - self._looked > LOOK_S:
+            self._looked = now
+            below = descendants(self.process.pid)
+            self._check_alive(below, now)
+            if now - self._measured > MEASURE_S:
+                self._measured = now
+                self.peak_mb = max(self.peak_mb, memory_mb([process.pid for process in below]))
+        return status
+
+    def _check_alive(self, below: list[Process], now: float) -> None:
+        """Raise ``Stalled`` when a process that the training needs has been gone for a while.
+
+        verl waits for ever for a vLLM that died while it was sent weights; nobody else would notice.
+        """
+        living = {process.pid: process for process in below if process.state != "Z"}
+        for pid, process in living.items():
+            if ESSENTIAL.search(process.command):
+                self._essential[pid] = ESSENTIAL.findall(process.command)[0]
+        gone = [pid for pid in self._essential if pid not in living]
+        over = bool(self.rows) and self.rows[-1]["step"] >= self.job.stage.steps
+        if not gone or over:
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = now
+        elif now - self._gone_since > self.job.recipe.dead_after_s:
+            names = ", ".join(sorted({self._essential[pid] for pid in gone}))
+            killed = oom_kills() - self._oom_kills
+            why = f" {kernel_killed(killed)}" if killed else ""
+            raise Stalled(
+                f"a process of the training died ({names}) and the others wait for it; the state is in "
+                f"{self._dump()}.{why}"
+            )
+
+    def _read(self) -> None:
+        """Take over new steps from the logs: ``metrics.jsonl`` and a line each."""
+        rows = collect(self.job.verl_metrics.parent, self.job.steps)
+        known = {row["step"] for row in self.rows if row["attempt"] == self.job.attempt}
+        new = [r for r in rows if r["attempt"] == self.job.attempt and r["step"] not in known]
+        self.rows = rows
+        if new:
+            write_atomically(self.job.out / "metrics.jsonl", to_jsonl(rows))
+        for row in new:
+            print(self._line(row), flush=True)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        job, steps = self.job, self.job.stage.steps
+        done = row["step"] - job.resume_step
+        elapsed = time.monotonic() - self.started
+        seconds = [r["seconds"]["total"] or 0.0 for r in self.rows if r["attempt"] == job.attempt]
+        pace = sum(seconds[-5:]) / max(1, len(seconds[-5:]))
+        start = f", first step after {elapsed:.0f} s" if done == 1 else ""
+        return (
+            f"{job.arm} seed {job.seed} {job.stage_name}: step {row['step']}/{steps}  "
+            f"reward {row['reward_before']:.3f} -> {row['reward_after']:.3f}  success {row['success']:.2f}  "
+            f"swapped {row['swapped_groups']}/{row['groups']}  env errors {row['env_errors']}  "
+            f"{row['seconds']['total']:.1f} s/step  ETA {pace * (steps - row['step']):.0f} s{start}"
+        )
+
+    def _episodes(self) -> int:
+        """Recorded episodes of the step that is running, and of those whose rollouts it may wait for."""
+        own = [row["step"] for row in self.rows if row["attempt"] == self.job.attempt]
+        step = max(own, default=self.job.resume_step) + 1
+        begun = range(max(1, step - updates_within(self.job.recipe)), step + 1)
+        folders = [self.job.episodes(number, 0).parent for number in begun]
+        return sum(1 for folder in folders for _ in folder.glob("rollout_*/*/episode.json"))
+
+    def _dump(self) -> Path:
+        """Write process table, stacks and the log's end to a file."""
+        below = descendants(self.process.pid)
+        stacks = self.job.scratch / "stacks"
+        for process in below:
+            if (stacks / f"{process.pid}.txt").exists():  # it handles the signal
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1)
+        lines = [f"{p.pid:8d} {p.parent:8d} {p.state} {p.cpu_s:9.1f} s  {p.command}" for p in below]
+        parts = ["pid, parent, state, CPU time, command", *lines]
+        for process in below:
+            path = stacks / f"{process.pid}.txt"
+            if path.exists():
+                parts += ["", f"--- stacks of {process.pid} {process.command}", path.read_text()]
+        parts += ["", "--- end of the log", self.tail()]
+        path = self.job.work / "logs" / f"stall_{self.job.attempt:03d}.txt"
+        write_atomically(path, "\n".join(parts).encode())
+        return path

@@ -1,0 +1,187 @@
+"""One attempt at a stage, in the heavy environment.
+
+Started as ``python -m arpo_replica.training.process.launch job.json``.
+
+Starts the keeper of the desktops, writes verl's inputs, then runs verl's own entry point,
+``verl.trainer.main_ppo``, in a process of its own: forked from the preloaded fork server (CPU), or plainly
+started (GPU).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from arpo_replica.base.checkout import code_version
+from arpo_replica.base.environments import die_with_parent
+from arpo_replica.base.files import write_atomically
+from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.tasks.model import Task
+from arpo_replica.training.job import VARIABLE, Job, current_job
+from arpo_replica.training.process.ray_cluster import RayCluster
+from arpo_replica.training.recipe import AGENT, PACKAGE, ray_numbers, to_arguments, verl_overrides
+
+ENTRY_POINT = "verl.trainer.main_ppo"
+FIRST_RAY_JOB = "01000000"
+# In this order: verl's external modules look for vLLM among what is imported already.
+PRELOADED = (
+    "vllm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.entrypoints.openai.api_server",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "verl",
+    ENTRY_POINT,
+    "verl.trainer.ppo.v1",
+    "verl.workers.engine_workers",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "arpo_replica.training.agent_loop",
+    "arpo_replica.training.sampler",
+    "arpo_replica.training.patches.weight_socket",
+    "ray._private.workers.default_worker",
+)
+# vLLM looks at a model class in a process of its own, which imports everything once more, unless the class
+# itself is registered.
+MODEL_CLASSES = {
+    "Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "vllm.model_executor.models.qwen2_vl",
+}
+
+
+def write_inputs(job: Job) -> list[str]:
+    """The parquet of tasks and the list of agent loops; verl's command line for this attempt."""
+    import pandas
+
+    tasks = split_tasks(job.config, job.stage.split)
+    data, agents = job.work / "tasks.parquet", job.work / "agents.yaml"
+    pandas.DataFrame([row(index, task) for index, task in enumerate(tasks)]).to_parquet(data)
+    # JSON is YAML. `Workplace` reads the rest from the job.
+    agents.write_text(
+        json.dumps([{"name": AGENT, "_target_": f"{PACKAGE}.agent_loop.DesktopAgentLoop"}]) + "\n"
+    )
+    packages = ("verl", "vllm", "torch", "transformers", "ray", "tensordict", "TransferQueue", "ui-tars")
+    versions = {"arpo-replica": code_version(), "python": platform.python_version()}
+    versions |= {name: version(name) for name in packages}
+    (job.work / "versions.json").write_text(json.dumps(versions))
+    return to_arguments(verl_overrides(job, tasks=len(tasks), data=data, agents=agents))
+
+
+def check_loggers(job: Job) -> None:
+    """Leave a sentence for the user and end if a logger of the config is not installed here."""
+    for name in job.recipe.loggers:
+        if importlib.util.find_spec(name) is None:
+            sentence = (
+                f"training.loggers names '{name}', but the environment that trains has no package {name}; "
+                "install it there or drop it from the key."
+            )
+            write_atomically(job.stop_file, sentence.encode())
+            sys.exit(sentence)
+
+
+def row(index: int, task: Task) -> dict[str, object]:
+    """One task in the columns that verl's dataset reads."""
+    return {
+        "data_source": task.domain,
+        "prompt": [{"role": "user", "content": task.instruction}],  # the agent loop builds the real one
+        "ability": "gui",
+        "reward_model": {"style": "rule", "ground_truth": ""},
+        "extra_info": {"index": index, "task": f"{task.domain}/{task.id}"},
+        "agent_name": AGENT,
+    }
+
+
+def preload() -> None:
+    """Import everything that the processes of a training import."""
+    started = time.perf_counter()
+    # Ray's native library reads these when it is loaded, and its workers insist on them. A Ray that we
+    # start ourselves has one job, the first; another number would stop its workers at once. A worker
+    # ends when the second process does: here the fork server, which ends with the training.
+    early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
+    os.environ.update(early)
+    ray_ids = importlib.import_module(f"{PACKAGE}.ray_ids")
+    with ray_ids.generator_unused():
+        for name in PRELOADED:
+            importlib.import_module(name)
+    registry = importlib.import_module("vllm").ModelRegistry
+    for architecture, module in MODEL_CLASSES.items():
+        registry.register_model(architecture, getattr(importlib.import_module(module), architecture))
+    for name in early:
+        del os.environ[name]
+    print(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def run_forked(job: Job, arguments: list[str]) -> int:
+    """verl's entry point as the first child of a fork server."""
+    from arpo_replica.training.process import fork_client
+    from arpo_replica.training.process.fork_server import (
+        AFTER_FORK,
+        ForkServer,
+        Program,
+        run_hooks,
+        run_program,
+    )
+
+    preload()
+    client = job.scratch / "python"
+    source = Path(fork_client.__file__).read_text().splitlines(keepends=True)
+    client.write_text(f"#!{sys.executable} -IS\n" + "".join(source[1:]))
+    client.chmod(0o755)
+    path = job.scratch / "fork.sock"
+    os.environ["ARPO_FORK_SERVER"], os.environ["ARPO_PYTHON"] = str(path), sys.executable
+    from arpo_replica.training.patches import verl_plugin
+
+    AFTER_FORK.append(verl_plugin.register_stack_dump)
+
+    def train() -> None:
+        run_hooks()
+        run_program(Program("module", ENTRY_POINT, [ENTRY_POINT, *arguments]))
+
+    return ForkServer(path, client).serve(train)
+
+
+@contextmanager
+def ray_over_nodes(job: Job) -> Iterator[dict[str, str]]:
+    """Variables that lead verl to Ray: none on one node, where it starts its own."""
+    recipe = job.recipe
+    if recipe.nodes == 1:
+        yield {}
+        return
+    log = job.work / "logs" / f"ray_{job.attempt:03d}.log"
+    gpus, cpus = ray_numbers(job)
+    with RayCluster(nodes=recipe.nodes, gpus=gpus, cpus=cpus, scratch=job.scratch, log=log) as ray:
+        yield {"RAY_ADDRESS": ray.address}
+
+
+def main() -> None:
+    """Run the job named by the first argument; ends with verl's status."""
+    os.environ[VARIABLE] = sys.argv[1]
+    job = current_job()
+    check_loggers(job)
+    subprocess.Popen(
+        [sys.executable, "-m", f"{PACKAGE}.keeper", sys.argv[1]],
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation
+    )
+    arguments = write_inputs(job)
+    if job.preload:
+        status = run_forked(job, arguments)
+    else:
+        with ray_over_nodes(job) as variables:
+            command = [sys.executable, "-m", ENTRY_POINT, *arguments]
+            status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""``status``: how far a study is, from files alone; it may run anywhere that sees them, at any time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base.files import latest, read_json, read_rows
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints
+from arpo_replica.workflow.study import Study
+
+SHOWN_JOBS = 12
+"""Jobs that are listed, the newest: all of it must fit on one screen."""
+STALE_S = 120.0
+"""A heartbeat older than this means that the job waits, hangs or is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One training or one checkpoint's rollouts."""
+
+    name: str
+    state: str
+    """``done``, ``running``, ``silent`` (began, but says nothing any more) or ``waiting``."""
+    progress: str
+    details: str
+
+
+def study_status(config: StudyConfig, root: Path = Path(), now: float | None = None) -> list[Line]:
+    """Every training and every evaluation of a study. ``root``: the checkout; ``now``: Unix time, seconds."""
+    study, now = Study(config.model_dump(mode="json"), "of the study"), time.time() if now is None else now
+    results = root / "results" / study.name
+    trainings = (training_line(config, results, key, now) for key in study.stages())
+    offline = (offline_line(results, key, now) for key in study.offline_trainings())
+    rollouts = (rollout_line(study, results, key, now) for key in study.checkpoints())
+    return [*trainings, *offline, *rollouts]
+
+
+def training_line(config: StudyConfig, results: Path, key: tuple[str, int, str], now: float) -> Line:
+    """One stage (``key``: arm, seed, stage): step, reward, pace, environment errors, time left."""
+    arm, seed, stage = key
+    folder = results / "models" / arm / f"seed_{seed}" / f"stage_{stage}"
+    name, steps = f"train {arm} seed {seed} {stage}", config.stage(stage).steps
+    rows = read_rows(folder / "metrics.jsonl")
+    if (folder / "manifest.json").is_file():
+        return Line(name, "done", f"{steps}/{steps} steps", _reward(rows).rstrip(", "))
+    newest = latest([folder / "metrics.jsonl", *(folder / "checkpoints" / "logs").glob("*")])
+    newest = max(newest, latest((folder / "episodes").glob("step_*/rollout_*")))
+    if not newest:
+        return Line(name, "waiting", f"0/{steps} steps", "")
+    step = rows[-1]["step"] if rows else 0
+    pace = [row["seconds"]["total"] or 0.0 for row in rows[-5:]]
+    left = f"ETA {clock(sum(pace) / len(pace) * (steps - step))}" if pace else "ETA ?"
+    recipe = config.recipe(arm)
+    rate = ""
+    if pace and sum(pace):
+        episodes = recipe.tasks_per_step * recipe.rollouts_per_task * len(pace)
+        rate = f"{3600 * episodes / sum(pace):.0f} episodes/h, "
+    errors = sum(row["env_errors"] for row in rows)
+    details = f"{_reward(rows)}{rate}env errors {errors}, {left}"
+    return Line(name, _state(newest, now), f"{step}/{steps} steps", details)
+
+
+def offline_line(results: Path, key: tuple[str, int, str], now: float) -> Line:
+    """One offline arm: updates and loss; while it runs, the newest checkpoint."""
+    arm, seed, stage = key
+    folder = results / "models" / arm / f"seed_{seed}" / f"stage_{stage}"
+    name = f"train {arm} seed {seed}"
+    if (folder / "manifest.json").is_file():
+        rows = read_rows(folder / "learning.jsonl")
+        return Line(name, "done", f"{rows[-1]['step']} updates", f"loss {rows[-1]['loss']:.3f}")
+    steps = checkpoints(folder / "checkpoints", PREFIX_TRL)
+    newest = latest([folder / "checkpoints" / "job.json", *(folder / "checkpoints").glob(f"{PREFIX_TRL}*")])
+    state = _state(newest, now) if newest else "waiting"
+    return Line(name, state, f"{max(steps, default=0)} updates saved", "")
+
+
+def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: float) -> Line:
+    """One checkpoint's evaluation: episodes, outcomes, pace, time left."""
+    arm, seed, stage = key
+    folder = results / "episodes" / arm / f"seed_{seed}" / f"stage_{stage}"
+    name = f"rollouts {arm} seed {seed} {stage}"
+    beat = read_json(folder / "heartbeat.json")
+    if all(Path(index).is_file() for index in study.episode_indexes(str(folder))):
+        return Line(name, "done", f"{beat.get('total', '?')} episodes", _outcomes(beat).rstrip(", "))
+    if not beat:
+        return Line(name, "waiting", "0 episodes", "")
+    rate, left = beat["per_hour"], beat["total"] - beat["done"]
+    eta = clock(3600 * left / rate) if rate else "?"
+    return Line(
+        name,
+        _state(beat["time"], now),
+        f"{beat['done']}/{beat['total']} episodes",
+        f"{_outcomes(beat)}{rate:.0f} episodes/h, ETA {eta}",
+    )
+
+
+def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, Any]]) -> str:
+    """One screen of text."""
+    shown = list(lines)
+    counts = {
+        state: sum(line.state == state for line in shown)
+        for state in ("done", "running", "silent", "waiting")
+    }
+    head = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    text = [f"Study '{config.name}': {head}", ""]
+    width = max((len(line.name) for line in shown), default=0)
+    text += [
+        f"{line.state:8} {line.name:{width}}  {line.progress:>18}  {line.details}".rstrip() for line in shown
+    ]
+    placed = [
+        f"  {job['rule']}: job {job['job']} on {job['nodes']}, GPUs {job['gpus'] or '-'}" for job in jobs
+    ]
+    if placed:
+        earlier = f" ({len(placed) - SHOWN_JOBS} before these)" if len(placed) > SHOWN_JOBS else ""
+        text += ["", f"Slurm's jobs so far{earlier}:", *placed[-SHOWN_JOBS:]]
+    return "\n".join(text) + "\n"
+
+
+def _state(newest: float, now: float) -> str:
+    return "running" if now - newest < STALE_S else "silent"
+
+
+def _reward(rows: list[dict[str, Any]]) -> str:
+    return f"reward {rows[-1]['reward_before']:.3f}, success {rows[-1]['success']:.2f}, " if rows else ""
+
+
+def _outcomes(beat: dict[str, Any]) -> str:
+    # A job counts its own episodes; those of earlier jobs are only kept.
+    counts = {"kept": beat.get("kept", 0), **dict(sorted(beat.get("outcomes", {}).items()))}
+    return "".join(f"{name} {count}, " for name, count in counts.items() if count)
+
+
+def clock(seconds: float) -> str:
+    """``h:mm:ss``."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
