@@ -29,7 +29,7 @@ def in_evaluator(code):
 
 
 def test_the_committed_inventory_is_what_desktop_env_has():
-    code = "import json; import arpo_replica.suites.osworld.inventory as i; print(json.dumps(i.make_inventory()))"
+    code = "import json, arpo_replica.suites.osworld.inventory as i; print(json.dumps(i.make_inventory()))"
     assert json.loads(in_evaluator(code).splitlines()[-1]) == json.loads(inventory.PATH.read_text())
 
 

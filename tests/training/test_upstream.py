@@ -58,9 +58,9 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_changed_function_is_refused() -> None:
     owner = types.SimpleNamespace(__name__="owner", f=lambda other: None)
     with pytest.raises(UpstreamChanged, match=r"owner\.f"):
-        upstream.require_function(owner, "f", ("data",), "m")
+        upstream_guards.require_function(owner, "f", ("data",), "m")
     with pytest.raises(UpstreamChanged, match="no longer exists"):
-        upstream.require_function(owner, "g", ("data",), "m")
+        upstream_guards.require_function(owner, "g", ("data",), "m")
 
 
 def test_two_trainings_have_two_sockets() -> None:
