@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 
 SCRIPT = """
 import sys
-from arpo_replica.training import ray_ids
+from arpo_replica.training.patches import ray_ids
 sys.path.insert(0, sys.argv[2])
 if sys.argv[1] == "kept":
     with ray_ids.generator_unused():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from arpo_replica.base.files import write_atomically
 from arpo_replica.rollout import records
 from arpo_replica.rollout.records import (
     EpisodeRecord,
@@ -123,7 +124,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, data):
         raise OSError("disk full")
 
-    monkeypatch.setattr(records, "_write_flushed", fail)
+    monkeypatch.setattr(records, "write_flushed", fail)
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -158,7 +159,7 @@ def test_the_index_lists_all_episodes_in_order(tmp_path):
 def test_a_file_that_cannot_be_replaced_leaves_nothing(tmp_path):
     (tmp_path / "index.html").mkdir()
     with pytest.raises(IsADirectoryError):
-        records.write_atomically(tmp_path / "index.html", b"x")
+        write_atomically(tmp_path / "index.html", b"x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["index.html"]
 
 

@@ -19,7 +19,7 @@ from arpo_replica.training.process.fork_server import Program, read_command
 SERVER = """
 import json, os, subprocess, sys
 from pathlib import Path
-from arpo_replica.training import fork_client
+from arpo_replica.training.process import fork_client
 from arpo_replica.training.process.fork_server import ForkServer
 folder, test = Path(sys.argv[1]), sys.argv[2]
 client = folder / "python"
