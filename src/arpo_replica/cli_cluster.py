@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.environments import find
 from arpo_replica.cli_options import DEMO, add_config
 from arpo_replica.config import load_config
-from arpo_replica.environments import find
 
 
 def add_cluster_commands(commands: Any) -> None:

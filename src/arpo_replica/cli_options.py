@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.environments import find
+from arpo_replica.base.environments import find
 
 DEMO = Path("configs/demo.yaml")
 """The default study's config."""

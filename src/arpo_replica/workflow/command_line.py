@@ -11,8 +11,8 @@ import difflib
 import sys
 from collections.abc import Collection
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.load import known_keys, require_file
-from arpo_replica.errors import UserError
 
 targets: list[str] = []
 """What this Snakemake is asked for; empty if the profile was not read. Its own object does not have them yet
