@@ -35,9 +35,9 @@ import yaml
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import ACTIONS, Action, Fail, Finished, Wait, from_json
+from arpo_replica.base.errors import DesktopError, FormatError
 from arpo_replica.config.models import DesktopConfig
-from arpo_replica.desktop.process import ProcessProvider
-from arpo_replica.errors import DesktopError, FormatError
+from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.tasks.model import Task
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from arpo_replica.actions.compared import rows
-from arpo_replica.environments import python_of
+from arpo_replica.base.environments import python_of
 
 PROGRAM = """
 import contextlib, io, json, sys

@@ -11,8 +11,8 @@ from yaml import safe_load
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action
-from arpo_replica.environments import ROOT
-from arpo_replica.errors import FormatError
+from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import FormatError
 
 REPLIES = ROOT / "data" / "actions" / "replies.yaml"
 PARSER = UITarsParser("absolute", (1008, 1008), (1008, 1008), "all")

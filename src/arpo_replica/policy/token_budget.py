@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arpo_replica.actions.coordinates import FACTOR, smart_resize
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
 from arpo_replica.policy.prompt import kept_images
 
 TOKENS_PER_TURN = 40
