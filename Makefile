@@ -8,7 +8,7 @@ CORES ?= 2
 # A Docker daemon of our own keeps its images here between runs; see envs/desktop/with_docker.sh.
 export ARPO_DOCKER_STATE ?= /var/tmp/arpo-docker
 
-.PHONY: help demo test lint type unit workflow docker slurm slow setup system controller cpu gpu evaluator lock
+.PHONY: help demo test lint type unit workflow docker slurm slow osworld-tasks setup system controller cpu gpu evaluator lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 14 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
 	ARPO_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
+
+osworld-tasks: controller ## OSWorld's task files from its repository into results/osworld/tasks; their tests else skip
+	$(BIN)/snakemake --cores 1 --no-hooks -- results/osworld/tasks/manifest.json
 
 slow: setup evaluator ## The long variants of tests: three kills of a training, long simulations
 	$(BIN)/python -m pytest tests/unit -m slow

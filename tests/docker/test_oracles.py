@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 from docker_helpers import IMAGE
-from test_osworld_provider import EXAMPLES
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.providers import osworld_host
 from arpo_replica.suites.osworld.client import stop_server
-from arpo_replica.tasks.osworld_files import ROOT as FETCHED
 from arpo_replica.validation.agreement import compare_validations
 from arpo_replica.validation.validate import validate_tasks
+from real_tasks import EXAMPLES, MISSING
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -34,9 +33,8 @@ def study(engine, tmp_path_factory):
     """A function of a provider's settings: a config with the tasks above as the split ``few``."""
     if not (ROOT / "envs" / "evaluator" / ".venv" / "prepared").is_file():
         pytest.skip("envs/evaluator is not installed (python3 envs/prepare.py evaluator)")
-    tasks = ROOT / FETCHED if (ROOT / FETCHED / "manifest.json").is_file() else EXAMPLES
-    if not tasks.is_dir():
-        pytest.skip("OSWorld's task files are neither fetched nor beside the checkout")
+    if not (EXAMPLES / "os").is_dir():
+        pytest.skip(MISSING)
     folder = tmp_path_factory.mktemp("few")
     names = {domain: [one] for domain, one in SOLVED.items()}
     for domain, one in INFEASIBLE.items():
@@ -47,7 +45,7 @@ def study(engine, tmp_path_factory):
 
     def configure(**desktop):
         config = load_config(ROOT / "configs" / "smoke.yaml")
-        config.tasks.root = tasks
+        config.tasks.root = EXAMPLES
         config.tasks.splits |= {split: folder / f"{split}.json" for split in ("few", "fewest")}
         config.desktop = type(config.desktop).model_validate(
             {"count": 2, "screen": (1920, 1080), "start_timeout_s": 120, **desktop}

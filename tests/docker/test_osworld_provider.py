@@ -16,8 +16,8 @@ from arpo_replica.providers import osworld_host
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
+from real_tasks import EXAMPLES, at_hand
 
-EXAMPLES = ROOT.parent / "shared" / "data" / "osworld" / "evaluation_examples" / "examples"
 TEXT = "if a<b & 'c' \"d\" \\n {x} $HOME `id`:\n\tÄé€ 漢字 >> <<ok>>"
 EDITOR = """
 import tkinter
@@ -121,9 +121,8 @@ async def test_desktops_that_start_together_get_ports_of_their_own(provider, eng
     assert ours(desktops) == []
 
 
+@at_hand
 async def test_real_task_files(provider):
-    if not EXAMPLES.is_dir():
-        pytest.skip(f"OSWorld's task files are not at {EXAMPLES}")
     desktop = await provider.start("real")
     try:
         rename = load_task(EXAMPLES / "os" / "e0df059f-28a6-4169-924f-b9623e7184cc.json")

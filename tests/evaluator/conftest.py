@@ -10,8 +10,7 @@ from osworld_tasks import gone, process_of
 from arpo_replica.base.environments import ROOT
 from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
 from fake_guest import FakeGuest
-
-EXAMPLES = ROOT.parent / "shared" / "data" / "osworld" / "evaluation_examples" / "examples"
+from real_tasks import EXAMPLES, MISSING
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,8 +31,8 @@ def _server():
 @pytest.fixture
 def examples():
     """OSWorld's task files."""
-    if not EXAMPLES.is_dir():
-        pytest.skip(f"OSWorld's task files are not at {EXAMPLES}")
+    if not (EXAMPLES / "os").is_dir():
+        pytest.skip(MISSING)
     return EXAMPLES
 
 

@@ -22,11 +22,10 @@ from arpo_replica.suites.planned import check_tasks, planned_tasks
 from arpo_replica.tasks.left_out import check_left_out, left_out_of, read_left_out, split_size, split_tasks
 from arpo_replica.tasks.splits import load_split, read_split, resolve_split
 from arpo_replica.training.run import resolved
+from real_tasks import EXAMPLES, at_hand
 from synthetic_study import Study, evaluate, make_study, render
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared/data/osworld/evaluation_examples/examples"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="OSWorld's task files are not at hand")
 LISTS = ("no_evaluator", "google_account", "text_recognition")
 LARGE = ("paper", "subset32", "seed_2b")
 TWO = ["click-button_test_in_0", "click-shape_test_in_6"]
@@ -47,17 +46,17 @@ def large(monkeypatch: pytest.MonkeyPatch) -> dict[str, StudyConfig]:
     monkeypatch.chdir(ROOT)
     found = {name: load_config(ROOT / f"configs/{name}.yaml") for name in LARGE}
     for config in found.values():
-        config.tasks.root = SHARED
+        config.tasks.root = EXAMPLES
     return found
 
 
 # --- the committed lists ---------------------------------------------------------------------------------
 
 
-@real
+@at_hand
 def test_the_lists_are_what_the_evaluators_cannot_judge_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "_reads_text", lambda: False)
-    tasks = load_split(ROOT / "data/splits/osworld_369.json", SHARED)
+    tasks = load_split(ROOT / "data/splits/osworld_369.json", EXAMPLES)
     reasons = unsupported(tasks)
     found = {f"{task.domain}/{task.id}": reasons[task.id] for task in tasks if task.id in reasons}
     assert set(found) == {task for name in LISTS for task in committed(name)["tasks"]}
@@ -73,7 +72,7 @@ def test_the_google_list_is_osworlds_own() -> None:
     assert set(committed("google_account")["tasks"]) == names("osworld_369") - names("osworld_361")
 
 
-@real
+@at_hand
 def test_the_large_studies_run_once_the_files_are_there(
     large: dict[str, StudyConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +92,7 @@ def test_the_large_studies_run_once_the_files_are_there(
     assert sizes["subset32", "arpo_32_candidate"] + sizes["subset32", "arpo_96_candidate"] == 127
 
 
-@real
+@at_hand
 def test_a_task_that_is_on_no_list_is_still_refused(large: dict[str, StudyConfig]) -> None:
     config = large["paper"]
     config.tasks.leave_out = [path for path in config.tasks.leave_out if path.stem != "google_account"]

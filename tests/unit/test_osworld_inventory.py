@@ -9,6 +9,7 @@ from arpo_replica.suites.osworld import inventory
 from arpo_replica.suites.osworld.inventory import read_inventory, read_version, unsupported
 from arpo_replica.suites.setup import check_setup
 from arpo_replica.tasks.model import Task
+from real_tasks import EXAMPLES, at_hand
 
 GOOD = {"func": "exact_match", "result": {"type": "vm_command_line"}, "expected": {"type": "rule"}}
 
@@ -84,13 +85,11 @@ def test_fail_and_infeasible_are_decided_in_one_place():
     assert [verdict(possible, last) for last in (Fail(), Finished(), None)] == [0.0, None, None]
 
 
+@at_hand
 def test_all_of_osworlds_tasks_but_those_known():
-    examples = inventory.ROOT.parent / "shared" / "data" / "osworld" / "evaluation_examples" / "examples"
-    if not examples.is_dir():
-        pytest.skip(f"OSWorld's task files are not at {examples}")
     from arpo_replica.tasks.model import load_task
 
-    tasks = [load_task(path) for path in sorted(examples.glob("*/*.json"))]
+    tasks = [load_task(path) for path in sorted(EXAMPLES.glob("*/*.json"))]
     reasons = unsupported(tasks)
     assert len(tasks) == 369
     assert sum("Google account" in reason for reason in reasons.values()) == 8

@@ -9,9 +9,9 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
 from arpo_replica.tasks.osworld_files import ROOT as FETCHED
 from arpo_replica.tasks.splits import load_split, read_split, refuse_unknown
+from real_tasks import EXAMPLES, at_hand
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared/data/osworld/evaluation_examples/examples"
 SIZES = {
     "osworld_369": 369,
     "osworld_361": 361,
@@ -43,7 +43,6 @@ SEED_SMOKE_4 = {
     "os": ["c64f5fe6-7b76-4c0a-acc7-f3ab50cdce49"],
     "vs_code": ["0a291cc3-74bb-46c4-8309-d2c0f2b05138"],
 }
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="OSWorld's task files are not at hand")
 
 
 def path(name):
@@ -98,21 +97,21 @@ def test_offline_lists_say_what_is_left_out_and_why():
     assert not set(split.scores_1_for_no_action) & ids("smoke_4")
 
 
-@real
+@at_hand
 @pytest.mark.parametrize("name", INFEASIBLE)
 def test_infeasible_tasks_are_read_from_the_task_files(name):
-    tasks = load_split(path(name), SHARED)
+    tasks = load_split(path(name), EXAMPLES)
     assert len(tasks) == SIZES[name]
     assert sum(task.infeasible for task in tasks) == INFEASIBLE[name]
 
 
-@real
+@at_hand
 def test_which_tasks_of_the_128_were_infeasible_in_the_papers_time():
     split = read_split(path("arpo_128"))
     then = {
         f"{domain}/{task}" for domain, tasks in split.infeasible_in_the_papers_time.items() for task in tasks
     }
-    now = {f"{t.domain}/{t.id}" for t in load_split(path("arpo_128"), SHARED) if t.infeasible}
+    now = {f"{t.domain}/{t.id}" for t in load_split(path("arpo_128"), EXAMPLES) if t.infeasible}
     changed = split.infeasible_today_differs["no longer infeasible"]
     assert (len(then), len(now)) == (26, 25)
     assert then < ids("arpo_128")

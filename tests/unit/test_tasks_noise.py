@@ -20,9 +20,9 @@ from arpo_replica.suites.planned import (
 )
 from arpo_replica.tasks.model import load_task
 from arpo_replica.tasks.splits import load_split
+from real_tasks import EXAMPLES, at_hand
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared/data/osworld/evaluation_examples/examples"
 KINDS = ("notification", "extra_tab", "background_window", "distractor_file")
 ALL = NoisyTasksConfig(source="x", per_task=4)
 MINIWOB = load_split(ROOT / "data/splits/miniwob_test_in.json", ROOT / "data/tasks")
@@ -167,10 +167,10 @@ def test_a_distractor_lies_where_the_task_does_not_look(tmp_path):
         make_noisy(clean, settings)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="OSWorld's task files are not at hand")
+@at_hand
 def test_osworlds_own_tasks():
     settings = NoisyTasksConfig(source="offline_desktop")
-    tasks = load_split(ROOT / "data/splits/offline_desktop.json", SHARED)
+    tasks = load_split(ROOT / "data/splits/offline_desktop.json", EXAMPLES)
     made = [make_noisy(task, settings) for task in tasks]
     for clean, noisy in zip(tasks, made, strict=True):
         assert_only_steps_were_added(clean, noisy)

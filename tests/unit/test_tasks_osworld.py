@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from arpo_replica.tasks.osworld_files import (
     write_task_manifest,
 )
 from arpo_replica.tasks.splits import load_split
+from real_tasks import EXAMPLES, at_hand
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared/data/osworld/evaluation_examples"
 FILES = {
     "chrome/a.json": b'{"id": "a"}\n',
     "os/b.json": b'{"id": "b",\r\n "instruction": "", "evaluator": {"func": "infeasible"}}',
@@ -177,9 +178,10 @@ def test_the_manifest_is_whole_and_its_digest_fits():
     assert manifest.commit in manifest.source
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="OSWorld's task files are not at hand")
+@at_hand
 def test_the_real_files_are_those_of_the_manifest(tmp_path):
-    settings = OsworldTasksConfig(source=str(SHARED))
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("manifest.json"))
+    settings = OsworldTasksConfig(source=str(tmp_path))
     assert fetch_osworld_tasks(settings, ROOT / MANIFEST, tmp_path / "out") == 369
     digest = hashlib.sha256()
     for name, content in sorted(read_files(tmp_path / "out").items()):
