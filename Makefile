@@ -37,13 +37,14 @@ evaluator: controller
 	@sh envs/debian.sh envs/desktop/apt-evaluator.txt
 	@$(PYTHON) envs/prepare.py evaluator
 
-lint: controller ## ruff, snakefmt, snakemake --lint
+lint: controller ## ruff, the order of the packages, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile rules workflow
 	$(BIN)/python tests/lint_workflow.py
 
-type: controller ## mypy
+type: controller ## mypy --strict
 	$(BIN)/mypy
 
 unit: setup evaluator ## Unit tests and tests on real desktops

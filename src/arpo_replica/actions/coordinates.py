@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from arpo_replica.config.models import PolicyConfig
+from arpo_replica.config.policy import PolicyConfig
 
 Coordinates = Literal["absolute", "relative_1000"]
 FACTOR = 28

@@ -48,7 +48,7 @@ from arpo_replica.actions.types import (
     Wait,
 )
 from arpo_replica.base.errors import FormatError
-from arpo_replica.config.models import PolicyConfig
+from arpo_replica.config.policy import PolicyConfig
 
 MAX_REPLY = 100_000
 """Longest reply that is looked at, in characters."""

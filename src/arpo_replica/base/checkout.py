@@ -49,7 +49,7 @@ def code_version(repository: Path = ROOT) -> str:
     state = git_state(repository)
     if state["commit"] is None:
         return "unknown"
-    return state["commit"] + (CHANGED if state["dirty"] else "")
+    return f"{state['commit']}{CHANGED if state['dirty'] else ''}"
 
 
 def answer_of(command: list[str]) -> str | None:

@@ -34,7 +34,7 @@ def require_function(owner: Any, name: str, parameters: tuple[str, ...], module:
 
     Raises ``UpstreamChanged`` if it is gone or begins with other parameters.
     """
-    function = getattr(owner, name, None)
+    function: Callable[..., Any] | None = getattr(owner, name, None)
     where = f"{getattr(owner, '__name__', owner)}.{name}"
     if not callable(function):
         raise UpstreamChanged(f"{module} replaces {where}, which no longer exists.")

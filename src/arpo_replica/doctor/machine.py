@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.config.models import DesktopConfig, PolicyConfig
+from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.policy import PolicyConfig
 
 NOT_FOUND = 127
 TOO_LONG = 124

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from scipy import stats
 from statsmodels.stats import proportion as smp
 
-from arpo_replica.evaluation.records import Verdict
-from arpo_replica.evaluation.statistics import CONFIDENCE, Interval
+from arpo_replica.evaluation.records import Interval, Verdict
+from arpo_replica.evaluation.statistics import CONFIDENCE
 
 ALPHA = 0.05
 """Of each one-sided test of equivalence."""

@@ -243,10 +243,11 @@ def columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
     return found
 
 
-def _nested(annotation: Any) -> type[BaseModel] | None:
+def _nested(annotation: Any) -> type[Interval] | type[Power] | None:
     for candidate in (annotation, *get_args(annotation)):
         if candidate in (Interval, Power):
-            return candidate  # type: ignore[no-any-return]
+            found: type[Interval] | type[Power] = candidate
+            return found
     return None
 
 

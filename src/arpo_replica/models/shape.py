@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import PolicyConfig, StudyConfig
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.weights import ModelDescription, check_folder, read_description
 
 TOKENS = {

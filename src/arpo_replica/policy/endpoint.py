@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiohttp
 
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError
-from arpo_replica.config.models import PolicyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
 from arpo_replica.policy.seeds import request_seed

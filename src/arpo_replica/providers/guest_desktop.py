@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
@@ -21,6 +21,8 @@ from arpo_replica.suites.evaluate import evaluate_task
 from arpo_replica.suites.miniwob.pages import html_root
 from arpo_replica.suites.setup import run_setup
 from arpo_replica.tasks.model import Task
+
+Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +199,7 @@ class GuestDesktop(ABC):
         """See the interface."""
         return await self._alive(evaluate_task(task, last_action, self.guest, self.devtools))
 
-    async def _alive(self, work: Any) -> Any:
+    async def _alive(self, work: Awaitable[Answer]) -> Answer:
         try:
             return await work
         except DesktopError as error:

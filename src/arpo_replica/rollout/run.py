@@ -23,9 +23,8 @@ from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.policy.named_images import NamedImagePolicy
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
 from arpo_replica.providers.make import make_provider
-from arpo_replica.rollout.episode import EpisodeLimits
+from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.pool import (
-    Labels,
     OutputRoot,
     PoolSettings,
     collect_episodes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
@@ -19,13 +20,16 @@ class AsyncReplaySampler(ReplaySampler, ReplayBufferAsync):
 
     def _terminal_eviction_reasons(
         self, global_steps: int, partition_id: str
-    ) -> tuple[set[str], set[str], set[str], Counter]:
+    ) -> tuple[set[str], set[str], set[str], Counter[str]]:
         """Groups that verl gives up. It would replace crashed ones for ever: stop instead."""
         raise_crashes(self.job.scratch)
         if partition_id == TRAIN and not self.resumed:
             self.resumed = True
             self._drop_trained()
-        return super()._terminal_eviction_reasons(global_steps, partition_id)
+        reasons: tuple[set[str], set[str], set[str], Counter[str]] = super()._terminal_eviction_reasons(
+            global_steps, partition_id
+        )
+        return reasons
 
     def _drop_trained(self) -> None:
         """A checkpoint holds the batch of its own step too: trajectories whose prompts are gone."""
@@ -37,7 +41,10 @@ class AsyncReplaySampler(ReplaySampler, ReplayBufferAsync):
                 del self.partitions[TRAIN][key]
 
     def _materialize_batch(
-        self, partition_id: str, selected_prompt_uids: list[str], partition_snapshot: dict[str, dict]
+        self,
+        partition_id: str,
+        selected_prompt_uids: list[str],
+        partition_snapshot: dict[str, dict[str, Any]],
     ) -> KVBatchMeta:
         """verl's batch; as in the synchronous mode one without any trajectory is an error."""
         batch = super()._materialize_batch(partition_id, selected_prompt_uids, partition_snapshot)

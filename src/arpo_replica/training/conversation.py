@@ -23,7 +23,7 @@ from PIL import Image
 from ray.exceptions import RayError
 
 from arpo_replica.base.errors import PolicyError, RefusedError
-from arpo_replica.config.models import PolicyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.interface import Reply
 from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.policy.seeds import request_seed
@@ -214,8 +214,8 @@ class TokenConversation:
         closed = builder.merge_context_tokens([], [], ids).token_ids
         if not messages:
             user = {"role": "user", "content": [{"type": "text", "text": "-"}]}
-            return closed + builder.render_delta_token_id([user], [], add_generation_prompt=True)
-        return closed + builder.tokenize_context_incremental_messages([], messages)
+            return [*closed, *builder.render_delta_token_id([user], [], add_generation_prompt=True)]
+        return [*closed, *builder.tokenize_context_incremental_messages([], messages)]
 
     @property
     def _builder(self) -> Any:

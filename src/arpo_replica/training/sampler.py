@@ -86,7 +86,9 @@ class ReplaySampler(VerlReplayBuffer):
             path = self.job.checkpoint(self.job.resume_step) / REPLAY_FILE
             self.buffer.restore(json.loads(path.read_bytes()))
 
-    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+    def sample(
+        self, global_steps: int, partition_id: str, batch_size: int
+    ) -> tuple[KVBatchMeta, dict[str, Any]]:
         """verl's batch of this step, with failed groups repaired, and our metrics."""
         self.redrawn = 0
         try:
@@ -138,7 +140,7 @@ class ReplaySampler(VerlReplayBuffer):
         )
         return changed, metrics
 
-    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[float]]:
         """verl's groups without reward variance, less those that replay repairs and those above the limit.
 
         A group that lost all its rollouts is kept as in every other mode, and counted; verl 0.9.1 would end

@@ -17,7 +17,7 @@ SIDE = ("split", "kind", "mark", "evaluator", "desktop", "trials", "finished_at"
 def read_validation(path: Path) -> dict[str, Any]:
     """A result of ``validate_tasks``. Raises ``UserError`` for a file that is none."""
     try:
-        document = json.loads(path.read_text())
+        document: dict[str, Any] = json.loads(path.read_text())
         rows = {row["task"]: row for row in document["tasks"]}
         _ = document["kind"]
         for row in rows.values():

@@ -55,8 +55,8 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
     log.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = sys.stdout, sys.stderr
     with log.open("w", buffering=1) as file:
-        sys.stdout = Tee(stdout, file)  # type: ignore[assignment]
-        sys.stderr = Tee(stderr, file)  # type: ignore[assignment]
+        sys.stdout = Tee(stdout, file)
+        sys.stderr = Tee(stderr, file)
         try:
             config = parse_config(snakemake.config, "of the run")
             if describe_allocation() is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import PolicyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano.model import MERGE, PATCH
 from arpo_replica.models.nano.network import patch_order, rope_positions
 from arpo_replica.models.nano.tokenizer import REPLY_PHRASES, SPECIAL_TOKENS

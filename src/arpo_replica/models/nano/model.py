@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import NanoConfig, PolicyConfig, StudyConfig
+from arpo_replica.config.models import NanoConfig, StudyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano.tokenizer import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,

@@ -126,7 +126,7 @@ def prepare() -> None:
             f"suites/osworld/desktop_env.py is for desktop-env {VERSION}, not {installed_version()}"
         )
     logging.disable(logging.DEBUG)
-    requests.sessions.HTTPAdapter = _Adapter  # type: ignore[attr-defined,misc]
+    requests.sessions.HTTPAdapter = _Adapter  # type: ignore[attr-defined]
     import tldextract.tldextract
     from desktop_env import desktop_env
     from desktop_env.controllers import setup as setup_module
@@ -139,7 +139,7 @@ def prepare() -> None:
             "desktop-env's client repeats requests in another way than known: revise upstream.py"
         )
 
-    class Once(desktop_env.PythonController):  # type: ignore[name-defined,misc]
+    class Once(desktop_env.PythonController):
         """Sends every request at most once."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -168,7 +168,7 @@ WARNINGS: list[str] = []
 def _checked(upstream: type[Any]) -> type[Any]:
     """``SetupController`` whose steps say when they fail."""
 
-    class Checked(upstream):  # type: ignore[misc]
+    class Checked(upstream):
         """A failed step is an error in an episode's set-up. In an evaluator's postconfig a step may fail
         because of what the policy did, and the score goes on as upstream's."""
 

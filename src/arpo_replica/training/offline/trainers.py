@@ -207,7 +207,7 @@ def _complete_callback() -> Any:
     """Marks a checkpoint as whole once all of it is written: a killed writer leaves part of one."""
     from transformers import TrainerCallback
 
-    class Complete(TrainerCallback):  # type: ignore[misc]
+    class Complete(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             folder = Path(args.output_dir) / f"{PREFIX_TRL}{state.global_step}"
             files = [path for path in folder.rglob("*") if path.is_file()]

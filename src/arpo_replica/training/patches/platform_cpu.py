@@ -165,7 +165,7 @@ def _use_plain_gloo() -> None:
 
     @functools.wraps(original)
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
-        return original("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+        original("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
 
     torch.distributed.init_process_group = init_process_group
 

@@ -58,7 +58,8 @@ def receive(server: socket.socket) -> int | None:
         if not part:
             return None
         data += part
-    return struct.unpack("!q", data)[0]
+    (status,) = struct.unpack("!q", data)
+    return int(status)
 
 
 def main() -> None:
