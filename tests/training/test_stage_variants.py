@@ -86,7 +86,7 @@ def test_desktops_that_all_fail_stop_the_stage_with_one_sentence(tmp_path: Path)
         r"^ray::vLLM",
         r"^ray::\w*WorkerDict",
         r"^ray::AgentLoopWorker",
-        r"arpo_replica\.training\.keeper",
+        r"arpo_replica\.training\.process\.keeper",
         "raylet",
     ],
 )
