@@ -107,7 +107,7 @@ def test_names_of_the_site_reach_the_jobs(cluster, tmp_path, monkeypatch):
     )
     made = make_profile(site)
     assert made.default_resources["slurm_account"] == "'p_arpo'"
-    assert made.node_lines.endswith("&&\nmodule load cuda\n")
+    assert made.node_lines.endswith("|| return\n{ :; module load cuda\n} || return\n")
     # Variables are the node's, whether a shell of the login node reads the command first or not.
     command = made.precommand()
     assert not set(command) & set('$`"\\')
@@ -169,6 +169,8 @@ def test_a_silent_controller_is_one_sentence(monkeypatch, tmp_path):
         ("gpu:h200:8(S:0-1)", {"h200": 8}),
         ("gpu:2,craynetwork:4", {"": 2}),
         ("gpu:a:1,gpu:b:2", {"a": 1, "b": 2}),
+        ("gpu:h100:no_consume:8", {"h100": 8}),
+        ("gpu:no_consume:2(S:0)", {"": 2}),
     ],
 )
 def test_gres_is_read(text, gpus):
@@ -177,10 +179,25 @@ def test_gres_is_read(text, gpus):
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("infinite", None), ("1:00:00", 60), ("30:00", 30), ("2-00:00:00", 2880), ("1-12:30:00", 2190)],
+    [
+        *[("infinite", None), ("1:00:00", 60), ("30:00", 30), ("2-00:00:00", 2880), ("1-12:30:00", 2190)],
+        *[("UNLIMITED", None), ("90", 90), ("24:00:00", 1440), ("2-0", 2880), ("1-12:30", 2190)],
+        *[("48h", 2880), ("90m", 90), ("2d", 2880)],
+    ],
 )
 def test_limits_are_read(text, minutes):
     assert slurm.read_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["two days", "1:2:3:4", "-1", "1.5", "12:", "1-2-3"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="24:00:00"):
+        slurm.read_minutes(text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("64", 64), ("64+", 64), ("1.5K", 1536), ("n/a", None)])
+def test_numbers_of_sinfo_are_read(text, number):
+    assert slurm.read_number(text) == number
 
 
 def test_run_times_grow_with_attempts_and_end_at_the_partitions_limit(cluster, monkeypatch):

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import subprocess
 import sys
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -21,7 +22,7 @@ from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources
 from arpo_replica.cluster.orphan_jobs import check_left, submitted
 from arpo_replica.cluster.profile import make_profile
-from arpo_replica.cluster.site import Site
+from arpo_replica.cluster.site import Site, load_site
 from arpo_replica.config import load_config
 from arpo_replica.training.process import stop_notice
 from arpo_replica.training.process.ray_cluster import own_address
@@ -302,3 +303,60 @@ def test_sizes_of_nodes_are_read():
     cpu, old = slurm.partitions(lambda *command: text)
     assert (cpu.cpus, cpu.memory_mb, cpu.nodes, cpu.up) == (128, 256000, 4, True)
     assert (old.cpus, old.memory_mb, old.up) == (8, 9, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("24:00:00", 1440),
+        ("2-00:00:00", 2880),
+        ("48h", 2880),
+        ("90", 90),
+        ("'30:00'", 30),
+        ("UNLIMITED", None),
+    ],
+)
+def test_times_are_taken_in_slurms_forms(tmp_path, text, minutes):
+    path = write(tmp_path / "site.yaml", f"max_minutes: {{gpu: {text}}}\n")
+    assert load_site(path).max_minutes.gpu == minutes
+
+
+def test_names_of_digits_are_names(tmp_path):
+    assert load_site(write(tmp_path / "site.yaml", "account: 012345\nqos: 17\n")).account == "012345"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_minutes: {gpu: soon}", "'max_minutes.gpu' is 'soon': give minutes or a time as Slurm takes it"),
+        ("gpu_model: gpu:h100", "'gpu_model' is 'gpu:h100': give the type alone"),
+        ("gpu_model: h100:8", "give the type alone, without 'gpu:' and a number (sinfo -o %G), e.g. h100."),
+        ("partitions: gpu", "'partitions' is 'gpu': it has keys of its own, write them below it: cpu, gpu."),
+        ("account: my lab", "'account' is 'my lab': give its name alone"),
+        ("scratch: tmp", "'scratch' is 'tmp': give a path from '/' or '$' on"),
+        ("acount: x", "unknown key 'acount'; did you mean 'account'?"),
+        ("jobs: 3\njobs: 4", "'jobs' stands twice, in lines 1 and 2; keep one"),
+    ],
+)
+def test_a_slip_in_the_site_file_is_one_sentence_with_the_form_to_write(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        load_site(write(tmp_path / "site.yaml", text + "\n"))
+    assert words in str(caught.value)
+    assert "^" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_comment_among_the_setup_lines_hides_nothing(cluster, tmp_path, shell):
+    site = Site(setup=["export A=1  # first", "# only a comment", "export B=2 # last"])
+    path = write(tmp_path / "node.sh", make_profile(site).node_lines)
+    done = subprocess.run(
+        [shell, "-c", f". {path} && echo $A$B"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "12\n", "")
+
+
+def test_a_setup_line_that_fails_ends_the_job(cluster, tmp_path):
+    site = Site(setup=["false # no such module", "export B=2"])
+    path = write(tmp_path / "node.sh", make_profile(site).node_lines)
+    done = subprocess.run(["sh", "-c", f". {path} && echo on"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")

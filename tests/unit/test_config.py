@@ -11,6 +11,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.docs import render_docs
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,18 @@ def changed(**changes):
         ({"serving": {"tensor_parallel": 2}}, "serving.tensor_parallel is about GPUs"),
         ({"seeds": [1, 1]}, "a seed is listed twice"),
         ({"evaluation": {"trials": 0}}, "'evaluation.trials' is 0"),
+        (
+            {"evaluation": {"success_above": 1}},
+            "'evaluation.success_above' is 1: input should be less than 1",
+        ),
+        ({"evaluation": {"top_p": 0}}, "'evaluation.top_p' is 0: input should be greater than 0"),
+        ({"serving": {"gpu_memory_utilization": 0}}, "'serving.gpu_memory_utilization' is 0"),
+        ({"training": {"replay": {"success_above": 1}}}, "'training.replay.success_above' is 1"),
+        ({"study": "My study"}, "'study' is 'My study': use lower-case letters, digits and '_'."),
+        (
+            {"desktop": "container"},
+            "'desktop' is 'container': it has keys of its own, write them below it: prov",
+        ),
         ({"evaluation": {"splits": ["test_in", "test_in"]}}, "evaluation.splits names 'test_in' twice"),
         ({"evaluation": {"temperature": float("inf")}}, "'evaluation.temperature' is inf"),
         (
@@ -96,9 +109,11 @@ def test_a_missing_section_is_named():
         (b"study: \xff\xfe", "is no text in UTF-8 (byte 7); save it as UTF-8"),
         (b"", "must be a mapping of keys"),
         (b"- a", "must be a mapping of keys"),
+        (b"study: a\nseeds: [0]\nstudy: b", "'study' stands twice, in lines 1 and 3; keep one"),
+        (b"desktop:\n  count: 1\n  count: 2\n", "'count' stands twice, in lines 2 and 3; keep one"),
         (None, "cannot be read: Is a directory; give an existing file"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_file_that_is_no_config(tmp_path, content, sentence):
     path = tmp_path / "bad.yaml"
@@ -122,3 +137,10 @@ def test_later_files_lie_over_earlier_ones(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main(["check", "--config", str(DEMO), str(over)]) == 0
     assert "study 'over'" in capsys.readouterr().out
+
+
+def test_yaml_loses_nothing_in_silence():
+    """YAML 1.1 would count the first to the base of 60 and the second to that of 8."""
+    assert load_yaml("[24:00:00, 012345, 12, 0, 0.5, 1_000]") == ["24:00:00", "012345", 12, 0, 0.5, 1000]
+    assert load_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}") == {"a": {"x": 1}, "b": {"x": 2}}
+    assert load_yaml("a: {x: 1}\nb: {x: 1}\n1: c\n") == {"a": {"x": 1}, "b": {"x": 1}, 1: "c"}

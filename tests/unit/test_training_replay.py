@@ -39,6 +39,12 @@ def test_trigger(scores: list[float], failed: bool) -> None:
     assert buffer().failed(scores) is failed
 
 
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="no number"):
+        Group("task", (score, 0.0))
+
+
 def test_a_rollout_left_alone_gives_way_to_nothing() -> None:
     replay = buffer()
     replay.store("t", Stored("old", 3))

@@ -68,7 +68,7 @@ def partitions(ask: Ask = ask) -> list[Partition]:
         gpus = {} if before is None else dict(before.gpus)
         for kind, number in read_gres(gres).items():
             gpus[kind] = max(number, gpus.get(kind, 0))
-        nodes = int(count) + (0 if before is None else before.nodes)
+        nodes = (read_number(count) or 0) + (0 if before is None else before.nodes)
         most_cpus = larger(cpus, None if before is None else before.cpus)
         most_mb = larger(memory, None if before is None else before.memory_mb)
         up = state in {"", "up"}
@@ -77,16 +77,21 @@ def partitions(ask: Ask = ask) -> list[Partition]:
 
 
 def larger(text: str, known: int | None) -> int | None:
-    """The larger of a number as ``sinfo`` prints it (``64``, or ``64+`` for at least 64) and a known one."""
-    number = int(text.rstrip("+")) if text.rstrip("+").isdigit() else None
-    return max((value for value in (number, known) if value is not None), default=None)
+    """The larger of a number as ``sinfo`` prints it and a known one."""
+    return max((value for value in (read_number(text), known) if value is not None), default=None)
+
+
+def read_number(text: str) -> int | None:
+    """``64``, ``64+`` (at least 64), ``1.5K`` (1,536); None for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)\+?", text)
+    return None if found is None else int(float(found[1]) * 1024 ** " KMG".index(found[2] or " "))
 
 
 def read_gres(text: str) -> dict[str, int]:
-    """``gpu:h200:8(S:0-1),gpu:2`` -> ``{"h200": 8, "": 2}``."""
+    """``gpu:h200:8(S:0-1),gpu:2`` -> ``{"h200": 8, "": 2}``; so does ``gpu:h200:no_consume:8,gpu:2``."""
     gpus: dict[str, int] = {}
     for entry in re.sub(r"\([^)]*\)", "", text).split(","):
-        parts = entry.split(":")
+        parts = [part for part in entry.split(":") if part != "no_consume"]
         if parts[0] == "gpu" and parts[-1].isdigit():
             kind = parts[1] if len(parts) == 3 else ""
             gpus[kind] = gpus.get(kind, 0) + int(parts[-1])
@@ -94,13 +99,19 @@ def read_gres(text: str) -> dict[str, int]:
 
 
 def read_minutes(text: str) -> int | None:
-    """``days-hours:minutes:seconds`` and shorter forms in minutes; ``infinite`` is None."""
-    if text in {"", "infinite", "n/a"}:
+    """A time as Slurm writes and takes it, in minutes: ``days-hours:minutes:seconds`` and its shorter forms
+    (``90`` alone is minutes), also ``48h`` and ``2d``; ``infinite`` is None. Raises ValueError."""
+    text = text.strip().lower()
+    if text in {"", "infinite", "unlimited", "n/a", "none"}:
         return None
+    if found := re.fullmatch(r"(\d+) ?([mhd])", text):
+        return int(found[1]) * {"m": 1, "h": 60, "d": 1440}[found[2]]
+    if re.fullmatch(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})", text) is None:
+        raise ValueError("give minutes or a time as Slurm takes it: 90, 24:00:00, 2-00:00:00, 48h")
     days, _, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
-    if len(parts) == 2 and not days:
-        parts = [0, *parts]
+    if len(parts) < 3 and not days:
+        parts = [0, *parts]  # Slurm's "90" and "90:00" begin with minutes
     hours, minutes, _ = [*parts, 0, 0][:3]
     return int(days or 0) * 1440 + hours * 60 + minutes
 

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
 from arpo_replica.base.environments import ROOT
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.tasks.left_out import split_size
@@ -89,7 +89,7 @@ class Estimate:
 @lru_cache(maxsize=1)
 def all_costs(path: Path = COSTS_FILE) -> dict[str, Costs]:
     """Size -> costs."""
-    return {size: Costs.model_validate(raw) for size, raw in yaml.safe_load(path.read_text()).items()}
+    return {size: Costs.model_validate(raw) for size, raw in load_yaml(path.read_text()).items()}
 
 
 def costs_of(config: StudyConfig) -> Costs:

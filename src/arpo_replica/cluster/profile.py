@@ -81,7 +81,8 @@ class Profile:
             lines.append(f"export {GRACE}={self.warn_seconds}")
         if any(line.split()[0] in {"module", "ml"} for line in self.site.setup):
             lines.append(MODULES)
-        return " &&\n".join([*lines, *self.site.setup]) + "\n"
+        # Each line in a group of its own: a comment at its end hides nothing of what follows.
+        return "".join(f"{{ :; {line}\n}} || return\n" for line in [*lines, *self.site.setup])
 
     def precommand(self) -> str:
         """Write those lines to a file and return the command that reads it.

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
+from arpo_replica.base import slurm
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import read_yaml
+from arpo_replica.config.load import describe, read_yaml
 from arpo_replica.config.section import Positive, Section
 
 SITE_FILE = Path("slurm/site.yaml")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
+
+
+def _as_text(value: Any) -> Any:
+    """A name of digits alone, which YAML takes for a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _minutes(value: Any) -> Any:
+    """Minutes of a time in one of Slurm's forms."""
+    return slurm.read_minutes(value) if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$"), BeforeValidator(_as_text)]
+Minutes = Annotated[Positive | None, BeforeValidator(_minutes)]
 
 
 class Partitions(Section):
@@ -27,11 +41,11 @@ class Partitions(Section):
 
 
 class TimeLimits(Section):
-    """Longest run times that may be asked for, in minutes."""
+    """Longest run times that may be asked for: minutes, or a time as Slurm takes it (``2-00:00:00``)."""
 
-    cpu: Positive | None = None
+    cpu: Minutes = None
     """For jobs without GPUs; none: the partition's own limit."""
-    gpu: Positive | None = None
+    gpu: Minutes = None
     """For jobs with GPUs; none: the partition's own limit."""
 
 
@@ -44,7 +58,7 @@ class Site(Section):
     """Account that pays; none: the user's default."""
     qos: Name | None = None
     """Quality of service; none: the default."""
-    gpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.\-]+$")
+    gpu_model: str | None = None
     """Type of GPU as Slurm calls it (``sinfo -o %G``), e.g. ``h200``; none: any."""
     scratch: str | None = Field(default=None, pattern=r"^[/$][A-Za-z0-9_./${}\-]*$")
     """Folder on the compute node for sockets and temporary files, at most 40 characters long when expanded;
@@ -69,6 +83,8 @@ class Site(Section):
     @field_validator("gpu_model")
     @classmethod
     def _askable(cls, model: str | None) -> str | None:
+        if model is not None and re.fullmatch(r"[A-Za-z0-9_.\-]+", model) is None:
+            raise ValueError("give the type alone, without 'gpu:' and a number (sinfo -o %G), e.g. h100")
         if model is not None and "-" in model:
             raise ValueError(
                 "the executor can ask for no type with a hyphen; leave it empty and name a partition that "
@@ -96,13 +112,4 @@ def load_site(path: Path = SITE_FILE) -> Site:
     try:
         return Site.model_validate(raw or {})
     except ValidationError as error:
-        raise UserError(f"{path}: {_describe(error)}") from error
-
-
-def _describe(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'; docs/cluster.md lists the keys."
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}."
+        raise UserError(f"{path}: {describe(error, Site, 'docs/cluster.md')}") from error

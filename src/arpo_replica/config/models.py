@@ -18,7 +18,7 @@ from arpo_replica.config.offline import OfflineEpisodesConfig
 from arpo_replica.config.osworld import OSWorldConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.remote import RemoteConfig
-from arpo_replica.config.section import PATH_NAME, Fraction, Positive, Section
+from arpo_replica.config.section import PATH_NAME, Below1, Positive, Section, Share
 from arpo_replica.config.targets import TargetsConfig
 from arpo_replica.config.tasks import TasksConfig
 from arpo_replica.config.training import (
@@ -126,7 +126,7 @@ class ModelConfig(Section):
 class ServingConfig(Section):
     """vLLM as started for rollouts (training configures its own through verl)."""
 
-    gpu_memory_utilization: Fraction = 0.85
+    gpu_memory_utilization: Share = 0.85
     """Share of GPU memory for vLLM; without a GPU it has no effect."""
     cpu_kv_cache_gib: Positive = 1
     """Size of the KV cache of vLLM's CPU build, GiB."""
@@ -160,9 +160,9 @@ class EvaluationConfig(Section):
     """Episodes per task."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature (paper §4.1: 0.6)."""
-    top_p: Fraction = 1.0
+    top_p: Share = 1.0
     """Nucleus sampling."""
-    success_above: Fraction = 0.5
+    success_above: Below1 = 0.5
     """Hard score above which an episode is a success."""
     reasks: int = Field(default=0, ge=0)
     """Times an unparsable reply is asked for again, at temperature 1, before it ends the episode (OSWorld's

@@ -19,6 +19,9 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+"""A score must exceed it, and none exceeds 1."""
 PATH_NAME = r"[a-z0-9_]+"
 """What appears in paths and as a wildcard of the workflow (``rules/common.smk``)."""
 Positive = Annotated[int, Field(ge=1)]

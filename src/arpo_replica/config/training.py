@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from arpo_replica.config.offline import OfflineConfig
-from arpo_replica.config.section import Fraction, Positive, Section
+from arpo_replica.config.section import Below1, Fraction, Positive, Section
 from arpo_replica.config.speed import SpeedConfig
 
 
@@ -18,7 +18,7 @@ class ReplayConfig(Section):
     """The switch that the released code lacks."""
     capacity_per_task: Positive = 8
     """Successes kept per task, first in first out."""
-    success_above: Fraction = 0.1
+    success_above: Below1 = 0.1
     """Task score above which a trajectory is stored (released code: 0.1)."""
     trigger_mean_below: Fraction = 0.2
     """A group is replaced in only if its mean task score is below this ..."""

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
+from arpo_replica.config.load import load_yaml
 from arpo_replica.report.archive import files_of, sha256_of
 
 METADATA = "ro-crate-metadata.json"
@@ -41,7 +41,7 @@ def write_crate(
     give the same bytes. ``citation``: the repository's CITATION.cff. Large sets of trajectories are listed
     as folders.
     """
-    software = yaml.safe_load(citation.read_text(encoding="utf-8")) if citation.is_file() else {}
+    software = load_yaml(citation.read_text(encoding="utf-8")) if citation.is_file() else {}
     crate = ROCrate()
     crate.name = f"ARPO replication: study {study} ({mark})"
     crate.description = (

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.training.parity import Fact, Facts, actual
 
@@ -21,7 +20,7 @@ def parity_rows(config: StudyConfig, facts: Path) -> list[dict[str, Any]]:
     if not facts.is_file() or not config.online_arms:
         return []
     rows = []
-    for row in Facts.model_validate(yaml.safe_load(facts.read_text(encoding="utf-8"))).rows:
+    for row in Facts.model_validate(load_yaml(facts.read_text(encoding="utf-8"))).rows:
         value = actual(row, config)
         rows.append(
             {

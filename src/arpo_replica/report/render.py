@@ -18,6 +18,7 @@ from markupsafe import Markup
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
@@ -47,7 +48,7 @@ def render_report(
     judged = read_input(files["claims.json"], Claims.model_validate_json)
     origin = read_input(files["provenance.json"], json.loads)
     deviations = find(deviations)
-    differing = read_input(deviations, lambda data: yaml.safe_load(data)["deviations"])
+    differing = read_input(deviations, lambda data: load_yaml(data)["deviations"])
     scores = results / "scores.parquet"
     facts = deviations.with_name("hyperparameters.yaml")
     beside = out.parent / FULL_SET

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
@@ -60,7 +61,7 @@ def read_left_out(config: StudyConfig) -> dict[str, LeftOut]:
 
 def _read(path: Path) -> _List:
     try:
-        return _List.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return _List.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; correct tasks.leave_out.") from error
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import verl_overrides
@@ -102,14 +102,14 @@ class Facts(BaseModel):
 
 def read_facts(root: Path = Path()) -> Facts:
     """The committed facts. ``root``: the repository."""
-    return Facts.model_validate(yaml.safe_load((root / FACTS).read_text()))
+    return Facts.model_validate(load_yaml((root / FACTS).read_text()))
 
 
 def compose(paths: list[Path], root: Path = Path()) -> StudyConfig:
     """The config of several files laid over each other, as ``snakemake --configfile A B`` does it."""
     merged: dict[str, Any] = {}
     for path in paths:
-        merged = merge(merged, yaml.safe_load((root / path).read_text()))
+        merged = merge(merged, load_yaml((root / path).read_text()))
     return parse_config(merged, ", ".join(map(str, paths)))
 
 

@@ -17,6 +17,7 @@ No torch here: what is stored is a name; ``sampler`` keeps the trajectories them
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import deque
@@ -47,6 +48,10 @@ class Group:
     """Task id; the buffer's key."""
     scores: tuple[float, ...]
     """Task score of each rollout, without the format term."""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(score) for score in self.scores):
+            raise ValueError(f"a score of {self.task} is no number: {self.scores}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from arpo_replica.config.load import load_yaml
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S
 from arpo_replica.validation.validate import KNOWN_ISSUES, load_known_issues
 
@@ -52,7 +51,7 @@ def render_fidelity(root: Path = Path()) -> str:
     validation = _read(root / VALIDATION)
     parts = [
         HEAD.format(mark=validation["mark"], version=validation["evaluator"]["version"]),
-        _programs(validation, yaml.safe_load((root / GENUINE).read_text())),
+        _programs(validation, load_yaml((root / GENUINE).read_text())),
         _windows(_read(root / WINDOWS)),
         WAITS,
         _scores(validation),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import known_keys, require_file
+from arpo_replica.config.load import known_keys, read_yaml, require_file
 
 targets: list[str] = []
 """What this Snakemake is asked for; empty if the profile was not read. Its own object does not have them yet
@@ -28,6 +28,7 @@ def check_command_line() -> None:
     try:
         for path in options.configfile or ():
             require_file(path)
+            read_yaml(path, f"Config {path}")  # Snakemake's own reader drops the first of two equal keys
         for entry in options.config or ():
             check_entry(entry)
     except UserError as error:
