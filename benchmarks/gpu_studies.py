@@ -7,8 +7,9 @@
 ``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``set``, ``arms`` and
 ``seeds``. The runs share the cards in turn. One that fails before its first step is begun once more, with
 ``retry_set`` over its keys if the file has it. Each regime's folder holds what ``results/{study}`` holds.
-``--out`` gets, for every run that was started, the JSON of ``gpu_study.py``, ``metrics.jsonl`` as far as it
-came, records of episodes and the end of its log: lost runs are seen.
+``--out`` gets, for every run that was started, its steps as far as they came (``studies.json``) and the JSON
+of ``gpu_study.py``, records of episodes and the end of its log (``studies.tar.xz``): lost runs are seen.
+``--gather`` starts nothing and writes that again from ``--folder``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 LOG_BYTES = 20_000
+LAST = 16
+"""Steps at the end over which success is averaged, and collapse judged (docs/replay_study.md)."""
+STEPS = ("success", "reward_before", "unparsable", "swapped_groups", "all_fail_groups", "buffer_size")
 
 
 @dataclass
@@ -78,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which all runs are ended")
+    parser.add_argument("--gather", action="store_true", help="start nothing, write what --folder holds")
     return parser.parse_args()
 
 
@@ -110,7 +115,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
 def wait(runs: list[Run], began: float, limit: float) -> None:
     """Until all have ended; the limit is theirs, a little later they are killed."""
     while time.time() - began < limit + 15:
-        states = [run.process.poll() for run in runs if run.process]
+        states = [run.process.poll() for run in runs if run.process]  # none: nothing was started
         for run in runs:
             failed = run.process is not None and run.process.poll() not in (None, 0)
             if failed and run.starts == 1 and not run.metrics() and time.time() - began < limit / 2:
@@ -125,14 +130,48 @@ def wait(runs: list[Run], began: float, limit: float) -> None:
             run.process.kill()
 
 
+def record(run: Run, folder: Path) -> dict[str, Any]:
+    """What a run did, step by step, as far as it came."""
+    rows = [json.loads(line) for path in run.metrics() for line in path.read_text().splitlines()]
+    told = folder / f"{run.name}.json"
+    result = json.loads(told.read_bytes()) if told.is_file() else {}
+    success = [row["success"] for row in rows if row["success"] is not None]
+    swapped, groups = sum(row["swapped_groups"] for row in rows), sum(row["groups"] for row in rows)
+    asked = sum(stage["steps"] for stage in result.get("training", {}).get("stages", []))
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "seed": run.seed,
+        "starts": run.starts,
+        "steps": [len(rows), asked],
+        "seconds": result.get("seconds"),
+        "error": (result.get("error") or "").strip().split("\n")[-1][:300] or None,
+        "episodes": result.get("episodes"),
+        "success_last": mean(success[-LAST:]),
+        "success_all": mean(success),
+        "collapsed": len(rows) == asked and not any(success[-LAST:]) if rows else None,
+        "swapped_share": round(swapped / groups, 4) if groups else None,
+        **{key: [row[key] for row in rows] for key in STEPS},
+    }
+
+
+def mean(values: list[float]) -> float | None:
+    """None where nothing was measured."""
+    return round(sum(values) / len(values), 4) if values else None
+
+
 def gather(runs: list[Run], options: argparse.Namespace) -> None:
-    """One archive of all that is small, and a line per run."""
+    """One archive of all that is small, one JSON of every step, and a line per run."""
     options.out.mkdir(parents=True, exist_ok=True)
+    folder = options.folder.absolute()
+    records = [record(run, folder) for run in runs]
+    lines = ",\n ".join(json.dumps(row) for row in records)
+    command = json.dumps(" ".join(sys.argv))
+    text = f'{{"command": {command}, "asked": {json.dumps(yaml.safe_load(options.runs.read_text()))},'
+    (options.out / "studies.json").write_text(f'{text}\n"runs": [{lines}]}}\n')
     with tarfile.open(options.out / "studies.tar.xz", "w:xz", preset=1) as archive:
         for run in runs:
-            state = {"name": run.name, "starts": run.starts}
-            state["status"] = None if run.process is None else run.process.poll()
-            files = [options.folder.absolute() / f"{run.name}.json", *run.metrics()]
+            files = [folder / f"{run.name}.json", *run.metrics()]
             files += run.folder.glob(f"episodes/{run.arm}/seed_{run.seed}/**/episodes.jsonl")
             files += run.folder.glob(f"models/{run.arm}/seed_{run.seed}/*/manifest.json")
             files += run.folder.glob(f"models/{run.arm}/seed_{run.seed}/*/stage_report.json")
@@ -141,12 +180,9 @@ def gather(runs: list[Run], options: argparse.Namespace) -> None:
                 files.append(log)
             for file in files:
                 if file.is_file():
-                    archive.add(file, arcname=str(file.relative_to(options.folder.absolute())))
-            rows = [json.loads(line) for path in run.metrics() for line in path.read_text().splitlines()]
-            last = [row["success"] for row in rows[-16:] if row.get("success") is not None]
-            swaps = sum(row.get("swapped_groups") or 0 for row in rows)
-            mean = f"{sum(last) / len(last):.3f}" if last else "not run"
-            print(f"{json.dumps(state)} steps {len(rows)} success of the last 16 {mean} swaps {swaps}")
+                    archive.add(file, arcname=str(file.relative_to(folder)))
+    for row in records:
+        print({key: value for key, value in row.items() if key not in STEPS})
 
 
 def main() -> None:
@@ -154,7 +190,7 @@ def main() -> None:
     options = parse()
     began = time.time()
     runs = plan(options)
-    for run in runs:
+    for run in runs if not options.gather else []:
         run.start(began, options.limit)
         time.sleep(0.7)  # two that start in the same moment can want the same port
     try:
