@@ -14,8 +14,8 @@ import sys
 from aiohttp import web
 
 from .config import GuestConfig
-from .container import own_config
-from .osworld import OsworldApi
+from .container_start import own_config
+from .osworld_api import OsworldApi
 from .server import MAX_BODY, Server, tell_errors
 from .session import Session, SessionError, log
 from .site import Relay, StaticSite
