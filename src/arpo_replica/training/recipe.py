@@ -225,7 +225,7 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
             else {}
         ),
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": (
-            f"{PACKAGE}.weight_socket.PrivateWorkerExtension"
+            f"{PACKAGE}.patches.weight_socket.PrivateWorkerExtension"
         ),
         f"{rollout}.log_prob_micro_batch_size_per_gpu": recipe.micro_batch,
         f"{rollout}.agent.num_workers": 1,  # one process holds all desktops

@@ -40,7 +40,8 @@ LOOK_S = 1
 MEASURE_S = 5
 """Seconds between two measurements of their memory."""
 ESSENTIAL = re.compile(
-    r"^ray::(?:vLLM|\w*WorkerDict|AgentLoopWorker|TaskRunner)|^VLLM::|EngineCore|arpo_replica\.training\.process\.keeper"
+    r"^ray::(?:vLLM|\w*WorkerDict|AgentLoopWorker|TaskRunner)|^VLLM::|EngineCore"
+    r"|arpo_replica\.training\.process\.keeper"
 )
 """Processes that a training cannot go on without, by their titles (Ray, verl 0.9.1 and vLLM set them)."""
 

@@ -110,7 +110,7 @@ def preload() -> None:
     # ends when the second process does: here the fork server, which ends with the training.
     early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
     os.environ.update(early)
-    ray_ids = importlib.import_module(f"{PACKAGE}.ray_ids")
+    ray_ids = importlib.import_module(f"{PACKAGE}.patches.ray_ids")
     with ray_ids.generator_unused():
         for name in PRELOADED:
             importlib.import_module(name)
@@ -170,7 +170,7 @@ def main() -> None:
     job = current_job()
     check_loggers(job)
     subprocess.Popen(
-        [sys.executable, "-m", f"{PACKAGE}.keeper", sys.argv[1]],
+        [sys.executable, "-m", f"{PACKAGE}.process.keeper", sys.argv[1]],
         preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation
     )
     arguments = write_inputs(job)
