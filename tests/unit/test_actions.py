@@ -302,6 +302,8 @@ def test_long_replies_and_texts_are_refused():
         "type(content='a'" + " ," * 45_000 + ")",
         "click(a='',b=\"\n" * 6_000,
         "hotkey(key='' \n" * 7_000,
+        "hotkey(key='" + "\\'" * 45_000 + "')",
+        "click(point='(10,20" + "\\x" * 45_000 + "')",
         "hotkey(key='" + "a " * 40_000 + "')",
         "click(point='" + "<point>1 2" * 5_000 + "')",
         "click(point='" + "1 " * 20_000 + "')",
@@ -317,7 +319,7 @@ def test_long_replies_and_texts_are_refused():
         "drag(start_point='1" + " " * 40_000 + "', end_point='" + "\t" * 40_000 + "')",
         "scroll(direction='down', point='<|box_start|>" + "\n" * 90_000 + "')",
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_hostile_replies_cost_little_time(hostile: str):
     """Ten times the 4 to 12 ms that the worst take; one step of a quadratic rule would take seconds."""

@@ -42,8 +42,10 @@ END_MARKS = (
 )
 """What a model ends its reply with; some servers leave it in the text."""
 MAX_MARKS = 4
-MAX_WRITTEN = 50_000
+MAX_WRITTEN = 30_000
 """Longest text of a call as it is written, with escapes, in characters."""
+MAX_SHORT = 1_000
+"""Longest of its other strings."""
 MAX_PLACES = 3_000
 """Lines that may begin a call, and places where a text may end."""
 
@@ -196,7 +198,7 @@ class _Reader:
             elif name in call.arguments:
                 raise FormatError(f"{call.name} has the argument '{name}' twice")
             else:
-                call.arguments[name] = _unescape(value.group(1))
+                call.arguments[name] = _unescape(value.group(1), MAX_SHORT)
             if text.startswith(",", position):
                 position = _skip(_BLANK, text, position + 1)
         rest, _ = self._rest(position + 1)
@@ -227,9 +229,8 @@ class _Reader:
                 end = ending.quote
                 if ending.commented and opened <= 0:
                     break
-        if end - found.text > MAX_WRITTEN:
-            raise FormatError(f"a text has more than {MAX_WRITTEN} characters")
-        arguments = {**found.call.arguments, found.key: _unescape(text[found.text : end])}
+        written = _unescape(text[found.text : end], MAX_WRITTEN)
+        arguments = {**found.call.arguments, found.key: written}
         return replace(found.call, arguments=arguments)
 
     def _quote(self, position: int) -> str:
@@ -250,8 +251,10 @@ def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _unescape(text: str) -> str:
+def _unescape(text: str, longest: int) -> str:
     """Python's escapes, and JSON's pairs for one character; an unknown escape stands for itself."""
+    if len(text) > longest:
+        raise FormatError(f"a string has more than {longest} characters")
     return _ESCAPE.sub(_escaped, text)
 
 
