@@ -1,43 +1,48 @@
-"""``arpo``: the few things that are no rule of the workflow."""
+"""``arpo``: the few things that are no rule of the workflow.
+
+Each group of subcommands has a function that adds them. Each subcommand sets ``run``, a function of the
+options that returns the exit status and imports what it needs: ``arpo --help`` is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
+from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.cli_cluster import add_cluster_commands
-from arpo_replica.cli_machine import add_machine_commands, write_doctor_page
-from arpo_replica.cli_options import add_config
-from arpo_replica.cli_osworld import add_osworld_commands
-from arpo_replica.cli_report import add_report_commands
 from arpo_replica.config import load_config
 from arpo_replica.workflow.job import TRY_AGAIN
+
+DEMO = Path("configs/demo.yaml")
+"""The default study's config."""
+
+
+def add_config(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:
+    """Add the option for a study's files, one or more as with Snakemake's ``--configfile``.
+
+    ``more``: what else its help says. ``options``: for ``add_argument``.
+    """
+    text = f"the study's files, later ones over earlier ones{more}"
+    if not options:
+        options, text = {"default": [find(DEMO)]}, f"{text} (default: {DEMO})"
+    parser.add_argument("--config", type=find, nargs="+", metavar="FILE", help=text, **options)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
-    add_config(check)
-    docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
-    docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
-    docs.add_argument(
-        "--results", type=Path, default=Path("docs"), help="folder of results.md, actions.md, schemas"
-    )
-    docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
-    make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
-    make.add_argument("--data", type=Path, default=Path("data"))
-    make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
+    add_study_commands(commands)
     add_machine_commands(commands)
-    add_cluster_commands(commands)
     add_osworld_commands(commands)
-    add_report_commands(commands)
+    add_page_commands(commands)
     return parser
 
 
@@ -47,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     gives 141, as the shell has it for SIGPIPE."""
     try:
         options = make_parser().parse_args(arguments)
-        status = run(options)
+        status = int(options.run(options))
         sys.stdout.flush()  # a reader that is gone is noticed here, not at exit
         return status
     except BrokenPipeError:
@@ -67,41 +72,36 @@ def main(arguments: list[str] | None = None) -> int:
         return 130 if isinstance(stop, KeyboardInterrupt) else TRY_AGAIN
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the subcommand that was asked for; its exit status."""
-    if hasattr(options, "run"):
-        return int(options.run(options))
-    if options.command == "check":
-        return check_config(options.config)
-    elif options.command == "docs":
-        write_docs(options)
-    else:
-        asyncio.run(make_tasks(options.data, only_check=options.check))
-    return 0
+def add_study_commands(commands: Any) -> None:
+    """``check``, ``plan`` and ``status``: a study before and while it runs."""
+    check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
+    add_config(check)
+    check.set_defaults(run=run_check)
+    plan = commands.add_parser(
+        "plan",
+        help="say how many jobs, GPU-hours and GB a study would take from here",
+        description="Nothing is started. What is finished is not counted. The numbers are estimates.",
+    )
+    add_config(plan, action="append", more="; once more for each further study")
+    plan.add_argument(
+        "--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"
+    )
+    plan.set_defaults(run=run_plan)
+    status = commands.add_parser(
+        "status",
+        help="say how far a study is, from its files alone",
+        description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
+    )
+    add_config(status)
+    status.set_defaults(run=run_status)
 
 
-def write_docs(options: argparse.Namespace) -> None:
-    """Write the generated pages anew."""
-    from arpo_replica.actions.compared import write_actions_page
-    from arpo_replica.config.docs import render_docs
-    from arpo_replica.evaluation.docs import write_results_docs
-    from arpo_replica.training.parity import render_parity
-    from arpo_replica.validation.fidelity_page import write_fidelity_page
-
-    options.out.write_text(render_docs())
-    write_results_docs(options.results)
-    write_doctor_page()
-    write_fidelity_page()
-    write_actions_page(options.results / "actions.md")
-    options.parity.write_text(render_parity())
-
-
-def check_config(paths: list[Path]) -> int:
+def run_check(options: argparse.Namespace) -> int:
     """Say whether the workflow would take the config, and what a run would lack here; 1 if anything."""
     from arpo_replica.workflow.study import Study
 
-    files = ", ".join(map(str, paths))
-    study = Study(load_config(*paths).model_dump(mode="json"), files)
+    files = ", ".join(map(str, options.config))
+    study = Study(load_config(*options.config).model_dump(mode="json"), files)
     study.check()
     trainings = len(study.stages()) + len(study.offline_trainings())
     counts = f"{trainings} trainings, {len(study.all_indexes())} rollout sets"
@@ -112,7 +112,223 @@ def check_config(paths: list[Path]) -> int:
     return int(bool(lacks))
 
 
-async def make_tasks(data: Path, *, only_check: bool) -> None:
+def run_plan(options: argparse.Namespace) -> int:
+    """Print the plan."""
+    from arpo_replica.workflow.plan import plan_studies, render_studies
+
+    studies = options.config or [[find(DEMO)]]
+    print(render_studies(plan_studies(studies, options.target)), end="")
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Print the screen."""
+    from arpo_replica.base.allocation import read_jobs
+    from arpo_replica.workflow.status import render, study_status
+
+    config = load_config(*options.config)
+    jobs = read_jobs(Path("results") / config.name)
+    print(render(config, study_status(config), jobs), end="")
+    return 0
+
+
+def add_machine_commands(commands: Any) -> None:
+    """``doctor`` and ``serve-desktops``."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what this machine lacks for a config, one line each, with the fix",
+        description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
+    )
+    add_config(doctor)
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor.add_argument("--only", default="", metavar="NAMES", help="run these checks only, comma-separated")
+    doctor.add_argument("--list", action="store_true", help="list all checks and what each is for")
+    doctor.set_defaults(run=run_doctor)
+    serve = commands.add_parser(
+        "serve-desktops",
+        help="lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
+        description="Needs a token in the environment variable that desktop.remote.token_variable names.",
+    )
+    add_config(serve, required=True, more="; the section 'desktop' says what is lent")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    serve.add_argument("--port", type=int, default=8700, help="0: any free one")
+    serve.add_argument("--allow-network", action="store_true", help="let --host be another than loopback")
+    serve.add_argument("--lease-seconds", type=float, default=30.0, help="silence that ends a client's lease")
+    serve.add_argument("--tasks", type=Path, action="append", default=[], help="further folder of task files")
+    serve.set_defaults(run=run_service)
+
+
+def run_service(options: argparse.Namespace) -> int:
+    """Lend desktops until a signal ends it."""
+    from arpo_replica.providers.remote_main import serve_desktops
+
+    serve_desktops(
+        load_config(*options.config),
+        host=options.host,
+        port=options.port,
+        allow_network=options.allow_network,
+        lease_s=options.lease_seconds,
+        roots=options.tasks,
+    )
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print the findings; 1 if any of them is a failure."""
+    from arpo_replica.doctor.report import run
+
+    return run(options.config, as_json=options.json, only=options.only, only_list=options.list)
+
+
+def add_osworld_commands(commands: Any) -> None:
+    """``export-osworld``, ``validate-tasks`` and ``compare-validations``."""
+    add_validation(commands)
+    export = commands.add_parser(
+        "export-osworld",
+        help="write a study's episodes in the folder layout of OSWorld's runners",
+        description=(
+            "Each arm, seed, stage, split and trial becomes a 'model' below OUT/pyautogui/screenshot, which "
+            "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
+        ),
+    )
+    add_config(export, required=True)
+    export.add_argument("--out", type=Path, required=True, help="an empty or new folder")
+    export.add_argument(
+        "--protocol",
+        default="standard",
+        choices=("standard", "hard"),
+        help="what result.txt holds; OSWorld's runners score by standard (default)",
+    )
+    export.add_argument("--episodes", type=Path, help="default: results/{study}/episodes")
+    export.set_defaults(run=run_export)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write the export; say what it holds and how OSWorld's tool reads it."""
+    from arpo_replica.evaluation.osworld_export import ACTION_SPACE, OBSERVATION, export_osworld
+
+    config = load_config(*options.config)
+    episodes = options.episodes or Path("results", config.name, "episodes")
+    index = export_osworld(config, episodes, options.out, options.protocol)
+    for run in index.runs:
+        lost = f", {len(run.env_errors)} env_error" if run.env_errors else ""
+        print(f"{run.model}: {run.scored} of {run.tasks} tasks have a score{lost} [{run.desktop_mark}]")
+    print(
+        f"Read one with OSWorld's show_result.py: --action_space {ACTION_SPACE} --observation_type "
+        f"{OBSERVATION} --result_dir {options.out} --model NAME"
+    )
+    return 0
+
+
+def add_validation(commands: Any) -> None:
+    """Add the subcommand that runs a split's tasks without a model."""
+    validate = commands.add_parser(
+        "validate-tasks",
+        help="run a split with no action, with FAIL and with the committed scripts",
+        description=(
+            "Episodes and the result go to results/{study}/validation, as of rule validate_tasks. Exit "
+            "status 1: something that data/osworld/known_issues.yaml does not know."
+        ),
+    )
+    add_config(validate, required=True, more="; its desktops are used")
+    validate.add_argument("--split", default="smoke_4", help="name in tasks.splits (default: smoke_4)")
+    validate.add_argument("--trials", type=int, default=1, help="times that everything is run")
+    validate.add_argument("--out", type=Path, help="default: results/{study}/validation/{split}.json")
+    validate.set_defaults(run=run_validation)
+    compare = commands.add_parser(
+        "compare-validations",
+        help="compare two results of validate-tasks, of two kinds of desktop",
+        description="Exit status 1: a task that both have scored differently.",
+    )
+    compare.add_argument("first", type=Path)
+    compare.add_argument("second", type=Path)
+    compare.add_argument("--out", type=Path, help="write the comparison there, as JSON")
+    compare.set_defaults(run=run_comparison)
+
+
+def run_validation(options: argparse.Namespace) -> int:
+    """Run it and say what was found; 1 if something was not expected."""
+    from arpo_replica.validation.validate import tell, validate_tasks
+
+    config = load_config(*options.config)
+    out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
+    return tell(validate_tasks(config, options.split, out, trials=options.trials))
+
+
+def run_comparison(options: argparse.Namespace) -> int:
+    """Compare, write, say where the two differ."""
+    from arpo_replica.validation.agreement import compare_validations
+
+    document = compare_validations(options.first, options.second)
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    for difference in document["different"]:
+        print(f"different scores: {difference}")
+    sides = " and ".join(document[side]["kind"] for side in ("first", "second"))
+    print(f"{sides}: {len(document['tasks'])} tasks in common, {len(document['different'])} differences")
+    return int(bool(document["different"]))
+
+
+def add_page_commands(commands: Any) -> None:
+    """``compare`` for readers; ``docs`` and ``make-tasks`` for who changes what they write."""
+    compare = commands.add_parser(
+        "compare",
+        help="put the results of two studies side by side",
+        description=(
+            "Print rates with intervals, settings that differ and verdicts of two studies; with --out also "
+            "as one HTML file. A and B are folders of results, or folders written by publish_report."
+        ),
+    )
+    compare.add_argument("mine", metavar="A", type=Path)
+    compare.add_argument("yours", metavar="B", type=Path)
+    compare.add_argument("--out", type=Path, help="an HTML file to write")
+    compare.set_defaults(run=run_compare)
+    docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
+    docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
+    docs.add_argument(
+        "--results", type=Path, default=Path("docs"), help="folder of results.md, actions.md, schemas"
+    )
+    docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
+    docs.set_defaults(run=run_docs)
+    make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
+    make.add_argument("--data", type=Path, default=Path("data"))
+    make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
+    make.set_defaults(run=lambda options: asyncio.run(make_tasks(options.data, only_check=options.check)))
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Compare, print, and write the page if asked for."""
+    from arpo_replica.report.compare import as_text, compare_studies, write_comparison
+
+    found = compare_studies(options.mine, options.yours)
+    print(as_text(found), end="")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison(found, options.out)
+        print(f"written: {options.out}")
+    return 0
+
+
+def run_docs(options: argparse.Namespace) -> int:
+    """Write the generated pages anew."""
+    from arpo_replica.actions.compared import write_actions_page
+    from arpo_replica.config.docs import render_docs
+    from arpo_replica.doctor.report import fill
+    from arpo_replica.evaluation.docs import write_results_docs
+    from arpo_replica.training.parity import render_parity
+    from arpo_replica.validation.fidelity_page import write_fidelity_page
+
+    options.out.write_text(render_docs())
+    write_results_docs(options.results)
+    page = Path("docs/doctor.md")
+    page.write_text(fill(page.read_text()))
+    write_fidelity_page()
+    write_actions_page(options.results / "actions.md")
+    options.parity.write_text(render_parity())
+    return 0
+
+
+async def make_tasks(data: Path, *, only_check: bool) -> int:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
     from arpo_replica.config.models import DesktopConfig
     from arpo_replica.providers.process import ProcessProvider
@@ -133,6 +349,7 @@ async def make_tasks(data: Path, *, only_check: bool) -> None:
     else:
         write_files(files, data)
         print(f"{len(files)} files written under {data}")
+    return 0
 
 
 if __name__ == "__main__":
