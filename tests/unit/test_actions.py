@@ -123,6 +123,7 @@ def parse(call: str, parser: UITarsParser = SAME) -> Action:
         ("# the button\nclick(point='<point>1 2</point>')", None),
         ("wait()<|im_end|>", Wait()),
         ("wait() # soon\n<|im_end|>\n<|endoftext|>", Wait()),
+        ("wait()" + 60 * "<|endoftext|>", Wait()),
         ("click(point='<|box_start|>(10,20),(30,40)<|box_end|>')", Click(20, 30)),
         ("click(start_box='<|box_start|>((10,20),(30,40))<|box_end|>')", Click(20, 30)),
         ("click(start_box='((10,20))')", Click(10, 20)),

@@ -41,7 +41,7 @@ END_MARKS = (
     *("</s>", "<eos>", "<end_of_turn>", "[EOS]"),
 )
 """What a model ends its reply with; some servers leave it in the text."""
-MAX_MARKS = 4
+MAX_MARKS = 100
 MAX_WRITTEN = 30_000
 """Longest text of a call as it is written, with escapes, in characters."""
 MAX_SHORT = 1_000
