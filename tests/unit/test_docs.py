@@ -15,7 +15,7 @@ from arpo_replica.config import parse_config
 from arpo_replica.config.models import merge
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "configs/README.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "configs").rglob("*.yaml")),
 ]
@@ -69,6 +69,24 @@ def test_our_own_commands_have_these_options(page, words, capsys):
         cli.make_parser().parse_args(arguments)
     except SystemExit as end:
         assert end.code == 0, f"{page}: {capsys.readouterr().err}"
+
+
+def test_targets_of_make_are_in_the_makefile():
+    """In documents, and in what runs for contributors: the hosted checks are the Makefile's, one by one."""
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = [
+        (page.name, target)
+        for page in [*PAGES, ROOT / ".devcontainer/devcontainer.json"]
+        for targets in re.findall(r"[`\"\n]make ([a-z -]+)[`\"\n]", page.read_text())
+        for target in targets.split()
+    ]
+    assert len(named) > 15
+    assert [entry for entry in named if entry[1] not in known] == []
+    hosted = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["make"]
+    assert hosted["steps"][-1]["run"] == "make ${{ matrix.target }}"
+    # Other targets that `make test` is made of would not be checked there.
+    (test,) = re.findall(r"^test: (.+?) ##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert ["setup", *hosted["strategy"]["matrix"]["target"]] == test.split()
 
 
 def test_the_config_for_a_model_served_elsewhere_is_one():
