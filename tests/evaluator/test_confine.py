@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 from aiohttp import web
 from osworld_tasks import command, expects, make_task, step
 
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.base.processes import process_table
+from arpo_replica.base.processes import command_of, is_alive
 from arpo_replica.suites.osworld.confine import can_confine
 from arpo_replica.suites.osworld.downloads import path_of
 from fake_guest import SCREEN, FakeGuest, executed
@@ -52,7 +53,7 @@ async def test_a_policys_program_runs_without_network_and_files_of_ours(worker, 
     path_of(downloads, url).write_text(suite)
     task = make_task(runs_a_program(url))
     assert await worker.evaluate(task, guest.address, SCREEN, False) == float(passes)
-    left = [one for one in process_table().values() if one.command == "sleep 1001" and one.state != "Z"]
+    left = [one for one in psutil.process_iter() if command_of(one) == "sleep 1001" and is_alive(one)]
     assert left == []
 
 

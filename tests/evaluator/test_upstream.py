@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 
+import psutil
 import pytest
 from osworld_tasks import gone, make_task, process_of
 
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.base.processes import process_table
+from arpo_replica.base.processes import command_of
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.providers import osworld_host
 from arpo_replica.providers.osworld import OSWorldProvider
@@ -106,5 +107,4 @@ async def test_vmware_through_desktop_envs_provider(vmrun, monkeypatch):
             password="p",
         )
     assert gone(pid)
-    left = [process.command for process in process_table().values() if process.command == "sleep 1000"]
-    assert left == []
+    assert "sleep 1000" not in [command_of(process) for process in psutil.process_iter()]

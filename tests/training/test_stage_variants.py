@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.cpu_env, pytest.mark.slow, pytest.mark.timeout(900)]
 pytest.importorskip("verl")
 
-from arpo_replica.base.processes import descendants  # noqa: E402
+from arpo_replica.base.processes import command_of, descendants  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_stage import small_config  # noqa: E402
 
@@ -97,8 +97,8 @@ def test_a_dead_process_ends_the_stage_and_the_next_run_goes_on(tmp_path: Path, 
     process = stage.start()
     stage.wait(process, lambda: stage.logged(1))
     below = descendants(process.pid)
-    chosen = [found.pid for found in below if re.search(victim, found.command)]
-    assert chosen, [found.command for found in below]
+    chosen = [found.pid for found in below if re.search(victim, command_of(found))]
+    assert chosen, [command_of(found) for found in below]
     began = time.monotonic()
     for pid in chosen:
         os.kill(pid, signal.SIGKILL)

@@ -1,64 +1,42 @@
-"""Process trees on Linux: who is below whom, and what they hold."""
+"""Process trees, and what the kernel says about them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """One line of the process table."""
-
-    pid: int
-    parent: int
-    state: str
-    cpu_s: float
-    command: str
+import psutil
 
 
-def process_table() -> dict[int, Process]:
-    """All processes that can be read, by pid."""
-    table = {}
-    tick = os.sysconf("SC_CLK_TCK")
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            # The command in brackets may hold blanks and brackets itself.
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            cpu_s = (int(fields[11]) + int(fields[12])) / tick
-            pid = int(entry.name)
-            table[pid] = Process(pid, int(fields[1]), fields[0], cpu_s, command)
-    return table
-
-
-def descendants(root: int) -> list[Process]:
+def descendants(root: int) -> list[psutil.Process]:
     """Children of ``root``, their children and so on; zombies too. Orphans only below a sub-reaper."""
-    table = process_table()
-    children = defaultdict(list)
-    for process in table.values():
-        children[process.parent].append(process)
-    found, queue = [], [root]
-    while queue:
-        for process in children[queue.pop()]:
-            found.append(process)
-            queue.append(process.pid)
-    return found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(root).children(recursive=True)
+    return []
 
 
-def memory_mb(pids: list[int]) -> float:
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty for one that has ended."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """True until it has ended; a zombie has."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def memory_mb(processes: Iterable[psutil.Process]) -> float:
     """Proportional set size of these processes together now, MiB: shared pages count once."""
     total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
-    return total / 1024
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            total += process.memory_full_info().pss
+    return total / 2**20
 
 
 def oom_kills(path: Path = Path("/proc/vmstat")) -> int:

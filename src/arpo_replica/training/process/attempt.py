@@ -17,11 +17,13 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from arpo_replica.base import supervisor
 from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
-from arpo_replica.base.processes import Process, descendants, memory_mb, oom_kills
+from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
 from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.job import VARIABLE, Job
@@ -233,18 +235,18 @@ class Attempt:
             self._check_alive(below, now)
             if now - self._measured > MEASURE_S:
                 self._measured = now
-                self.peak_mb = max(self.peak_mb, memory_mb([process.pid for process in below]))
+                self.peak_mb = max(self.peak_mb, memory_mb(below))
         return status
 
-    def _check_alive(self, below: list[Process], now: float) -> None:
+    def _check_alive(self, below: list[psutil.Process], now: float) -> None:
         """Raise ``Stalled`` when a process that the training needs has been gone for a while.
 
         verl waits for ever for a vLLM that died while it was sent weights; nobody else would notice.
         """
-        living = {process.pid: process for process in below if process.state != "Z"}
+        living = {process.pid: process for process in below if is_alive(process)}
         for pid, process in living.items():
-            if ESSENTIAL.search(process.command):
-                self._essential[pid] = ESSENTIAL.findall(process.command)[0]
+            if found := ESSENTIAL.search(command_of(process)):
+                self._essential[pid] = found[0]
         gone = [pid for pid in self._essential if pid not in living]
         over = bool(self.rows) and self.rows[-1]["step"] >= self.job.stage.steps
         if not gone or over:
@@ -302,13 +304,20 @@ class Attempt:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGUSR1)
         time.sleep(1)
-        lines = [f"{p.pid:8d} {p.parent:8d} {p.state} {p.cpu_s:9.1f} s  {p.command}" for p in below]
-        parts = ["pid, parent, state, CPU time, command", *lines]
+        parts = ["pid, parent, state, CPU time, command", *map(_line_of, below)]
         for process in below:
             path = stacks / f"{process.pid}.txt"
             if path.exists():
-                parts += ["", f"--- stacks of {process.pid} {process.command}", path.read_text()]
+                parts += ["", f"--- stacks of {process.pid} {command_of(process)}", path.read_text()]
         parts += ["", "--- end of the log", self.tail()]
         path = self.job.work / "logs" / f"stall_{self.job.attempt:03d}.txt"
         write_atomically(path, "\n".join(parts).encode())
         return path
+
+
+def _line_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        busy = times.user + times.system
+        return f"{process.pid:8d} {process.ppid():8d} {process.status()} {busy:9.1f} s  {command_of(process)}"
+    return f"{process.pid:8d} has ended"
