@@ -44,14 +44,8 @@ class FakeMachine(Machine):
     def env(self):
         return self._get("env", {})
 
-    def now(self):
-        return self._get("now", 1_800_000_100.0)
-
     def system(self):
         return self._get("system", ("Linux", "x86_64", "3.11.7"))
-
-    def encoding(self):
-        return self._get("encoding", "utf-8")
 
     def cores(self):
         return self._get("cores", 8)

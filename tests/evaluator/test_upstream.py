@@ -35,7 +35,7 @@ def test_the_committed_inventory_is_what_desktop_env_has():
 
 
 def test_another_version_is_refused():
-    code = "from arpo_replica.suites.osworld import upstream as u; u.VERSION = '9.9'; u.prepare()"
+    code = "from arpo_replica.suites.osworld import desktop_env as u; u.VERSION = '9.9'; u.prepare()"
     assert "desktop_env.py is for desktop-env 9.9, not 1.0.2" in in_evaluator(code)
 
 

@@ -7,8 +7,6 @@ import os
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check_machine, fail, ok, warn
 
-RELEASE_TIME = 1_751_328_000
-"""2025-07-01: no clock that is right is behind this."""
 SOCKET_PATH = 107
 """Longest path of a Unix socket, in bytes (sun_path of Linux, less the final zero)."""
 OUR_TAIL = 60
@@ -40,33 +38,6 @@ def python_version(machine: Machine) -> Finding:
     return fail(version, "make setup PYTHON=python3.11 (Debian: apt-get install python3.11-venv)")
 
 
-@check_machine("a clock that is right")
-def clock(machine: Machine) -> Finding:
-    """A clock in the past breaks TLS, leases and Snakemake's comparison of times."""
-    commit = machine.run("git", "-C", str(machine.root), "log", "-1", "--format=%ct")
-    known = int(commit.out) if commit.status == 0 and commit.out.strip().isdigit() else RELEASE_TIME
-    behind = max(known, RELEASE_TIME) - machine.now()
-    if behind > 86_400:
-        return fail(
-            f"{behind / 86_400:.0f} days behind the newest commit", "set it: timedatectl set-ntp true"
-        )
-    if behind > 60:
-        return warn(f"{behind:.0f} s behind the newest commit", "set it: timedatectl set-ntp true")
-    return ok("ahead of the newest commit")
-
-
-@check_machine("a UTF-8 locale")
-def locale(machine: Machine) -> Finding:
-    """Other locales drop or break what is not ASCII: task texts, typing, logs."""
-    named = next((machine.env[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if machine.env.get(name)), "")
-    encoding = machine.encoding().lower().replace("-", "")
-    if encoding != "utf8":
-        return fail(f"Python uses {machine.encoding()} ({named or 'no locale set'})", "export LC_ALL=C.UTF-8")
-    if named and "utf" not in named.lower() and named not in ("C", "POSIX"):
-        return warn(f"locale {named}", "export LC_ALL=C.UTF-8")
-    return ok(named or "C, with Python's UTF-8 mode")
-
-
 @check_machine("a usable scratch folder")
 def temp_folder(machine: Machine) -> Finding:
     """Ray and vLLM put Unix sockets there, whose paths have a limit."""
@@ -93,14 +64,6 @@ def proxies(machine: Machine) -> Finding:
     if "*" in parts or {"127.0.0.1", "localhost"} <= parts:
         return ok(f"{used} is set, localhost is left out")
     return fail(f"{used} is set, also for localhost", "export no_proxy=localhost,127.0.0.1")
-
-
-@check_machine("no foreign .env file")
-def dot_env(machine: Machine) -> Finding:
-    """desktop-env loads ``.env`` of the folder where a study starts, whoever wrote it."""
-    if machine.exists(machine.root / ".env"):
-        return warn(".env in the checkout is loaded by desktop-env", "remove it, or be sure that you mean it")
-    return ok("none")
 
 
 @check_machine("git")

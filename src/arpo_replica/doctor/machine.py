@@ -14,8 +14,6 @@ import resource
 import shutil
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +59,9 @@ class Machine:
         """Environment variables."""
         return os.environ
 
-    def now(self) -> float:
-        """Seconds since 1970 by the clock."""
-        return time.time()
-
     def system(self) -> tuple[str, str, str]:
         """Operating system, processor architecture, Python version."""
         return platform.system(), platform.machine(), platform.python_version()
-
-    def encoding(self) -> str:
-        """Encoding of file names and text."""
-        return sys.getfilesystemencoding()
 
     def cores(self) -> int:
         """Processors that this process may use."""

@@ -1,4 +1,4 @@
-"""Runs the checks and prints them; makes the tables of docs/doctor.md."""
+"""Runs the checks and prints them; makes the table of docs/doctor.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.doctor.complaints import COMPLAINTS
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Check, Finding, Level, all_checks, fail, ok
 
@@ -106,22 +105,17 @@ def to_json(paths: Sequence[Path], findings: Findings) -> str:
     return json.dumps(content, indent=1)
 
 
-def tables() -> str:
+def table() -> str:
     """The generated part of docs/doctor.md."""
     lines = [START, "| check | what must be so | why |", "| --- | --- | --- |"]
     for check in all_checks().values():
         function = check.run or check.run_anyway
         why = " ".join((function.__doc__ or "").split()).replace("|", "\\|")
         lines.append(f"| `{check.name}` | {check.title} | {why} |")
-    lines += ["", "## What users report elsewhere", ""]
-    lines += ["| failure | where | checks |", "| --- | --- | --- |"]
-    for complaint in COMPLAINTS:
-        names = ", ".join(f"`{name}`" for name in complaint.checks)
-        lines.append(f"| {complaint.what} | {complaint.threads} | {names} |")
     return "\n".join([*lines, END])
 
 
 def fill(page: str) -> str:
     """A page with its generated part made anew."""
     before, _, rest = page.partition(START)
-    return before + tables() + rest.partition(END)[2]
+    return before + table() + rest.partition(END)[2]
