@@ -103,3 +103,30 @@ def test_the_config_for_a_model_served_elsewhere_is_one():
         f'{{"min_pixels": {config.policy.min_pixels}, "max_pixels": {config.policy.max_pixels}}}',
     ):
         assert option in page
+
+
+def test_the_page_on_the_code_names_what_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"[`\[]((?:[\w.]+/)*\w+\.(?:py|md))[`\]]", page)
+    assert len(named) > 20
+    places = (ROOT, ROOT / "src" / "arpo_replica")
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
+    package = ROOT / "src" / "arpo_replica"
+    listed = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    folders = {path.parent.name for path in package.glob("*/__init__.py")} | {"guest"}
+    assert set(listed) == folders
+
+
+def test_every_function_of_the_walks_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    calls = re.findall(r"`((?:[\w.]+/)+\w+\.py)`, `([\w.]+)`", page)
+    assert len(calls) >= 10
+    for name, function in calls:
+        path = next(
+            place / name for place in (ROOT, ROOT / "src" / "arpo_replica") if (place / name).is_file()
+        )
+        for part in function.split("."):
+            assert re.search(rf"(def|class) {part}\b|^\s+{part}: ", path.read_text(), re.MULTILINE), (
+                name,
+                part,
+            )
