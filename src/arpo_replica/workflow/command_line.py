@@ -36,6 +36,14 @@ def check_command_line() -> None:
         sys.exit(2)
 
 
+def runs_here() -> bool:
+    """True if this Snakemake runs the jobs itself, False with another profile's or a cluster's executor."""
+    from snakemake.cli import get_argument_parser
+
+    options = get_argument_parser().parse_args()
+    return not options.profile and options.executor in (None, "local")
+
+
 def check_entry(entry: str) -> None:
     """Refuse what ``--config`` cannot take. Raises ``UserError`` with what to write in its place."""
     name, sign, value = entry.partition("=")
