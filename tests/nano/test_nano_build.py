@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 from transformers import Qwen2_5_VLForConditionalGeneration as Network
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano.build import build_nano_model
 from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.policy.prompt import build_messages
@@ -55,7 +56,7 @@ def test_transformers_loads_it_and_it_answers_in_the_format(built):
     processor = AutoProcessor.from_pretrained(out)
     model = Network.from_pretrained(out, dtype=torch.float32)
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
-    messages = build_messages("Click button ONE.", [], max_images=3)
+    messages = build_messages("Click button ONE.", [], PolicyConfig(max_images=3))
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[text], images=[screenshot((40, 30))], return_tensors="pt")
     assert int((inputs.input_ids == model.config.image_token_id).sum()) == 4 * 3
@@ -78,8 +79,8 @@ def test_verls_conversation_grows_to_the_same_tokens(built):
     )
     replies = ["Thought: Click ONE.\nAction: click(point='<point>8 9</point>')"]
     images: list[Image.Image] = [screenshot((40, 30)), screenshot(None)]
-    first = build_messages("Click button ONE.", [], max_images=3)
-    second = build_messages("Click button ONE.", replies, max_images=3)
+    first = build_messages("Click button ONE.", [], PolicyConfig(max_images=3))
+    second = build_messages("Click button ONE.", replies, PolicyConfig(max_images=3))
     ids = builder.build_initial_tokens(first, images=images[:1])
     sampled = processor.tokenizer.encode(f"{replies[0]}<|im_end|>", add_special_tokens=False)
     ids = builder.merge_assistant_tokens(ids, sampled).token_ids

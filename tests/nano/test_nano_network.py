@@ -1,5 +1,6 @@
 """The fast forward pass against transformers' own modules."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from transformers import AutoProcessor
 from transformers import Qwen2_5_VLForConditionalGeneration as Network
 
 from arpo_replica.actions.coordinates import Frame
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano import data
 from arpo_replica.models.nano.model import IMAGE_MEAN, IMAGE_STD, new_model, write_folder
 from arpo_replica.models.nano.muon import orthogonal
 from arpo_replica.models.nano.network import multimodal_hidden
 from arpo_replica.models.nano.tokenizer import build_tokenizer, choose_vocabulary
+from arpo_replica.policy.prompt import build_messages
 
 pytestmark = pytest.mark.cpu_env
 
@@ -48,10 +51,8 @@ def inputs_of(processor, demonstration):
     """What transformers makes of the same episode."""
     from PIL import Image
 
-    from arpo_replica.policy.prompt import build_messages
-
     replies = [step.text for step in demonstration.steps]
-    messages = build_messages(demonstration.record.instruction, replies[:-1], max_images=3)
+    messages = build_messages(demonstration.record.instruction, replies[:-1], PolicyConfig(max_images=3))
     messages.append({"role": "assistant", "content": [{"type": "text", "text": replies[-1]}]})
     images = [Image.open(demonstration.directory / step.screenshot) for step in demonstration.steps]
     text = processor.apply_chat_template(messages, tokenize=False)
@@ -105,6 +106,23 @@ def test_a_history_longer_than_max_images_is_learned_step_by_step(batch):
     assert [len(part.screenshots) for part in parts] == [1, 1]
     learned = [t for t, own in zip(parts[1].ids, parts[1].learned, strict=True) if own]
     assert processor.tokenizer.decode(learned, skip_special_tokens=True) == demonstrations[1].steps[1].text
+
+
+def test_turns_that_serving_forgets_are_not_learned_from_either(batch):
+    """Supervised prompts are those of serving, with ``max_turns`` too."""
+    processor, demonstrations, _, shots = batch
+    steps = demonstrations[1].steps
+    longer = replace(demonstrations[1], steps=[*steps, steps[0]])
+    policy = small_config().policy.model_copy(update={"max_turns": 1, "max_images": 3})
+    parts = data.make_conversations(longer, processor.tokenizer, policy, shots)
+    assert [len(part.screenshots) for part in parts] == [1, 2, 2]
+    served = build_messages(longer.record.instruction, [step.text for step in steps], policy)
+    text = processor.apply_chat_template(served, tokenize=False, add_generation_prompt=True)
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * (shots.token_grid[0] * shots.token_grid[1]))
+    prompt = processor.tokenizer.encode(text, add_special_tokens=False)
+    assert parts[2].ids[: len(prompt)] == prompt
+    assert not any(parts[2].learned[: len(prompt)])
+    assert any(parts[2].learned[len(prompt) :])
 
 
 def test_a_screenshot_of_another_size_is_resized(tmp_path):

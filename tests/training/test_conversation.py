@@ -116,7 +116,7 @@ def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
 def rendered(processor: Any, texts: list[str], shots: list[int], **history: Any) -> list[int]:
     """The prompt of a history as the processor renders it in one go; ``shots``: its screenshots."""
     images = [Image.open(io.BytesIO(screenshot(40 * turn))) for turn in shots]
-    messages = with_images(build_messages(make_task(1).instruction, texts, **history), images)
+    messages = with_images(build_messages(make_task(1).instruction, texts, PolicyConfig(**history)), images)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return list(processor(text=[text], images=images)["input_ids"][0])
 

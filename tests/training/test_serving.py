@@ -20,6 +20,7 @@ from arpo_replica.actions.coordinates import smart_resize
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import build_messages
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
@@ -63,7 +64,7 @@ def by_transformers(model: Path, shots: list[bytes], said: list[str]):
     processor = AutoProcessor.from_pretrained(model)
     network = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
     prompt = processor.apply_chat_template(
-        build_messages(make_task().instruction, said, max_images=6),
+        build_messages(make_task().instruction, said, PolicyConfig(max_images=6)),
         add_generation_prompt=True,
         tokenize=False,
     )

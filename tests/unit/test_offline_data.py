@@ -40,7 +40,7 @@ def test_a_prompt_is_what_the_policy_saw(indexes: list[Path]) -> None:
     config.policy.max_images = 1
     samples = make_samples(config, "rejection", 0, read_rollouts(indexes, BASE_SHA256))
     (last,) = [sample.turn for sample in samples if len(sample.turn.messages) > 1]
-    assert last.messages == build_messages("Press t1.", [GOOD], max_images=1, prompt=config.policy.prompt)
+    assert last.messages == build_messages("Press t1.", [GOOD], config.policy)
     assert [path.name for path in last.images] == ["step_001.webp"]
 
 

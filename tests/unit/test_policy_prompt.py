@@ -39,11 +39,11 @@ def test_an_instruction_is_never_a_template(instruction):
 
 
 def test_the_first_turn_is_the_prompt_and_the_screenshot():
-    assert shape(build_messages("x", [], max_images=15)) == [("user", ["text", "image"])]
+    assert shape(build_messages("x", [], PolicyConfig())) == [("user", ["text", "image"])]
 
 
 def test_replies_and_screenshots_take_turns():
-    messages = build_messages("x", ["one", "two"], max_images=15)
+    messages = build_messages("x", ["one", "two"], PolicyConfig())
     assert shape(messages) == [
         ("user", ["text", "image"]),
         ("assistant", ["text"]),
@@ -56,7 +56,7 @@ def test_replies_and_screenshots_take_turns():
 
 
 def test_old_screenshots_go_and_replies_stay():
-    messages = build_messages("x", ["one", "two", "three"], max_images=2)
+    messages = build_messages("x", ["one", "two", "three"], PolicyConfig(max_images=2))
     assert shape(messages) == [
         ("user", ["text"]),
         ("assistant", ["text"]),
@@ -72,17 +72,17 @@ def test_old_screenshots_go_and_replies_stay():
 @pytest.mark.parametrize("steps", range(8))
 @pytest.mark.parametrize("max_images", [1, 2, 5, 20])
 def test_as_many_images_as_are_kept_and_the_newest_is_last(steps, max_images):
-    messages = build_messages("x", ["r"] * steps, max_images=max_images)
+    messages = build_messages("x", ["r"] * steps, PolicyConfig(max_images=max_images))
     images = sum(types.count("image") for _, types in shape(messages))
-    kept = kept_images(steps + 1, max_images)
+    kept = kept_images(steps + 1, PolicyConfig(max_images=max_images))
     assert images == len(kept) == min(steps + 1, max_images)
     assert kept[-1] == steps
     assert messages[-1]["content"][-1] == {"type": "image"}
 
 
 def test_a_policy_must_see_something():
-    with pytest.raises(ValueError, match="max_images"):
-        kept_images(3, 0)
+    with pytest.raises(ValidationError, match="max_images"):
+        PolicyConfig(max_images=0)
 
 
 # --- the prompts of UI-TARS and ARPO ------------------------------------------------------------------
@@ -134,7 +134,8 @@ def test_arpos_prompt_differs_from_the_packages_in_points_and_hints_alone():
 
 @pytest.mark.parametrize("prompt", ["arpo", "uitars_box"])
 def test_box_prompts_have_a_system_line_and_the_screenshot_in_its_own_turn(prompt):
-    messages = build_messages("x", ["Action: click(start_box='(1,2)')"], max_images=15, prompt=prompt)
+    policy = PolicyConfig(prompt=prompt)
+    messages = build_messages("x", ["Action: click(start_box='(1,2)')"], policy)
     assert shape(messages) == [
         ("system", ["text"]),
         ("user", ["text"]),
@@ -146,7 +147,7 @@ def test_box_prompts_have_a_system_line_and_the_screenshot_in_its_own_turn(promp
     said = "Action: click(start_box='<|box_start|>(1,2)<|box_end|>')"
     assert messages[3]["content"][0]["text"] == said
     assert add_box_tokens(said) == said
-    assert build_messages("x", [said], max_images=15, prompt=prompt) == messages
+    assert build_messages("x", [said], policy) == messages
     drag = "drag(start_box='(1, 2)', end_box='(3,4)')"
     assert add_box_tokens(drag) == (
         "drag(start_box='<|box_start|>(1,2)<|box_end|>', end_box='<|box_start|>(3,4)<|box_end|>')"
@@ -154,17 +155,16 @@ def test_box_prompts_have_a_system_line_and_the_screenshot_in_its_own_turn(promp
 
 
 def test_old_turns_go_as_a_whole():
-    messages = build_messages("x", ["one", "two", "three"], max_images=15, max_turns=1)
+    messages = build_messages("x", ["one", "two", "three"], PolicyConfig(max_turns=1))
     assert shape(messages) == [
         ("user", ["text", "image"]),
         ("assistant", ["text"]),
         ("user", ["image"]),
     ]
     assert messages[1]["content"][0]["text"] == "three"
-    assert list(kept_images(4, 15, 1)) == [2, 3]
-    assert build_messages("x", ["one"], max_images=15, max_turns=5) == build_messages(
-        "x", ["one"], max_images=15
-    )
+    assert list(kept_images(4, PolicyConfig(max_turns=1))) == [2, 3]
+    many = build_messages("x", ["one"], PolicyConfig(max_turns=5))
+    assert many == build_messages("x", ["one"], PolicyConfig())
 
 
 @pytest.mark.parametrize("steps", range(5))
@@ -172,9 +172,10 @@ def test_old_turns_go_as_a_whole():
 @pytest.mark.parametrize("max_turns", [1, 2, 9])
 @pytest.mark.parametrize("prompt", list(STYLES))
 def test_images_and_placeholders_agree_for_every_history(steps, max_images, max_turns, prompt):
-    messages = build_messages("x", ["r"] * steps, max_images=max_images, max_turns=max_turns, prompt=prompt)
+    policy = PolicyConfig(max_images=max_images, max_turns=max_turns, prompt=prompt)
+    messages = build_messages("x", ["r"] * steps, policy)
     images = sum(types.count("image") for _, types in shape(messages))
-    assert images == len(kept_images(steps + 1, max_images, max_turns))
+    assert images == len(kept_images(steps + 1, policy))
     assert sum(role == "assistant" for role, _ in shape(messages)) == min(steps, max_turns)
     assert messages[-1]["content"][-1] == {"type": "image"}
 

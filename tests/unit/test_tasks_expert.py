@@ -21,7 +21,6 @@ from arpo_replica.suites.miniwob.pages import (
     page_url,
     script,
 )
-from arpo_replica.validation.chance import RandomClicks
 
 TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
 FRAME = Frame("absolute", (1920, 1080), (1932, 1092))
@@ -108,13 +107,6 @@ async def test_where_it_clicks_follows_from_the_task_alone():
 
 def test_the_end_sheet_has_the_colour_that_the_expert_looks_for():
     assert "background: #{:02x}{:02x}{:02x}".format(*END_COLOR) in script("miniwob_start.js")
-
-
-async def test_random_clicks_stay_on_the_screen():
-    conversation = RandomClicks(FRAME, seed=1).start(TASK)
-    points = {PARSER.parse((await conversation.reply(b"")).text) for _ in range(200)}
-    assert len(points) > 190
-    assert all(0 <= point.x < 1920 and 0 <= point.y < 1080 for point in points)
 
 
 async def test_fewer_demonstrations_are_the_first_of_more_and_unusable_seeds_are_replaced():

@@ -218,15 +218,8 @@ class EndpointConversation:
     def messages(self) -> list[Message]:
         """The conversation so far, in the format of the chat API."""
         policy = self.parent.policy
-        messages = build_messages(
-            self.task.instruction,
-            self.replies,
-            max_images=policy.max_images,
-            language=policy.language,
-            prompt=policy.prompt,
-            max_turns=policy.max_turns,
-        )
-        kept = kept_images(len(self.images), policy.max_images, policy.max_turns)
+        messages = build_messages(self.task.instruction, self.replies, policy)
+        kept = kept_images(len(self.images), policy)
         urls = iter(self.images[i] for i in kept)
         for message in messages:
             message["content"] = [

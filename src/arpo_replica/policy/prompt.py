@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.prompt_texts import STYLES
 
 Message = dict[str, Any]
@@ -33,25 +34,16 @@ def first_text(instruction: str, language: str = "English", prompt: str = "uitar
     return f"{before}{instruction}{after}"
 
 
-def build_messages(
-    instruction: str,
-    replies: Sequence[str],
-    *,
-    max_images: int,
-    language: str = "English",
-    prompt: str = "uitars",
-    max_turns: int | None = None,
-) -> list[Message]:
+def build_messages(instruction: str, replies: Sequence[str], policy: PolicyConfig) -> list[Message]:
     """The conversation before the next reply.
 
-    There are ``len(replies) + 1`` screenshots so far; the newest ``max_images`` of them appear, oldest
-    first, as ``{"type": "image"}``, whose order is that of the images to be passed along
-    (``kept_images``). Ends with a user message.
+    There are ``len(replies) + 1`` screenshots so far; those that ``kept_images`` names appear, oldest first,
+    as ``{"type": "image"}``, whose order is that of the images to be passed along. Ends with a user message.
     """
-    style = STYLES[prompt]
-    images = kept_images(len(replies) + 1, max_images, max_turns)
-    first_turn = max(0, len(replies) - max_turns) if max_turns else 0
-    text = {"type": "text", "text": first_text(instruction, language, prompt)}
+    style = STYLES[policy.prompt]
+    images = kept_images(len(replies) + 1, policy)
+    first_turn = max(0, len(replies) - policy.max_turns) if policy.max_turns else 0
+    text = {"type": "text", "text": first_text(instruction, policy.language, policy.prompt)}
     messages: list[Message] = [{"role": "user", "content": [text]}]
     if style.system is not None:
         system = {"type": "text", "text": style.system}
@@ -74,11 +66,11 @@ def screenshot_message() -> Message:
     return {"role": "user", "content": [{"type": "image"}]}
 
 
-def kept_images(screenshots: int, max_images: int, max_turns: int | None = None) -> range:
+def kept_images(screenshots: int, policy: PolicyConfig) -> range:
     """Indices of the screenshots that stay in the conversation, out of so many so far."""
-    if max_images < 1:
-        raise ValueError("max_images must be at least 1")
-    kept = max_images if max_turns is None else min(max_images, max_turns + 1)
+    kept = policy.max_images
+    if policy.max_turns is not None:
+        kept = min(kept, policy.max_turns + 1)
     return range(max(0, screenshots - kept), screenshots)
 
 

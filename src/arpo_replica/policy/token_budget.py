@@ -37,7 +37,7 @@ def conversation_length(config: StudyConfig) -> Length:
     policy = config.policy
     width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)
     image = (width // FACTOR) * (height // FACTOR)
-    images = len(kept_images(policy.max_steps, policy.max_images, policy.max_turns))
+    images = len(kept_images(policy.max_steps, policy))
     turns = min(policy.max_turns or policy.max_steps, policy.max_steps)
     least = (NANO_PROMPT_TOKENS if config.size == "nano" else PROMPT_TOKENS) + images * image
     return Length(images, image, turns, least, least + turns * (policy.max_new_tokens + TOKENS_PER_TURN))

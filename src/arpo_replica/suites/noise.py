@@ -128,12 +128,6 @@ def noisy_id(task: Task, seed: int, kinds: Sequence[str]) -> str:
         return f"{task.id}-noisy{seed}"
 
 
-def own_steps(task: Task) -> list[Step]:
-    """The steps of a noisy task without the added ones: those of the task that it was made from."""
-    added = set(task.raw["arpo_noise"]["steps"])
-    return [step for index, step in enumerate(task.config) if index not in added]
-
-
 def noisy_split(name: str, source: str, tasks: Sequence[Task], settings: NoisyTasksConfig) -> dict[str, Any]:
     """The split's list, as JSON: its task files lie in the folder ``name`` beside it."""
     listed: dict[str, list[str]] = {}

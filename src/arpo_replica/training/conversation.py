@@ -230,11 +230,4 @@ def reply_message(turn: int) -> Message:
 def build_history(instruction: str, turn: int, policy: PolicyConfig) -> list[Message]:
     """What the policy sees before its reply number ``turn``, each reply named by its turn."""
     names = [str(earlier) for earlier in range(turn)]
-    return build_messages(
-        instruction,
-        names,
-        max_images=policy.max_images,
-        language=policy.language,
-        prompt=policy.prompt,
-        max_turns=policy.max_turns,
-    )
+    return build_messages(instruction, names, policy)

@@ -135,23 +135,18 @@ def make_conversations(
 ) -> list[Conversation]:
     """The conversations of one episode. ``tokenizer``: transformers' tokenizer with the chat template."""
     replies = [step.text for step in demonstration.steps]
-    if len(replies) <= policy.max_images:
+    # One conversation teaches all replies only as long as no turn and no screenshot has left it.
+    if len(kept_images(len(replies), policy)) == len(replies):
         cuts, only_last = [len(replies)], False
     else:
         cuts, only_last = list(range(1, len(replies) + 1)), True
     made = []
     for cut in cuts:
-        messages = build_messages(
-            demonstration.record.instruction,
-            replies[: cut - 1],
-            max_images=policy.max_images,
-            language=policy.language,
-            prompt=policy.prompt,
-        )
+        messages = build_messages(demonstration.record.instruction, replies[: cut - 1], policy)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": replies[cut - 1]}]})
         images = [
             screenshots.add(demonstration.directory / demonstration.steps[index].screenshot)
-            for index in kept_images(cut, policy.max_images)
+            for index in kept_images(cut, policy)
         ]
         made.append(_conversation(messages, images, tokenizer, screenshots, only_last))
     return made

@@ -121,14 +121,9 @@ def make_samples(config: StudyConfig, arm: str, seed: int, rollouts: Sequence[Ro
 def turn_of(rollout: Rollout, index: int, policy: PolicyConfig) -> Turn:
     """The reply number ``index`` of an episode."""
     messages = build_messages(
-        rollout.record.instruction,
-        [step.text for step in rollout.steps[:index]],
-        max_images=policy.max_images,
-        language=policy.language,
-        prompt=policy.prompt,
-        max_turns=policy.max_turns,
+        rollout.record.instruction, [step.text for step in rollout.steps[:index]], policy
     )
-    kept = kept_images(index + 1, policy.max_images, policy.max_turns)
+    kept = kept_images(index + 1, policy)
     step = rollout.steps[index]
     return Turn(
         messages,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
-import ctypes
 import fcntl
 import gc
 import json
@@ -35,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from arpo_replica.base.environments import die_with_parent
 from arpo_replica.training.process import fork_client
 
-PR_SET_PDEATHSIG = 1
 FLAGS_WITH_VALUE = ("-X", "-W")
 """Options of the interpreter that take a value; other single options take none."""
 
@@ -173,7 +172,7 @@ class ForkServer:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
             if os.getppid() != server:
                 os._exit(1)
             self._leave_server()
