@@ -15,8 +15,8 @@ from arpo_replica.base.errors import PolicyError, RefusedError, UserError
 from arpo_replica.config.models import PolicyConfig
 from arpo_replica.policy import endpoint as module
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.interface import request_seed
 from arpo_replica.policy.prompt import first_text
-from arpo_replica.policy.seeds import request_seed
 from fakes import make_task, png
 
 POLICY = PolicyConfig(max_images=2)
@@ -152,7 +152,7 @@ async def test_every_request_has_its_own_seed_and_the_same_one_again():
 
 
 def test_seeds_are_the_same_in_every_process():
-    code = "from arpo_replica.policy.seeds import request_seed; print(request_seed(0, 'a', 1))"
+    code = "from arpo_replica.policy.interface import request_seed; print(request_seed(0, 'a', 1))"
     found = {
         int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env).stdout)
         for env in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2"})

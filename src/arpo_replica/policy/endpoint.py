@@ -17,9 +17,8 @@ import aiohttp
 
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.interface import Reply
+from arpo_replica.policy.interface import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
-from arpo_replica.policy.seeds import request_seed
 from arpo_replica.tasks.model import Task
 
 API_KEY_VARIABLE = "ARPO_API_KEY"

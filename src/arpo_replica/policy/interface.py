@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -39,3 +40,9 @@ class Policy(Protocol):
 
     def start(self, task: Task) -> Conversation:
         """A fresh conversation about a task."""
+
+
+def request_seed(*parts: object) -> int:
+    """A seed of 31 bits that depends on nothing but ``parts`` (Python's ``hash`` differs between runs)."""
+    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

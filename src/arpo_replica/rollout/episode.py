@@ -10,15 +10,21 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
-from arpo_replica.rollout.parser import ReplyParser
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
 from arpo_replica.tasks.model import Task
+
+
+class ReplyParser(Protocol):
+    """Text of the policy -> actions in screen pixels."""
+
+    def actions(self, text: str) -> list[Action]:
+        """What the reply does, in order; never empty. Raises ``FormatError`` for anything else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,14 @@ from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, Us
 from arpo_replica.base.say import say
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.policy.interface import Policy
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
-from arpo_replica.rollout.parser import ReplyParser
+from arpo_replica.rollout.episode import (
+    EpisodeLimits,
+    EpisodeResult,
+    Labels,
+    ReplyParser,
+    make_record,
+    run_episode,
+)
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import (
     Outcome,

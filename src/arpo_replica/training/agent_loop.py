@@ -34,8 +34,14 @@ from arpo_replica.base.errors import DesktopError, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Conversation
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
-from arpo_replica.rollout.parser import ReplyParser
+from arpo_replica.rollout.episode import (
+    EpisodeLimits,
+    EpisodeResult,
+    Labels,
+    ReplyParser,
+    make_record,
+    run_episode,
+)
 from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
