@@ -23,9 +23,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
-from arpo_replica.base.environments import ROOT  # noqa: E402
+from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
+from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 
 SKIPPED = 2
@@ -45,6 +46,7 @@ def measure(config: StudyConfig, manifest: Path, mode: str, staleness: int) -> l
             seed=config.seeds[0],
             stage=config.training.stages[0].name,
             parent=manifest,
+            split=resolve(config, config.training.stages[0].split),
             out=out,
             provider="slow_desktop:SlowProvider",
             parser="scripted_desktop:make_parser",

@@ -45,6 +45,7 @@ from arpo_replica.rollout.run import (  # noqa: E402
     make_labels,
     output_root,
 )
+from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.desktops import load_provider  # noqa: E402
 from arpo_replica.training.gates import check_stage  # noqa: E402
 from arpo_replica.training.metrics import read_lines  # noqa: E402
@@ -130,7 +131,8 @@ def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argpars
     model = read_manifest(manifest, verify=True)
     place = folder / "episodes" / model.arm / f"seed_{model.seed}" / f"stage_{model.stage}"
     splits, trials = config.evaluation.splits, range(config.evaluation.trials)
-    outputs = [output_root(config, place / split / f"trial_{trial}") for split in splits for trial in trials]
+    tasks = {split: resolve(config, split).load() for split in splits}
+    outputs = [output_root(tasks, place / split / f"trial_{trial}") for split in splits for trial in trials]
     desktop = config.desktop
     provider = load_provider(options.provider, desktop) if options.provider else make_provider(desktop)
     provider.check()
@@ -154,7 +156,14 @@ def train(config: StudyConfig, options: argparse.Namespace, models: Path, result
         result["stages"].append(entry)
         try:
             train_stage(
-                config, arm=options.arm, seed=options.seed, stage=stage.name, parent=parent, out=place, **more
+                config,
+                arm=options.arm,
+                seed=options.seed,
+                stage=stage.name,
+                parent=parent,
+                split=resolve(config, stage.split),
+                out=place,
+                **more,
             )
             report = check_stage(
                 config, options.arm, stage.name, place / "manifest.json", place / "stage_report.json"

@@ -32,15 +32,16 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
-from arpo_replica.base.environments import ROOT  # noqa: E402
-from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
+from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
+from arpo_replica.base.errors import Stopped, UserError  # noqa: E402  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
+from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.job import Job  # noqa: E402
 from arpo_replica.training.metrics import read_lines  # noqa: E402
-from arpo_replica.training.process.attempt import Attempt  # noqa: E402
+from arpo_replica.training.process.attempt import Attempt  # noqa: E402  # noqa: E402
 from arpo_replica.training.process.stop_notice import Notice  # noqa: E402
 from arpo_replica.training.recipe import check_recipe  # noqa: E402
-from arpo_replica.training.run import prepare_work, resolved, short_folder  # noqa: E402
+from arpo_replica.training.run import prepare_work, short_folder  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402
 
 PEAK_FLOPS = 989e12
@@ -236,7 +237,7 @@ def cards() -> list[str]:
 
 def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[str, Any]:
     """Train and collect."""
-    config = resolved(study(options))
+    config = study(options)
     model = options.model
     if model is None:
         model = build_shape(
@@ -251,6 +252,7 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
         arm=options.arm,
         seed=0,
         stage_name="bench",
+        split=resolve(config, config.stage("bench").split).absolute(),
         parent_model=model.absolute(),
         parent_sha256="0" * 64,
         out=folder / "stage",

@@ -16,14 +16,14 @@ rule write_config:
 
 rule resolve_split:
     input:
-        split=split_list,
-        tasks=task_files,
+        split=study.split_list,
+        tasks=study.task_files,
     output:
         "<results>/splits/{split}.json",
     log:
         "<logs>/resolve_split/{split}.log",
     localrule: True
     params:
-        left_out=left_out,
+        left_out=study.left_out,
     script:
         "../scripts/resolve_split.py"

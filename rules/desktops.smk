@@ -15,6 +15,6 @@ rule build_desktop_image:
         mem_mb=2000,
         runtime=60,
     params:
-        apps=study.config.desktop.container.apps,
+        decides=decides("build_desktop_image"),
     script:
         "../scripts/build_desktop_image.py"

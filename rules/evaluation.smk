@@ -12,7 +12,7 @@ rule score_episodes:
         "<logs>/score_episodes.log",
     localrule: True
     params:
-        decides=study.score_params(),
+        decides=decides("score_episodes"),
     script:
         "../scripts/score_episodes.py"
 
@@ -25,11 +25,15 @@ rule summarise_study:
         manifests=study.all_manifests(),
         learning=study.all_learning(),
         left_out=study.left_out_lists(),
+        lists=study.lists(),
+        tasks=study.all_task_files(),
     output:
         "<results>/summary.json",
     log:
         "<logs>/summarise_study.log",
     localrule: True
+    params:
+        decides=decides("summarise_study"),
     script:
         "../scripts/summarise_study.py"
 
@@ -40,13 +44,15 @@ rule compare_claims:
         claims=find("data/paper/claims.yaml"),
         published=find("data/paper/results.yaml"),
         contradictions=find("data/paper/contradictions.yaml"),
+        lists=study.committed_lists(),
     output:
         "<results>/claims.json",
     log:
         "<logs>/compare_claims.log",
     localrule: True
     params:
-        decides=study.claim_params(),
+        decides=decides("compare_claims"),
+        throughput=study.measured_throughput(),
     script:
         "../scripts/compare_claims.py"
 
@@ -70,6 +76,8 @@ rule write_provenance:
         config="<results>/config.resolved.yaml",
         scores="<results>/scores.parquet",
         manifests=study.all_manifests(),
+        splits=study.used_splits(),
+        image=ancient(study.desktop_image()),
     output:
         "<results>/provenance.json",
     log:

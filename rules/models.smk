@@ -15,10 +15,10 @@ rule record_demonstrations:
     threads: study.config.threads
     resources:
         mem_mb=6000,
-        runtime=longer_minutes,
+        runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=study.demonstration_params(),
+        decides=decides("record_demonstrations"),
     script:
         "../scripts/record_demonstrations.py"
 
@@ -35,10 +35,10 @@ rule build_nano_model:
     threads: study.config.threads
     resources:
         mem_mb=6000,
-        runtime=longer_minutes,
+        runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=study.nano_params(),
+        decides=decides("build_nano_model"),
     script:
         "../scripts/build_nano_model.py"
 
@@ -54,18 +54,20 @@ rule fetch_model:
         mem_mb=24000,
         runtime=240,
     params:
-        decides=study.model_params(),
+        decides=decides("fetch_model"),
     script:
         "../scripts/fetch_model.py"
 
 
 rule register_base_model:
     input:
-        base_source,
+        study.base_source,
     output:
         "<results>/models/base/seed_0/stage_base/manifest.json",
     log:
         "<logs>/register_base_model.log",
     localrule: True
+    params:
+        decides=decides("register_base_model"),
     script:
         "../scripts/register_base_model.py"

@@ -16,12 +16,12 @@ rule collect_offline_episodes:
         "<benchmarks>/collect_offline_episodes.tsv"
     threads: study.config.threads
     resources:
-        mem_mb=rollout_memory,
-        runtime=longer_minutes,
+        mem_mb=asked.rollout_memory,
+        runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
-        gres=rollout_gpus,
+        gres=asked.rollout_gpus,
     params:
-        decides=study.offline_episode_params(),
+        decides=decides("collect_offline_episodes"),
     script:
         "../scripts/collect_offline_episodes.py"
 
@@ -41,11 +41,11 @@ rule train_offline:
         arm=study.offline_arms_pattern,
     threads: study.config.threads
     resources:
-        mem_mb=rollout_memory,
-        runtime=longer_minutes,
+        mem_mb=asked.rollout_memory,
+        runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
-        gres=offline_gpus,
+        gres=asked.offline_gpus,
     params:
-        decides=offline_params,
+        decides=decides("train_offline"),
     script:
         "../scripts/train_offline.py"

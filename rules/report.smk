@@ -21,7 +21,7 @@ rule render_report:
         "<logs>/render_report.log",
     localrule: True
     params:
-        decides=study.report_params(),
+        decides=decides("render_report"),
     script:
         "../scripts/render_report.py"
 
@@ -33,12 +33,23 @@ rule publish_report:
         summary="<results>/summary.json",
         claims="<results>/claims.json",
         provenance="<results>/provenance.json",
+        config="<results>/config.resolved.yaml",
+        indexes=study.all_indexes(),
+        training=[
+            *study.all_manifests(),
+            *study.all_metrics(),
+            *study.all_reports(),
+            *study.all_learning(),
+        ],
+        taught=study.offline_indexes() if study.config.offline_arms else [],
     output:
         folder=directory(f"<reports>/arpo_{study.name}"),
         archive=f"<reports>/arpo_{study.name}.zip",
     log:
         "<logs>/publish_report.log",
     localrule: True
+    params:
+        decides=decides("publish_report"),
     script:
         "../scripts/publish_report.py"
 

@@ -19,11 +19,11 @@ rule collect_rollouts:
         "<benchmarks>/collect_rollouts/{arm}.seed_{seed}.{stage}.tsv"
     threads: study.config.threads
     resources:
-        mem_mb=rollout_memory,
-        runtime=rollout_minutes,
+        mem_mb=asked.rollout_memory,
+        runtime=asked.rollout_minutes,
         cpus_per_task=study.config.threads,
-        gres=rollout_gpus,
+        gres=asked.rollout_gpus,
     params:
-        decides=study.rollout_params(),
+        decides=decides("collect_rollouts"),
     script:
         "../scripts/collect_rollouts.py"

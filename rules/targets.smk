@@ -14,12 +14,12 @@ rule measure_throughput:
         "<benchmarks>/measure_throughput.tsv"
     threads: study.config.threads
     resources:
-        mem_mb=rollout_memory,
-        runtime=longer_minutes,
+        mem_mb=asked.rollout_memory,
+        runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
-        gres=rollout_gpus,
+        gres=asked.rollout_gpus,
     params:
-        decides=study.throughput_params(),
+        decides=decides("measure_throughput"),
     script:
         "../scripts/measure_throughput.py"
 
@@ -37,7 +37,7 @@ rule make_target:
         target="|".join(study.targets),
     localrule: True
     params:
-        decides=study.target_params(),
+        decides=decides("make_target"),
     script:
         "../scripts/make_target.py"
 

@@ -17,7 +17,8 @@ rule fetch_osworld_tasks:
 
 rule make_noisy_tasks:
     input:
-        clean=noisy_source,
+        list=study.clean_list,
+        tasks=study.clean_tasks,
     output:
         split="<results>/noisy/{split}.json",
         manifest="<results>/noisy/{split}/manifest.json",
@@ -27,6 +28,7 @@ rule make_noisy_tasks:
         split="|".join(study.config.tasks.noisy) or "none",
     localrule: True
     params:
-        decides=noisy_params,
+        decides=decides("make_noisy_tasks"),
+        left_out=study.left_out,
     script:
         "../scripts/make_noisy_tasks.py"

@@ -6,10 +6,10 @@
 
 rule train_stage:
     input:
-        parent=previous_manifest,
-        before=previous_metrics,
+        parent=study.previous_manifest,
+        before=study.previous_metrics,
         image=ancient(study.desktop_image()),
-        split=stage_split,
+        split=study.stage_split,
     output:
         manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
         metrics="<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl",
@@ -21,14 +21,14 @@ rule train_stage:
         arm=study.online_arms_pattern,
     threads: study.config.threads
     resources:
-        mem_mb=train_memory,
-        runtime=train_minutes,
+        mem_mb=asked.train_memory,
+        runtime=asked.train_minutes,
         cpus_per_task=study.config.threads,
-        nodes=train_nodes,
-        tasks=train_tasks,
-        gres=train_gpus,
+        nodes=asked.train_nodes,
+        tasks=asked.train_tasks,
+        gres=asked.train_gpus,
     params:
-        decides=training_params,
+        decides=decides("train_stage"),
     script:
         "../scripts/train_stage.py"
 
@@ -46,6 +46,6 @@ rule check_stage:
     priority: 1
     localrule: True
     params:
-        decides=gate_params,
+        decides=decides("check_stage"),
     script:
         "../scripts/check_stage.py"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from arpo_replica.tasks.splits import read_resolved
 from arpo_replica.training.gates import require_passed
 from arpo_replica.training.run import train_stage
 from arpo_replica.workflow.job import job
@@ -15,5 +16,6 @@ with job(snakemake) as config:
         seed=int(snakemake.wildcards.seed),
         stage=snakemake.wildcards.stage,
         parent=Path(snakemake.input.parent),
+        split=read_resolved(Path(snakemake.input.split)),
         out=Path(snakemake.output.manifest).parent,
     )

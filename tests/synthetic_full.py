@@ -29,6 +29,7 @@ from arpo_replica.evaluation.summary import summarise_study
 from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_index
+from arpo_replica.tasks.left_out import resolve
 from arpo_replica.training.gates import Gate, StageReport
 
 DOMAINS = {
@@ -94,7 +95,8 @@ def evaluate(study: SyntheticStudy, paper: Path = Path("data/paper")) -> None:
     score_episodes(config, [results / "episodes"], scores)
     summarise_study(config, scores, study.metrics, study.manifests, summary, reports=study.reports)
     compare_claims(config, summary, paper / "claims.yaml", results / "claims.json")
-    write_provenance(config, results / "provenance.json", study.manifests)
+    splits = [resolve(config, split) for split in config.tasks.splits]
+    write_provenance(config, results / "provenance.json", manifests=study.manifests, splits=splits)
     write_tables(summary, results / "claims.json", scores, results / "tables")
 
 

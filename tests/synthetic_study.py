@@ -26,6 +26,7 @@ from arpo_replica.evaluation.summary import summarise_study
 from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
+from arpo_replica.tasks.left_out import resolve
 from synthetic_full import outcome_fields, write_gates
 
 PAPER = Path(__file__).parents[1] / "data" / "paper"
@@ -150,8 +151,20 @@ def evaluate(study: Study) -> Summary:
         learning=study.learning,
     )
     compare_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
-    write_provenance(study.config, results / "provenance.json", repository=PAPER.parents[1])
+    write_origin(study)
     return summary
+
+
+def write_origin(study: Study) -> None:
+    """Where the study comes from, as the rule writes it."""
+    splits = [resolve(study.config, split) for split in study.config.tasks.splits]
+    write_provenance(
+        study.config,
+        study.results / "provenance.json",
+        manifests=study.manifests,
+        splits=splits,
+        repository=PAPER.parents[1],
+    )
 
 
 def render(study: Study) -> Path:

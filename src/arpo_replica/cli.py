@@ -73,10 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def add_study_commands(commands: Any) -> None:
-    """``check``, ``plan`` and ``status``: a study before and while it runs."""
+    """``check``, ``explain``, ``plan`` and ``status``: a study before and while it runs."""
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
     add_config(check)
     check.set_defaults(run=run_check)
+    explain = commands.add_parser("explain", help="say what a key of the config decides, and what runs again")
+    explain.add_argument("key", help="e.g. training.learning_rate, or a section: desktop")
+    explain.set_defaults(run=run_explain)
     plan = commands.add_parser(
         "plan",
         help="say how many jobs, GPU-hours and GB a study would take from here",
@@ -94,6 +97,14 @@ def add_study_commands(commands: Any) -> None:
     )
     add_config(status)
     status.set_defaults(run=run_status)
+
+
+def run_explain(options: argparse.Namespace) -> int:
+    """Print the row of a key."""
+    from arpo_replica.config.docs import explain
+
+    print(explain(options.key))
+    return 0
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -248,11 +259,12 @@ def add_validation(commands: Any) -> None:
 
 def run_validation(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
+    from arpo_replica.tasks.left_out import resolve
     from arpo_replica.validation.validate import tell, validate_tasks
 
     config = load_config(*options.config)
     out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
-    return tell(validate_tasks(config, options.split, out, trials=options.trials))
+    return tell(validate_tasks(config, resolve(config, options.split), out, trials=options.trials))
 
 
 def run_comparison(options: argparse.Namespace) -> int:
@@ -312,13 +324,14 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_docs(options: argparse.Namespace) -> int:
     """Write the generated pages anew."""
     from arpo_replica.actions.compared import write_actions_page
-    from arpo_replica.config.docs import render_docs
+    from arpo_replica.config.docs import render_docs, render_reruns
     from arpo_replica.doctor.report import fill
     from arpo_replica.evaluation.docs import write_results_docs
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page
 
     options.out.write_text(render_docs())
+    (options.results / "what_reruns.md").write_text(render_reruns())
     write_results_docs(options.results)
     page = Path("docs/doctor.md")
     page.write_text(fill(page.read_text()))

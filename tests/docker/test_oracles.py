@@ -10,6 +10,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.providers import osworld_host
 from arpo_replica.suites.osworld.client import stop_server
+from arpo_replica.tasks.left_out import resolve
 from arpo_replica.validation.agreement import compare_validations
 from arpo_replica.validation.validate import validate_tasks
 from real_tasks import EXAMPLES, MISSING
@@ -58,7 +59,7 @@ def study(engine, tmp_path_factory):
 
 def on_containers(study, split, folder: Path):
     config = study(provider="container", container={"image": IMAGE})
-    return validate_tasks(config, split, folder / "container" / f"{split}.json")
+    return validate_tasks(config, resolve(config, split), folder / "container" / f"{split}.json")
 
 
 def test_scripts_solve_what_no_action_does_not(study, tmp_path):
@@ -78,7 +79,7 @@ def test_desktop_envs_own_provider_gives_the_same_scores(study, engine, tmp_path
     image.tag(repository, tag)
     config = study(provider="osworld", osworld={"image_digest": image.id})
     theirs = tmp_path / "osworld" / "fewest.json"
-    document = validate_tasks(config, "fewest", theirs)
+    document = validate_tasks(config, resolve(config, "fewest"), theirs)
     assert [row["verdict"] for row in document["tasks"]] == ["ok", "infeasible_ok"], document["tasks"]
     on_containers(study, "fewest", tmp_path)
     comparison = compare_validations(tmp_path / "container" / "fewest.json", theirs)

@@ -25,11 +25,12 @@ RUN = """
 import json, sys
 from pathlib import Path
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.tasks.left_out import resolve
 from arpo_replica.training.run import train_stage
 folder = Path(sys.argv[1])
 config = StudyConfig.model_validate_json((folder / "config.json").read_bytes())
 train_stage(config, arm="arpo", seed=5, stage="train_4", parent=folder / "base" / "manifest.json",
-            out=folder / "stage", **json.loads(sys.argv[2]))
+            split=resolve(config, "train_4"), out=folder / "stage", **json.loads(sys.argv[2]))
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,19 @@ from arpo_replica.cluster.costs import rollout_estimate
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.osworld_export import export_osworld
-from arpo_replica.evaluation.provenance import task_hashes
 from arpo_replica.evaluation.scores import score_episodes
-from arpo_replica.rollout.run import output_root
 from arpo_replica.suites.osworld import inventory
 from arpo_replica.suites.osworld.inventory import read_version, unsupported
 from arpo_replica.suites.planned import check_tasks, planned_tasks
-from arpo_replica.tasks.left_out import check_left_out, left_out_of, read_left_out, split_size, split_tasks
-from arpo_replica.tasks.splits import load_split, read_split, resolve_split
-from arpo_replica.training.run import resolved
+from arpo_replica.tasks.left_out import (
+    check_left_out,
+    left_out_of,
+    read_left_out,
+    resolve,
+    split_size,
+    split_tasks,
+)
+from arpo_replica.tasks.splits import load_split, read_resolved, read_split
 from real_tasks import EXAMPLES, at_hand
 from synthetic_study import Study, evaluate, make_study, render
 
@@ -179,13 +182,10 @@ def test_everything_that_runs_tasks_sees_the_shorter_list(tmp_path: Path) -> Non
     run = split_tasks(config, "test_in")
     assert [task.id for task in run] == [task.id for task in everything if task.id not in TWO]
     assert planned_tasks(config, "test_in") == run
-    assert output_root(config, tmp_path / "test_in/trial_0").tasks == run
-    assert list(task_hashes(config)["test_in"]) == [f"miniwob/{task.id}" for task in run]
-    assert resolved(config).tasks.leave_out[0].is_absolute()
-    resolve_split(config.tasks.splits["test_in"], run, tmp_path / "made.json")
-    assert [entry["id"] for entry in json.loads((tmp_path / "made.json").read_text())["tasks"]] == [
-        task.id for task in run
-    ]
+    resolve(config, "test_in").write(tmp_path / "made.json")
+    resolved = read_resolved(tmp_path / "made.json")
+    assert resolved.load() == run
+    assert list(resolved.hashes()) == [f"miniwob/{task.id}" for task in run]
     assert [entry.task for entry in left_out_of(config, "test_in")] == [f"miniwob/{task}" for task in TWO]
     assert left_out_of(config, "test_out") == []
     assert (split_size(config, "test_in"), split_size(config, "test_out")) == (5, 3)

@@ -324,7 +324,7 @@ async def test_the_key_is_in_no_record_of_a_run(monkeypatch):
     folder = ROOT / "results"
     out = folder / "test-provenance.json"
     try:
-        written += str(write_provenance(config, out, manifests=[])) + out.read_text()
+        written += str(write_provenance(config, out, manifests=[], splits=[])) + out.read_text()
     finally:
         out.unlink(missing_ok=True)
     assert "LAB_KEY" in written

@@ -18,10 +18,13 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.locks import lock
 from arpo_replica.config import load_config
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.manifest import register_model
+from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import collect_rollouts
+from arpo_replica.tasks.left_out import resolve
 from fakes import CLICK, FINISHED, FakeProvider
 
 
@@ -103,13 +106,19 @@ def make_study(folder: Path, url: str | None):
     return config, manifest, roots
 
 
+def collect(config: StudyConfig, manifest: Path, roots: list[Path], *, provider: FakeProvider) -> Progress:
+    """Collect on the tasks of the split as they are now."""
+    splits = [resolve(config, "mine")]
+    return collect_rollouts(config, manifest=manifest, splits=splits, roots=roots, provider=provider)
+
+
 def rows(root: Path) -> list[dict]:
     return [json.loads(line) for line in (root / "episodes.jsonl").read_text().split("\n") if line]
 
 
 def test_a_checkpoint_is_collected_and_nothing_is_done_twice(tmp_path, endpoint, capsys):
     config, manifest, roots = make_study(tmp_path, endpoint.url)
-    progress = collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    progress = collect(config, manifest, roots, provider=FakeProvider())
     assert (progress.done, progress.outcomes["success"]) == (6, 6)
     sha256 = json.loads(manifest.read_text())["sha256"]
     for trial, root in enumerate(roots):
@@ -130,7 +139,7 @@ def test_a_checkpoint_is_collected_and_nothing_is_done_twice(tmp_path, endpoint,
     (roots[0] / "episodes.jsonl").unlink()
     idle = FakeProvider()
     endpoint.requests.clear()
-    collect_rollouts(config, manifest=manifest, roots=roots, provider=idle)
+    collect(config, manifest, roots, provider=idle)
     assert (idle.attempts, endpoint.requests) == (0, [])
     assert [(root / "episodes.jsonl").read_bytes() for root in roots] == before
     assert "all 6 episodes are there" in capsys.readouterr().err
@@ -144,27 +153,27 @@ def test_two_jobs_never_collect_the_same_episodes_at_once(tmp_path, endpoint, mo
     with (tmp_path / "episodes" / "rollouts.lock").open("w") as other:
         assert lock(other, wait=False)
         with pytest.raises(UserError, match="Another process collects these episodes"):
-            collect_rollouts(config, manifest=manifest, roots=roots, provider=provider)
+            collect(config, manifest, roots, provider=provider)
     assert provider.attempts == 0
 
 
 def test_a_third_trial_keeps_the_first_two(tmp_path, endpoint):
     config, manifest, roots = make_study(tmp_path, endpoint.url)
-    collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    collect(config, manifest, roots, provider=FakeProvider())
     endpoint.requests.clear()
     more = [*roots, roots[0].with_name("trial_2")]
-    progress = collect_rollouts(config, manifest=manifest, roots=more, provider=FakeProvider())
+    progress = collect(config, manifest, more, provider=FakeProvider())
     assert (progress.kept, progress.done, len(endpoint.requests)) == (6, 9, 6)
 
 
 def test_other_weights_are_another_question(tmp_path, endpoint):
     config, manifest, roots = make_study(tmp_path, endpoint.url)
-    collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    collect(config, manifest, roots, provider=FakeProvider())
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(UserError, match="not those it names"):
-        collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+        collect(config, manifest, roots, provider=FakeProvider())
     register_model(config, tmp_path / "model", manifest)
-    progress = collect_rollouts(config, manifest=manifest, roots=roots, provider=FakeProvider())
+    progress = collect(config, manifest, roots, provider=FakeProvider())
     assert (progress.kept, progress.done) == (0, 6)
 
 
@@ -174,7 +183,7 @@ def test_a_dead_endpoint_is_refused_before_a_desktop_starts(tmp_path, endpoint):
     config.policy.endpoint = "http://127.0.0.1:9"
     provider = FakeProvider()
     with pytest.raises(UserError, match=r"does not answer.*policy\.endpoint"):
-        collect_rollouts(config, manifest=manifest, roots=roots, provider=provider)
+        collect(config, manifest, roots, provider=provider)
     assert provider.attempts == 0
 
 
@@ -190,7 +199,7 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path, endpoint):
     config, manifest, _ = make_study(tmp_path, endpoint.url)
     for wrong in ("mine/run_0", "other/trial_0"):
         with pytest.raises(UserError, match="trial_"):
-            collect_rollouts(config, manifest=manifest, roots=[tmp_path / wrong], provider=FakeProvider())
+            collect(config, manifest, [tmp_path / wrong], provider=FakeProvider())
 
 
 JOB = """
@@ -198,6 +207,7 @@ import sys
 from pathlib import Path
 from arpo_replica.config import load_config
 from arpo_replica.rollout.run import collect_rollouts
+from arpo_replica.tasks.left_out import resolve
 from fakes import FakeProvider
 class Loud(FakeProvider):
     async def start(self, name):
@@ -211,7 +221,8 @@ class Loud(FakeProvider):
         return desktop
 folder = Path(sys.argv[1])
 roots = [folder / "episodes/mine/trial_0"]
-collect_rollouts(load_config(folder / "config.yaml"), manifest=folder / "manifest.json", roots=roots,
+config = load_config(folder / "config.yaml")
+collect_rollouts(config, manifest=folder / "manifest.json", splits=[resolve(config, "mine")], roots=roots,
                  provider=Loud(delay_s=30))
 """
 
@@ -241,7 +252,7 @@ def test_a_policy_whose_weights_only_a_server_has(tmp_path, endpoint):
     config = load_config(tmp_path / "config.yaml")
     written = register_model(config, None, manifest)
     assert (written.weights, written.recipe["source"][:24]) == ({}, "served, weights not seen")
-    progress = collect_rollouts(config, manifest=manifest, roots=roots[:1], provider=FakeProvider())
+    progress = collect(config, manifest, roots[:1], provider=FakeProvider())
     assert progress.outcomes["success"] == 3
     assert rows(roots[0])[0]["checkpoint_sha256"] == written.sha256
     assert rows(roots[0])[0]["sampling"]["prompt"] == "arpo"
@@ -251,7 +262,7 @@ def test_a_policy_whose_weights_only_a_server_has(tmp_path, endpoint):
     forged = json.loads(manifest.read_text()) | {"recipe": {"source": "/some/folder"}}
     manifest.write_text(json.dumps(forged))
     with pytest.raises(UserError):
-        collect_rollouts(config, manifest=manifest, roots=roots[1:], provider=FakeProvider())
+        collect(config, manifest, roots[1:], provider=FakeProvider())
 
 
 @pytest.mark.parametrize("missing", ["endpoint", "served_model"])
@@ -279,5 +290,5 @@ def test_a_served_policy_cannot_be_trained(tmp_path):
 def test_lent_desktops_are_marked_as_what_they_are(tmp_path, endpoint):
     config, manifest, roots = make_study(tmp_path, endpoint.url)
     config.desktop.provider, config.desktop.remote.lends = "remote", "container"
-    collect_rollouts(config, manifest=manifest, roots=roots[:1], provider=FakeProvider())
+    collect(config, manifest, roots[:1], provider=FakeProvider())
     assert {row["desktop"] for row in rows(roots[0])} == {"container"}

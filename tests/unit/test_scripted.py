@@ -13,6 +13,7 @@ from arpo_replica.config import load_config
 from arpo_replica.config.tasks import NoisyTasksConfig
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S, seconds_to_settle
 from arpo_replica.suites.noise import make_noisy
+from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
 from arpo_replica.validation.agreement import compare_validations
@@ -199,7 +200,7 @@ def run(study, tmp_path, hook=by_actions, trials=1):
     out = tmp_path / "validation" / "few.json"
     provider = FakeProvider(hook)
     document = validate_tasks(
-        config, "few", out, trials=trials, provider=provider, oracles=scripts, known=known
+        config, resolve(config, "few"), out, trials=trials, provider=provider, oracles=scripts, known=known
     )
     assert json.loads(out.read_text()) == document
     return document, provider
@@ -290,12 +291,18 @@ def test_a_script_for_another_screen_is_not_used(study):
 def test_no_trial_at_all_is_refused(study, tmp_path):
     for trials in (0, -1):
         with pytest.raises(UserError, match=rf"--trials is {trials}; give 1 or more"):
-            validate_tasks(study[0], "few", tmp_path / "out.json", provider=FakeProvider(), trials=trials)
+            validate_tasks(
+                study[0],
+                resolve(study[0], "few"),
+                tmp_path / "out.json",
+                provider=FakeProvider(),
+                trials=trials,
+            )
 
 
 def test_an_unknown_split_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"no split 'other'.*few"):
-        validate_tasks(study[0], "other", tmp_path / "out.json", provider=FakeProvider())
+        resolve(study[0], "other")
 
 
 def result(path, score, sha256="a", task="apps/one"):

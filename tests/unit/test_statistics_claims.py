@@ -10,9 +10,8 @@ from arpo_replica.base.checkout import git_state
 from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.claims import compare_claims, load_claims
 from arpo_replica.evaluation.comparison import Side, judge
-from arpo_replica.evaluation.provenance import write_provenance
 from arpo_replica.evaluation.records import Claims, Summary
-from synthetic_study import PAPER, Study, evaluate, make_study
+from synthetic_study import PAPER, Study, evaluate, make_study, write_origin
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +163,6 @@ def test_provenance_names_code_models_and_tasks_without_absolute_paths(study: St
     assert len(found["models"]) == len(study.manifests)
     assert found["packages"]["controller"]["scipy"] == "1.17.1"
     before = out.read_bytes()
-    write_provenance(study.config, out, repository=PAPER.parents[1])
+    write_origin(study)
     assert out.read_bytes() == before
     assert git_state(tmp_path) == {"commit": None, "dirty": None, "changed": []}

@@ -19,7 +19,6 @@ from arpo_replica.training.run import (
     check_processes,
     checkpoints,
     few_desktops,
-    identities,
     prepare_work,
     publish,
     resume,
@@ -109,15 +108,36 @@ def test_a_checkpoint_whose_metrics_were_lost_is_not_used(job: Job) -> None:
     assert resume(job).resume_step == 1
 
 
-def test_another_recipe_starts_anew(job: Job) -> None:
+def test_another_parent_starts_anew_and_the_old_work_is_kept(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     add_checkpoint(job, 1)
     job.episodes(1, 0).mkdir(parents=True)
     prepare_work(job)
     assert job.checkpoint(1).exists()
-    other = job.model_copy(update={"parent_sha256": "1" * 64})
-    prepare_work(other)
-    assert not job.checkpoint(1).exists()
-    assert not (job.out / "episodes").exists()
+    for parent in "12":  # of two that give way the newer one is kept
+        other = job.model_copy(update={"parent_sha256": parent * 64})
+        prepare_work(other)
+        assert not job.checkpoint(1).exists()
+        assert not (job.out / "episodes").exists()
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) == 1
+        assert "(parent " in said and "kept as checkpoints.before" in said
+        kept = job.out / "checkpoints.before" / "global_step_1"
+        assert kept.exists() is (parent == "1")
+        add_checkpoint(job, 2)
+    assert (job.out / "checkpoints.before" / "global_step_2").exists()
+    assert (job.out / "episodes.before").exists()
+
+
+def test_a_folder_that_does_not_say_whose_it_is_gives_way(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(job, 1)
+    (job.work / "identity.json").write_text("0123")
+    prepare_work(job)
+    assert "does not say what it was made with" in capsys.readouterr().out
+    assert (job.out / "checkpoints.before" / "global_step_1").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,14 +171,6 @@ def test_what_decides_the_result_begins_anew(job: Job, change: dict[str, object]
     vars(changed).pop("recipe", None)
     prepare_work(changed)
     assert not folder.exists()
-
-
-def test_a_folder_of_an_earlier_version_is_known(job: Job) -> None:
-    folder = add_checkpoint(job, 1)
-    (job.work / "identity").write_text(identities(job)[1])
-    prepare_work(job)
-    assert folder.exists()
-    assert (job.work / "identity").read_text() == identities(job)[0]
 
 
 def test_another_number_of_trainers_is_refused_and_nothing_is_lost(job: Job) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from conftest import STUB
+
+from arpo_replica.config import load_config
 
 # A stage whose loss is no number.
 OUTPUTS = """
@@ -33,12 +36,19 @@ def test_an_overlay_drops_an_arm(checkout):
     assert planned["collect_rollouts"] == 2
 
 
-def test_the_last_overlay_wins(checkout):
-    planned = checkout.run(
-        *("--dry-run", "--configfile", "configs/demo.yaml"),
-        *("configs/recipes/paper.yaml", "configs/ablations/first_slot.yaml"),
-    )
-    assert "results/demo_first_slot/" in planned.stdout + planned.stderr
+def test_two_overlays_have_a_folder_that_is_named_by_both(checkout):
+    """Two combinations that end with the same overlay do not share one; the scripts know its name too."""
+    files = ["configs/demo.yaml", "configs/recipes/paper.yaml", "configs/ablations/first_slot.yaml"]
+    name = "demo_paper_first_slot"
+    made = f"results/{name}/config.resolved.yaml"
+    done = checkout.run("--cores", "1", "--configfile", *files, "--", made)
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load((checkout.root / made).read_text())
+    assert resolved["variant"] == "paper_first_slot"
+    assert load_config(*(checkout.root / file for file in files)).name == name
+    assert resolved["training"]["replay"]["replaced_index"] == "first", "of two values the last one wins"
+    more = checkout.run("--dry-run", "--config", "variant=mine", "--configfile", *files)
+    assert f"results/{name}_mine/" in more.stdout + more.stderr
 
 
 def test_another_threshold_judges_anew_and_trains_nothing(finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -69,14 +70,13 @@ def test_a_stage_may_start_from_the_untrained_policy():
     raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     stage = raw["training"]["stages"][1]
     before = Study(raw, "demo.yaml")
-    assert before.previous_manifest("grpo", "0", "train_32").endswith(
-        "grpo/seed_0/stage_train_4/manifest.json"
-    )
-    assert before.previous_metrics("grpo", "0", "train_32")
+    first, last = (SimpleNamespace(arm="grpo", seed="0", stage=name) for name in ("train_4", "train_32"))
+    assert before.previous_manifest(last).endswith("grpo/seed_0/stage_train_4/manifest.json")
+    assert before.previous_metrics(last)
     stage["from_base"] = True
     study = Study(raw, "demo.yaml")
-    assert study.previous_manifest("grpo", "0", "train_32") == study.previous_manifest("grpo", "0", "train_4")
-    assert study.previous_metrics("grpo", "0", "train_32") == []
+    assert study.previous_manifest(last) == study.previous_manifest(first)
+    assert study.previous_metrics(last) == []
 
 
 def test_a_finished_study_has_its_tables_at_once(finished):

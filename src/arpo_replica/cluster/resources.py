@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import profile
@@ -49,9 +50,53 @@ def gres(gpus: int) -> str:
     return f"gpu:{model}:{gpus}" if model else f"gpu:{gpus}"
 
 
-def train_minutes(config: StudyConfig, arm: str, stage: str, attempt: int) -> int:
-    """Run time of a stage."""
-    return minutes(stage_estimate(config, arm, stage), attempt)
+class Asked:
+    """What the heavy rules ask for. Snakemake calls the methods with a job's wildcards and its attempt."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.on_gpus = config.accelerator == "cuda"
+
+    def train_minutes(self, wildcards: Any, attempt: int) -> int:
+        """Run time of a stage."""
+        return minutes(stage_estimate(self.config, wildcards.arm, wildcards.stage), attempt)
+
+    def train_memory(self, wildcards: Any, attempt: int) -> int:
+        """Main memory of each node of a training, MB."""
+        return train_memory(self.config, wildcards.arm, attempt)
+
+    def train_nodes(self, wildcards: Any) -> int:
+        """Nodes that train together."""
+        return self.config.recipe(wildcards.arm).nodes
+
+    def train_tasks(self, wildcards: Any) -> int:
+        """Slurm's tasks: one a node; 0 where GPUs are asked for, because Slurm would count tasks per GPU."""
+        nodes, gpus = train_gpus(self.config, wildcards.arm)
+        return 0 if gpus else nodes
+
+    def train_gpus(self, wildcards: Any) -> str:
+        """GPUs of each node of a training."""
+        return gres(train_gpus(self.config, wildcards.arm)[1])
+
+    def rollout_minutes(self, wildcards: Any, attempt: int) -> int:
+        """Run time of a checkpoint's evaluation."""
+        return minutes(rollout_estimate(self.config, wildcards.arm), attempt)
+
+    def rollout_memory(self, wildcards: Any, attempt: int) -> int:
+        """Main memory of the job that serves a checkpoint, MB."""
+        return rollout_memory(self.config, attempt)
+
+    def rollout_gpus(self, wildcards: Any) -> str:
+        """GPUs of the job that serves a checkpoint; without an arm it is the base policy."""
+        return gres(rollout_gpus(self.config, wildcards.get("arm", "base")))
+
+    def offline_gpus(self, wildcards: Any) -> str:
+        """An offline arm trains on one GPU."""
+        return gres(int(self.on_gpus))
+
+    def longer_minutes(self, wildcards: Any, attempt: int) -> int:
+        """Two hours, and more at every attempt."""
+        return capped(120 * attempt, gpus=self.on_gpus)
 
 
 def train_memory(config: StudyConfig, arm: str, attempt: int) -> int:
@@ -150,27 +195,11 @@ def check_nodes(config: StudyConfig) -> None:
             )
 
 
-def train_tasks(config: StudyConfig, arm: str) -> int:
-    """Slurm's tasks: one a node; 0 where GPUs are asked for, because Slurm would count tasks per GPU."""
-    nodes, gpus = train_gpus(config, arm)
-    return 0 if gpus else nodes
-
-
-def rollout_minutes(config: StudyConfig, arm: str, attempt: int) -> int:
-    """Run time of a checkpoint's evaluation."""
-    return minutes(rollout_estimate(config, arm), attempt)
-
-
 def rollout_memory(config: StudyConfig, attempt: int) -> int:
     """Main memory of the job that serves a checkpoint, MB."""
     weights = costs_of(config).weights * 4 / 1e6
     least = BASE_MB + desktops_mb(config) + math.ceil(weights)
     return grown(least, attempt, gpus=config.accelerator == "cuda")
-
-
-def rollout_gres(config: StudyConfig, arm: str) -> str:
-    """GPUs of the job that serves a checkpoint."""
-    return gres(rollout_gpus(config, arm))
 
 
 def desktops_mb(config: StudyConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def load_config(*paths: Path) -> StudyConfig:
     for path in paths:
         require_file(path)
         merged = merge(merged, checked_mapping(read_yaml(path, f"Config {path}"), str(path)))
+    merged = {**merged, **joined_variant(merged, paths)}
     return parse_config(merged, ", ".join(map(str, paths)))
 
 
@@ -80,6 +82,19 @@ def require_file(path: Path) -> None:
     close = difflib.get_close_matches(path.name, known, n=1)
     hint = f"did you mean '{known[close[0]]}'?" if close else "give an existing file."
     raise UserError(f"There is no config {path}; {hint}")
+
+
+def joined_variant(merged: dict[str, Any], paths: Sequence[Path | str]) -> dict[str, str]:
+    """``{"variant": name}`` of several overlays together, ``{}`` if nothing names a variant.
+
+    Merging leaves the last one's name alone, and two combinations that end alike would share a folder. So the
+    names are joined in the order of the files. ``merged`` may have one that no file has (``--config``): it
+    comes last.
+    """
+    read = (read_yaml(Path(path), f"Config {path}") for path in paths)
+    named = [content.get("variant") for content in read if isinstance(content, dict)]
+    names = dict.fromkeys(name for name in (*named, merged.get("variant")) if isinstance(name, str))
+    return {"variant": "_".join(names)} if names else {}
 
 
 def read_yaml(path: Path, what: str) -> Any:

@@ -196,7 +196,8 @@ class StudyConfig(Section):
     study: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of the study; results go to `results/{study}`."""
     variant: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
-    """Set by an overlay: results then go to `results/{study}_{variant}`."""
+    """Set by an overlay: results then go to `results/{study}_{variant}`. Names of several overlays are joined
+    in their order."""
     size: Literal["nano", "2b", "7b", "2b_random", "7b_random"]
     """Size mark that every result carries; `_random`: the shape alone (`model.shape_only`)."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)

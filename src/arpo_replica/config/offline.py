@@ -8,9 +8,6 @@ from pydantic import Field, model_validator
 
 from arpo_replica.config.section import Positive, Section
 
-SHARED = ("learning_rate", "lr_warmup_ratio", "weight_decay", "max_grad_norm")
-"""Keys of ``training`` that decide offline arms too."""
-
 
 class OfflineEpisodesConfig(Section):
     """Episodes of the base policy that all offline arms learn from; collected if there is such an arm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
@@ -29,3 +29,11 @@ ReadPath = Annotated[
     Path, AfterValidator(find), PlainSerializer(lambda path: str(as_written(path)), str, when_used="json")
 ]
 """A file or folder that is read: in the working folder, or the workflow's own of that name."""
+
+
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or a list of."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -147,19 +147,3 @@ class TrainingConfig(Section):
     """How the trainer computes."""
     verl: dict[str, Any] = Field(default_factory=dict)
     """Further verl overrides, `dotted.key: value`, applied last."""
-
-
-WITHOUT_EFFECT = {
-    *("stages", "gates", "loggers", "save_every", "keep_checkpoints"),
-    *("stall_timeout_s", "dead_after_s", "env_error_share_max", "offline"),
-}
-"""Keys of ``TrainingConfig`` that decide how a stage is run and judged, never what it results in. ``offline``
-is for arms without stages."""
-PLACEMENT: dict[str, Any] = {
-    **dict.fromkeys(
-        ("micro_batch", "gpus", "nodes", "tensor_parallel", "sequence_parallel", "offload"), True
-    ),
-    "speed": set(SpeedConfig.model_fields) - {"freeze_vision"},
-}
-"""Keys (for pydantic's ``exclude``) that decide where and how fast an update is computed, not which: what a
-user changes when memory is full. A stage that is under way goes on when they change."""

@@ -27,7 +27,7 @@ from arpo_replica.base.files import read_json, write_atomically
 from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import InputFile, SourceFile, input_file
-from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.tasks.splits import ResolvedSplit
 
 CONTROLLER_PACKAGES = (
     "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
@@ -57,14 +57,19 @@ HEAVY_PACKAGES = (
 
 
 def write_provenance(
-    config: StudyConfig, out: Path, manifests: Sequence[Path] | None = None, repository: Path = ROOT
+    config: StudyConfig,
+    out: Path,
+    *,
+    manifests: Sequence[Path],
+    splits: Sequence[ResolvedSplit],
+    image: Path | None = None,
+    repository: Path = ROOT,
 ) -> dict[str, Any]:
-    """Write ``out`` and return it. ``repository`` is the checkout; ``manifests`` the models' manifests.
+    """Write ``out`` and return it. ``manifests``: of the models; ``splits``: all that is trained or measured
+    on; ``image``: record of the desktop image, if one was built; ``repository``: the checkout.
 
-    Without ``manifests`` those under ``models/`` beside ``out`` are taken.
+    The jobs of a cluster are no file of a rule: each enters its own in the study's folder.
     """
-    if manifests is None:
-        manifests = list(out.parent.glob("models/*/seed_*/stage_*/manifest.json"))
     resolved = config.model_dump(mode="json")
     provenance: dict[str, Any] = {
         "schema_version": 1,
@@ -79,10 +84,10 @@ def write_provenance(
         "packages": packages(config, repository),
         "programs": programs(),
         "hardware": hardware(),
-        "tasks": task_hashes(config),
+        "tasks": {split.split: split.hashes() for split in splits},
         "models": [input_file(path).model_dump() for path in sorted(manifests)],
         "cluster_jobs": read_jobs(out.parent),
-        "desktop_image": read_json(out.parent / "desktop_image.json"),
+        "desktop_image": None if image is None else read_json(image),
         "locks": [
             input_file(path).model_dump() for path in sorted((repository / "envs").glob("*/requirements.txt"))
         ],
@@ -155,14 +160,6 @@ def hardware() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
         "gpus": gpus_here("name", "memory.total"),
-    }
-
-
-def task_hashes(config: StudyConfig) -> dict[str, dict[str, str]]:
-    """Split -> task that is run -> sha256 of its file."""
-    return {
-        name: {f"{task.domain}/{task.id}": task.sha256 for task in split_tasks(config, name)}
-        for name in config.tasks.splits
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from arpo_replica.base.checkout import CHANGED, require_clean
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
@@ -108,7 +109,7 @@ def check_publishable(config: StudyConfig, results: Path, repository: Path) -> N
 
 
 def _copy_episodes(config: StudyConfig, episodes: Path, folder: Path) -> None:
-    indexes = sorted(episodes.rglob("episodes.jsonl"))
+    indexes = [path for path in sorted(episodes.rglob("episodes.jsonl")) if path.parent.suffix != ASIDE]
     for path in indexes:
         _copy(path, folder / "episodes" / path.relative_to(episodes))
     if indexes:
@@ -119,7 +120,7 @@ def _copy_episodes(config: StudyConfig, episodes: Path, folder: Path) -> None:
     if config.report.full_trajectories:
         for source, target in ((episodes, "trajectories"), (taught, "offline")):
             if source.is_dir():
-                hidden = shutil.ignore_patterns(".*")
+                hidden = shutil.ignore_patterns(".*", f"*{ASIDE}")
                 shutil.copytree(source, folder / target, ignore=hidden, dirs_exist_ok=True)
 
 

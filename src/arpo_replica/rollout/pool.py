@@ -8,6 +8,7 @@ What is finished on disk stays as it is, byte for byte, whatever kills the proce
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 import traceback
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any
 
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.base.say import say
+from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.policy.interface import Policy
 from arpo_replica.rollout.episode import (
@@ -32,7 +34,6 @@ from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import (
     Outcome,
     clear_unfinished,
-    discard_episode,
     finished_episodes,
     read_summary,
     write_episode,
@@ -79,8 +80,8 @@ class PoolSettings:
 def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
     """The episodes that are still to be collected, trial by trial.
 
-    Removes what a killed writer left, and finished episodes that belong to another checkpoint, task
-    version or sampling than this job's: they answer another question.
+    Removes what a killed writer left. Finished episodes that belong to another checkpoint, task version or
+    sampling than this job's answer another question: they are moved to a folder beside the root.
     """
     todo = []
     for root in roots:
@@ -92,8 +93,11 @@ def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
             if task is not None and belongs(read_summary(directory), root, task, labels):
                 kept.add(key)
             else:
-                say(f"{directory} belongs to another checkpoint, task or sampling: removed")
-                discard_episode(directory)
+                aside = root.path.with_name(root.path.name + ASIDE) / directory.name
+                say(f"{directory} belongs to another checkpoint, task or sampling: moved to {aside.parent}")
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                directory.rename(aside)
         todo += [Episode(task, root) for key, task in wanted.items() if key not in kept]
     return todo
 

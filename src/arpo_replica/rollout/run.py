@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.locks import locked
 from arpo_replica.base.say import say
+from arpo_replica.base.unfinished import claim_folder
+from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
@@ -32,7 +34,8 @@ from arpo_replica.rollout.pool import (
 )
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import write_index
-from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.splits import ResolvedSplit
 
 
 @dataclass
@@ -60,10 +63,11 @@ def collect_rollouts(
     config: StudyConfig,
     *,
     manifest: Path,
+    splits: Sequence[ResolvedSplit],
     roots: Sequence[Path],
     provider: DesktopProvider | None = None,
 ) -> Progress:
-    """Collect the episodes of the checkpoint that ``manifest`` describes.
+    """Collect the episodes of the checkpoint that ``manifest`` describes, on the tasks of ``splits``.
 
     ``roots``: output folders ``.../{split}/trial_{n}``; each gets one folder per episode and, last of all,
     ``episodes.jsonl``. Beside their splits lie ``heartbeat.json``, a lock and vLLM's log. Finished episodes
@@ -71,10 +75,14 @@ def collect_rollouts(
     long work for what a user can correct.
     """
     model = read_manifest(manifest, verify=True)
-    outputs = [output_root(config, path) for path in roots]
+    tasks = {split.split: split.load() for split in splits}
+    outputs = [output_root(tasks, path) for path in roots]
     labels = make_labels(config, model)
     beside = outputs[0].path.parents[1]
     with locked(beside / "rollouts.lock", "collects these episodes"):
+        for output in outputs:
+            # Episodes of an earlier version have no such mark; their records tell (``pool.belongs``).
+            claim_folder(output.path, identity_of(config, model), adopt=True)
         if not open_episodes(outputs, labels):
             for output in outputs:
                 write_index(output.path)
@@ -87,15 +95,14 @@ def collect_rollouts(
         return asyncio.run(collect_served(config, outputs, labels, provider=provider, serving=serving))
 
 
-def output_root(config: StudyConfig, path: Path) -> OutputRoot:
+def output_root(tasks: Mapping[str, list[Task]], path: Path) -> OutputRoot:
     """The split, trial and tasks that a folder ``.../{split}/trial_{n}`` stands for."""
     split, number = path.parent.name, path.name.removeprefix("trial_")
-    if split not in config.tasks.splits or not number.isdigit():
+    if split not in tasks or not number.isdigit():
         raise UserError(
             f"{path} is no folder for episodes; it must end in '<name of a split>/trial_<number>'."
         )
-    tasks = split_tasks(config, split)
-    return OutputRoot(path, split, int(number), tasks)
+    return OutputRoot(path, split, int(number), tasks[split])
 
 
 def make_labels(config: StudyConfig, model: Manifest) -> Labels:
@@ -111,20 +118,24 @@ def make_labels(config: StudyConfig, model: Manifest) -> Labels:
     )
 
 
+def sampled_as_in_training(config: StudyConfig) -> StudyConfig:
+    """The config for episodes that are sampled as those of a training: never asked again, for example."""
+    like = {"temperature": config.training.temperature, "top_p": 1.0, "reasks": 0, "call_user_waits": 0}
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=like)})
+
+
+def identity_of(config: StudyConfig, model: Manifest) -> dict[str, Any]:
+    """Everything besides the task that decides an episode."""
+    return {**decided(config, "collect_rollouts"), "checkpoint": model.sha256}
+
+
 def describe_sampling(config: StudyConfig) -> dict[str, Any]:
-    """Everything besides task and weights that decides an episode."""
-    policy = config.policy.model_dump(
-        mode="json", exclude={"model", "endpoint", "api_key_variable", "recipe"}
+    """What an episode's record says of how the policy was asked: a part of what decides it."""
+    found = decided(config, "collect_rollouts")
+    evaluation, policy = (
+        [key for key in found if key.startswith(f"{name}.")] for name in ("evaluation", "policy")
     )
-    return {
-        "temperature": config.evaluation.temperature,
-        "top_p": config.evaluation.top_p,
-        "success_above": config.evaluation.success_above,
-        "reasks": config.evaluation.reasks,
-        "call_user_waits": config.evaluation.call_user_waits,
-        "screen": list(config.desktop.screen),
-        **policy,
-    }
+    return {key.partition(".")[2]: found[key] for key in (*evaluation, "desktop.screen", *policy)}
 
 
 async def collect_served(

@@ -25,9 +25,15 @@ from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import Labels
 from arpo_replica.rollout.pool import OutputRoot
 from arpo_replica.rollout.records import EpisodeRecord
-from arpo_replica.rollout.run import Serving, collect_served, make_labels, serve
-from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.rollout.run import (
+    Serving,
+    collect_served,
+    make_labels,
+    sampled_as_in_training,
+    serve,
+)
 from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.splits import ResolvedSplit
 
 EPOCH = 1024
 """Trajectories of an epoch: 128 tasks, 8 rollouts each (paper, §4.1)."""
@@ -36,9 +42,14 @@ BATCHES = 2
 
 
 def measure_throughput(
-    config: StudyConfig, *, manifest: Path, out: Path, provider: DesktopProvider | None = None
+    config: StudyConfig,
+    *,
+    manifest: Path,
+    split: ResolvedSplit,
+    out: Path,
+    provider: DesktopProvider | None = None,
 ) -> dict[str, Any]:
-    """Write ``out``: one point for each of ``targets.environments``.
+    """Write ``out``: one point for each of ``targets.environments``, on the tasks of ``split``.
 
     Episodes lie in a folder beside ``out`` while it is measured; none of them is a result. Raises
     ``UserError`` before any long work for what a user can correct.
@@ -52,7 +63,7 @@ def measure_throughput(
     most = max(config.targets.environments)
     sampled = _like_training(config, most)
     serving = serve(sampled, model.model_path(manifest), labels, out.with_name("throughput.vllm.log"))
-    points = asyncio.run(_sweep(sampled, labels, work, serving=serving, provider=provider))
+    points = asyncio.run(_sweep(sampled, split, labels, work, serving=serving, provider=provider))
     document = {
         "schema_version": 1,
         "study": config.name,
@@ -68,26 +79,20 @@ def measure_throughput(
 
 
 def _like_training(config: StudyConfig, count: int) -> StudyConfig:
-    return config.model_copy(
-        update={
-            "evaluation": config.evaluation.model_copy(
-                update={"temperature": config.training.temperature, "top_p": 1.0}
-            ),
-            "desktop": config.desktop.model_copy(update={"count": count}),
-        }
-    )
+    desktop = config.desktop.model_copy(update={"count": count})
+    return sampled_as_in_training(config).model_copy(update={"desktop": desktop})
 
 
 async def _sweep(
     config: StudyConfig,
+    split: ResolvedSplit,
     labels: Labels,
     work: Path,
     *,
     serving: contextlib.AbstractAsyncContextManager[Serving],
     provider: DesktopProvider | None,
 ) -> list[dict[str, Any]]:
-    split = config.training.stages[-1].split
-    tasks = split_tasks(config, split)
+    tasks = split.load()
     points = []
     async with serving as served:
         await served.ready()
@@ -96,7 +101,7 @@ async def _sweep(
             for batch in ("warm_up", "counted"):
                 number = count * (BATCHES if batch == "counted" else 1)
                 root = work / f"desktops_{count}" / batch
-                outputs = list(outputs_of(root, split, tasks, number))
+                outputs = list(outputs_of(root, split.split, tasks, number))
                 await collect_served(
                     here,
                     outputs,

@@ -20,7 +20,14 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
-from arpo_replica.tasks.splits import Split, load_split, read_split
+from arpo_replica.tasks.splits import (
+    ResolvedSplit,
+    ResolvedTask,
+    Split,
+    load_split,
+    read_split,
+    root_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,28 @@ def split_tasks(config: StudyConfig, split: str) -> list[Task]:
     Raises ``UserError`` as ``load_split`` does, and if nothing remains.
     """
     return kept(config, split, load_split(config.tasks.splits[split], config.tasks.root))
+
+
+def resolve(config: StudyConfig, split: str) -> ResolvedSplit:
+    """The same by file and hash, for the jobs that run them. Raises ``UserError`` as ``split_tasks`` does."""
+    if split not in config.tasks.splits:
+        raise UserError(
+            f"There is no split '{split}' in tasks.splits; it has {', '.join(config.tasks.splits)}."
+        )
+    path = config.tasks.splits[split]
+    root = root_of(path, read_split(path), config.tasks.root)
+    return ResolvedSplit(
+        split=split,
+        tasks=[
+            ResolvedTask(
+                domain=task.domain,
+                id=task.id,
+                path=root / task.domain / f"{task.id}.json",
+                sha256=task.sha256,
+            )
+            for task in split_tasks(config, split)
+        ],
+    )
 
 
 def kept(config: StudyConfig, split: str, tasks: list[Task]) -> list[Task]:

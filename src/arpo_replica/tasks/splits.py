@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
+from arpo_replica.config.section import ReadPath
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.osworld_files import ROOT as FETCHED
 from arpo_replica.tasks.osworld_files import read_task_manifest
@@ -80,6 +81,11 @@ def refuse_unknown(path: Path, split: Split, known: Callable[[str], bool], where
         raise UserError(f"Split {path} names tasks that {where} does not have: {', '.join(missing)}.")
 
 
+def root_of(path: Path, split: Split, task_root: Path) -> Path:
+    """Folder of the task files of the list at ``path``."""
+    return task_root if split.task_root is None else path.parent / split.task_root
+
+
 def load_split(path: Path, task_root: Path) -> list[Task]:
     """All tasks of a split, in the order of the list.
 
@@ -87,7 +93,7 @@ def load_split(path: Path, task_root: Path) -> list[Task]:
     a file that is not what the manifest of its folder says.
     """
     split = read_split(path)
-    root = task_root if split.task_root is None else path.parent / split.task_root
+    root = root_of(path, split, task_root)
     if not root.is_dir():
         made = Path.cwd() / root == Path.cwd() / FETCHED
         fix = f"'snakemake --configfile CONFIG -- {FETCHED / 'manifest.json'}' fetches OSWorld's"
@@ -111,11 +117,55 @@ def _refuse_changed(root: Path, tasks: list[Task]) -> None:
             )
 
 
-def resolve_split(path: Path, tasks: list[Task], out: Path) -> None:
-    """Write the tasks of a split that are run, with the sha256 of each file: a changed task is then a changed
-    file."""
-    content = {
-        "split": path.stem,
-        "tasks": [{"domain": task.domain, "id": task.id, "sha256": task.sha256} for task in tasks],
-    }
-    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+class ResolvedTask(BaseModel):
+    """A task file of a resolved split."""
+
+    domain: str
+    id: str
+    path: ReadPath
+    sha256: str
+
+
+class ResolvedSplit(BaseModel):
+    """The tasks of a split that a study runs, each by file and hash: all that later jobs read of a split.
+
+    As a file (``results/{study}/splits/{split}.json``) it is an input of theirs, so that a changed task is a
+    changed input.
+    """
+
+    split: str
+    """Its name in the config."""
+    tasks: list[ResolvedTask]
+    """In the order of the list."""
+
+    def write(self, out: Path) -> None:
+        """Write it so that the same tasks give the same bytes."""
+        write_atomically(out, (self.model_dump_json(indent=1) + "\n").encode())
+
+    def hashes(self) -> dict[str, str]:
+        """``domain/id`` -> sha256 of the task file."""
+        return {f"{task.domain}/{task.id}": task.sha256 for task in self.tasks}
+
+    def load(self) -> list[Task]:
+        """The tasks. Raises ``UserError`` for a task file that is not the one that was resolved."""
+        tasks = [load_task(entry.path) for entry in self.tasks]
+        for entry, task in zip(self.tasks, tasks, strict=True):
+            if task.sha256 != entry.sha256:
+                raise UserError(
+                    f"The task file {entry.path} was changed after the split '{self.split}' was resolved; "
+                    "run snakemake again, or restore the file."
+                )
+        return tasks
+
+    def absolute(self) -> ResolvedSplit:
+        """The same for a process in another folder."""
+        tasks = [entry.model_copy(update={"path": entry.path.absolute()}) for entry in self.tasks]
+        return self.model_copy(update={"tasks": tasks})
+
+
+def read_resolved(path: Path) -> ResolvedSplit:
+    """What ``ResolvedSplit.write`` wrote. Raises ``UserError``."""
+    try:
+        return ResolvedSplit.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"The resolved split {path} cannot be read; delete it and run again.") from error

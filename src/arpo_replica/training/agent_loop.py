@@ -43,7 +43,6 @@ from arpo_replica.rollout.episode import (
     run_episode,
 )
 from arpo_replica.rollout.records import write_episode
-from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.conversation import TokenConversation
@@ -77,7 +76,7 @@ class Workplace:
     def __init__(self, job: Job) -> None:
         self.job = job
         config = job.config
-        self.tasks = {f"{task.domain}/{task.id}": task for task in split_tasks(config, job.stage.split)}
+        self.tasks = {f"{task.domain}/{task.id}": task for task in job.split.load()}
         self.parser: ReplyParser = load_named(job.parser, config)
         self.limits = EpisodeLimits(
             max_steps=config.policy.max_steps,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import StageConfig, TrainingConfig
+from arpo_replica.tasks.splits import ResolvedSplit
 
 VARIABLE = "ARPO_JOB"
 
@@ -27,6 +28,8 @@ class Job(BaseModel):
     arm: str
     seed: int
     stage_name: str
+    split: ResolvedSplit = ResolvedSplit(split="", tasks=[])
+    """The tasks of the stage; none in an outline."""
     parent_model: Path
     """Model folder that the stage starts from, Hugging Face format."""
     parent_sha256: str

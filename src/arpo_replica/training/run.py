@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -23,10 +22,11 @@ from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.locks import locked
+from arpo_replica.base.unfinished import claim_folder
+from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.training import PLACEMENT, WITHOUT_EFFECT
 from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, write_manifest
-from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
@@ -43,24 +43,26 @@ def train_stage(
     seed: int,
     stage: str,
     parent: Path,
+    split: ResolvedSplit,
     out: Path,
     **options: Any,
 ) -> Manifest:
     """Train until the stage's last step is saved, going on from the newest complete checkpoint.
 
-    ``parent``: manifest of the model to start from. ``out``: the stage's directory. ``options``: other
-    fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend, ``Stopped`` after SIGTERM,
-    RuntimeError otherwise.
+    ``parent``: manifest of the model to start from. ``split``: the stage's tasks. ``out``: the stage's
+    directory. ``options``: other fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend,
+    ``Stopped`` after SIGTERM, RuntimeError otherwise.
     """
     source = read_manifest(parent, verify=True)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with listening() as notice, locked(out / "train.lock"), short_folder() as scratch:
         job = Job(
-            config=resolved(config),
+            config=config,
             arm=arm,
             seed=seed,
             stage_name=stage,
+            split=split.absolute(),
             parent_model=source.model_path(parent.absolute()),
             parent_sha256=source.sha256,
             out=out,
@@ -70,7 +72,7 @@ def train_stage(
         )
         check_gpus(job)
         check_window(job)
-        check_recipe(job, len(split_tasks(job.config, job.stage.split)))
+        check_recipe(job, len(split.tasks))
         load_provider(job.provider, job.config.desktop).check()
         if note := few_desktops(job):
             print(note, flush=True)
@@ -130,61 +132,20 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def resolved(config: StudyConfig) -> StudyConfig:
-    """The config with absolute paths: the training runs in another directory."""
-    copy = config.model_copy(deep=True)
-    copy.tasks.root = config.tasks.root.absolute()
-    copy.tasks.splits = {name: path.absolute() for name, path in config.tasks.splits.items()}
-    copy.tasks.leave_out = [path.absolute() for path in config.tasks.leave_out]
-    return copy
-
-
 def recipe_of(job: Job) -> dict[str, Any]:
-    """Everything that decides the result of the stage."""
-    config = job.config
+    """Everything that decides the result of the stage, besides the weights that it starts from."""
     return {
-        "training": job.recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT),
-        "stage": job.stage.model_dump(mode="json"),
-        "policy": config.policy.model_dump(mode="json", exclude={"endpoint"}),
-        "desktop": config.desktop.model_dump(mode="json", include={"provider", "screen", "settle_ms"}),
-        "rollout": config.rollout.model_dump(mode="json"),
-        "success_above": config.evaluation.success_above,
-        "accelerator": config.accelerator,
-        "tasks": [task.sha256 for task in split_tasks(config, job.stage.split)],
+        **decided(job.config, "train_stage", arm=job.arm, stage=job.stage_name),
+        "tasks": [task.sha256 for task in job.split.tasks],
         "verl": VERL_VERSION,
     }
 
 
-def identities(job: Job) -> list[str]:
-    """What the work folder of a job is known by: its own mark, then the one of earlier versions.
-
-    ``PLACEMENT`` is left out of the former: who lowers ``micro_batch`` because memory was full goes on. The
-    latter had it, and a folder that still has it is the job's own as well.
-    """
-    whole = recipe_of(job)
-    left_out: dict[str, Any] = {**dict.fromkeys(WITHOUT_EFFECT, True), **PLACEMENT}
-    decisive = whole | {"training": job.recipe.model_dump(mode="json", exclude=left_out)}
-    return [
-        hashlib.sha256(
-            json.dumps(
-                {"recipe": recipe, "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed},
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()
-        for recipe in (decisive, whole)
-    ]
-
-
 def prepare_work(job: Job) -> None:
-    """Make the work folder; what another recipe left in it, or another parent, is dropped."""
-    known = identities(job)
-    path = job.work / "identity"
-    if job.work.exists() and (not path.is_file() or path.read_text() not in known):
-        print(f"{job.work} belongs to another recipe or parent; starting anew", flush=True)
-        shutil.rmtree(job.work)
-        shutil.rmtree(job.out / "episodes", ignore_errors=True)
+    """Make the work folder; what another recipe left in it, or another parent, is moved aside and kept."""
+    identity = {**recipe_of(job), "arm": job.arm, "seed": job.seed, "parent": job.parent_sha256}
+    claim_folder(job.work, identity, beside=[job.out / "episodes"])
     job.steps.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, known[0].encode())
 
 
 def check_processes(job: Job) -> None:

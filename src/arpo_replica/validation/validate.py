@@ -34,8 +34,8 @@ from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.suites.osworld.inventory import PATH as EVALUATORS
-from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.validation.oracles import FOLDER, Oracle, find_oracles
 from arpo_replica.validation.scripted import DONE, FAIL, EndsAtOnce, ScriptedOracle, screen_parser
 
@@ -114,7 +114,7 @@ def load_known_issues(path: Path) -> list[KnownIssue]:
 
 def validate_tasks(
     config: StudyConfig,
-    split: str,
+    resolved: ResolvedSplit,
     out: Path,
     *,
     trials: int = 1,
@@ -127,13 +127,9 @@ def validate_tasks(
     Finished episodes of the same tasks, scripts and desktops are kept. Returns what it wrote. Raises
     ``UserError`` for what a user can correct.
     """
-    if split not in config.tasks.splits:
-        raise UserError(
-            f"There is no split '{split}' in tasks.splits; it has {', '.join(config.tasks.splits)}."
-        )
     if trials < 1:
         raise UserError(f"--trials is {trials}; give 1 or more.")
-    tasks = split_tasks(config, split)
+    split, tasks = resolved.split, resolved.load()
     scripts = find_oracles(tasks, config.desktop.screen, oracles)
     chosen = provider or make_provider(config.desktop)
     chosen.check()

@@ -13,9 +13,8 @@ from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster.orphan_jobs import check_left
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.container import BUILT_IMAGE
-from arpo_replica.config.offline import SHARED
+from arpo_replica.config.decides import decided
 from arpo_replica.config.policy import SERVED
-from arpo_replica.config.training import WITHOUT_EFFECT
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.models.nano.model import check_nano
@@ -31,8 +30,6 @@ from arpo_replica.training.recipe import check_recipe, check_window
 
 BASE_STAGE = "base"
 """Stage name of the untrained policy."""
-WHERE_SERVED = ("endpoint", "api_key_variable")
-"""Keys of ``policy`` that say where it runs, not what it is: another URL makes nothing run again."""
 TEMPLATES = "src/arpo_replica/report"
 
 
@@ -62,8 +59,7 @@ class Study:
     def check(self) -> None:
         """Refuse a config that no machine could run. Raises ``UserError``."""
         check_left_out(self.config)
-        used = {*self.config.training_splits, *self.config.evaluation.splits}
-        for split in sorted(used):
+        for split in sorted(self._used):
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
@@ -145,7 +141,7 @@ class Study:
         last = self.config.training.stages[-1].name
         return [(arm, seed, last) for arm in self.config.offline_arms for seed in self.config.seeds]
 
-    def base_source(self) -> str | list[str]:
+    def base_source(self, wildcards: Any = None) -> str | list[str]:
         """File that stands for the untrained policy: a manifest of ours, or the given folder's config.
 
         None at all if a server elsewhere alone has the weights.
@@ -210,37 +206,67 @@ class Study:
         from_base = index == 0 or self.config.training.stages[index].from_base
         return None if from_base else names[index - 1]
 
-    def previous_manifest(self, arm: str, seed: str, stage: str) -> str:
+    def previous_manifest(self, wildcards: Any) -> str:
         """Manifest that a stage starts from."""
-        before = self._stage_before(stage)
+        before = self._stage_before(wildcards.stage)
         if before is None:
             return f"<results>/models/base/seed_0/stage_{BASE_STAGE}/manifest.json"
-        return f"<results>/models/{arm}/seed_{seed}/stage_{before}/manifest.json"
+        return f"<results>/models/{wildcards.arm}/seed_{wildcards.seed}/stage_{before}/manifest.json"
 
-    def previous_metrics(self, arm: str, seed: str, stage: str) -> list[str]:
-        """Metrics of the stage that a stage goes on from, if it goes on from one."""
-        before = self._stage_before(stage)
-        return [] if before is None else [f"<results>/models/{arm}/seed_{seed}/stage_{before}/metrics.jsonl"]
+    def previous_metrics(self, wildcards: Any) -> list[str]:
+        """Metrics that the stage before is judged by, if a stage goes on from one."""
+        before = self._stage_before(wildcards.stage)
+        start = f"<results>/models/{wildcards.arm}/seed_{wildcards.seed}/stage_{before}"
+        return [] if before is None else [f"{start}/metrics.jsonl"]
 
-    def task_files(self, split: str) -> list[str]:
+    def stage_split(self, wildcards: Any) -> str:
+        """The tasks that a stage trains on."""
+        return f"<results>/splits/{self.config.stage(wildcards.stage).split}.json"
+
+    def split_list(self, wildcards: Any) -> str:
+        """The list of a split, as it is committed or as a rule makes it."""
+        return str(self.config.tasks.splits[wildcards.split])
+
+    def task_files(self, wildcards: Any) -> list[str]:
         """The files that decide the tasks of a split."""
-        return split_files(self.config, split)
+        return split_files(self.config, wildcards.split)
 
-    def noisy_source(self, split: str) -> list[str]:
-        """What a noisy split is made from: the clean list and its tasks."""
-        clean = self.config.tasks.noisy[split].source
-        return [str(self.config.tasks.splits[clean]), *self.task_files(clean)]
+    def clean_list(self, wildcards: Any) -> str:
+        """The list that a noisy split is made from."""
+        return str(self.config.tasks.splits[self.config.tasks.noisy[wildcards.split].source])
 
-    def noisy_params(self, split: str) -> dict[str, Any]:
-        """What decides a noisy split, given the clean tasks."""
-        noisy = self.config.tasks.noisy[split]
-        return {**noisy.model_dump(mode="json"), "left_out": self.left_out(noisy.source)}
+    def clean_tasks(self, wildcards: Any) -> list[str]:
+        """The task files that a noisy split is made from."""
+        return split_files(self.config, self.config.tasks.noisy[wildcards.split].source)
 
-    def left_out(self, split: str) -> list[str]:
-        """The tasks of a split that are not run; a noisy split is made without them."""
-        if split in self.config.tasks.noisy:
-            return []
-        return [entry.task for entry in left_out_of(self.config, split)]
+    def left_out(self, wildcards: Any) -> list[str]:
+        """The tasks of a split, or of the one that a noisy split is made from, that are not run.
+
+        Another list that leaves out tasks of other splits resolves nothing again.
+        """
+        noisy = self.config.tasks.noisy.get(wildcards.split)
+        return [entry.task for entry in left_out_of(self.config, noisy.source if noisy else wildcards.split)]
+
+    @property
+    def _used(self) -> list[str]:
+        """Splits that something is trained or measured on."""
+        return list(dict.fromkeys([*self.config.training_splits, *self.config.evaluation.splits]))
+
+    def used_splits(self) -> list[str]:
+        """The resolved splits of the study."""
+        return [f"<results>/splits/{split}.json" for split in self._used]
+
+    def lists(self) -> list[str]:
+        """The lists of the study's splits: what they name beyond what is run counts in "of all"."""
+        return [str(self.config.tasks.splits[split]) for split in self._used]
+
+    def all_task_files(self) -> list[str]:
+        """The task files of the study's splits."""
+        return sorted({path for split in self._used for path in split_files(self.config, split)})
+
+    def committed_lists(self) -> list[str]:
+        """The lists that claims of the paper are about."""
+        return sorted(map(str, find("data/splits").glob("*.json")))
 
     def left_out_lists(self) -> list[str]:
         """The lists of tasks that the study does not run."""
@@ -341,94 +367,20 @@ class Study:
         """The whole config with every default."""
         return self.config.model_dump(mode="json")
 
-    def _part(self, *names: str) -> dict[str, Any]:
-        resolved = self.resolved()
-        part: dict[str, Any] = {}
-        for name in names:
-            value: Any = resolved
-            for key in name.split("."):
-                value = value[key]
-            if name == "policy":
-                value = {key: entry for key, entry in value.items() if key not in WHERE_SERVED}
-            part[name] = value
-        return part
-
-    @property
-    def _desktop_keys(self) -> list[str]:
-        """Which keys decide what a desktop shows."""
-        keys = [f"desktop.{key}" for key in ("screen", "provider", "wait_seconds", "pause_seconds")]
-        if self.config.desktop.provider == "container":
-            keys += [f"desktop.container.{key}" for key in ("image", "apps", "network", "sudo")]
-        return keys
-
-    def demonstration_params(self) -> dict[str, Any]:
-        """What decides the demonstrations."""
-        return self._part("nano.demonstrations", "nano.seed", *self._desktop_keys, "policy.max_steps")
-
-    def nano_params(self) -> dict[str, Any]:
-        """What decides the nano policy."""
-        return self._part("nano", "policy", "desktop.screen")
-
-    def model_params(self) -> dict[str, Any]:
-        """What decides a model of ``data/models``."""
-        return self._part("model", "policy.model", "size")
-
-    def training_params(self, arm: str, stage: str) -> dict[str, Any]:
-        """What decides a stage of an arm; other stages, arms and the evaluation do not."""
-        recipe = self.config.recipe(arm).model_dump(mode="json", exclude=WITHOUT_EFFECT)
-        return {
-            **self._part("policy", *self._desktop_keys, "rollout", "accelerator"),
-            **self._part("evaluation.success_above"),
-            "recipe": recipe,
-            "stage": self.config.stage(stage).model_dump(mode="json"),
-        }
-
-    def offline_params(self, arm: str) -> dict[str, Any]:
-        """What decides an offline arm, given its episodes."""
-        recipe = self.config.recipe(arm).model_dump(mode="json", include={"offline", *SHARED})
-        return {**self._part("policy", "accelerator"), "recipe": recipe}
-
-    def offline_episode_params(self) -> dict[str, Any]:
-        """What decides the episodes that offline arms learn from."""
-        return self._part("policy", *self._desktop_keys, "rollout", "training.temperature", "accelerator") | (
-            self._part("evaluation.success_above")
+    def decides(self, rule: str, wildcards: Any) -> dict[str, Any]:
+        """The keys that decide the result of a rule's job, with their values (``config.decides``)."""
+        return decided(
+            self.config,
+            rule,
+            arm=wildcards.get("arm", ""),
+            stage=wildcards.get("stage", ""),
+            split=wildcards.get("split", "") if rule == "make_noisy_tasks" else "",
         )
 
-    def gate_params(self, arm: str) -> dict[str, Any]:
-        """What a stage of an arm is judged by, given the stage."""
-        recipe = self.config.recipe(arm)
-        return {"gates": recipe.gates.model_dump(mode="json"), "replay": recipe.replay.enabled}
+    def measured_throughput(self) -> dict[str, str] | None:
+        """What ``measure_throughput`` wrote, if somebody asked for it, and its sha256.
 
-    def rollout_params(self) -> dict[str, Any]:
-        """What decides the episodes of a checkpoint."""
-        return self._part("policy", *self._desktop_keys, "rollout", "evaluation", "accelerator")
-
-    def validation_params(self) -> dict[str, Any]:
-        """What decides what tasks score without a model."""
-        return self._part(*self._desktop_keys, "rollout", "evaluation.success_above")
-
-    def throughput_params(self) -> dict[str, Any]:
-        """What decides how long rollouts take, given the machine."""
-        return self._part(
-            "policy", "desktop.screen", "desktop.provider", "rollout", "training.temperature", "accelerator"
-        ) | self._part("targets.environments", "serving")
-
-    def target_params(self) -> dict[str, Any]:
-        """What decides a table or figure of the paper, given its files."""
-        return self._part("evaluation", "size", "targets")
-
-    def score_params(self) -> dict[str, Any]:
-        """What decides the scores, given the episodes."""
-        return self._part("evaluation", "size")
-
-    def claim_params(self) -> dict[str, Any]:
-        """What decides the verdicts, given the summary: throughput counts as soon as somebody measured it.
-
-        No input, because a study does not wait for that measurement, nor measure it again.
+        Not an input of the claims: a study does not wait for that measurement, nor measure it again.
         """
-        measured = Path(f"results/{self.name}/throughput.json")
-        return {"throughput": file_sha256(measured) if measured.is_file() else "not measured"}
-
-    def report_params(self) -> dict[str, Any]:
-        """What decides how the page looks, given the results."""
-        return self._part("report")
+        path = Path(f"results/{self.name}/throughput.json")
+        return {"path": str(path), "sha256": file_sha256(path)} if path.is_file() else None

@@ -10,7 +10,6 @@ The manifest has the shape of a stage's, so that serving, evaluation and report 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,15 +20,16 @@ from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import heavy_environment, run_module
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.locks import locked
+from arpo_replica.base.unfinished import claim_folder
+from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.offline import SHARED
 from arpo_replica.policy.manifest import Manifest, read_manifest, write_manifest
-from arpo_replica.rollout.run import describe_sampling
+from arpo_replica.rollout.run import sampled_as_in_training
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
 from arpo_replica.training.metrics import read_lines
 from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
 from arpo_replica.training.offline.job import OfflineJob
-from arpo_replica.training.run import install_model, resolved
+from arpo_replica.training.run import install_model
 
 TRL_VERSION = "1.16.0"
 """As locked in envs/cpu and envs/gpu."""
@@ -37,10 +37,9 @@ TRL_VERSION = "1.16.0"
 
 def episodes_config(config: StudyConfig) -> StudyConfig:
     """The study's config for collecting what offline arms learn from: sampled as in training."""
-    evaluation = config.evaluation.model_copy(
-        update={"temperature": config.training.temperature, "top_p": 1.0, "splits": [config.offline_split]}
-    )
-    return config.model_copy(update={"evaluation": evaluation})
+    like_training = sampled_as_in_training(config)
+    evaluation = like_training.evaluation.model_copy(update={"splits": [config.offline_split]})
+    return like_training.model_copy(update={"evaluation": evaluation})
 
 
 def train_offline(
@@ -63,7 +62,7 @@ def train_offline(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / "train.lock"):
         job = OfflineJob(
-            config=resolved(config),
+            config=config,
             arm=arm,
             seed=seed,
             parent_model=source.model_path(parent.absolute()),
@@ -83,31 +82,18 @@ def train_offline(
 
 
 def recipe_of(job: OfflineJob, episodes_sha256: str) -> dict[str, Any]:
-    """Everything that decides the result."""
-    config, training = job.config, job.config.recipe(job.arm)
+    """Everything that decides the result, besides the weights that it starts from."""
     return {
-        "offline": job.method.model_dump(mode="json"),
-        "training": training.model_dump(mode="json", include=set(SHARED)),
-        "sampling": describe_sampling(episodes_config(config)),
-        "split": config.offline_split,
-        "rollouts_per_task": config.offline.rollouts_per_task,
+        **decided(job.config, "train_offline", arm=job.arm),
         "episodes_sha256": episodes_sha256,
-        "accelerator": config.accelerator,
-        "threads": config.threads,
         "trl": TRL_VERSION,
     }
 
 
 def prepare_work(job: OfflineJob, recipe: dict[str, Any]) -> None:
-    """Make the work folder; drop what another recipe left there, and checkpoints that are not whole."""
-    decides = {"recipe": recipe, "parent": job.parent_sha256, "arm": job.arm, "seed": job.seed}
-    identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    path = job.work / "identity"
-    if job.work.exists() and (not path.is_file() or path.read_text() != identity):
-        print(f"{job.work} belongs to another recipe, parent or set of episodes; starting anew", flush=True)
-        shutil.rmtree(job.work)
-    job.work.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, identity.encode())
+    """Make the work folder. What another recipe left there is moved aside and kept; checkpoints that are not
+    whole are dropped."""
+    claim_folder(job.work, {**recipe, "arm": job.arm, "seed": job.seed, "parent": job.parent_sha256})
     for folder in job.work.glob(f"{PREFIX_TRL}*"):
         if not (folder / COMPLETE_FILE).is_file():
             shutil.rmtree(folder)

@@ -25,7 +25,6 @@ from pathlib import Path
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.base.files import write_atomically
-from arpo_replica.tasks.left_out import split_tasks
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.process.ray_cluster import RayCluster
@@ -64,7 +63,7 @@ def write_inputs(job: Job) -> list[str]:
     """The parquet of tasks and the list of agent loops; verl's command line for this attempt."""
     import pandas
 
-    tasks = split_tasks(job.config, job.stage.split)
+    tasks = job.split.load()
     data, agents = job.work / "tasks.parquet", job.work / "agents.yaml"
     pandas.DataFrame([row(index, task) for index, task in enumerate(tasks)]).to_parquet(data)
     # JSON is YAML. `Workplace` reads the rest from the job.
