@@ -9,7 +9,8 @@ Reported are the kills by kind, the starts that a user had to do again, processe
 finished evaluation episodes that changed afterwards, and whether replies and manifests equal those of the
 undisturbed run.
 
-``--undisturbed FOLDER`` takes a finished run instead of making one. ``--minutes`` ends the kills early.
+``--undisturbed FOLDER`` takes a finished run instead of making one, ``--begun FOLDER`` begins the killed
+one where another stopped. ``--minutes`` ends the kills early.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +240,9 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=15, help="seconds between kills, on average")
     parser.add_argument("--share-of-whole", type=float, default=0.15, help="of the kills, at the whole study")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--begun", type=Path, help="folder of an unfinished run: a copy of it is what is killed"
+    )
     parser.add_argument("--undisturbed", type=Path, help="folder of a finished run of the same config")
     options = parser.parse_args()
     adopt_orphans()
@@ -255,6 +260,8 @@ def main() -> None:
                     "the undisturbed study failed:\n" + (whole.folder / "campaign.log").read_text()[-3000:]
                 )
         killed = Study(Path(scratch, "killed"), configs)
+        if options.begun is not None:
+            shutil.copytree(options.begun, killed.folder, symlinks=True)  # with times: they decide what runs
         try:
             result = campaign(killed, options)
         finally:
@@ -265,7 +272,11 @@ def main() -> None:
             "manifests_that_differ": differing(whole.manifests(), killed.manifests()),
             "manifests_compared": len(whole.manifests()),
         }
-    result |= {"seed": options.seed, "minutes": round((time.monotonic() - began) / 60, 1)}
+    result |= {
+        "begun": options.begun is not None,
+        "seed": options.seed,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
     print(json.dumps(result, indent=1))
 
 

