@@ -56,7 +56,8 @@ def python_of(environment: Environment) -> Path:
     """Its interpreter. Raises ``UserError`` if the environment was not prepared."""
     python = ROOT / "envs" / environment / ".venv" / "bin" / "python"
     if not python.exists():
-        raise UserError(f"envs/{environment} is not installed; run 'python3 envs/prepare.py {environment}'.")
+        prepare = find("envs/prepare.py")
+        raise UserError(f"envs/{environment} is not installed; run 'python3 {prepare} {environment}'.")
     return python
 
 
