@@ -164,17 +164,17 @@ def wait_until_gone(seconds: float) -> list[str]:
 
 
 def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | None:
-    """Kill the whole study or one process; what it was, or None if there was nothing to kill."""
+    """Kill the whole study or one process; what it was, or None if there was no job to hit."""
     assert study.process is not None
+    kinds: dict[str, list[int]] = {}
+    for pid, command in living().items():
+        kinds.setdefault(kind_of(command), []).append(pid)
+    if not kinds.keys() - {"Snakemake"}:
+        return None  # no job runs yet: only the start would be tried, again and again
     if dice.random() < share_of_whole:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(study.process.pid, signal.SIGKILL)
         return WHOLE
-    kinds: dict[str, list[int]] = {}
-    for pid, command in living().items():
-        kinds.setdefault(kind_of(command), []).append(pid)
-    if not kinds:
-        return None
     kind = dice.choice(sorted(kinds))
     try:
         os.kill(dice.choice(sorted(kinds[kind])), signal.SIGKILL)
