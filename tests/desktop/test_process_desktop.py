@@ -30,6 +30,7 @@ from desktop_helpers import (
 )
 
 from arpo_replica.actions.keys import NAMED_KEYS
+from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import (
     Click,
     DoubleClick,
@@ -43,6 +44,8 @@ from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.providers.process import ProcessProvider
+from arpo_replica.rollout.episode import EpisodeLimits, run_episode
+from fakes import ScriptedPolicy
 
 pytestmark = pytest.mark.desktop
 HAS_AT_SPI = Path("/usr/libexec/at-spi-bus-launcher").exists()
@@ -94,6 +97,15 @@ async def test_typed_text_arrives_exactly(desktop, text):
     await desktop.act(Click(80, 80), "focus")
     await desktop.act(TypeText(text), "type")
     assert await desktop.devtools.evaluate("document.getElementById('text').value") == text
+
+
+async def test_all_actions_of_a_reply_reach_the_desktop(desktop):
+    reply = "Action: click(start_box='(80,80)')\n\ntype(content='print('hi')')\n\nhotkey(key='shift + num5')"
+    policy = ScriptedPolicy(reply, "Action: finished()")
+    parser = UITarsParser("absolute", (168, 224), (168, 224), "all")
+    result = await run_episode(page_task(), desktop, policy, parser, EpisodeLimits(15, 0.5, 60))
+    assert (result.taken, len(result.steps)) == (4, 2)
+    assert await desktop.devtools.evaluate("document.getElementById('text').value") == "print('hi')%"
 
 
 async def test_text_arrives_exactly_with_caps_lock_on(desktop):
@@ -291,6 +303,8 @@ from pathlib import Path
 from arpo_replica.config.models import DesktopConfig
 from guest.processes import descendants
 from arpo_replica.providers.process import ProcessProvider
+from arpo_replica.rollout.episode import EpisodeLimits, run_episode
+from fakes import ScriptedPolicy
 import os
 
 async def main():
