@@ -29,6 +29,7 @@ from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E402
 from arpo_replica.training.conversation import TokenSequence  # noqa: E402
 from arpo_replica.training.parity import compose, verl_values  # noqa: E402
+from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
 
 ACTOR = "actor_rollout_ref.actor"
 PAPER = verl_values(compose(["configs/paper.yaml", "configs/recipes/paper.yaml"], ROOT))
@@ -201,9 +202,13 @@ def test_reward_is_score_minus_weighted_penalty(
     outputs = make_outputs(job_of(config), attempt_of(score, errors))
     assert [output.reward_score for output in outputs] == pytest.approx([reward] * 2)
     assert [output.response_mask for output in outputs] == [[1, 1, 0, 1], [1]]
-    assert [output.extra_fields["arpo"]["images"] for output in outputs] == [[0, 2], [1, 2]]
+    facts = [SequenceFacts.of(output.extra_fields) for output in outputs]
+    assert [fact.images for fact in facts] == [(0, 2), (1, 2)]
+    assert [fact.to_extra_fields() for fact in facts] == [
+        {"arpo": output.extra_fields["arpo"]} for output in outputs
+    ]
     assert [len(output.multi_modal_data["images"]) for output in outputs] == [2, 2]
-    assert outputs[0].extra_fields["arpo"]["score"] == score
+    assert facts[0].score == score
 
 
 def job_of(config: Any) -> Any:

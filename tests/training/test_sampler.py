@@ -16,6 +16,7 @@ import transfer_queue  # noqa: E402
 
 from arpo_replica.config.training import ReplayConfig  # noqa: E402
 from arpo_replica.training.replay import ReplayBuffer, Stored  # noqa: E402
+from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
 from arpo_replica.training.sampler import TRAIN, ReplaySampler  # noqa: E402
 
 
@@ -31,14 +32,21 @@ def make_sampler(
 
     def get(keys: list[str], **_: object) -> dict[str, Any]:
         facts = [
-            {
-                **{"task": rewards[key][0], "score": rewards[key][1], "rollout": int(key.split("_")[1])},
-                **{"format_errors": 0, "attempts": 1, "turns": 1, "step": 1, "version": 0, "images": [0, 1]},
-            }
+            SequenceFacts(
+                task=rewards[key][0],
+                score=rewards[key][1],
+                rollout=int(key.split("_")[1]),
+                format_errors=0,
+                attempts=1,
+                turns=1,
+                step=1,
+                version=0,
+                images=(0, 1),
+            )
             for key in keys
         ]
         scores = torch.tensor([[rewards[key][1]] for key in keys])
-        return {"rm_scores": scores, "extra_fields": [{"arpo": fact} for fact in facts]}
+        return {"rm_scores": scores, "extra_fields": [fact.to_extra_fields() for fact in facts]}
 
     monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
     sampler = object.__new__(ReplaySampler)

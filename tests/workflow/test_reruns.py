@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+
+import pytest
+from conftest import make_checkout
+
+from arpo_replica.config.decides import table
 
 AFTER_ROLLOUTS = {
     "score_episodes",
@@ -98,3 +106,40 @@ def test_provenance_that_was_deleted_is_written_anew_before_publishing(finished)
     again = finished.planned("--", "publish")
     assert {"write_provenance", "publish_report"} <= set(again)
     assert not {"collect_rollouts", "train_stage"} & set(again)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy.api_key_variable", "OTHER_KEY"),
+        ("training.micro_batch", 8),
+        ("training.clip_low", 0.1),
+        ("evaluation.top_p", 0.5),
+        ("targets.environments", [2]),
+        ("report.page_mb", 3),
+    ],
+)
+def test_a_dry_run_plans_what_the_table_says(finished, key, value):
+    """The rules of the key's row, what follows from them by Snakemake's own graph, and the config's file."""
+    graph = finished.run("--rulegraph").stdout
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', graph))
+    after: dict[str, set[str]] = {}
+    for before, then in re.findall(r"(\d+) -> (\d+)", graph):
+        after.setdefault(names[before], set()).add(names[then])
+    expected = {rule for rule in table()[key].rules.split() if rule in names.values()} | {"write_config"}
+    while more := {then for rule in expected for then in after.get(rule, ())} - expected:
+        expected |= more
+    section, _, name = key.partition(".")
+    (finished.root / "overlay.yaml").write_text(json.dumps({section: {name: value}}))
+    planned = finished.planned("--configfile", "configs/demo.yaml", "overlay.yaml")
+    assert set(planned) == expected - {"all"}
+
+
+def test_a_finished_study_copied_to_another_checkout_plans_nothing(finished_template, tmp_path):
+    """All files of the other checkout are newer: what they say counts, not when they were written."""
+    other = make_checkout(tmp_path / "other")
+    for path in other.root.rglob("*"):
+        os.utime(path)
+    for name in ("results", "reports", ".snakemake"):
+        shutil.copytree(finished_template / name, other.root / name, copy_function=shutil.copy2)
+    assert other.planned() == {}

@@ -92,6 +92,9 @@ the newest is kept; delete it when you do not miss it. Keys of a provider of des
 decide nothing. Another `study` or `variant` is another folder of results, where everything runs; the old one
 stays. A change of the code alone runs nothing again, except for the page's templates: the provenance names
 the commit.
+
+To go on with a study elsewhere, copy `results/`, `reports/` and `.snakemake/` (what Snakemake remembers of
+each file) into a checkout of the same commit: nothing is planned.
 """
 
 

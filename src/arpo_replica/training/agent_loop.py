@@ -49,6 +49,7 @@ from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.process.keeper import KeeperProvider, socket_path
+from arpo_replica.training.rollout_metrics import SequenceFacts
 from arpo_replica.training.speed.options import Speed
 from arpo_replica.training.speed.pixels import Normalisation, carry_bytes
 
@@ -227,16 +228,20 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
     assert result is not None and conversation is not None
     reward = result.hard_score - job.recipe.format_weight * (result.format_errors > 0)
     versions = conversation.versions or [rollout.step - 1]  # with which it was begun
-    facts = {
-        "task": f"{rollout.task.domain}/{rollout.task.id}",
-        "score": float(result.hard_score),
-        "format_errors": result.format_errors,
-        "attempts": rollout.count,
-        "turns": len(result.steps),
-        "rollout": rollout.rollout,
-        "step": rollout.step,
-        "version": min(versions),
-    }
+    facts = [
+        SequenceFacts(
+            task=f"{rollout.task.domain}/{rollout.task.id}",
+            score=float(result.hard_score),
+            format_errors=result.format_errors,
+            attempts=rollout.count,
+            turns=len(result.steps),
+            rollout=rollout.rollout,
+            step=rollout.step,
+            version=min(versions),
+            images=(sequence.first_image, sequence.images),
+        )
+        for sequence in conversation.sequences
+    ]
     return [
         AgentLoopOutput(
             prompt_ids=sequence.prompt,
@@ -258,10 +263,10 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
                 "turn_scores": [],
                 "tool_rewards": [],
                 "reward_extra_info": {"acc": float(result.hard_score)},
-                "arpo": {**facts, "images": [sequence.first_image, sequence.images]},
+                **fact.to_extra_fields(),
             },
         )
-        for sequence in conversation.sequences
+        for sequence, fact in zip(conversation.sequences, facts, strict=True)
     ]
 
 

@@ -6,10 +6,11 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.training.replay import Plan
@@ -20,26 +21,22 @@ SHARE_STEPS = 4
 """Steps over which the share of lost rollouts is taken: one bad step of a small batch stops nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One trajectory of the batch."""
+FIELD = "arpo"
+"""Key of verl's ``extra_fields`` that holds our own facts."""
 
-    session: int
-    """Its place in its group."""
-    keys: tuple[str, ...]
-    """Its rows in TransferQueue: one for each token sequence, in order."""
-    images: tuple[tuple[int, int], ...]
-    """(first, number) of the screenshots of each row."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the agent loop knows of a rollout and verl does not."""
+
     task: str
-    rollout: int
-    """Number of the rollout of this task in this step; names its recorded episode."""
     score: float
     """Task score, without the format term."""
-    reward: float
-    """What verl trains on: score plus weighted format term."""
     format_errors: int
     attempts: int
     turns: int
+    rollout: int
+    """Number of the rollout of this task in this step; names its recorded episode."""
     step: int
     """Step in which it was begun."""
     version: int
@@ -48,6 +45,48 @@ class Rollout:
     def staleness(self, step: int) -> int:
         """Updates that these weights lag behind those that ``step`` updates."""
         return step - 1 - self.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceFacts(Facts):
+    """One token sequence of a rollout, as it crosses verl from the agent loop to the sampler, and as a stored
+    trajectory keeps it."""
+
+    images: tuple[int, int]
+    """(first, number) of its screenshots."""
+
+    def to_extra_fields(self) -> dict[str, Any]:
+        """For ``AgentLoopOutput.extra_fields``: plain values alone."""
+        return {FIELD: {**asdict(self), "images": list(self.images)}}
+
+    @classmethod
+    def of(cls, extra_fields: Mapping[str, Any]) -> SequenceFacts:
+        """What ``to_extra_fields`` put there."""
+        found = extra_fields[FIELD]
+        return cls(**{**found, "images": tuple(found["images"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(Facts):
+    """One trajectory of the batch."""
+
+    session: int
+    """Its place in its group."""
+    keys: tuple[str, ...]
+    """Its rows in TransferQueue: one for each token sequence, in order."""
+    images: tuple[tuple[int, int], ...]
+    """(first, number) of the screenshots of each row."""
+    reward: float
+    """What verl trains on: score plus weighted format term."""
+
+    @classmethod
+    def joined(
+        cls, sequences: Sequence[SequenceFacts], *, session: int, keys: Sequence[str], reward: float
+    ) -> Rollout:
+        """The rollout of these sequences, in order; their facts are alike but for the screenshots."""
+        facts = {field.name: getattr(sequences[-1], field.name) for field in fields(Facts)}
+        images = tuple(sequence.images for sequence in sequences)
+        return cls(**facts, session=session, keys=tuple(keys), images=images, reward=reward)
 
 
 Replaced = dict[tuple[int, int], tuple[float, float]]

@@ -40,6 +40,7 @@ from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
 from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
+    SequenceFacts,
     batch_multiple,
     common_reason,
     measure,
@@ -216,7 +217,7 @@ class ReplaySampler(VerlReplayBuffer):
             for key in given_way.keys[1:]:
                 instead[key] = {}
             last = rows[-1].fields
-            score = value_of(last["extra_fields"][0])["arpo"]["score"]
+            score = SequenceFacts.of(value_of(last["extra_fields"][0])).score
             replaced[swap.group, swap.rollout] = (score, float(last["rm_scores"].values().sum()))
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
@@ -320,9 +321,10 @@ def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
     """The batch as groups of rollouts, sorted by task; and the uid of each group."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=TRAIN, select_fields=["rm_scores", "extra_fields"])
     rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
-    facts = [dict(value_of(entry)["arpo"]) for entry in data["extra_fields"]]
+    facts = [SequenceFacts.of(value_of(entry)) for entry in data["extra_fields"]]
     found: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, key in enumerate(keys):
+        # The form of verl's keys, by which it finds groups and rollouts too: uid, session, number of the row.
         uid, session, _ = key.rsplit("_", 2)
         found[uid][int(session)].append(position)
     groups: dict[str, list[Rollout]] = {}
@@ -330,14 +332,12 @@ def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
         groups[uid] = []
         for number, positions in sorted(sessions.items()):
             positions.sort(key=lambda position: int(keys[position].rsplit("_", 1)[1]))
-            images = tuple(tuple(facts[position].pop("images")) for position in positions)
             groups[uid].append(
-                Rollout(
+                Rollout.joined(
+                    [facts[position] for position in positions],
                     session=number,
-                    keys=tuple(keys[position] for position in positions),
-                    images=images,
+                    keys=[keys[position] for position in positions],
                     reward=rewards[positions[-1]],
-                    **facts[positions[-1]],
                 )
             )
     ordered = sorted(
