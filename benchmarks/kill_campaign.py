@@ -153,14 +153,14 @@ class Study:
 
 
 def wait_until_gone(seconds: float) -> list[str]:
-    """Commands that are still there when the time is up; they are killed then."""
+    """Kinds of the processes that are still there when the time is up; they are killed then."""
     deadline = time.monotonic() + seconds
     while (left := living()) and time.monotonic() < deadline:
         time.sleep(0.2)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return [f"{kind_of(command)}: {command[:120]}" for command in left.values()]
+    return [kind_of(command) for command in left.values()]
 
 
 def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | None:
@@ -220,7 +220,7 @@ def campaign(study: Study, options: argparse.Namespace) -> dict[str, Any]:
         "kills": dict(kills.most_common()),
         "kills_in_all": kills.total(),
         "started_again_by_hand_after": dict(again.most_common()),
-        "processes_left": left,
+        "processes_left": dict(Counter(left).most_common()),
         "finished_evaluation_files": len(now),
         "finished_evaluation_files_changed": sorted(changed),
     }
