@@ -6,16 +6,19 @@
 Random weights of the shape (``gpu_shapes``), desktops that are scripted (``scripted_desktop``): everything
 else is what ``train_stage`` runs, verl and vLLM included. Nothing is saved: a checkpoint's size is known
 without writing it. ``--set training.speed.freeze_vision=true`` (any key of the study's config, repeatable) is
-how variants are compared. The result is one JSON object with the conditions, the versions and, per step,
-seconds by phase, tokens per second and the MFU of the update: 6 x weights x tokens over 989 TFLOP/s per GPU.
-Since that counts neither attention nor the four patches behind every image token, the arithmetic that the
-model really needs is given too (``model_flops``).
+how variants are compared; ``--plain 1`` measures a step of verl as it is, too: beside it if there is a second
+GPU, else afterwards. The result is one JSON object with the conditions, the versions and, per step, seconds
+by phase, where the rollout's went, tokens per second and three shares of 989 TFLOP/s per GPU for the update:
+``update_mfu`` (the arithmetic that the update needs, attention included, each thing once: ``model_flops``),
+``update_utilisation`` (recomputation counted too) and ``update_mfu_6n`` (6 x weights x tokens, which counts
+neither attention nor the four patches behind every image token, but frozen weights).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -36,12 +39,13 @@ from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
 from arpo_replica.base.errors import Stopped, UserError  # noqa: E402  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.tasks.left_out import resolve  # noqa: E402
-from arpo_replica.training.job import Job  # noqa: E402
-from arpo_replica.training.metrics import read_lines  # noqa: E402
-from arpo_replica.training.process.attempt import Attempt  # noqa: E402  # noqa: E402
+from arpo_replica.training.job import Job, outline  # noqa: E402
+from arpo_replica.training.metrics import PARTS, read_lines  # noqa: E402
+from arpo_replica.training.process.attempt import Attempt  # noqa: E402
 from arpo_replica.training.process.stop_notice import Notice  # noqa: E402
 from arpo_replica.training.recipe import check_recipe  # noqa: E402
-from arpo_replica.training.run import prepare_work, short_folder  # noqa: E402
+from arpo_replica.training.run import forkable, prepare_work, short_folder  # noqa: E402
+from arpo_replica.training.speed.options import Speed  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402
 
 PEAK_FLOPS = 989e12
@@ -49,7 +53,17 @@ PEAK_FLOPS = 989e12
 SCREENS = {"full": (1920, 1080), "seed": (1280, 720), "nano": (224, 168)}
 MAX_PIXELS = {"full": 2_116_800, "seed": 2_116_800, "nano": 100_352}
 PROMPT_TOKENS = 1500
+BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+"""It must hold the embedding: 2.18 GB of the 7B's as float32."""
 KEPT = ("timing_s/", "perf/", "training/", "actor/", "response_length/mean", "prompt_length/mean", "arpo/")
+PLAIN = {
+    "pack": False,
+    "text_log_probs": False,
+    "compact_pixels": False,
+    "skip_log_probs": False,
+    "named_screenshots": False,
+}
+"""``training.speed`` as verl does it by itself without flash-attn."""
 
 
 def study(options: argparse.Namespace) -> StudyConfig:
@@ -84,7 +98,7 @@ def study(options: argparse.Namespace) -> StudyConfig:
             "minibatch_tasks": options.tasks,
             "micro_batch": options.micro_batch,
             "stall_timeout_s": options.stall,
-            "verl": {"trainer.save_freq": -1},
+            "verl": {"trainer.save_freq": -1, BUCKET: 256 if options.accelerator == "cpu" else 3072},
         },
     }
     for entry in options.set:
@@ -94,6 +108,11 @@ def study(options: argparse.Namespace) -> StudyConfig:
         for part in reversed(path):
             overlay = {part: overlay}
         raw = merge(raw, overlay)
+    if options.as_plain:
+        executor = "mp" if options.accelerator == "cuda" else "uni"  # on a CPU verl's would never start
+        start = raw["training"].get("speed", {}).get("preload")  # only steps are compared
+        raw["training"] |= {"speed": PLAIN | {"executor": executor, "preload": start}}
+        raw["serving"] = {"enforce_eager": True}
     for entry in options.verl:
         key, _, value = entry.partition("=")
         raw["training"]["verl"][key] = yaml.safe_load(value)
@@ -131,20 +150,50 @@ class Cards:
             self.process.terminate()
             self.process.wait()
 
-    def summary(self) -> list[dict[str, float]]:
-        """Per card: highest memory in GiB, mean load in percent, mean power in watts."""
+    def summary(self, since: float = 0.0, until: float = math.inf) -> list[dict[str, float]]:
+        """Per card: highest memory in GiB, mean load in percent, mean power in watts.
+
+        ``busy_percent``: the mean load between two moments, those when the first and the last step ended.
+        """
         found = []
         for index in sorted({row[1] for row in self.rows}):
             own = [row for row in self.rows if row[1] == index]
             count = len(own)
+            later = [row[3] for row in own if since <= row[0] <= until]
             found.append(
                 {
                     "peak_memory_gib": round(max(row[2] for row in own) / 1024, 2),
                     "mean_load_percent": round(sum(row[3] for row in own) / count, 1),
                     "mean_power_w": round(sum(row[4] for row in own) / count, 1),
+                    "busy_percent": round(sum(later) / max(1, len(later)), 1),
                 }
             )
         return found
+
+
+class StepEnds:
+    """When each step ended: when its line of verl's metrics appeared, while this is entered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.times = path, list[float]()
+        self.over = threading.Event()
+
+    def __enter__(self) -> None:
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.1):
+            self._look()
+
+    def _look(self) -> None:
+        lines = len(read_lines(self.path))
+        self.times += [time.time()] * (lines - len(self.times))
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self._look()
 
 
 def image_patches(config: StudyConfig) -> int:
@@ -182,7 +231,8 @@ def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[st
     trajectories = options.tasks * options.rollouts
     length = data["prompt_length/mean"] + data["response_length/mean"]
     tokens, turns = length * trajectories, data["arpo/turns"]
-    gpus = config.recipe(options.arm).gpus
+    recipe = config.recipe(options.arm)
+    gpus, speed = recipe.gpus, Speed.of(outline(config, options.arm, "bench"))
     weights = sum(weight_counts(options.shape).values())
     update, total = data["timing_s/update_actor"], data["timing_s/step"]
     flops = model_flops(
@@ -192,6 +242,15 @@ def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[st
         images=round(trajectories * turns),
         patches=image_patches(config),
     )
+    language, tower = (
+        sum(value for key, value in flops.items() if key.startswith(part)) for part in ("language", "vision")
+    )
+    # Forwards once and twice as much backwards; a frozen tower runs forwards, unless its features are there.
+    passes = 3.0 if not speed.freeze_vision else 1.0 if speed.skip_log_probs else 0.0
+    needed = 3.0 * language + passes * tower
+    again = speed.checkpoint_share * (language + (0.0 if speed.freeze_vision else tower))
+    capacity = update * PEAK_FLOPS * gpus
+    parts = {key.removeprefix(PARTS): value for key, value in data.items() if key.startswith(PARTS)}
     return {
         "seconds": {
             "rollout": data["timing_s/gen"],
@@ -200,6 +259,8 @@ def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[st
             "weight_sync": data["timing_s/update_weights"],
             "step": total,
         },
+        "rollout_seconds": {key: round(value, 3) for key, value in parts.items()},
+        "rollout_accounted": round(sum(parts.values()) / data["timing_s/gen"], 3),
         "tokens": round(tokens),
         "tokens_per_trajectory": round(length),
         "turns": turns,
@@ -208,6 +269,8 @@ def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[st
             trajectories * turns * options.new_tokens / data["timing_s/gen"], 1
         ),
         "update_tokens_per_s": round(tokens / update, 1),
+        "update_mfu": round(needed / capacity, 4),
+        "update_utilisation": round((needed + again) / capacity, 4),
         "update_mfu_6n": round(6.0 * weights * tokens / update / PEAK_FLOPS / gpus, 4),
         "model_flops_forward": flops,
         "verl": {key: value for key, value in data.items() if key.startswith(KEPT)},
@@ -260,7 +323,7 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
         attempt=1,
         provider="scripted_desktop:ScriptedProvider",
         parser="scripted_desktop:make_parser",
-        preload=options.accelerator == "cpu",
+        preload=forkable(config, options.arm),
     )
     check_recipe(job, 32)
     prepare_work(job)
@@ -280,7 +343,8 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
     }
     began = time.time()
     error = None
-    with Cards() as monitor:
+    ends = StepEnds(job.verl_metrics)
+    with Cards() as monitor, ends:
         try:
             notice = Notice()
             if options.limit:
@@ -293,9 +357,13 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
         except (RuntimeError, UserError, Stopped) as problem:  # what was measured before is kept
             error = str(problem)
     entries = read_lines(job.verl_metrics)
-    result["seconds_to_first_step_and_last"] = round(time.time() - began, 1)
+    result["seconds"] = {
+        "all": round(time.time() - began, 1),
+        "until_step_ends": [round(end - began, 1) for end in ends.times],
+    }
     result["steps"] = [step_figures(options, config, entry["data"]) for entry in entries]
-    result["gpus"] = monitor.summary()
+    times = ends.times or [began]
+    result["gpus"] = monitor.summary(times[0], times[-1])
     if error:
         result["error"] = error[-4000:]
     if options.keep_log:
@@ -326,6 +394,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=0.0, help="seconds after which the run ends")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the config")
     parser.add_argument("--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl")
+    parser.add_argument("--plain", type=int, default=0, metavar="STEPS", help="as many of plain verl, too")
+    parser.add_argument("--as-plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the training")
     parser.add_argument("--folder", type=Path, help="work folder (default: a temporary one)")
     parser.add_argument("--keep-log", action="store_true", help="the training's log beside OUT")
@@ -335,15 +405,44 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def start_plain(options: argparse.Namespace, gpu: str | None = None) -> subprocess.Popen[bytes]:
+    """The same command with verl as it is. ``gpu``: the only one that it sees."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--as-plain", "--plain", "0"]
+    command += ["--steps", str(options.plain), "--out", str(options.out.with_suffix(".plain.json"))]
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    return subprocess.Popen(command, env=environment)
+
+
+def finish_plain(options: argparse.Namespace, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Its result; its file is removed, since the result goes into ours."""
+    process.wait()
+    path = options.out.with_suffix(".plain.json")
+    if not path.is_file():
+        return {"steps": [], "error": f"ended with status {process.returncode}"}
+    found: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return found
+
+
 def main() -> None:
     """Measure once."""
     options = parse()
     os.chdir(ROOT)
     options.out = options.out.absolute()
+    beside = options.plain and len(cards()) > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ
+    plain = start_plain(options, gpu="1") if beside else None
+    if beside:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, short_folder() as scratch:
         result = measure(options, Path(folder), scratch)
+    if options.plain:
+        result["plain"] = finish_plain(options, plain or start_plain(options))
+        steps = [found["steps"] for found in (result, result["plain"])]
+        if all(steps):
+            ours, theirs = (found[min(map(len, steps)) - 1]["seconds"]["step"] for found in steps)
+            result["times_as_fast_as_plain"] = round(theirs / ours, 2)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    short = [{**step["seconds"], "mfu": step["update_mfu_6n"]} for step in result["steps"]]
+    short = [{**step["seconds"], "mfu": step["update_mfu"]} for step in result["steps"]]
     error = result.get("error", "")[-1500:]
     print(json.dumps({"steps": short, "gpus": result["gpus"], "error": error}, indent=1))
 

@@ -21,7 +21,6 @@ from verl.trainer.ppo.core_algos import (  # noqa: E402
     kl_penalty,
 )
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch  # noqa: E402
-from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
 from verl.workers.config import FSDPActorConfig  # noqa: E402
 
 from arpo_replica.base.environments import ROOT  # noqa: E402
@@ -63,23 +62,6 @@ def test_advantages_with_a_format_penalty() -> None:
 def test_groups_are_apart_and_equal_rewards_give_nothing() -> None:
     found = advantages([1.0, 0.0, 0.5, 0.5], ["a", "a", "b", "b"])
     assert found == pytest.approx([0.70710, -0.70710, 0.0, 0.0], abs=1e-4)
-
-
-def test_an_episode_of_several_sequences_counts_once_in_its_group() -> None:
-    """Session 0 left two sequences; the group has two rollouts, not three rows."""
-    rewards = torch.tensor([[1.0], [1.0], [0.0]])
-    data = DataProto.from_dict(
-        tensors={
-            "token_level_rewards": rewards,
-            "token_level_scores": rewards,
-            "response_mask": torch.ones(3, 1),
-        },
-        non_tensors={"uid": np.array(["g", "g", "g"], dtype=object)},
-    )
-    done = compute_advantage_for_multi_trajectories(
-        data, batch_keys=["g_0_0", "g_0_1", "g_1_0"], adv_estimator=PAPER["algorithm.adv_estimator"]
-    )
-    assert done.batch["advantages"][:, 0].tolist() == pytest.approx([0.70710, 0.70710, -0.70710], abs=1e-4)
 
 
 def policy_loss(
@@ -209,6 +191,8 @@ def test_reward_is_score_minus_weighted_penalty(
     ]
     assert [len(output.multi_modal_data["images"]) for output in outputs] == [2, 2]
     assert facts[0].score == score
+    seconds = {"prefill": 0.4, "reset": 0.2, "desktop": pytest.approx(0.3), "evaluate": 0.3}
+    assert facts[0].seconds == seconds
 
 
 def job_of(config: Any) -> Any:
@@ -219,12 +203,16 @@ def job_of(config: Any) -> Any:
 def attempt_of(score: float, errors: int) -> Attempts:
     """A finished rollout of three replies in two sequences."""
     step = SimpleNamespace(model_s=0.1, env_s=0.1)
-    result = SimpleNamespace(hard_score=score, format_errors=errors, steps=[step] * 3)
+    result = SimpleNamespace(
+        hard_score=score, format_errors=errors, steps=[step] * 3, reset_s=0.2, evaluate_s=0.3
+    )
     sequences = [
         TokenSequence([], 0, 2, [1, 2, 3, 4, 5, 6], [1, 1, 0, 1], [-0.5] * 4),
         TokenSequence([], 1, 2, [1, 2, 9], [1], [-0.5]),
     ]
-    conversation = SimpleNamespace(versions=[3], sequences=sequences, images=["a", "b", "c"])
+    conversation = SimpleNamespace(
+        versions=[3], sequences=sequences, images=["a", "b", "c"], seconds={"prefill": 0.4}
+    )
     task = SimpleNamespace(domain="d", id="t")
     attempt = Attempts(task=task, step=4, rollout=0, started=0.0, errors=[])  # type: ignore[arg-type]
     attempt.result, attempt.conversation = result, conversation  # type: ignore[assignment]

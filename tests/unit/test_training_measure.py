@@ -11,10 +11,11 @@ from arpo_replica.config.training import ReplayConfig, StageConfig, TrainingConf
 from arpo_replica.training.replay import Group, ReplayBuffer, Stored
 from arpo_replica.training.rollout_metrics import (
     Rollout,
-    batch_multiple,
     common_reason,
+    in_updates,
     lost_share,
     measure,
+    rows_per_update,
     too_many_lost,
 )
 
@@ -151,7 +152,34 @@ def test_a_stop_names_the_commonest_reason(tmp_path: Path) -> None:
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize(("parallel", "multiple"), [(1, 16), (4, 16), (3, 48), (32, 32)])
-def test_filling_respects_minibatches_and_gpus(parallel: int, multiple: int) -> None:
-    recipe = RECIPE.model_copy(update={"minibatch_tasks": 4})
-    assert batch_multiple(recipe, parallel) == multiple
+def test_several_updates_of_a_step_mix_the_domains() -> None:
+    groups = [[name] for name in "aaaabbbb"]
+    one = RECIPE.model_copy(update={"tasks_per_step": 8, "minibatch_tasks": 8})
+    assert in_updates(groups, one, "0.1") == groups  # type: ignore[type-var, arg-type]
+    two = one.model_copy(update={"minibatch_tasks": 4})
+    mixed = [in_updates(groups, two, f"0.{step}") for step in range(8)]  # type: ignore[arg-type]
+    assert all(sorted(order) == groups for order in mixed)
+    assert len({str(order) for order in mixed}) > 4
+    assert all({"a", "b"} == {name for (name,) in order[:4]} for order in mixed)
+
+
+@pytest.mark.parametrize(
+    ("updates", "parallel", "rows", "each"),
+    [
+        (1, 1, 16, 16),
+        (1, 1, 13, 16),  # three rollouts lost
+        (1, 1, 42, 44),  # a history that was cut: more rows than rollouts, one update
+        (2, 1, 42, 24),
+        (1, 3, 16, 24),
+        (1, 32, 16, 64),
+    ],
+)
+def test_a_step_has_the_updates_of_its_recipe(updates: int, parallel: int, rows: int, each: int) -> None:
+    """4 tasks of 4 rollouts, micro batches of 2: as many rows to every GPU, in whole micro batches."""
+    recipe = RECIPE.model_copy(
+        update={
+            **{"tasks_per_step": 4, "minibatch_tasks": 4 // updates},
+            **{"rollouts_per_task": 4, "micro_batch": 2},
+        }
+    )
+    assert rows_per_update(recipe, parallel, rows) == each

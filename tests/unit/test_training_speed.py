@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.policy.vllm_server import graph_config, image_cache_gib
 from arpo_replica.training.job import Job
 from arpo_replica.training.recipe import verl_overrides
-from arpo_replica.training.speed.options import ATTENTION, MODULE, Speed
+from arpo_replica.training.speed.options import ARITHMETIC, ATTENTION, CURRENT_POLICY, Speed
 
 
 def keys(tmp_path: Path, **changes: Any) -> tuple[Job, dict[str, Any]]:
@@ -40,8 +41,8 @@ def test_a_cpu_trains_as_plain_verl_does(tmp_path: Path) -> None:
     assert found["model.use_remove_padding"] is False
     assert found["model.override_config.attn_implementation"] == "sdpa"
     assert found["model.enable_gradient_checkpointing"] is False
-    assert "model.external_lib" not in found
     assert "model.use_fused_kernels" not in found
+    assert found["algorithm.rollout_correction.bypass_mode"] is False
 
 
 def test_a_gpu_packs_and_computes_text_logits_only(tmp_path: Path) -> None:
@@ -55,7 +56,9 @@ def test_a_gpu_packs_and_computes_text_logits_only(tmp_path: Path) -> None:
     )
     assert found["model.use_remove_padding"] is True
     assert found["model.override_config.attn_implementation"] == ATTENTION
-    assert found["model.external_lib"] == MODULE
+    assert found["rollout.engine_kwargs.vllm.distributed_executor_backend"] == "uni"
+    assert found["algorithm.rollout_correction.bypass_mode"] is True
+    assert found["actor.policy_loss.loss_mode"] == CURRENT_POLICY
     assert found["model.use_fused_kernels"] is True
     assert found["model.enable_gradient_checkpointing"] is True
     graphs = json.loads(found["rollout.engine_kwargs.vllm.compilation_config"])
@@ -65,9 +68,27 @@ def test_a_gpu_packs_and_computes_text_logits_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share, checkpointing, external", [(0, False, False), (0.5, True, True)])
 def test_checkpoints(tmp_path: Path, share: float, checkpointing: bool, external: bool) -> None:
-    _, found = keys(tmp_path, training={"speed": {"checkpoint_share": share}})
+    job, found = keys(tmp_path, training={"speed": {"checkpoint_share": share}})
     assert found["model.enable_gradient_checkpointing"] is checkpointing
-    assert ("model.external_lib" in found) is external
+    assert found["model.external_lib"] == ARITHMETIC
+    assert Speed.of(job).changes_model is external
+
+
+def test_the_pass_for_old_probabilities_stays_where_a_step_has_several_updates(tmp_path: Path) -> None:
+    two: dict[str, Any] = {"minibatch_tasks": 2, "micro_batch": 4}
+    job, found = keys(tmp_path, accelerator="cuda", training=two)
+    assert Speed.of(job).skip_log_probs is found["algorithm.rollout_correction.bypass_mode"] is False
+    with pytest.raises(UserError, match=r"training\.speed\.skip_log_probs .* several updates"):
+        keys(tmp_path, accelerator="cuda", training={**two, "speed": {"skip_log_probs": True}})
+
+
+def test_vllm_over_two_gpus_has_a_process_for_each(tmp_path: Path) -> None:
+    two: dict[str, Any] = {"gpus": 2, "tensor_parallel": 2, "micro_batch": 4}
+    _, found = keys(tmp_path, accelerator="cuda", training=two)
+    assert found["rollout.engine_kwargs.vllm.distributed_executor_backend"] == "mp"
+    assert found["rollout.engine_kwargs.vllm.mm_processor_cache_type"] == "shm"
+    with pytest.raises(UserError, match="'uni', one process for one GPU"):
+        keys(tmp_path, accelerator="cuda", training={**two, "speed": {"executor": "uni"}})
 
 
 def test_micro_batches_by_tokens(tmp_path: Path) -> None:

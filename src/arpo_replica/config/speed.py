@@ -33,5 +33,19 @@ class SpeedConfig(Section):
     compact_pixels: bool | None = None
     """Carry screenshots between processes as bytes instead of floats: an eighth of the size, and the same
     numbers on arrival. Without it: on a GPU."""
+    skip_log_probs: bool | None = None
+    """No pass of its own for the old policy's probabilities: with one update a step they are those of the
+    update's forward pass. Without it: on a GPU, if `minibatch_tasks` is `tasks_per_step`; on a CPU it saves
+    nothing, because the entropy is then computed with gradients."""
+    executor: Literal["uni", "mp"] | None = None
+    """How vLLM runs its model during training: `uni`, in the engine's process; `mp`, in one for each GPU,
+    with processed screenshots in shared memory. Without it: `uni` where `tensor_parallel` is 1."""
+    named_screenshots: bool = True
+    """During training, send each screenshot to vLLM once, as a file with a name; later turns give the name
+    alone. Without it the history's pictures travel and are hashed again at every turn, as in verl."""
+    preload: bool | None = None
+    """Import the heavy packages once and fork the training's processes from there, instead of importing them
+    in each; on one node alone. Without it: on a CPU. On a GPU an import already starts a thread of CUDA's
+    driver (vLLM 0.24); the processes then import everything themselves, as without this key, 27 s later."""
     rollout_memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of a GPU's memory for vLLM during rollouts (verl: rollout.gpu_memory_utilization)."""

@@ -133,8 +133,13 @@ def to_webp(image: bytes) -> bytes:
 
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return image
+    return encode_webp(Image.open(io.BytesIO(image)).convert("RGB"))
+
+
+def encode_webp(picture: Any) -> bytes:
+    """Lossless WebP of a picture (PIL)."""
     out = io.BytesIO()
-    Image.open(io.BytesIO(image)).convert("RGB").save(out, "WEBP", lossless=True, quality=30, method=2)
+    picture.save(out, "WEBP", lossless=True, quality=30, method=2)
     return out.getvalue()
 
 

@@ -84,7 +84,8 @@ class Workplace:
             success_above=config.evaluation.success_above,
             timeout_s=config.rollout.episode_timeout_s * (updates_within(job.recipe) + 1),
         )
-        self.bytes_only = Speed.of(job).compact_pixels
+        speed = Speed.of(job)
+        self.bytes_only, self.named = speed.compact_pixels, speed.named_screenshots
         self.pool = DesktopPool(local_provider(job), config.desktop.count)
         self.drawn: Counter[tuple[int, str, int]] = Counter()
         """(step, task, session) -> times begun: dynamic sampling can draw a task twice in a step."""
@@ -162,7 +163,10 @@ class DesktopAgentLoop(AgentLoopBase):
         place.prepare(self.processor)
         try:
             rollout = await self._attempt(place, sampling_params, row)
+            written = time.monotonic()
             await asyncio.to_thread(record, place.job, rollout, sampling_params)
+            if rollout.conversation is not None:
+                rollout.conversation.seconds["record"] += time.monotonic() - written
             return make_outputs(place.job, rollout) if rollout.result is not None else []
         except Exception:
             # verl would log this and train on the rest of the group; the sampler stops on this file.
@@ -205,13 +209,20 @@ class DesktopAgentLoop(AgentLoopBase):
                 # The arm is left out on purpose: both arms draw the same numbers.
                 seed_parts=(job.seed, job.stage_name, rollout.step, name, rollout.rollout, attempt),
                 policy=policy,
+                named=place.named,
             )
+            asked = time.monotonic()
             try:
                 async with place.pool.desktop() as desktop:
+                    conversation.seconds["wait"] += time.monotonic() - asked
                     rollout.result = await run_episode(
                         rollout.task, desktop, OnePolicy(conversation), place.parser, place.limits
                     )
                 rollout.conversation = conversation
+                rollout.result.screenshots = {
+                    name: await conversation.files[png] if png in conversation.files else png
+                    for name, png in rollout.result.screenshots.items()
+                }
                 return
             except (DesktopError, PolicyError) as error:
                 rollout.errors.append(f"{type(error).__name__}: {error}")
@@ -239,6 +250,12 @@ def make_outputs(job: Job, rollout: Attempts) -> list[AgentLoopOutput]:
             step=rollout.step,
             version=min(versions),
             images=(sequence.first_image, sequence.images),
+            seconds={
+                **conversation.seconds,
+                "reset": result.reset_s,
+                "desktop": sum(step.env_s for step in result.steps),
+                "evaluate": result.evaluate_s,
+            },
         )
         for sequence in conversation.sequences
     ]

@@ -11,9 +11,12 @@ then saw it, its response the reply. So every reply is trained on once, under th
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import io
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -26,7 +29,16 @@ from arpo_replica.base.errors import PolicyError, RefusedError
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.interface import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages
+from arpo_replica.rollout.records import encode_webp
 from arpo_replica.tasks.model import Task
+
+FORGOTTEN = "screenshot forgotten"
+"""``stop_reason`` of an answer without tokens: vLLM no longer has a screenshot that was only named."""
+
+
+def decode(file: bytes) -> Image.Image:
+    """The picture in an image file."""
+    return Image.open(io.BytesIO(file)).convert("RGB")
 
 
 def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[Message]:
@@ -92,8 +104,12 @@ class TokenConversation:
         sampling: dict[str, Any],
         seed_parts: tuple[object, ...],
         policy: PolicyConfig,
+        named: bool = False,
     ) -> None:
-        """``loop``: the verl agent loop, whose token builder and server are used."""
+        """``loop``: the verl agent loop, whose token builder and server are used.
+
+        ``named``: the server is ours (``rollout_server``) and keeps screenshots by name.
+        """
         self.loop = loop
         self.task = task
         self.sampling = sampling
@@ -102,6 +118,17 @@ class TokenConversation:
         self.request_id = hashlib.sha256(repr((task.id, seed_parts)).encode()).hexdigest()
         self.images: list[Image.Image] = []
         """All screenshots."""
+        self.pngs: list[bytes] = []
+        """The same as files ..."""
+        self.names: list[str] = []
+        """... and their names, hashes of the files."""
+        self.named = named
+        self.known: set[str] = set()
+        """Names that vLLM has answered for."""
+        self.files: dict[bytes, asyncio.Future[bytes]] = {}
+        """PNG -> WebP, encoded in threads while vLLM computes: the record needs it."""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Where the time of all replies went; adds up to the time spent in ``reply``."""
         self.replies: list[list[int]] = []
         """The sampled ids of each turn."""
         self.sequences: list[TokenSequence] = []
@@ -111,36 +138,36 @@ class TokenConversation:
     async def reply(self, screenshot: bytes) -> Reply:
         """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, and ``RefusedError`` when the context
         is full: the sequences then are those of the replies so far, as after an episode's last step."""
-        self.images.append(Image.open(io.BytesIO(screenshot)).convert("RGB"))
+        began = time.monotonic()
+        run = self.loop.loop.run_in_executor
+        picture = await run(None, decode, screenshot)
+        self.images.append(picture)
+        self.pngs.append(screenshot)
+        self.names.append(hashlib.sha256(screenshot).hexdigest()[:32])
+        if screenshot not in self.files:
+            self.files[screenshot] = run(None, encode_webp, picture)
         turn = len(self.replies)
         finished = max(len(self.sequences) - 1, 0)
         open_before = [
             replace(sequence, mask=[*sequence.mask], logprobs=[*sequence.logprobs])
             for sequence in self.sequences[finished:]
         ]
-        now = await self.loop.loop.run_in_executor(None, self._observe)
+        opened = time.monotonic()
+        now = await run(None, self._observe)
+        observed = time.monotonic()
         prompt_tokens, longest = len(now.ids), self.policy.max_new_tokens
         if prompt_tokens + longest > self.policy.max_model_len:
             self.sequences[finished:] = open_before
-            self.images.pop()
+            for shown in (self.images, self.pngs, self.names):
+                shown.pop()
             raise RefusedError(
                 f"the conversation has {prompt_tokens} tokens, which leaves no room for a reply of "
                 f"{longest} in policy.max_model_len ({self.policy.max_model_len})"
             )
-        try:
-            output = await self.loop.server_manager.generate(
-                request_id=self.request_id,
-                prompt_ids=list(now.ids),
-                sampling_params={
-                    **self.sampling,
-                    "max_tokens": longest,
-                    "seed": request_seed(*self.seed_parts, turn),
-                },
-                image_data=self.images[now.first_image : now.first_image + now.images],
-                mm_processor_kwargs=self.loop._get_mm_processor_kwargs(None),
-            )
-        except (RayError, OSError, RuntimeError, ValueError) as error:
-            raise PolicyError(f"vLLM did not answer: {error}") from error
+        output = await self._generate(now, turn)
+        if output.stop_reason == FORGOTTEN:
+            self.known.clear()
+            output = await self._generate(now, turn)
         if not output.token_ids or output.log_probs is None:
             raise PolicyError(f"vLLM returned no tokens ({output.stop_reason})")
         sampled = [int(token) for token in output.token_ids]
@@ -148,6 +175,12 @@ class TokenConversation:
         now.mask += [1] * len(sampled)
         now.logprobs += [float(value) for value in output.log_probs]
         self.replies.append(sampled)
+        self.known.update(self.names)
+        inside = output.extra_fields.get("seconds") or {}
+        own = {"png": opened - began, "tokens": observed - opened}
+        own["way"] = time.monotonic() - observed - sum(inside.values())
+        for part, value in [*own.items(), *inside.items()]:
+            self.seconds[part] += value
         known = [output.extra_fields.get(key) for key in ("min_global_steps", "max_global_steps")]
         versions = [int(version) for version in known if version is not None]
         self.versions += versions
@@ -158,6 +191,28 @@ class TokenConversation:
             completion_tokens=len(sampled),
             weights=(min(versions), max(versions)) if versions else None,
         )
+
+    async def _generate(self, now: TokenSequence, turn: int) -> Any:
+        """vLLM's answer to a turn. Raises ``PolicyError``."""
+        shown = slice(now.first_image, now.first_image + now.images)
+        images: list[Any] = self.images[shown]
+        if self.named:
+            pairs = zip(self.names[shown], self.pngs[shown], strict=True)
+            images = [(name, None if name in self.known else png) for name, png in pairs]
+        try:
+            return await self.loop.server_manager.generate(
+                request_id=self.request_id,
+                prompt_ids=list(now.ids),
+                sampling_params={
+                    **self.sampling,
+                    "max_tokens": self.policy.max_new_tokens,
+                    "seed": request_seed(*self.seed_parts, turn),
+                },
+                image_data=images,
+                mm_processor_kwargs=self.loop._get_mm_processor_kwargs(None),
+            )
+        except (RayError, OSError, RuntimeError, ValueError) as error:
+            raise PolicyError(f"vLLM did not answer: {error}") from error
 
     def _observe(self) -> TokenSequence:
         """The sequence that the next reply belongs to, its history complete."""

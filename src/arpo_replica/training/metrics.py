@@ -7,6 +7,7 @@ an attempt that went on from step r replaces every later row of the attempts bef
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ KEYS = {
     "prompt_tokens": "prompt_length/mean",
     "response_tokens": "response_length/mean",
 }
+SUMS = "actor/probs_"
+"""How the keys of ``arithmetic.Differences`` begin."""
+PARTS = "arpo/seconds/"
+"""Before the parts of a rollout's time, means over rollouts (``measure``)."""
 COUNTS = {
     "groups",
     "rollouts",
@@ -116,8 +121,39 @@ def translate(step: int, attempt: int, data: dict[str, Any]) -> dict[str, Any]:
     for ours, theirs in KEYS.items():
         value = data.get(theirs)
         row[ours] = round(value) if ours in COUNTS and value is not None else value
+    row |= probability_figures(data)
     row["seconds"] = {ours: data.get(theirs) for ours, theirs in SECONDS.items()}
+    parts = {key.removeprefix(PARTS): value for key, value in data.items() if key.startswith(PARTS)}
+    row["rollout_seconds"] = parts
     return row
+
+
+def probability_figures(data: dict[str, Any]) -> dict[str, Any]:
+    """What verl's pass for old probabilities would have reported, of a step without it; else nothing.
+
+    verl averages the sums that ``arithmetic.Differences`` reports, so they are right up to a common factor.
+    The entropy's mean takes in rows without effect, as 0.
+    """
+    if f"{SUMS}tokens" not in data:
+        return {}
+    tokens, first, apart, x, y, xx, yy, xy, weight, grew, weight_grew = (
+        data[f"{SUMS}{name}"]
+        for name in (
+            *("tokens", "first", "apart", "x", "y", "xx", "yy", "xy", "weight"),
+            *("difference_grew", "weight_grew"),
+        )
+    )
+    spread = (tokens * xx - x * x) * (tokens * yy - y * y)
+    weighted = weight > 0
+    rows = data["arpo/rows"]
+    return {
+        "probability_difference_mean": apart / tokens if tokens else None,
+        "probability_difference_max": grew / first if first else None,
+        "probability_correlation": (tokens * xy - x * y) / math.sqrt(spread) if spread > 0 else None,
+        "importance_mean": weight / tokens if weighted else None,
+        "importance_max": weight_grew / first if weighted else None,
+        "entropy": data["actor/entropy_loss"] * rows / max(1.0, rows - data["arpo/empty_rows"]),
+    }
 
 
 def unbroken(rows: list[dict[str, Any]]) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
+from arpo_replica.tasks.left_out import split_size
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import verl_overrides
 from arpo_replica.training.speed.options import Speed
@@ -178,10 +179,30 @@ def render_parity(root: Path = Path()) -> str:
     return (
         HEADER.format(recipes=recipes)
         + "\n".join(lines)
-        + f"\n\n## Notes\n\n{noted}\n\n## What `seed_2b` follows\n\nSource: {facts.sources['seed']}.\n\n"
+        + f"\n\n## Notes\n\n{noted}\n\n## How often a task is seen\n\n{_visits(configs)}"
+        + f"\n\n## What `seed_2b` follows\n\nSource: {facts.sources['seed']}.\n\n"
         + "\n".join(seeds)
         + "\n"
     )
+
+
+def _visits(configs: dict[str, StudyConfig]) -> str:
+    """Draws per task in the last stage, from the real lists (``launch.draws``)."""
+    lines = [
+        "The last stage draws whole shuffles of its tasks, one after another, without a rest:",
+        "",
+        "| recipe | tasks, without those left out | groups a step x steps | visits of a task |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, config in configs.items():
+        stage = config.training.stages[-1]
+        tasks, groups = split_size(config, stage.split), config.training.tasks_per_step
+        drawn = groups * stage.steps
+        often = f"{drawn // tasks}" + (f" or {drawn // tasks + 1}" if drawn % tasks else "")
+        lines.append(
+            f"| `{name}` | {tasks} | {groups} x {stage.steps} | {often} (mean {drawn / tasks:.2f}) |"
+        )
+    return "\n".join(lines)
 
 
 def _fact(fact: Fact | None) -> str:

@@ -7,7 +7,6 @@ released code). Keys that only serve speed or size are grouped apart.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.token_budget import check_context
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
-from arpo_replica.training.asynchrony import asynchronous, asynchrony_overrides, check_asynchrony
+from arpo_replica.training.asynchrony import AHEAD, asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job
-from arpo_replica.training.speed.options import speed_overrides
+from arpo_replica.training.speed.options import ADVANTAGES, check_speed, speed_overrides
 
 AGENT = "desktop"
 PACKAGE = "arpo_replica.training"
@@ -63,6 +62,7 @@ def check_recipe(job: Job, tasks: int | None) -> None:
             "training.rollouts_per_task, training.micro_batch or training.gpus."
         )
     check_asynchrony(recipe)
+    check_speed(job)
     check_context(job.config)
 
 
@@ -105,7 +105,7 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
         **_data(job, data),
         **_algorithm(job),
         **_rollout(job, agents),
-        **_trainer(job, tasks),
+        **_trainer(job),
         **(_cpu(job) if job.config.accelerator == "cpu" else _cuda(job)),
         **speed_overrides(job),
         **asynchrony_overrides(job.recipe),
@@ -125,11 +125,18 @@ def _data(job: Job, data: Path) -> dict[str, Any]:
         "data.max_prompt_length": policy.max_model_len,
         "data.max_response_length": policy.max_model_len,
         "data.dataloader_num_workers": 0,
-        "data.shuffle": True,
-        "data.seed": job.seed,
+        "data.shuffle": False,  # the file has the draws in order (`launch.draws`)
         "data.return_raw_chat": True,
         **{f"+data.mm_processor_kwargs.{key}": value for key, value in image_options(policy).items()},
     }
+
+
+def draws_needed(job: Job) -> int:
+    """Tasks that a stage can draw: those of its steps, of batches begun ahead, and of groups drawn again."""
+    recipe = job.recipe
+    again = recipe.dynamic_sampling_max if recipe.dynamic_sampling else 0
+    ahead = AHEAD if asynchronous(recipe) else 0
+    return recipe.tasks_per_step * (job.stage.steps + ahead) * (1 + again)
 
 
 def image_options(policy: PolicyConfig) -> dict[str, int]:
@@ -141,7 +148,7 @@ def _algorithm(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     actor = "actor_rollout_ref.actor"
     return {
-        "algorithm.adv_estimator": "grpo",  # unbiased std, + 1e-6: as core_algos.py:138-175
+        "algorithm.adv_estimator": ADVANTAGES,  # GRPO's: unbiased std, + 1e-6: as core_algos.py:138-175
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": False,  # old log-probs recomputed after replacement
         **_correction(job),
@@ -210,6 +217,7 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.seed": job.seed,
         f"{rollout}.dtype": rollout_dtype(job.config),
         f"{rollout}.calculate_log_probs": True,
+        f"{rollout}.disable_log_stats": False,  # vLLM's times of each request
         f"{rollout}.load_format": "dummy",  # the weights come from the trainer before the first step
         f"{rollout}.tensor_model_parallel_size": recipe.tensor_parallel,
         f"{rollout}.max_model_len": config.policy.max_model_len,
@@ -242,9 +250,8 @@ def rollout_dtype(config: StudyConfig) -> str:
     return "float32" if config.accelerator == "cpu" else "bfloat16"
 
 
-def _trainer(job: Job, tasks: int) -> dict[str, Any]:
+def _trainer(job: Job) -> dict[str, Any]:
     recipe, steps = job.recipe, job.stage.steps
-    steps_per_epoch = tasks // recipe.tasks_per_step
     resume = {"trainer.resume_mode": "disable"}
     if job.resume_step:
         path = job.checkpoint(job.resume_step)
@@ -259,7 +266,7 @@ def _trainer(job: Job, tasks: int) -> dict[str, Any]:
         "trainer.save_freq": recipe.save_every,
         "trainer.checkpoint_callback_class": f"{PACKAGE}.sampler.SaveState",
         "trainer.total_training_steps": steps,
-        "trainer.total_epochs": math.ceil(steps / steps_per_epoch) + 1,
+        "trainer.total_epochs": 2,  # of the file, which holds enough draws for all steps
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
         "trainer.nnodes": recipe.nodes,
@@ -279,8 +286,6 @@ def _cpu(job: Job) -> dict[str, Any]:
         f"{actor}.use_torch_compile": False,
         f"{actor}.fsdp_config.use_torch_compile": False,
         f"{actor}.fsdp_config.dtype": "float32",
-        # Engine and worker in one process: no shared-memory queue whose ends spin on few cores.
-        f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend": "uni",
         f"{rollout}.free_cache_engine": False,
         f"+{rollout}.enable_sleep_mode": False,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,

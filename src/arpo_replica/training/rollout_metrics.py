@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,6 +42,8 @@ class Facts:
     """Step in which it was begun."""
     version: int
     """Updates behind the oldest weights that wrote some of it."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Where its time went, by part (``agent_loop.make_outputs``)."""
 
     def staleness(self, step: int) -> int:
         """Updates that these weights lag behind those that ``step`` updates."""
@@ -89,6 +92,8 @@ class Rollout(Facts):
         return cls(**facts, session=session, keys=tuple(keys), images=images, reward=reward)
 
 
+Group = list[Rollout]
+"""The rollouts of a task in a step."""
 Replaced = dict[tuple[int, int], tuple[float, float]]
 """(group, rollout) that gave way -> (score, reward) of the replayed trajectory in its place."""
 
@@ -144,6 +149,10 @@ def measure(
         "staleness_mean": fmean(stale),
         "staleness_max": max(stale),
         "stale_rollouts": sum(one > 0 for one in stale),
+        **{
+            f"seconds/{part}": fmean(rollout.seconds.get(part, 0.0) for rollout in rollouts)
+            for part in sorted({part for rollout in rollouts for part in rollout.seconds})
+        },
     }
     return {f"arpo/{name}": float(value) for name, value in numbers.items()}
 
@@ -192,6 +201,24 @@ def common_reason(episodes: Path) -> str | None:
     return max(found.values(), key=len)[-1] if found else None
 
 
-def batch_multiple(recipe: TrainingConfig, data_parallel: int) -> int:
-    """Rows must come in multiples of this: whole minibatches, and the same number for every GPU."""
-    return math.lcm(recipe.minibatch_tasks * recipe.rollouts_per_task, data_parallel)
+def in_updates(groups: Sequence[Group], recipe: TrainingConfig, seed: str) -> list[Group]:
+    """The groups in the order in which the updates of a step take them, whole.
+
+    They come sorted by task, so that the first of several updates would have the domains at the alphabetical
+    beginning; then they are shuffled. A step of one update has them all: their order stays.
+    """
+    if recipe.minibatch_tasks == recipe.tasks_per_step:
+        return list(groups)
+    return random.Random(seed).sample(list(groups), len(groups))
+
+
+def rows_per_update(recipe: TrainingConfig, data_parallel: int, rows: int) -> int:
+    """Rows of each update of a step whose batch has ``rows``, filling included.
+
+    As many updates as the recipe has, however many rows its episodes have. verl takes whole multiples of
+    ``rollouts_per_task``, and every GPU the same number of whole micro batches.
+    """
+    updates = recipe.tasks_per_step // recipe.minibatch_tasks
+    whole = 1 if recipe.speed.micro_batch_tokens else recipe.micro_batch
+    multiple = math.lcm(recipe.rollouts_per_task, data_parallel * whole)
+    return math.ceil(rows / (updates * multiple)) * multiple

@@ -88,7 +88,9 @@ def train_stage(
 
 def forkable(config: StudyConfig, arm: str) -> bool:
     """True if all processes of a training may come from one that imported everything (``fork_server``)."""
-    return config.accelerator == "cpu" and config.recipe(arm).nodes == 1
+    recipe = config.recipe(arm)
+    wanted = recipe.speed.preload
+    return recipe.nodes == 1 and (config.accelerator == "cpu" if wanted is None else wanted)
 
 
 def few_desktops(job: Job) -> str | None:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer as VerlReplayBuffer
@@ -41,9 +42,10 @@ from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
     SequenceFacts,
-    batch_multiple,
     common_reason,
+    in_updates,
     measure,
+    rows_per_update,
     too_many_lost,
 )
 from arpo_replica.training.speed.options import Speed
@@ -111,11 +113,13 @@ class ReplaySampler(VerlReplayBuffer):
         plan = self.buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
         self._keep(plan, groups, tags)
         # In an order of its own, not in that of arrival: sums of floating-point numbers depend on it.
-        ordered: Tags = {key: tags[key] for group in groups for rollout in group for key in rollout.keys}
+        mixed = in_updates(groups, self.job.recipe, f"{self.job.seed}.{global_steps}")
+        ordered: Tags = {key: tags[key] for group in mixed for rollout in group for key in rollout.keys}
         replaced, ordered = self._swap(plan, uids, groups, ordered, global_steps)
         lost = batch_size * self.job.recipe.rollouts_per_task - sum(len(group) for group in groups)
         self._mask_lone(groups, ordered)
-        self._fill(ordered)
+        rows = self._fill(ordered)
+        name_episodes(list(ordered))
         metrics |= measure(
             plan,
             groups,
@@ -130,6 +134,9 @@ class ReplaySampler(VerlReplayBuffer):
             "arpo/buffer_size": float(len(self.buffer)),
             "arpo/buffer_tasks": float(sum(bool(queue) for queue in self.buffer.tasks.values())),
             "arpo/redrawn_groups": float(self.redrawn),
+            "arpo/rows": float(len(ordered)),
+            "arpo/empty_rows": float(sum(tag.get("is_padding", False) for tag in ordered.values())),
+            "arpo/updates": float(len(ordered) // rows),
         }
         self._write_step(plan, groups, lost, global_steps)
         self._stop_if_desktops_fail()
@@ -227,17 +234,25 @@ class ReplaySampler(VerlReplayBuffer):
             changed |= instead.get(key, {key: tag})
         return replaced, changed
 
-    def _fill(self, tags: Tags) -> None:
-        """Add rows without effect until the batch divides into minibatches over all GPUs; ``tags`` follows.
+    def _fill(self, tags: Tags) -> int:
+        """Add rows without effect until the batch divides into updates over all GPUs; ``tags`` follows.
+
+        Returns the rows of an update, which verl then takes for its mini batch: with a number of its own, a
+        batch with more rows than rollouts would be several updates.
 
         verl does this itself (``padding_utils``), but with rows without images, on which verl 0.9.1 fails
         for the Qwen2-VL class with transformers 5 ('BaseModelOutputWithPooling' object has no attribute
         'mean') when a micro batch holds nothing else. Ours are copies of the shortest trajectory with an
         empty response mask: no loss, no entropy, a group of their own, no part in metrics.
         """
-        missing = -len(tags) % batch_multiple(self.job.recipe, data_parallel(self.job))
+        recipe = self.job.recipe
+        rows = rows_per_update(recipe, data_parallel(self.job), len(tags))
+        if SaveState.current is not None:
+            actor = SaveState.current.config.actor_rollout_ref.actor
+            actor.ppo_mini_batch_size = rows // recipe.rollouts_per_task
+        missing = rows * (recipe.tasks_per_step // recipe.minibatch_tasks) - len(tags)
         if not missing:
-            return
+            return rows
         shortest = min(tags, key=lambda key: tags[key]["seq_len"])
         uid = f"pad{uuid.uuid4().hex}"
         for session in range(missing):
@@ -247,6 +262,7 @@ class ReplaySampler(VerlReplayBuffer):
             key = f"{uid}_{session}_0"
             tags[key] = {**tags[shortest], "is_padding": True}
             tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
+        return rows
 
     def _mask_lone(self, groups: list[list[Rollout]], tags: Tags) -> None:
         """Take the effect from a rollout that is left alone in its group; ``tags`` follows.
@@ -350,6 +366,13 @@ def item_name(rollout: Rollout) -> str:
     """Name of a stored trajectory: the same when a step is done again after a resume."""
     task = hashlib.sha256(rollout.task.encode()).hexdigest()[:12]
     return f"{rollout.step:06d}_{task}_{rollout.rollout:03d}"
+
+
+def name_episodes(keys: list[str]) -> None:
+    """Let each row's uid, by which verl groups, name its episode too: ``{group}_{session}``."""
+    names = TensorDict({}, batch_size=len(keys))
+    tensordict_utils.assign_non_tensor_stack(names, "uid", [key.rsplit("_", 1)[0] for key in keys])
+    tq.kv_batch_put(keys=keys, partition_id=TRAIN, fields=names)
 
 
 def without_effect(fields: Any) -> None:

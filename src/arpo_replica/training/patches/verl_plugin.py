@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+from typing import Any
 
 from arpo_replica.base.upstream_guards import UpstreamChanged
 from arpo_replica.training.patches import mrope_layout, without_trl
@@ -23,13 +24,21 @@ def register_stack_dump() -> None:
 
 
 def register_rollout() -> None:
-    """Let verl take our sender of weights (``weight_socket``). The registry holds names, not classes."""
-    from verl.workers.rollout import base
+    """Let verl take our sender of weights (``weight_socket``) and our server (``rollout_server``)."""
+    from verl.workers.rollout import base, replica
 
     key = ("vllm", "async")
     if base._ROLLOUT_REGISTRY.get(key) != "verl.workers.rollout.vllm_rollout.ServerAdapter":
         raise UpstreamChanged(f"{__name__} replaces verl's rollout class {key}, which is another one now.")
     base._ROLLOUT_REGISTRY[key] = "arpo_replica.training.patches.weight_socket.PrivateServerAdapter"
+    replica.RolloutReplicaRegistry.register("vllm", load_replica)
+
+
+def load_replica() -> Any:
+    """Our replica of vLLM; imported where it is needed, since it imports vLLM."""
+    from arpo_replica.training.rollout_server import NamedReplica
+
+    return NamedReplica
 
 
 mrope_layout.install()

@@ -95,6 +95,9 @@ def environment(job: Job) -> dict[str, str]:
         "VERL_USE_EXTERNAL_MODULES": "arpo_replica.training.patches.verl_plugin",
         "VERL_USE_EXTERNAL_PLUGINS": "none",
     }
+    if job.config.accelerator == "cuda":
+        # "Is there a GPU?" must not use one, or no process can be forked from the one that asked.
+        variables["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if job.config.accelerator == "cpu":
         variables |= {
             "VERL_PLATFORM": "cpu",

@@ -9,7 +9,7 @@ Ray and multiprocessing start Python through ``sys.executable``; in every proces
 ``fork_client``, which passes the request on. That is the whole mechanism: no library is changed.
 
 The server must have one thread when it forks and must not have used a GPU (a forked process could not
-use it); so trainings on a GPU go without it (``Job.preload``).
+use it). torch then asks NVML instead of CUDA for GPUs (``PYTORCH_NVML_BASED_CUDA_CHECK``).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Started as ``python -m arpo_replica.training.process.launch job.json``.
 
 Starts the keeper of the desktops, writes verl's inputs, then runs verl's own entry point,
-``verl.trainer.main_ppo``, in a process of its own: forked from the preloaded fork server (CPU), or plainly
-started (GPU).
+``verl.trainer.main_ppo``, in a process of its own: forked from the preloaded fork server
+(``training.speed.preload``), or plainly started.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.process.ray_cluster import RayCluster
-from arpo_replica.training.recipe import AGENT, PACKAGE, ray_numbers, to_arguments, verl_overrides
+from arpo_replica.training.recipe import (
+    AGENT,
+    PACKAGE,
+    draws_needed,
+    ray_numbers,
+    to_arguments,
+    verl_overrides,
+)
 
 ENTRY_POINT = "verl.trainer.main_ppo"
 FIRST_RAY_JOB = "01000000"
@@ -36,8 +43,6 @@ FIRST_RAY_JOB = "01000000"
 PRELOADED = (
     "vllm",
     "vllm.v1.engine.core",
-    "vllm.v1.worker.cpu_worker",
-    "vllm.v1.worker.cpu_model_runner",
     "vllm.entrypoints.openai.api_server",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
@@ -48,9 +53,15 @@ PRELOADED = (
     "verl.workers.rollout.vllm_rollout.vllm_async_server",
     "arpo_replica.training.agent_loop",
     "arpo_replica.training.sampler",
+    "arpo_replica.training.arithmetic",
+    "arpo_replica.training.rollout_server",
     "arpo_replica.training.patches.weight_socket",
     "ray._private.workers.default_worker",
 )
+WORKERS = {
+    "cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
+    "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"),
+}
 # vLLM looks at a model class in a process of its own, which imports everything once more, unless the class
 # itself is registered.
 MODEL_CLASSES = {
@@ -65,7 +76,10 @@ def write_inputs(job: Job) -> list[str]:
 
     tasks = job.split.load()
     data, agents = job.work / "tasks.parquet", job.work / "agents.yaml"
-    pandas.DataFrame([row(index, task) for index, task in enumerate(tasks)]).to_parquet(data)
+    rows = [row(index, task) for index, task in enumerate(tasks)]
+    pandas.DataFrame([rows[index] for index in draws(len(tasks), draws_needed(job), job.seed)]).to_parquet(
+        data
+    )
     # JSON is YAML. `Workplace` reads the rest from the job.
     agents.write_text(
         json.dumps([{"name": AGENT, "_target_": f"{PACKAGE}.agent_loop.DesktopAgentLoop"}]) + "\n"
@@ -75,6 +89,21 @@ def write_inputs(job: Job) -> list[str]:
     versions |= {name: version(name) for name in packages}
     (job.work / "versions.json").write_text(json.dumps(versions))
     return to_arguments(verl_overrides(job, tasks=len(tasks), data=data, agents=agents))
+
+
+def draws(tasks: int, count: int, seed: int) -> list[int]:
+    """Numbers of the tasks that a stage trains on, in order: one shuffle of all of them after another.
+
+    verl 0.9.1 begins a new shuffle with every epoch and drops what is left of the one before, if the tasks
+    are no multiple of a batch: of 127 tasks 31 an epoch. Here each is seen equally often, give or take one.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    found: list[int] = []
+    while len(found) < count:
+        found += torch.randperm(tasks, generator=generator).tolist()
+    return found[:count]
 
 
 def check_loggers(job: Job) -> None:
@@ -101,7 +130,7 @@ def row(index: int, task: Task) -> dict[str, object]:
     }
 
 
-def preload() -> None:
+def preload(accelerator: str) -> None:
     """Import everything that the processes of a training import."""
     started = time.perf_counter()
     # Ray's native library reads these when it is loaded, and its workers insist on them. A Ray that we
@@ -111,7 +140,7 @@ def preload() -> None:
     os.environ.update(early)
     ray_ids = importlib.import_module(f"{PACKAGE}.patches.ray_ids")
     with ray_ids.generator_unused():
-        for name in PRELOADED:
+        for name in (*PRELOADED, *WORKERS[accelerator]):
             importlib.import_module(name)
     registry = importlib.import_module("vllm").ModelRegistry
     for architecture, module in MODEL_CLASSES.items():
@@ -121,8 +150,20 @@ def preload() -> None:
     print(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s", flush=True)
 
 
-def run_forked(job: Job, arguments: list[str]) -> int:
-    """verl's entry point as the first child of a fork server."""
+def unforkable() -> str | None:
+    """Why no process may be forked from this one: a lock or a GPU's context could be half alive in it."""
+    import torch
+
+    threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
+    if len(threads) > 1:
+        return f"what was imported has started threads ({', '.join(sorted(threads))})"
+    if torch.cuda.is_initialized():
+        return "what was imported has used a GPU"
+    return None
+
+
+def run_forked(job: Job, arguments: list[str]) -> int | None:
+    """verl's entry point as the first child of a fork server; None if nothing can be forked here."""
     from arpo_replica.training.process import fork_client
     from arpo_replica.training.process.fork_server import (
         AFTER_FORK,
@@ -132,7 +173,10 @@ def run_forked(job: Job, arguments: list[str]) -> int:
         run_program,
     )
 
-    preload()
+    preload(job.config.accelerator)
+    if reason := unforkable():
+        print(f"the training's processes import everything themselves: {reason}", flush=True)
+        return None
     client = job.scratch / "python"
     source = Path(fork_client.__file__).read_text().splitlines(keepends=True)
     client.write_text(f"#!{sys.executable} -IS\n" + "".join(source[1:]))
@@ -173,9 +217,8 @@ def main() -> None:
         preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, no lock, no allocation
     )
     arguments = write_inputs(job)
-    if job.preload:
-        status = run_forked(job, arguments)
-    else:
+    status = run_forked(job, arguments) if job.preload else None
+    if status is None:
         with ray_over_nodes(job) as variables:
             command = [sys.executable, "-m", ENTRY_POINT, *arguments]
             status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
