@@ -21,7 +21,12 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from arpo_replica.base.errors import PolicyError, RefusedError  # noqa: E402
 from arpo_replica.config.models import PolicyConfig  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
-from arpo_replica.training.conversation import TokenConversation, TokenSequence, with_images  # noqa: E402
+from arpo_replica.training.conversation import (  # noqa: E402
+    FORGOTTEN,
+    TokenConversation,
+    TokenSequence,
+    with_images,
+)
 from fakes import make_task  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402
 
@@ -95,6 +100,45 @@ def test_ids_are_those_of_the_whole_conversation(processor: Any) -> None:
     assert [len(request["image_data"]) for request in loop.requests] == [1, 2, 3]
     pad = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert sequence.ids.count(pad) == 3 * (168 // 28) * (224 // 28)
+
+
+def test_a_screenshot_travels_once_and_again_if_vllm_forgot_it(processor: Any) -> None:
+    """Named screenshots: file at first, name afterwards, all files after a forgotten name; same ids."""
+    end = encode(processor, "Action: wait()<|im_end|>")
+
+    class Forgetful(Loop):
+        async def generate(self, **request: Any) -> Any:
+            if len(self.requests) == 2 and not self.refused:
+                self.refused = request
+                return SimpleNamespace(token_ids=[], log_probs=None, stop_reason=FORGOTTEN, extra_fields={})
+            return await super().generate(**request)
+
+    async def run() -> Forgetful:
+        loop = Forgetful(processor, [end] * 3)
+        loop.refused = None
+        policy = PolicyConfig(max_new_tokens=32, max_model_len=4096)
+        conversation = TokenConversation(
+            loop, make_task(1), sampling={}, seed_parts=(0,), policy=policy, named=True
+        )
+        for turn in range(3):
+            await conversation.reply(screenshot(40 * turn))
+        webp = [await conversation.files[screenshot(40 * turn)] for turn in range(3)]
+        assert [pixels(file) for file in webp] == [pixels(screenshot(40 * turn)) for turn in range(3)]
+        assert set(conversation.seconds) == {"png", "tokens", "way"}
+        return loop
+
+    loop = asyncio.run(run())
+    shown = [[file for _, file in request["image_data"]] for request in (*loop.requests, loop.refused)]
+    shots = [screenshot(40 * turn) for turn in range(3)]
+    assert shown == [shots[:1], [None, shots[1]], shots, [None, None, shots[2]]]
+    names = [[name for name, _ in request["image_data"]] for request in loop.requests]
+    assert names[2][:2] == names[1] and len(set(names[2])) == 3
+    _, plain = converse(processor, [end] * 3)
+    assert [r["prompt_ids"] for r in loop.requests] == [r["prompt_ids"] for r in plain.requests]
+
+
+def pixels(file: bytes) -> bytes:
+    return Image.open(io.BytesIO(file)).convert("RGB").tobytes()
 
 
 def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
