@@ -1,6 +1,7 @@
 # Needs: the committed hashes of OSWorld's task files, a git repository or local folder that has them; for
-# noisy variants the clean tasks. Makes: the folder of OSWorld's task files (one for all studies), and the
-# task files and list of each noisy split. A study that uses neither makes neither.
+# noisy variants the clean tasks; for selected splits the untrained policy, desktops, vLLM. Makes: the folder of
+# OSWorld's task files (one for all studies), the task files and list of each noisy split, and the list of each
+# selected split. A study that uses none makes none.
 
 
 rule fetch_osworld_tasks:
@@ -32,3 +33,28 @@ rule make_noisy_tasks:
         left_out=study.left_out,
     script:
         "../scripts/make_noisy_tasks.py"
+
+
+rule select_tasks:
+    input:
+        image=ancient(study.desktop_image()),
+        manifest="<results>/models/base/seed_0/stage_base/manifest.json",
+        source=study.selection_source,
+    output:
+        "<results>/selected/{split}.json",
+    log:
+        "<logs>/select_tasks/{split}.log",
+    benchmark:
+        "<benchmarks>/select_tasks/{split}.tsv"
+    wildcard_constraints:
+        split="|".join(study.config.tasks.selected) or "none",
+    threads: study.config.threads
+    resources:
+        mem_mb=asked.rollout_memory,
+        runtime=asked.longer_minutes,
+        cpus_per_task=study.config.threads,
+        gres=asked.rollout_gpus,
+    params:
+        decides=decides("select_tasks"),
+    script:
+        "../scripts/select_tasks.py"

@@ -56,14 +56,14 @@ class Row(NamedTuple):
         return rule in self.rules.split()
 
 
-EPISODE = "train_stage collect_offline_episodes collect_rollouts"
+EPISODE = "train_stage collect_offline_episodes select_tasks collect_rollouts"
 """Rules that let the policy act."""
 ACTING = f"record_demonstrations {EPISODE} validate_tasks measure_throughput"
 """Rules that use desktops."""
 ASKING = f"build_nano_model {EPISODE} train_offline measure_throughput"
 """Rules that make or answer the conversation with the policy."""
 MARKED = f"fetch_model register_base_model {EPISODE} build_nano_model train_offline measure_throughput"
-SERVED_ELSEWHERE = "collect_offline_episodes collect_rollouts measure_throughput"
+SERVED_ELSEWHERE = "collect_offline_episodes select_tasks collect_rollouts measure_throughput"
 JOBS = "+train_stage +train_offline +collect_rollouts"
 
 DECIDES = (
@@ -91,6 +91,7 @@ DECIDES = (
     Row("tasks", "root splits", TRAINING, "+resolve_split", "list"),
     Row("tasks", "leave_out", TRAINING, "+resolve_split +summarise_study", "list"),
     Row("tasks", "noisy.*", TRAINING, "make_noisy_tasks", "noise"),
+    Row("tasks", "selected.*", TRAINING, "select_tasks", "selection"),
     Row("tasks", "osworld.*", PLACE, "", "source"),  # the bytes are compared, wherever they come from
     # --- the policy
     Row("nano", "*", TRAINING, "build_nano_model", "recipe"),
@@ -118,7 +119,7 @@ DECIDES = (
         "training",
         "temperature",
         TRAINING,
-        "train_stage collect_offline_episodes measure_throughput",
+        "train_stage collect_offline_episodes select_tasks measure_throughput",
         "sampling",
     ),
     Row("training", "replay.enabled", TRAINING, "train_stage check_stage", "replay"),
@@ -184,7 +185,7 @@ def decided(
     """Key -> value of all that decides the result of one job of a rule, as plain JSON.
 
     With ``arm`` the keys of ``training`` are those of the arm, with ``stage`` those of one stage; ``split``
-    is a noisy one.
+    is a noisy or selected one.
     """
     whole = config.model_dump(mode="json")
     whole["arms"] = list(config.arms)  # what they override are keys of training
@@ -193,8 +194,9 @@ def decided(
     if stage:
         of_stage = {entry["name"]: entry for entry in whole["training"]["stages"]}
         whole["training"]["stages"] = [of_stage[stage]] if stage in of_stage else []
-    if split:
-        whole["tasks"]["noisy"] = whole["tasks"]["noisy"][split]
+    for kind in ("noisy", "selected"):
+        if split in whole["tasks"][kind]:
+            whole["tasks"][kind] = whole["tasks"][kind][split]
     return {
         key: _value(whole, key.split("."))
         for key, row in table().items()

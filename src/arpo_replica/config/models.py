@@ -272,7 +272,7 @@ class StudyConfig(Section):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{where} names '{twice}' twice")
-        self.tasks.add_noisy(self.name, {name for names in uses.values() for name in names})
+        self.tasks.add_made(self.name, {name for names in uses.values() for name in names})
         known = set(self.tasks.splits)
         for where, names in uses.items():
             for name in names:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from arpo_replica.config.section import PATH_NAME, Positive, ReadPath, Section
 
@@ -39,6 +39,29 @@ class NoisyTasksConfig(Section):
     """Kinds added to each task."""
 
 
+class SelectedTasksConfig(Section):
+    """Tasks of a split that the untrained policy can do sometimes (rule `select_tasks`)."""
+
+    source: str
+    """Split whose tasks the untrained policy tries, at `training.temperature`."""
+    rollouts: Positive = 16
+    """Episodes per task (ARPO: 16)."""
+    successes_min: Annotated[int, Field(ge=0)] = 1
+    """A task with fewer successes is dropped (ARPO: 1): nothing is learnt from what never succeeds."""
+    successes_max: Positive | None = None
+    """A task with more successes is dropped; none: no bound (ARPO). A bound keeps what is still to learn."""
+
+    @model_validator(mode="after")
+    def _bounds_can_be_met(self) -> SelectedTasksConfig:
+        most = self.rollouts if self.successes_max is None else self.successes_max
+        if not self.successes_min <= most <= self.rollouts:
+            raise ValueError(
+                f"successes_min ({self.successes_min}) and successes_max ({most}) must be in this order and "
+                f"at most rollouts ({self.rollouts})"
+            )
+        return self
+
+
 class TasksConfig(Section):
     """Which tasks exist and which are used where."""
 
@@ -54,6 +77,9 @@ class TasksConfig(Section):
     """OSWorld's task files."""
     noisy: dict[str, NoisyTasksConfig] = Field(default_factory=dict)
     """Name of a further split -> how it is made from another one by adding noise."""
+    selected: dict[str, SelectedTasksConfig] = Field(default_factory=dict)
+    """Name of a further split -> how its tasks are chosen from another one by what the untrained policy can
+    do. Its list, with every task's successes, is `results/{study}/selected/{name}.json`."""
 
     @field_validator("splits")
     @classmethod
@@ -63,25 +89,26 @@ class TasksConfig(Section):
                 raise ValueError(f"the split '{name}' must be named by lower-case letters, digits and '_'")
         return splits
 
-    def add_noisy(self, study: str, used: Collection[str]) -> None:
-        """Enter the noisy splits among the others: their lists are made by a rule. Raises ValueError."""
+    def add_made(self, study: str, used: Collection[str]) -> None:
+        """Enter the noisy and selected splits among the others: rules make their lists. Raises ValueError."""
         for name, noisy in self.noisy.items():
-            made = noisy_list(study, name)
-            if re.fullmatch(PATH_NAME, name) is None:
-                raise ValueError(f"tasks.noisy: '{name}' must be lower-case letters, digits and '_'")
-            if noisy.source not in self.splits or noisy.source in self.noisy:
-                raise ValueError(
-                    f"tasks.noisy.{name}.source names '{noisy.source}', which is no split of tasks.splits"
-                )
-            if Path(*self.splits.get(name, made).parts[-len(made.parts) :]) != made:
-                raise ValueError(f"'{name}' is in tasks.splits and in tasks.noisy; rename one of them")
-            if name not in used:
-                raise ValueError(f"nothing uses the split of tasks.noisy.{name}; drop it or evaluate on it")
+            self._add("noisy", name, noisy.source, study, used)
             if len(noisy.kinds) != len(set(noisy.kinds)) or noisy.per_task > len(noisy.kinds):
                 raise ValueError(f"tasks.noisy.{name}.per_task exceeds the number of different kinds")
-            self.splits.setdefault(name, made)
+        for name, selected in self.selected.items():
+            self._add("selected", name, selected.source, study, used)
 
-
-def noisy_list(study: str, name: str) -> Path:
-    """List of a noisy split; its task files lie in the folder of the same name beside it."""
-    return Path("results", study, "noisy", f"{name}.json")
+    def _add(self, kind: str, name: str, source: str, study: str, used: Collection[str]) -> None:
+        """A list that a rule makes, among the study's results; a noisy one has its task files beside it."""
+        made = Path("results", study, kind, f"{name}.json")
+        if re.fullmatch(PATH_NAME, name) is None:
+            raise ValueError(f"tasks.{kind}: '{name}' must be lower-case letters, digits and '_'")
+        if source not in self.splits or source in {*self.noisy, *self.selected}:
+            raise ValueError(
+                f"tasks.{kind}.{name}.source names '{source}', which is no split of tasks.splits"
+            )
+        if Path(*self.splits.get(name, made).parts[-len(made.parts) :]) != made:
+            raise ValueError(f"'{name}' is in tasks.splits and in tasks.{kind}; rename one of them")
+        if name not in used:
+            raise ValueError(f"nothing uses the split of tasks.{kind}.{name}; drop it or evaluate on it")
+        self.splits.setdefault(name, made)

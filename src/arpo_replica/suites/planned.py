@@ -37,8 +37,12 @@ def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
 
     Raises ``UserError`` for a list that is wrong.
 
-    None if the task files are still to be fetched: then only the ids could be checked, by the manifest.
+    None if the task files are still to be fetched: then only the ids could be checked, by the manifest. None
+    too for a selected split that is still to be made: which tasks it will have is not known.
     """
+    if split in config.tasks.selected and not config.tasks.splits[split].is_file():
+        planned_tasks(config, config.tasks.selected[split].source)
+        return None
     if split in config.tasks.noisy:
         settings = config.tasks.noisy[split]
         clean = planned_tasks(config, settings.source)
@@ -62,6 +66,8 @@ def split_files(config: StudyConfig, split: str) -> list[str]:
     """The files that decide a split's tasks, as a rule's input: task files, or the manifest of all."""
     if split in config.tasks.noisy:
         return [str(_noisy_folder(config, split) / "manifest.json")]
+    if split in config.tasks.selected:
+        return split_files(config, config.tasks.selected[split].source)
     root = config.tasks.root
     if fetched(config):
         return [str(root / "manifest.json")]

@@ -143,11 +143,11 @@ def kept(config: StudyConfig, split: str, tasks: list[Task]) -> list[Task]:
 
 
 def split_size(config: StudyConfig, split: str) -> int:
-    """Number of tasks of a split that the study runs, from the list alone; of the clean one for a noisy
-    variant that is still to be made."""
-    path = config.tasks.splits[split]
-    if not path.is_file() and split in config.tasks.noisy:
-        return split_size(config, config.tasks.noisy[split].source)
+    """Number of tasks of a split that the study runs, from the list alone; of the source, which is the most
+    that it can be, for a noisy or selected split that is still to be made."""
+    path, made = config.tasks.splits[split], config.tasks.noisy | config.tasks.selected
+    if not path.is_file() and split in made:
+        return split_size(config, made[split].source)
     return len(_names(read_split(path))) - len(left_out_of(config, split))
 
 

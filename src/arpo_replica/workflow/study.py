@@ -239,11 +239,17 @@ class Study:
         """The task files that a noisy split is made from."""
         return split_files(self.config, self.config.tasks.noisy[wildcards.split].source)
 
+    def selection_source(self, wildcards: Any) -> str:
+        """The resolved split that a selected one is chosen from."""
+        return f"<results>/splits/{self.config.tasks.selected[wildcards.split].source}.json"
+
     def left_out(self, wildcards: Any) -> list[str]:
         """The tasks of a split, or of the one that a noisy split is made from, that are not run.
 
         Another list that leaves out tasks of other splits resolves nothing again.
         """
+        if wildcards.split in self.config.tasks.selected:
+            return []  # it is chosen from tasks that are run
         noisy = self.config.tasks.noisy.get(wildcards.split)
         return [entry.task for entry in left_out_of(self.config, noisy.source if noisy else wildcards.split)]
 
@@ -374,7 +380,7 @@ class Study:
             rule,
             arm=wildcards.get("arm", ""),
             stage=wildcards.get("stage", ""),
-            split=wildcards.get("split", "") if rule == "make_noisy_tasks" else "",
+            split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
         )
 
     def measured_throughput(self) -> dict[str, str] | None:
