@@ -31,6 +31,7 @@ JOBS: dict[str, dict[str, str]] = {
     "check_stage": {"arm": "arpo", "stage": "train_4"},
     "train_offline": {"arm": "dpo", "stage": "train_32"},
     "make_noisy_tasks": {"split": "noisy"},
+    "select_tasks": {"split": "rare"},
 }
 """Rule -> a job of it; the others have no wildcards that matter."""
 VALUES: dict[str, Any] = {
@@ -79,8 +80,8 @@ def flipped(annotation: Any, value: Any) -> Any:
 def base_of(key: str) -> StudyConfig:
     """The demo with all that the schema can hold, and the desktops that the key is about."""
     overlay = {
-        "tasks": {"noisy": {"noisy": {"source": "test_in"}}},
-        "evaluation": {"splits": ["test_in", "test_out", "noisy"]},
+        "tasks": {"noisy": {"noisy": {"source": "test_in"}}, "selected": {"rare": {"source": "train_32"}}},
+        "evaluation": {"splits": ["test_in", "test_out", "noisy", "rare"]},
     }
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
     config = parse_config(merge(raw, overlay), "of the test")
@@ -106,7 +107,13 @@ def flip(config: StudyConfig, key: str) -> StudyConfig:
     *path, name = key.split(".")
     for part in path:
         place = getattr(place, part.removesuffix("[]"))
-        place = place[0] if isinstance(place, list) else place["noisy"] if isinstance(place, dict) else place
+        place = (
+            place[0]
+            if isinstance(place, list)
+            else next(iter(place.values()))
+            if isinstance(place, dict)
+            else place
+        )
     annotation = type(place).model_fields[name].annotation
     metadata = type(place).model_fields[name]
     assert nested_model(metadata.annotation) is None

@@ -86,7 +86,7 @@ def test_where_a_policy_is_served_makes_nothing_run_again(key):
     one, other = (study_of({"policy": {key: value}}) for value in values[key])
     assert one.resolved() != other.resolved()
     for rule in rules():
-        if rule != "make_noisy_tasks":
+        if rule not in {"make_noisy_tasks", "select_tasks"}:
             assert one.decides(rule, JOB) == other.decides(rule, JOB)
 
 
