@@ -22,6 +22,8 @@ DRAG_PAUSE_S = 0.05
 MULTI_CLICK_S = 0.55
 """Programs join clicks closer than 0.5 s at one place to a double click: single ones keep this apart."""
 MULTI_CLICK_PX = 8
+DRAG_CALM_S = 1.0
+"""Longest wait for the programs at the end of a drag."""
 CALM_S = 0.05
 CALM_LIMIT_S = 5.0
 CALM_PER_KEY_S = 0.01
@@ -114,12 +116,18 @@ class InputDevice:
         ]
         # A page learns of its target by one move over it and may drop there after a second one. On a small
         # target only the last step of the path is one, so the pointer leaves the end by a pixel and returns.
-        for at in [*path, (to_x + (1 if to_x < x else -1), to_y), (to_x, to_y)]:
+        for at in path:
             self._send()
             await asyncio.sleep(DRAG_PAUSE_S)
             self._move(*at)
+        for at in [(to_x + (1 if to_x < x else -1), to_y), (to_x, to_y)]:
+            self._send()
+            await asyncio.sleep(DRAG_PAUSE_S)
+            await self._calm(DRAG_CALM_S)  # on a busy machine the page is behind
+            self._move(*at)
         self._send()
         await asyncio.sleep(DRAG_PAUSE_S)
+        await self._calm(DRAG_CALM_S)
         xtest.fake_input(self._display, X.ButtonRelease, 1)
         self._send()
 
@@ -170,9 +178,9 @@ class InputDevice:
         self._display.change_keyboard_mapping(FIRST_LENT, keysyms)
         self._display.sync()
 
-    async def _calm(self) -> None:
+    async def _calm(self, limit_s: float = CALM_LIMIT_S) -> None:
         """Return when the programs have nothing left to do (or go on for too long)."""
-        deadline = time.monotonic() + CALM_LIMIT_S + CALM_PER_KEY_S * self._unread
+        deadline = time.monotonic() + limit_s + CALM_PER_KEY_S * self._unread
         self._unread = 0
         calm = 0
         while calm < 2 and time.monotonic() < deadline:
