@@ -1,48 +1,67 @@
 """The paper's claims against the study: ``claims.json``.
 
-A claim is compared only with results of the size, desktops, model, tasks, training and step limit that it is
-about, and never with invented ones. Everything else is "not run", with the reason: a nano study or a
-container's result never stands beside a number of the paper. What such a study measured is listed apart
-(``own_measurements``), with its mark.
+A claim is compared only with results of the size, desktops, model, tasks, recipe, training and step limit
+that it is about (``findings.obstacles``). Everything else is "not run", with the first difference: a nano
+study or a container's result never stands beside a number of the paper, nor does a training that did
+something else. What such a study measured is listed apart (``own_measurements``), with its mark. Invented
+results are judged, so that the page can be looked at, and carry their mark everywhere.
+
+The training is the unit: an arm that is trained is judged by its trainings, five or more; with fewer there
+is a number and no verdict.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.base.files import file_sha256
+import yaml
+
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.comparison import (
-    Side,
-    error_side,
-    interval,
-    judge,
-    mover,
-    published_side,
-    rate_side,
+    MANY,
+    WIDEST,
+    Estimate,
+    Tests,
+    answer,
+    prediction,
+    published_noise,
+    tests,
 )
-from arpo_replica.evaluation.curve_claims import Finding, compare_curve, compare_throughput
-from arpo_replica.evaluation.power import power_of
+from arpo_replica.evaluation.curve_claims import find_curve, find_throughput
+from arpo_replica.evaluation.findings import (
+    NO_NOISE,
+    Finding,
+    arms_of,
+    is_released,
+    lookup,
+    not_run,
+    obstacles,
+    too_few,
+)
+from arpo_replica.evaluation.power import Plan, reach
 from arpo_replica.evaluation.published import Claim, Measure, Published, load_claims, load_contradictions
 from arpo_replica.evaluation.records import (
     ClaimResult,
     Claims,
-    Contradiction,
     DifferenceRow,
     Interval,
     OwnMeasurement,
-    Power,
     RateRow,
+    Reach,
     Summary,
     input_file,
     write_document,
 )
+from arpo_replica.evaluation.statistics import FEWEST_TRAININGS, holm
+from arpo_replica.training.parity import Facts
 
-__all__ = ["compare", "compare_claims", "load_claims", "mark_of"]
+QUESTIONS = ("same", "opposite", "outside", "equal")
+Family = tuple[str, str, str]
+"""Target, kind of measure, model: the claims whose p-values are adjusted together."""
 
 
 def compare_claims(
@@ -50,13 +69,12 @@ def compare_claims(
 ) -> Claims:
     """Write ``claims.json``: every claim of ``claims_yaml`` with its verdict.
 
-    Published numbers and contradictions are read from ``results.yaml`` and ``contradictions.yaml`` beside it
-    (the latter may be missing); ``throughput`` is what ``measure_throughput`` wrote, if it did. Raises
-    ``UserError`` for a file that is not in order, e.g. a claim that names an unknown number.
+    ``results.yaml``, ``contradictions.yaml`` and ``hyperparameters.yaml`` are read beside it (the latter two
+    may be missing); ``throughput`` is what ``measure_throughput`` wrote, if it did. Raises ``UserError`` for
+    a file that is not in order, e.g. a claim that names an unknown number.
     """
-    files = [summary, claims_yaml, claims_yaml.with_name("results.yaml")]
-    contradictions = claims_yaml.with_name("contradictions.yaml")
-    files += [contradictions] if contradictions.is_file() else []
+    beside = [claims_yaml.with_name(name) for name in ("contradictions.yaml", "hyperparameters.yaml")]
+    files = [summary, claims_yaml, claims_yaml.with_name("results.yaml"), *(p for p in beside if p.is_file())]
     files += [throughput] if throughput else []
     numbers = Summary.model_validate_json(summary.read_bytes())
     result = compare(config, numbers, claims_yaml, throughput)
@@ -74,15 +92,32 @@ def compare(
     contradictions = load_contradictions(file, published) if file.is_file() else []
     resolved = config.model_dump(mode="json")
     for entry in contradictions:
-        entry.value = None if entry.key is None else _lookup(resolved, entry.key)
-    results, used = [], []
-    for claim in claims:
-        numbers = [published[name] for name in claim.published]
-        finding = find(
-            config, summary, claim, numbers, throughput=throughput, lists=claims_yaml.parents[1] / "splits"
+        entry.value = None if entry.key is None else lookup(resolved, entry.key)
+    recipes = claims_yaml.with_name("hyperparameters.yaml")
+    facts = Facts.model_validate(yaml.safe_load(recipes.read_text("utf-8"))) if recipes.is_file() else None
+    numbers = {claim.id: [published[name] for name in claim.published] for claim in claims}
+    lists = claims_yaml.parents[1] / "splits"
+    findings = {
+        claim.id: find(
+            config, summary, claim, numbers[claim.id], throughput=throughput, lists=lists, facts=facts
         )
-        used += [finding.row] if finding.row is not None else []
-        results.append(_result(claim, numbers, finding, contradictions))
+        for claim in claims
+    }
+    adjusted = _adjusted(claims, findings)
+    families = Counter(family_of(claim) for claim in claims if claim.measure)
+    results = [
+        _result(claim, numbers[claim.id], findings[claim.id], adjusted.get(claim.id)).model_copy(
+            update={
+                "contradictions": [
+                    entry.id
+                    for entry in contradictions
+                    if any(name in side.results for side in entry.sides for name in claim.published)
+                ],
+                "reach": _reach(config, claim, numbers[claim.id], families[family_of(claim)]),
+            }
+        )
+        for claim in claims
+    ]
     return Claims(
         study=config.name,
         size=config.size,
@@ -91,9 +126,15 @@ def compare(
         inputs=[],
         mark=mark_of(config, summary),
         contradictions=contradictions,
-        own_measurements=_own(config, summary, used),
+        own_measurements=_own(config, summary, [found.row for found in findings.values() if found.row]),
         counts=dict(sorted(Counter(result.verdict for result in results).items())),
     )
+
+
+def family_of(claim: Claim) -> Family:
+    """Claims about one table or figure, of one kind and one model, are one family of tests."""
+    kind = claim.measure.kind if claim.measure else ""
+    return str(claim.target), kind, str(claim.needs.model)
 
 
 def mark_of(config: StudyConfig, summary: Summary) -> str:
@@ -104,38 +145,78 @@ def mark_of(config: StudyConfig, summary: Summary) -> str:
     return f"{invented}{config.size}{model}, {desktops} desktops, at most {config.policy.max_steps} steps"
 
 
-def _result(
-    claim: Claim, numbers: list[Published], finding: Finding, contradictions: list[Contradiction]
-) -> ClaimResult:
-    shown: list[dict[str, Any]] = [number.model_dump(mode="json") for number in numbers]
-    return ClaimResult(
+def _adjusted(claims: Sequence[Claim], findings: dict[str, Finding]) -> dict[str, Tests]:
+    """Claim -> p-values, each question adjusted by Holm over the judged claims of the family."""
+    members: dict[Family, dict[str, Tests]] = {}
+    for claim in claims:
+        found = findings[claim.id]
+        if found.estimate is not None:
+            margin = claim.margin / (100 if found.noise is not None else 1)
+            raw = tests(found.estimate, found.published, found.noise, margin)
+            members.setdefault(family_of(claim), {})[claim.id] = raw
+    adjusted: dict[str, Tests] = {}
+    for family in members.values():
+        questions = (holm([float(getattr(raw, name)) for raw in family.values()]) for name in QUESTIONS)
+        adjusted |= {
+            name: Tests(*row) for name, row in zip(family, zip(*questions, strict=True), strict=True)
+        }
+    return adjusted
+
+
+def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Tests | None) -> ClaimResult:
+    result = ClaimResult(
         id=claim.id,
         statement=claim.statement,
-        published=shown,
+        published=[number.model_dump(mode="json") for number in numbers],
         margin=claim.margin,
         needs=claim.needs.words(claim.measure) if claim.measure else "",
-        measured=finding.measured,
-        verdict=finding.verdict,
-        reason=finding.reason,
+        measured=found.measured,
+        verdict=found.verdict or "inconclusive",
+        reason=found.reason,
         target=claim.target,
         how=claim.measure.words() if claim.measure else claim.unmeasured or "Not measured by this pipeline.",
-        gap=finding.gap,
-        equivalence_p=finding.equivalence_p,
-        contradictions=[
-            entry.id
-            for entry in contradictions
-            if any(name in side.results for side in entry.sides for name in claim.published)
-        ],
-        power=_power(claim, numbers),
-        sources=finding.sources,
+        trainings=found.trainings,
+        mean_score=found.mean_score,
+        sources=found.sources,
     )
+    if found.estimate is None or tested is None:
+        return result
+    scale = 100 if found.noise is not None else 1
+    value, low, high = (
+        scale * end for end in prediction(found.estimate, found.published, found.noise or 0.0)
+    )
+    words, digits = ("points", 1) if scale == 100 else ("", 3)
+    informative = found.noise is not None and (high - low) / 2 <= WIDEST * claim.margin
+    result.verdict = answer(tested, len(numbers) == 2, informative)
+    result.gap = Interval(
+        value, low, high, f"{found.estimate.method}; bound of the paper's noise", "both studies"
+    )
+    result.fit = None if found.noise is None else "within" if low <= 0 <= high else "outside"
+    result.p_values = {
+        name: float(getattr(tested, name)) for name in ("same", "opposite", "outside", "equal")
+    }
+    if len(numbers) == 1:
+        del result.p_values["same"], result.p_values["opposite"]
+    interval = f"{low:+.{digits}f} to {high:+.{digits}f} {words}".strip()
+    result.reason = (
+        f"Ours minus published {value:+.{digits}f}, prediction interval {interval}, margin "
+        f"±{claim.margin:g}. {found.reason}"
+    )
+    return result
 
 
-def _power(claim: Claim, numbers: list[Published]) -> Power | None:
-    n = numbers[0].n
-    if n is None or claim.measure is None:
+def _reach(config: StudyConfig, claim: Claim, numbers: list[Published], family: int) -> Reach | None:
+    n, measure = numbers[0].n, claim.measure
+    if n is None or measure is None or measure.kind not in ("rate", "difference"):
         return None
-    return power_of([number.value for number in numbers], n, claim.margin)
+    plan = Plan(
+        rates=tuple(number.value / 100 for number in numbers),
+        trained=tuple(arm != "base" for arm in [measure.arm, measure.reference][: len(numbers)]),
+        tasks=n,
+        margin=claim.margin / 100,
+        family=family,
+    )
+    return reach(plan, config.evaluation.trials, len(config.seeds))
 
 
 def find(
@@ -146,22 +227,24 @@ def find(
     *,
     throughput: Path | None,
     lists: Path,
+    facts: Facts | None,
 ) -> Finding:
-    """What this study says about a claim."""
-    if claim.measure is None:
-        return Finding("not run", claim.unmeasured or "This pipeline does not measure it yet.")
-    obstacle = why_not(config, summary, claim, claim.measure, lists)
+    """What this study found on a claim."""
+    measure = claim.measure
+    if measure is None:
+        return not_run(claim.unmeasured or "This pipeline does not measure it yet.")
+    obstacle = next(obstacles(config, summary, claim, measure, lists=lists, facts=facts), "")
     if obstacle:
-        return Finding("not run", obstacle)
-    if claim.measure.kind == "throughput":
-        return compare_throughput(claim, claim.measure, published, throughput)
-    if claim.measure.kind == "rate":
-        found = _compare_rate(summary, claim, claim.measure, published[0])
-    elif claim.measure.kind == "difference":
-        found = _compare_difference(summary, claim, claim.measure, published)
+        return not_run(" ".join(filter(None, (obstacle, claim.note))))
+    if measure.kind == "throughput":
+        return find_throughput(measure, published, throughput)
+    if measure.kind == "curve":
+        found = find_curve(config, summary, measure, published)
+    elif measure.kind == "rate":
+        found = _find_rate(summary, claim, measure, published[0])
     else:
-        found = compare_curve(config, summary, claim, claim.measure, published)
-    known = (found.reason, _untrained(config, summary, claim.measure), claim.note or "")
+        found = _find_difference(summary, claim, measure, published)
+    known = (found.reason, _untrained(config, summary, measure), claim.note or "")
     return replace(found, reason=" ".join(filter(None, known)))
 
 
@@ -170,135 +253,114 @@ def _untrained(config: StudyConfig, summary: Summary, measure: Measure) -> str:
     counts = Counter(
         (row.split, row.tasks) for row in summary.left_out if row.split in config.training_splits
     )
-    if not counts or measure.arms() == {"base"}:
+    if not counts or arms_of(config, measure) == {"base"}:
         return ""
     parts = [f"{count} of the {tasks} tasks of {split}" for (split, tasks), count in counts.items()]
     return f"Training left out {' and '.join(parts)} (tasks.leave_out)."
 
 
-def why_not(config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, lists: Path) -> str:
-    """Why this study cannot speak about the claim; empty if it can. The size mark comes first.
-
-    ``lists``: folder of the committed lists of tasks.
-    """
-    obstacles = _obstacles(config, summary, claim, measure, lists)
-    return " ".join(filter(None, (obstacle, claim.note))) if (obstacle := next(obstacles, "")) else ""
-
-
-def _obstacles(
-    config: StudyConfig, summary: Summary, claim: Claim, measure: Measure, lists: Path
-) -> Iterator[str]:
-    needs = claim.needs
-    if summary.synthetic:
-        yield "This study is invented (synthetic): nothing in it was measured."
-    if config.size != needs.size:
-        yield f"This study has the size mark “{config.size}”; the claim is about {needs.size}."
-    desktops = [config.desktop.kind, *summary.desktops]
-    for name in desktops:
-        if name != needs.desktop:
-            yield f"This study's desktops are “{name}”; the claim is about {needs.desktop}."
-    folder = Path(config.policy.model)
-    if needs.model and not any(part.endswith(needs.model) for part in folder.parts):
-        yield f"This study's policy.model is “{folder.name}”; the claim is about {needs.model}."
-    trained = config.training.stages[-1].split
-    if needs.trained_on and trained != needs.trained_on and measure.arms() != {"base"}:
-        yield f"This study's training ends on {trained}; the claim is about training on {needs.trained_on}."
-    if config.policy.max_steps != needs.max_steps:
-        yield f"This study allows {config.policy.max_steps} steps; the claim is about {needs.max_steps}."
-    if measure.kind in ("rate", "difference"):
-        yield from _split_obstacles(config, summary, claim, lists)
-
-
-def _split_obstacles(config: StudyConfig, summary: Summary, claim: Claim, lists: Path) -> Iterator[str]:
-    needs, committed = claim.needs, lists / f"{claim.needs.split}.json"
-    facts = summary.splits.get(needs.split)
-    if needs.split not in config.evaluation.splits or facts is None:
-        yield f"The split {needs.split} is not evaluated in this study."
-    elif needs.tasks is not None and facts.tasks != needs.tasks:
-        yield f"The split {needs.split} has {facts.tasks} tasks here; the claim is about {needs.tasks}."
-    elif committed.is_file() and file_sha256(committed) != facts.list_sha256:
-        yield f"This study's list of {needs.split} is not the committed {committed.name}."
-
-
-def _compare_rate(summary: Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
+def _find_rate(summary: Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
     row = _row(summary, summary.rates, claim, measure)
     if not isinstance(row, RateRow) or row.of_valid is None or published.n is None:
-        return Finding("not run", f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
-    theirs = published_side(published.value, published.n)
-    gap = mover(_our_rate(row, row.of_valid.value, row.tasks_valid or row.tasks), theirs)
-    verdict, p_value = judge(gap, claim.margin / 100)
-    shown = row.conditional or row.of_valid
-    finding = _finding(
-        gap, claim, shown, row, "The paper's run-to-run noise is unknown; it is bounded by its tasks."
-    )
+        return not_run(f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
+    trained = measure.arm != "base" and not is_released(summary, str(measure.arm))
+    shown = row.over_trainings or row.conditional or row.of_valid
+    score = None if row.mean_score is None else row.mean_score.value
+    common: dict[str, Any] = {"sources": row.sources, "row": row, "mean_score": score}
+    stop = _no_estimate(row, shown, trained, common)
+    if stop is not None:
+        return stop
     unscored = row.expected - row.valid
+    words = ""
     if unscored:
-        # Episodes without a score could turn out either way: only a verdict that holds for both stands.
-        bounds = {
-            judge(mover(_our_rate(row, value, row.tasks), theirs), claim.margin / 100)[0]
-            for value in (row.of_all_low, row.of_all_high)
-        }
+        # Episodes without a score could turn out either way: only what holds for both counts.
         words = f"{unscored} of {row.expected} episodes {'has' if unscored == 1 else 'have'} no score"
         if row.left_out:
             words += f", {row.left_out} of them because their tasks are left out (tasks.leave_out)"
-        words += f": of all, ours is {100 * row.of_all_low:.1f} to {100 * row.of_all_high:.1f} %"
-        if bounds != {verdict}:
-            return finding.given("inconclusive", f"{words}, and the verdict depends on them.", p_value)
-        return finding.given(verdict, f"{words}, and the verdict is the same at both ends.", p_value)
-    return finding.given(verdict, "", p_value)
+        words += (
+            f": of all, ours is {100 * row.of_all_low:.1f} to {100 * row.of_all_high:.1f} %; both ends count."
+        )
+    noise = published_noise([published.value / 100], published.n)
+    estimate = _rate_estimate(row, trained)
+    ends = (row.of_all_low, row.of_all_high) if unscored else None
+    return Finding(
+        words, None, shown, replace(estimate, ends=ends), published.value / 100, noise,
+        trainings=row.trainings if trained else 0, **common,
+    )  # fmt: skip
 
 
-def _our_rate(row: RateRow, value: float, tasks: int) -> Side:
-    """Our rate with run-to-run noise where there are repeats (the tasks are the paper's own), else Wilson."""
-    degrees = row.valid - (row.tasks_valid or row.tasks)
-    if row.conditional is not None and row.conditional_se and degrees > 0:
-        return error_side(value, row.conditional_se, degrees, "run-to-run noise")
-    return rate_side(value, float(tasks))
+def _no_estimate(
+    row: RateRow | DifferenceRow, shown: Interval, trained: bool, common: dict[str, Any]
+) -> Finding | None:
+    """A finding without a test: too few trainings, or trainings that do not differ at all."""
+    if not trained or row.training_error is not None:
+        return None
+    if row.trainings < FEWEST_TRAININGS:
+        return too_few(shown, row.trainings, **common)
+    words = f"All {row.trainings} trainings gave the same: {NO_NOISE}"
+    return Finding(words, "inconclusive", shown, trainings=row.trainings, **common)
 
 
-def _compare_difference(
-    summary: Summary, claim: Claim, measure: Measure, published: list[Published]
-) -> Finding:
+def _rate_estimate(row: RateRow, trained: bool) -> Estimate:
+    """Over trainings; else run-to-run noise where there are repeats (the tasks are the paper's own); else the
+    bound for independent tasks, as for the paper."""
+    assert row.of_valid is not None
+    if trained:
+        assert row.over_trainings is not None
+        assert row.training_error is not None
+        assert row.training_degrees is not None
+        method = row.over_trainings.method
+        return Estimate(row.over_trainings.value, row.training_error, row.training_degrees, method)
+    tasks = row.tasks_valid or row.tasks
+    if row.conditional_se and row.valid > tasks:
+        return Estimate(row.of_valid.value, row.conditional_se, row.valid - tasks, "run-to-run noise")
+    # A rate of 0 or 1 is no proof that there is no noise: half a task at least.
+    rate = min(max(row.of_valid.value, 0.5 / tasks), 1 - 0.5 / tasks)
+    return Estimate(row.of_valid.value, published_noise([rate], tasks), MANY, "noise of independent tasks")
+
+
+def _find_difference(summary: Summary, claim: Claim, measure: Measure, published: list[Published]) -> Finding:
     row = _row(summary, summary.differences, claim, measure)
-    if not isinstance(row, DifferenceRow) or published[0].n is None or published[1].n is None:
+    n = published[0].n
+    if not isinstance(row, DifferenceRow) or n is None:
         pair = f"{measure.arm} and {measure.reference}"
-        return Finding("not run", f"There is no result of both {pair} on {claim.needs.split}.")
-    paired = mover(*(published_side(number.value, number.n or 1) for number in published))
-    theirs = Side(paired.value, paired.at, "Newcombe, unpaired")
-    gap = mover(_our_difference(row), theirs)
-    verdict, p_value = judge(gap, claim.margin / 100)
-    known = "The paper's own noise is unknown: no per-task results, so its two rates count as unpaired."
-    finding = _finding(gap, claim, row.difference, row, known)
+        return not_run(f"There is no result of both {pair} on {claim.needs.split}.")
+    arms = [arm for arm in (str(measure.arm), str(measure.reference)) if arm != "base"]
+    trained = not all(is_released(summary, arm) for arm in arms)
+    shown = row.over_trainings or row.difference
+    common: dict[str, Any] = {"sources": row.sources, "row": row}
+    stop = _no_estimate(row, shown, trained, common)
+    if stop is not None:
+        return stop
     if row.dropped:
         count = len(row.dropped)
         words = f"{count} {'task has' if count == 1 else 'tasks have'} no valid episode on one side."
-        return finding.given("inconclusive", words, p_value)
+        return Finding(words, "inconclusive", shown, trainings=row.trainings, **common)
+    if trained:
+        assert row.training_error is not None
+        assert row.training_degrees is not None
+        error, degrees, method = row.training_error, row.training_degrees, f"paired, {shown.method}"
+    else:
+        error = row.conditional_se or row.standard_error or 0.0
+        if not error:
+            return Finding(NO_NOISE, "inconclusive", shown, **common)
+        degrees = 2.0 * row.tasks if row.conditional_se else row.tasks - 1.0
+        method = "paired by task"
     out = sum(entry.split == row.split for entry in summary.left_out)
+    share = row.tasks / (row.tasks + out)
+    ends, words = None, "The paper's two rates count as unpaired: it gives no per-task results."
     if out:
         # Each of these tasks could have been lost or gained.
-        ends = [_our_difference(row, out, change) for change in (-1, 1)]
-        bounds = {judge(mover(end, theirs), claim.margin / 100)[0] for end in ends}
+        ends = (shown.value * share - (1 - share), shown.value * share + (1 - share))
         words = (
             f"{out} of {row.tasks + out} tasks {'is' if out == 1 else 'are'} left out (tasks.leave_out): "
-            f"of all, ours is {100 * ends[0].value:+.1f} to {100 * ends[1].value:+.1f} points"
+            f"of all, ours is {100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points; both ends count. {words}"
         )
-        if bounds != {verdict}:
-            return finding.given("inconclusive", f"{words}, and the verdict depends on them.", p_value)
-        return finding.given(verdict, f"{words}, and the verdict is the same at both ends.", p_value)
-    return finding.given(verdict, "", p_value)
-
-
-def _our_difference(row: DifferenceRow, out: int = 0, change: int = 0) -> Side:
-    """Our difference, paired by task; of all tasks if ``out`` more ones had each changed by ``change``."""
-    share = row.tasks / (row.tasks + out)
-    added = change * (1 - share)
-    value = row.difference.value * share + added
-    if row.conditional_se:
-        return error_side(value, row.conditional_se * share, 2 * row.tasks, "paired, run-to-run noise")
-    if row.standard_error:
-        return error_side(value, row.standard_error * share, row.tasks - 1, "paired by task")
-    low, high = (end * share + added for end in (row.difference.low, row.difference.high))
-    return Side(value, lambda _: (low, high), "Newcombe over tasks")
+    rates = [number.value / 100 for number in published]
+    return Finding(
+        words, None, shown, Estimate(shown.value, error, degrees, method, ends),
+        rates[0] - rates[1], published_noise(rates, n), trainings=row.trainings if trained else 0, **common,
+    )  # fmt: skip
 
 
 def _row(
@@ -313,24 +375,6 @@ def _row(
     ]
     pooled = [row for row in found if row.seed is None] or found
     return pooled[-1] if pooled else None
-
-
-def _finding(
-    gap: Side, claim: Claim, measured: Interval, row: RateRow | DifferenceRow, known: str
-) -> Finding:
-    points = interval(gap)
-    record = Interval(
-        value=100 * points.value,
-        low=100 * points.low,
-        high=100 * points.high,
-        method=points.method,
-        about=points.about,
-    )
-    words = (
-        f"Ours minus published: 95 % interval {record.low:+.1f} to {record.high:+.1f} points "
-        f"({record.method}), margin ±{claim.margin:g}. {known}"
-    )
-    return Finding("inconclusive", words, measured, record, None, row.sources, row)
 
 
 def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeasurement]:
@@ -360,9 +404,3 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
             )
         )
     return found
-
-
-def _lookup(config: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = config[part]
-    return config

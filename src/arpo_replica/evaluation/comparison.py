@@ -1,126 +1,139 @@
-"""Our result against a published one of which only the bare number is known.
+"""Our result against a published one of which only the printed number is known.
 
 The paper gives no per-task data, no seeds and no intervals: its run-to-run noise is unknown. What is certain
-is how many tasks stand behind a rate, so its noise is bounded by that of independent tasks: Wilson's interval
-of the rebuilt count. Both sides are joined by the method of variance estimates recovery (MOVER), of which
-Newcombe's interval for two rates is the case of two Wilson intervals:
+is how many tasks stand behind a rate, so its noise is bounded by that of independent tasks,
+sqrt(p (1 - p) / n), with the number as it is printed: no count of tasks is rebuilt, because many printed
+numbers are no k / n at all (fractional scores, or another denominator). A published difference is of two such
+rates, unpaired.
 
-    low  = d - sqrt((a - a_low)^2 + (b_high - b)^2)      d = a - b
-    high = d + sqrt((a_high - a)^2 + (b - b_low)^2)
+Ours is an ``Estimate``: for trained arms Student's t over trainings, for others run-to-run noise. Both noises
+add as variances; the degrees of freedom of the sum are Welch's and Satterthwaite's. Four questions, each with
+a p-value, everything fixed before any run:
 
-R. Newcombe, Statistics in Medicine 17 (1998) 873-890; A. Donner and G. Zou,
-Statistical Methods in Medical Research 21 (2012).
-"Consistent" needs equivalence to be shown, never just a difference that is not significant: two one-sided
-tests at 5 %, i.e. the 90 % interval lies inside the margin (D. Schuirmann 1987).
+- ``same``, ``opposite``: is our difference on the published side of zero, or on the other? (t test)
+- ``outside``: is the printed value shown to lie outside the prediction interval, i.e. outside of where a
+  repeat of ours with the paper's number of tasks would?
+- ``equal``: is ours shown to be closer to the printed value than the margin? (two one-sided tests; D.
+  Schuirmann 1987)
+
+A difference that is not significant is never agreement. p-values of the claims of one table or figure are
+adjusted by Holm before a word is given. All functions take numpy arrays as well as numbers:
+``benchmarks/verdicts.py`` simulates thousands of studies through the very same lines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from scipy import stats
-from statsmodels.stats import proportion as smp
+import numpy as np
+from scipy import special
 
-from arpo_replica.evaluation.records import Interval, Verdict
-from arpo_replica.evaluation.statistics import CONFIDENCE
+from arpo_replica.evaluation.records import Verdict
 
 ALPHA = 0.05
-"""Of each one-sided test of equivalence."""
+MANY = 1e9
+"""Degrees of freedom that make Student's t the normal distribution."""
+WIDEST = 2.0
+"""A prediction interval wider than this many margins on either side tells nothing about a rate."""
+
+Triple = tuple[float, float, float]
+"""A value with the lower and upper end of its interval."""
+Number = Any
+"""A float or a numpy array of floats."""
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """A value and its interval at any confidence, as fractions."""
+class Estimate:
+    """Ours, in the unit of the margin.
 
-    value: float
-    at: Callable[[float], tuple[float, float]]
-    method: str
+    ``ends``: the lowest and the highest value that episodes without a score, or tasks that are left out,
+    could still make of it. A test counts only with the p-value of its worse end.
+    """
 
+    value: Number
+    error: Number
+    degrees: Number
+    method: str = ""
+    ends: tuple[Number, Number] | None = None
 
-def rate_side(value: float, n: float) -> Side:
-    """A rate over ``n`` (effective) runs: Wilson. Neither successes nor runs need be whole numbers."""
-    if n <= 0 or not 0 <= value <= 1:
-        raise ValueError(f"no rate: {value} of {n}")
+    def interval(self) -> tuple[Number, Number]:
+        """95 %."""
+        half = special.stdtrit(self.degrees, 1 - ALPHA / 2) * self.error
+        return self.value - half, self.value + half
 
-    def at(confidence: float) -> tuple[float, float]:
-        low, high = smp.proportion_confint(value * n, n, alpha=1 - confidence, method="wilson")
-        return max(0.0, float(low)), min(1.0, float(high))
-
-    return Side(value, at, "Wilson")
-
-
-def published_side(percent: float, n: int) -> Side:
-    """A published rate over ``n`` tasks: the count is rebuilt, because rates are printed rounded."""
-    return rate_side(round(percent / 100 * n) / n, n)
-
-
-def error_side(value: float, error: float, degrees: float, method: str) -> Side:
-    """A value with a standard error: Student's t."""
-
-    def at(confidence: float) -> tuple[float, float]:
-        half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * error
-        return value - half, value + half
-
-    return Side(value, at, method)
+    def plus(self, noise: Number) -> tuple[Number, Number]:
+        """(error, degrees) when an independent normal noise is added."""
+        total = np.hypot(self.error, noise)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            degrees = np.where(self.error > 0, total**4 * self.degrees / np.asarray(self.error) ** 4, MANY)
+        return total, np.minimum(degrees, MANY)
 
 
-def square_and_add(
-    ours: tuple[float, float, float], theirs: tuple[float, float, float]
-) -> tuple[float, float]:
-    """Interval of ours - theirs for two independent sides."""
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """p-values of the four questions; None where a question does not arise."""
+
+    same: Number
+    opposite: Number
+    outside: Number
+    equal: Number
+
+
+def square_and_add(ours: Triple, theirs: Triple) -> tuple[float, float]:
+    """Interval of ours - theirs for two independent sides (R. Newcombe 1998; A. Donner and G. Zou 2012)."""
     (a, a_low, a_high), (b, b_low, b_high) = ours, theirs
     return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
-def mover(ours: Side, theirs: Side) -> Side:
-    """ours - theirs, of two independent sides."""
-
-    def at(confidence: float) -> tuple[float, float]:
-        return square_and_add((ours.value, *ours.at(confidence)), (theirs.value, *theirs.at(confidence)))
-
-    joined = "Newcombe" if ours.method == theirs.method == "Wilson" else "MOVER"
-    method = f"{joined} ({ours.method} here, {theirs.method} of the bare published rate)"
-    return Side(ours.value - theirs.value, at, method)
+def published_noise(rates: list[float], tasks: int) -> float:
+    """Bound of the noise of a printed rate, or of the difference of two; fractions."""
+    return math.sqrt(sum(rate * (1 - rate) for rate in rates) / tasks)
 
 
-def interval(side: Side) -> Interval:
-    """The 95 % interval of a comparison."""
-    low, high = side.at(CONFIDENCE)
-    return Interval(side.value, low, high, side.method, "both studies")
+def prediction(ours: Estimate, published: float, noise: float) -> Triple:
+    """Ours minus published with the 95 % interval of both noises."""
+    error, degrees = ours.plus(noise)
+    half = float(special.stdtrit(degrees, 1 - ALPHA / 2) * error)
+    gap = float(ours.value) - published
+    return gap, gap - half, gap + half
 
 
-def equivalence_p(side: Side, margin: float) -> float:
-    """p-value of the two one-sided tests: the smallest alpha whose 1 - 2 alpha interval is in the margin.
+def tests(ours: Estimate, published: float, noise: float | None, margin: float) -> Tests:
+    """p-values of ours against a published value; ``noise`` None: unknown and not even bounded (plots).
 
-    1.0 if the value itself is outside.
+    Then "outside" asks for more: that ours is shown to differ by more than the margin.
     """
-    if abs(side.value) >= margin:
-        return 1.0
-    low, high = 1e-9, 0.5
-    for _ in range(60):
-        alpha = (low + high) / 2
-        left, right = side.at(1 - 2 * alpha)
-        if -margin < left and right < margin:
-            high = alpha
-        else:
-            low = alpha
-    return high
+    sign = math.copysign(1.0, published)
+    error, degrees = ours.plus(noise or 0.0)
+    found = []
+    for value in ours.ends or (ours.value,):
+        gap = np.abs(value - published)
+        beyond = 2 * special.stdtr(degrees, -gap / error) if noise is not None else None
+        if beyond is None:
+            beyond = special.stdtr(degrees, (margin - gap) / error)
+        found.append(
+            (
+                np.minimum(1.0, 2 * special.stdtr(ours.degrees, -sign * value / ours.error)),
+                np.minimum(1.0, 2 * special.stdtr(ours.degrees, sign * value / ours.error)),
+                beyond,
+                special.stdtr(degrees, (gap - margin) / error),
+            )
+        )
+    return Tests(*(np.maximum.reduce(column) for column in zip(*found, strict=True)))
 
 
-def judge(side: Side, margin: float) -> tuple[Verdict, float]:
-    """(verdict, p-value of equivalence) of ours - published, with a margin in the same unit.
+def answer(found: Tests, direction: bool, informative: bool) -> Verdict:
+    """The word for a claim from its adjusted p-values, the strongest that is shown.
 
-    ``consistent`` comes first: a difference that is shown to be smaller than the margin does not matter,
-    even where it is shown not to be zero.
+    ``direction``: the claim is about a difference, whose first question is its sign. ``informative``: the
+    prediction interval is narrow enough for "the published number lies inside" to mean something.
     """
-    p_value = equivalence_p(side, margin)
-    low, high = side.at(CONFIDENCE)
-    if p_value < ALPHA:
-        return "consistent", p_value
-    if low > 0:
-        return "higher", p_value
-    if high < 0:
-        return "lower", p_value
-    return "inconclusive", p_value
+    if found.equal < ALPHA:
+        return "equivalent"
+    if direction and found.same < ALPHA:
+        return "same direction"
+    if found.outside < ALPHA or (direction and found.opposite < ALPHA):
+        return "contradicted"
+    return "within prediction interval" if informative and not direction else "inconclusive"

@@ -130,6 +130,15 @@ class Needs(Document):
     """Tasks in the split; None: any number."""
     trained_on: str | None = None
     """Split of the last stage of training, for claims about trained arms; None: any."""
+    recipe: list[str] = Field(default_factory=list)
+    """Recipes of ``hyperparameters.yaml``, of which the arms must have run one, value by value."""
+    differs: dict[str, Any] = Field(default_factory=dict)
+    """Config key -> value, where the claim's own study differs from its recipe on purpose; null: any value,
+    because none is published."""
+    settings: dict[str, list[Any]] = Field(default_factory=dict)
+    """Further config keys -> the values that count, e.g. of the evaluation."""
+    weights: list[Literal["trained_here", "released"]] = Field(default=["trained_here"])
+    """Whose weights of a trained arm count: of a training of this study, or the authors' own."""
 
     def words(self, measure: Measure) -> str:
         """For the page. The untrained policy needs no training."""
@@ -139,8 +148,10 @@ class Needs(Document):
             f"tasks {self.split}",
             f"at most {self.max_steps} steps",
         ]
-        trained = self.trained_on and measure.arms() != {"base"}
-        return ", ".join([*parts, f"trained on {self.trained_on}"] if trained else parts)
+        if measure.arms() != {"base"}:
+            parts += [f"trained on {self.trained_on}"] if self.trained_on else []
+            parts += [f"the recipe {' or '.join(self.recipe)}"] if self.recipe else []
+        return ", ".join(parts)
 
 
 class Claim(Document):

@@ -24,7 +24,16 @@ About = Literal["new tasks", "this task set", "training seeds", "both studies"]
 Protocol = Literal["hard", "standard"]
 PROTOCOLS: tuple[Protocol, Protocol] = ("hard", "standard")
 TargetName = Literal["table1", "readme128", "fig1b", "fig3", "fig4", "fig5", "fig6", "fig7"]
-Verdict = Literal["consistent", "lower", "higher", "inconclusive", "not run"]
+Verdict = Literal[
+    "equivalent",
+    "same direction",
+    "within prediction interval",
+    "contradicted",
+    "inconclusive",
+    "too few trainings",
+    "not run",
+]
+"""What a study says about a claim; ``comparison`` says when, strongest first."""
 Rate = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -333,6 +342,16 @@ class RateRow(Document):
     """Standard error for new runs of this very task set; None with one run per task."""
     infeasible_valid: int
     infeasible_successes: int
+    mean_score: Interval | None = None
+    """Mean of the fractional scores, each task with the same weight, as OSWorld's runner averages them."""
+    trainings: int = 0
+    """Trainings behind the row; 0: the policy was not trained here."""
+    over_trainings: Interval | None = None
+    """The same rate for new trainings on these tasks: Student's t, from five trainings on."""
+    training_error: float | None = None
+    """Its standard error."""
+    training_degrees: float | None = None
+    """Its degrees of freedom."""
     effective_runs: float | None = None
     """Independent runs that would have this interval; None without a valid episode."""
     conditional: Interval | None = None
@@ -367,6 +386,15 @@ class DifferenceRow(Document):
     """For new tasks; None where the differences do not vary."""
     conditional_se: float | None = None
     """For new runs of these very tasks; None with one run per task."""
+    trainings: int = 0
+    """Pairs of trainings behind the row (trainings, against the untrained policy)."""
+    over_trainings: Interval | None = None
+    """The same for new trainings on these tasks: paired t over seeds, from five on; the noise of an untrained
+    reference, which all trainings share, included."""
+    training_error: float | None = None
+    """Its standard error."""
+    training_degrees: float | None = None
+    """Its degrees of freedom."""
     sources: list[str] = Field(default_factory=list)
     """Paths of the indexes behind the number."""
 
@@ -550,25 +578,26 @@ class Summary(Document):
 # --- claims.json and the targets -------------------------------------------------------------------------
 
 
-class Power(Document):
-    """What would settle a claim."""
+class Reach(Document):
+    """What the planned study can show about a claim, computed before any run."""
 
     question: str
-    """What is to be settled, in words."""
+    """The claim's own question, in words."""
     tasks: int
     """Tasks in each arm."""
-    trials: int | None
-    """Runs per task for 80 % power; None: no number up to 100 gives it."""
-    episodes: int | None
-    """The same in episodes over all arms that the claim needs."""
-    unpaired_episodes: int | None
-    """Episodes per arm if arms were not compared task by task; None for a single rate."""
-    agreement_trials: int | None
-    """Runs per task for 80 % power to show agreement within the margin; None: no number does."""
-    largest_power: float = Field(ge=0, le=1)
-    """Power to show agreement with any number of runs, the paper's noise being bounded by its tasks."""
+    trials: int
+    """Runs per task, as planned."""
+    trainings: int
+    """Trainings of each arm, as planned; 0 where no arm of the claim is trained."""
+    answers: list[Verdict]
+    """What it can say at all; empty with too few trainings."""
+    power: dict[str, float]
+    """Standard deviation between trainings in points -> power to answer the question if the paper is
+    right."""
+    needed: dict[str, int | None]
+    """The same -> trainings (trials, where no arm is trained) for 80 % power; None: no number up to 100."""
     smallest_margin: float
-    """Margin in points that could be shown with 80 % power and any number of runs."""
+    """Margin in points within which agreement could be shown with 80 % power and without noise of ours."""
     assumption: str
 
 
@@ -592,13 +621,19 @@ class ClaimResult(Document):
     how: str = ""
     """How it is measured, in words; why not, for what this pipeline does not measure."""
     gap: Interval | None = None
-    """Ours minus published, in the published unit, with both sides' noise."""
-    equivalence_p: float | None = None
-    """Two one-sided tests against the margin; below 0.05: consistent."""
+    """Ours minus published in the published unit; interval: the prediction interval, both sides' noise."""
+    fit: Literal["within", "outside"] | None = None
+    """Whether the published value lies in the prediction interval: 0 within the interval of ``gap``."""
+    p_values: dict[str, float] = Field(default_factory=dict)
+    """Question (same, opposite, outside, equal) -> p-value, adjusted by Holm over the family."""
+    trainings: int = 0
+    """Trainings of each arm behind our number; 0: no arm of the claim is trained."""
+    mean_score: float | None = None
+    """The same with fractional scores in place of successes, as OSWorld's own runner averages them."""
     contradictions: list[str] = Field(default_factory=list)
     """Ids of the published contradictions that its numbers are part of."""
-    power: Power | None = None
-    """What would settle it; None for numbers without a number of tasks."""
+    reach: Reach | None = None
+    """What the planned study can show; None for numbers without a number of tasks."""
     sources: list[str] = Field(default_factory=list)
     """Files behind our number."""
 
@@ -636,7 +671,7 @@ class Claims(Document):
     study: str
     size: str
     synthetic: bool = False
-    """True if any episode was invented: then no claim has a verdict."""
+    """True if any episode was invented: then no verdict is a result, and nothing may be published."""
     claims: list[ClaimResult]
     inputs: list[InputFile]
     mark: str = ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -30,8 +33,10 @@ from arpo_replica.evaluation.records import (
     PROTOCOLS,
     DifferenceRow,
     InputFile,
+    Interval,
     LeftOutRow,
     OfflineTraining,
+    Protocol,
     RateRow,
     SplitFacts,
     StatisticsFacts,
@@ -219,6 +224,8 @@ def _rates(
                     infeasible_successes=int(infeasible[column].sum()),
                     effective_runs=_effective(runs),
                     conditional=st.conditional_interval(runs),
+                    mean_score=_mean_score(valid, protocol),
+                    **_over_trainings(checkpoint, seed, _rate_per_seed(episodes, protocol)),
                     sources=sources_of(episodes),
                 )
 
@@ -246,8 +253,70 @@ def _differences(
                             p_value=found.p_value,
                             standard_error=found.standard_error,
                             conditional_se=found.conditional_se,
+                            **_over_trainings(ours, seed, *_gain_per_seed(arm, reference, theirs, protocol)),
                             sources=sources_of(arm, reference),
                         )
+
+
+def _rate_per_seed(episodes: pd.DataFrame, protocol: Protocol) -> dict[int, float]:
+    """Seed -> rate, each task with the same weight."""
+    found = {}
+    for seed, part in episodes.groupby("seed"):
+        runs = runs_of(part, protocol)
+        if runs:
+            found[int(str(seed))] = statistics.fmean(map(statistics.fmean, runs.values()))
+    return found
+
+
+def _gain_per_seed(
+    arm: pd.DataFrame, reference: pd.DataFrame, theirs: Checkpoint, protocol: Protocol
+) -> tuple[dict[int, float], float]:
+    """Seed -> difference on the tasks that both sides have; and the noise that all of them share."""
+    base = runs_of(reference, protocol) if theirs.arm == UNTRAINED else {}
+    found = {}
+    for seed, part in arm.groupby("seed"):
+        runs = runs_of(part, protocol)
+        other = base or runs_of(reference[reference["seed"] == seed], protocol)
+        shared = [task for task in runs if task in other]
+        if shared:
+            found[int(str(seed))] = statistics.fmean(
+                statistics.fmean(runs[task]) - statistics.fmean(other[task]) for task in shared
+            )
+    if not base:
+        return found, 0.0
+    rate = statistics.fmean(map(statistics.fmean, base.values()))
+    noise = st.conditional_se(base)
+    # One run per task shows no run-to-run noise: then the bound for independent tasks, as for the paper.
+    return found, math.sqrt(rate * (1 - rate) / len(base)) if noise is None else noise
+
+
+def _over_trainings(
+    checkpoint: Checkpoint, seed: int | None, values: dict[int, float], shared: float = 0.0
+) -> dict[str, Any]:
+    """The fields of a row by which it says how many trainings it rests on and what they show together."""
+    if checkpoint.arm == UNTRAINED:
+        return {"trainings": 0}
+    if seed is not None and len(checkpoint.seeds) > 1:
+        return {"trainings": 1}
+    found = st.over_trainings(list(values.values()), shared)
+    return {
+        "trainings": len(values),
+        "over_trainings": found and found.interval,
+        "training_error": found and found.error,
+        "training_degrees": found and found.degrees,
+    }
+
+
+def _mean_score(valid: pd.DataFrame, protocol: Protocol) -> Interval | None:
+    """Mean of the scores, some of which lie between 0 and 1; Student's t over tasks."""
+    if not len(valid):
+        return None
+    means = valid.groupby(["domain", "task_id"])[f"{protocol}_score"].mean().astype(float).tolist()
+    value = statistics.fmean(means)
+    if len(means) < 2 or max(means) - min(means) < st.EQUAL:
+        return Interval(value, value, value, "no interval (tasks do not vary)")
+    found = st.clustered_t(means)
+    return Interval(value, max(0.0, found.low), min(1.0, found.high), found.method)
 
 
 def _effective(runs: Runs) -> float | None:

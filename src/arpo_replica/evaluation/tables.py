@@ -16,7 +16,6 @@ from typing import Any, get_args
 import pandas as pd
 from pydantic import BaseModel
 
-from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation.records import (
     ClaimResult,
     Claims,
@@ -39,9 +38,9 @@ from arpo_replica.evaluation.records import (
     OfflineUpdate,
     OwnMeasurement,
     PassRow,
-    Power,
     PublishedNumber,
     RateRow,
+    Reach,
     ReplayEvent,
     ReplayRow,
     SourceFile,
@@ -51,6 +50,7 @@ from arpo_replica.evaluation.records import (
     ThroughputRow,
 )
 from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.rollout.records import write_atomically
 
 
 @dataclass(frozen=True)
@@ -236,17 +236,17 @@ def columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
             found.append(Column(f"{full}_high", "number", "Upper end."))
             found.append(Column(f"{full}_method", "text", "How the interval was made."))
             found.append(Column(f"{full}_about", "text", "What would be drawn anew."))
-        elif nested is Power:
-            found += columns_of(Power, f"{full}_")
+        elif nested is Reach:
+            found += columns_of(Reach, f"{full}_")
         else:
             found.append(Column(full, _kind(field.annotation), meaning))
     return found
 
 
-def _nested(annotation: Any) -> type[Interval] | type[Power] | None:
+def _nested(annotation: Any) -> type[Interval] | type[Reach] | None:
     for candidate in (annotation, *get_args(annotation)):
-        if candidate in (Interval, Power):
-            found: type[Interval] | type[Power] = candidate
+        if candidate in (Interval, Reach):
+            found: type[Interval] | type[Reach] = candidate
             return found
     return None
 
@@ -267,7 +267,7 @@ def flatten(row: BaseModel) -> dict[str, Any]:
         if isinstance(value, Interval):
             flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
             flat |= {f"{name}_method": value.method, f"{name}_about": value.about}
-        elif isinstance(value, Power):
+        elif isinstance(value, Reach):
             flat |= {f"{name}_{key}": part for key, part in value.model_dump().items()}
         else:
             flat[name] = value

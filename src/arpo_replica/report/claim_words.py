@@ -1,9 +1,10 @@
-"""What the table of verdicts says of a claim: numbers in the published unit, and what would settle it."""
+"""What the table of verdicts says of a claim: numbers in the published unit, and what the study can show."""
 
 from __future__ import annotations
 
-from arpo_replica.evaluation.power import MOST_TRIALS, POWER
 from arpo_replica.evaluation.records import ClaimResult
+from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
+from arpo_replica.report.effort import counted
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -42,17 +43,36 @@ def gap(claim: ClaimResult) -> str:
     return f"{value}, {low} to {high}"
 
 
-def trials(claim: ClaimResult) -> str:
-    """How many runs of each task would settle it."""
-    power = claim.power
-    assert power is not None
-    if power.trials is None:
-        # For a rate the paper's own noise stays, however often we run; for a gain only patience runs out.
-        hopeless = len(claim.published) == 1 and power.largest_power < POWER
-        number = "no number of trials" if hopeless else f"more than {MOST_TRIALS} trials"
-        return f"{number} × {power.tasks} tasks"
-    episodes = f", {power.episodes} episodes" if power.episodes else ""
-    return f"{power.trials} trial{'s' if power.trials > 1 else ''} × {power.tasks} tasks{episodes}"
+def chances(claim: ClaimResult) -> str:
+    """Power of the planned study, for each spread between trainings."""
+    found = claim.reach
+    assert found is not None
+    if not found.trainings:
+        return f"power {_share(found.power['0'])} with {counted(found.trials, 'trial')} × {found.tasks} tasks"
+    planned = (
+        f"{counted(found.trainings, 'training')} × {counted(found.trials, 'trial')} × {found.tasks} tasks"
+    )
+    if not found.answers:
+        return f"nothing with {planned}: it takes {FEWEST_TRAININGS} trainings"
+    shares = ", ".join(f"{_share(power)} at {points}" for points, power in found.power.items())
+    return f"power with {planned}: {shares} points between trainings"
+
+
+def needed(claim: ClaimResult) -> str:
+    """How many trainings (trials) give 80 % power."""
+    found = claim.reach
+    assert found is not None
+    what = "trainings" if found.trainings else "trials"
+    counts = [("over 100" if count is None else str(count)) for count in found.needed.values()]
+    if set(counts) == {"over 100"}:
+        return f"no number of {what} up to 100"
+    if not found.trainings:
+        return f"{counts[0]} trials"
+    return f"{', '.join(counts)} trainings at {', '.join(found.needed)} points"
+
+
+def _share(power: float) -> str:
+    return "over 99 %" if power > 0.99 else f"{100 * power:.0f} %"
 
 
 def signed(value: float, digits: int) -> str:

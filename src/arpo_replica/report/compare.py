@@ -13,7 +13,9 @@ from markupsafe import Markup
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation.comparison import square_and_add
+from arpo_replica.evaluation.findings import trainings_words
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
+from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
 from arpo_replica.report.views import percent, points
 
@@ -50,6 +52,8 @@ class Pair:
     same_tasks: bool
     gap: tuple[float, float, float] | None
     """Mine minus yours with its 95 % interval; None if the marks or the tasks differ or one is missing."""
+    rows: tuple[RateRow, RateRow] | None = None
+    """The rows that it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +123,12 @@ def _pair(key: Key, mine: RateRow | None, yours: RateRow | None, a: Side, b: Sid
     split, arm, protocol = key
     facts = a.summary.splits.get(split), b.summary.splits.get(split)
     same = None not in facts and facts[0].tasks_sha256 == facts[1].tasks_sha256  # type: ignore[union-attr]
-    first, second = (row.of_valid if row else None for row in (mine, yours))
+    first, second = ((row.over_trainings or row.of_valid) if row else None for row in (mine, yours))
     gap = None
     if same and a.mark == b.mark and first is not None and second is not None:
         gap = difference(first, second)
-    return Pair(split, arm, protocol, first, second, same, gap)
+    rows = None if mine is None or yours is None else (mine, yours)
+    return Pair(split, arm, protocol, first, second, same, gap, rows)
 
 
 def difference(mine: Interval, yours: Interval) -> tuple[float, float, float]:
@@ -192,7 +197,9 @@ def gap_words(pair: Pair, found: Comparison) -> str:
     """The difference, or why there is none."""
     if pair.gap is not None:
         value, low, high = pair.gap
-        return f"{points(value)} ({points(low)} to {points(high)})"
+        counts = [row.trainings for row in (pair.rows or ()) if 0 < row.trainings < FEWEST_TRAININGS]
+        few = f"; {', '.join(map(trainings_words, counts))}" if counts else ""
+        return f"{points(value)} ({points(low)} to {points(high)}){few}"
     if pair.mine is None or pair.yours is None:
         return "one side has none"
     return "other tasks" if found.comparable else "other mark"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.findings import trainings_words
 from arpo_replica.evaluation.records import (
     PROTOCOLS,
     ClaimResult,
@@ -17,6 +18,7 @@ from arpo_replica.evaluation.records import (
     RateRow,
     SubsetRow,
     Summary,
+    Verdict,
 )
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.effort import counted
@@ -74,7 +76,25 @@ DESKTOPS = {
     "osworld": "VM",
 }
 """Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
-VERDICTS = ("consistent", "lower", "higher", "inconclusive", "not run")
+VERDICT_WORDS: dict[Verdict, str] = {
+    "equivalent": "Two one-sided tests put ours within the margin of the published number.",
+    "same direction": "A difference: ours is shown to lie on the published side of zero.",
+    "within prediction interval": (
+        "A rate: the published number lies where a repeat of ours, with the paper's number of tasks, would in 95 "
+        "of 100 cases, and that range is at most two margins wide on either side."
+    ),
+    "contradicted": (
+        "Ours is shown to lie on the other side of zero, or the published number outside of where a repeat of "
+        "ours would (a plotted curve, whose noise is unknown: further off than the margin)."
+    ),
+    "inconclusive": "None of these is shown.",
+    "too few trainings": "Fewer than five trainings: a number, and no verdict.",
+    "not run": (
+        "Another size, desktop, model, recipe, training, task set or step limit than the claim's, or not measured."
+    ),
+}
+"""Verdict -> when it is given, strongest first."""
+VERDICTS = tuple(VERDICT_WORDS)
 
 
 def banner(config: StudyConfig, synthetic: bool = False) -> dict[str, str]:
@@ -154,7 +174,8 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
     found = []
     for place, row in enumerate(summary.differences):
         if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
-            found.append({"row": row, "place": place, "verdict": _settled(row)})
+            shown = row.over_trainings or row.difference
+            found.append({"row": row, "place": place, "shown": shown, "words": _settled(row)})
     return found
 
 
@@ -230,8 +251,8 @@ def reasons(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
 
 
 def power_words(claims: Sequence[ClaimResult]) -> str:
-    """What the column "what would settle it" rests on, once for all claims."""
-    return " ".join(dict.fromkeys(claim.power.assumption for claim in claims if claim.power))
+    """What the column "what this study can show" rests on, once for all claims."""
+    return " ".join(dict.fromkeys(claim.reach.assumption for claim in claims if claim.reach))
 
 
 def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -263,9 +284,12 @@ def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[i
 
 
 def _settled(row: DifferenceRow) -> str:
-    if row.difference.low > 0:
+    """A word only where there are enough trainings to know how much they differ."""
+    if row.over_trainings is None:
+        return f"{trainings_words(row.trainings)}: no verdict"
+    if row.over_trainings.low > 0:
         return "higher"
-    return "lower" if row.difference.high < 0 else "not settled"
+    return "lower" if row.over_trainings.high < 0 else "not settled either way"
 
 
 def deviation(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class Row(BaseModel):
     code: Fact | None
     seed: Fact | None = None
     exceptions: dict[str, Departure] = {}
+    claims: bool = True
+    """False: no claim asks for it, because it changes time or memory, not the result."""
 
     def expected(self, recipe: str) -> Value:
         """What the recipe must have."""
@@ -114,13 +116,13 @@ def compose(paths: list[Path], root: Path = Path()) -> StudyConfig:
     return parse_config(merged, ", ".join(map(str, paths)))
 
 
-def actual(row: Row, config: StudyConfig) -> Value:
-    """The config's value of a row."""
+def actual(row: Row, config: StudyConfig, arm: str | None = None) -> Value:
+    """The config's value of a row, for one arm if it is named."""
     if row.key is None:
         return row.fixed
     first, *rest = row.key.split(".")
     trained = config.online_arms
-    arm = row.arm if row.arm in trained else trained[0]
+    arm = arm or (row.arm if row.arm in trained else trained[0])
     if row.key.startswith("training.speed."):  # with what holds where a key is left open
         return getattr(Speed.of(outline(config, arm, config.training.stages[-1].name)), rest[-1])
     value: Any = config.recipe(arm) if first == "training" else getattr(config, first)
