@@ -9,6 +9,7 @@ with job(snakemake) as config:
     files = TargetFiles(
         indexes=[Path(path) for path in snakemake.input.get("indexes", [])],
         metrics=[Path(path) for path in snakemake.input.get("metrics", [])],
+        reports=[Path(path) for path in snakemake.input.get("reports", [])],
         throughput=next(map(Path, snakemake.input.get("throughput", [])), None),
         claims=Path(snakemake.input.claims),
     )

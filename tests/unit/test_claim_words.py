@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from arpo_replica.evaluation.power import power_of
+from arpo_replica.evaluation.power import Plan, reach
 from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
-from arpo_replica.report.claim_words import amount, bounds, gap, published_gap, signed, trials
+from arpo_replica.report.claim_words import amount, bounds, chances, needed, published_gap, signed
 from synthetic_study import PAPER
 
 CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml")
@@ -15,11 +15,19 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def result(
-    name: str, measured: tuple[float, float, float], found: tuple[float, float, float] | None = None
+    name: str,
+    measured: tuple[float, float, float],
+    found: tuple[float, float, float] | None = None,
+    *,
+    trials: int = 3,
+    trainings: int = 5,
 ) -> ClaimResult:
     claim = next(claim for claim in CLAIMS if claim.id == name)
     numbers = [NUMBERS[published] for published in claim.published]
     verdict: Verdict = "inconclusive"
+    tasks = numbers[0].n or 0
+    rates = tuple(number.value / 100 for number in numbers)
+    plan = Plan(rates, tuple(number.arm != "base" for number in numbers), tasks, claim.margin / 100)
 
     def record(ends: tuple[float, float, float]) -> Interval:
         return Interval(value=ends[0], low=ends[1], high=ends[2], method="m", about="both studies")
@@ -36,9 +44,8 @@ def result(
         target=claim.target,
         how="",
         gap=None if found is None else record(found),
-        equivalence_p=None,
         contradictions=[],
-        power=power_of([n.value for n in numbers], numbers[0].n, claim.margin) if numbers[0].n else None,
+        reach=reach(plan, trials, trainings) if tasks else None,
         sources=[],
     )
 
@@ -61,19 +68,19 @@ def test_measured_in_the_published_unit(
     assert (amount(claim), bounds(claim)) == (shown, interval + about)
 
 
-def test_a_gap_of_rewards_is_not_rounded_away() -> None:
-    rates = result("table1_base_standard", (0.2, 0.1, 0.3), (-3.49, -8.02, 1.0))
-    assert gap(rates) == f"{MINUS}3.5, {MINUS}8.0 to +1.0"
+def test_the_published_gap_has_its_sign_and_unit() -> None:
     assert published_gap(result("table1_gain_over_grpo", (0.0, -0.1, 0.1))) == "+3.9 points"
     assert published_gap(result("figure3_replay", (0.0, -0.1, 0.1))) == "+0.10"
-    rewards = result("figure3_replay_on", (0.76, 0.75, 0.77), (0.012, -0.004, 0.028))
-    assert gap(rewards) == f"+0.012, {MINUS}0.004 to +0.028"
     assert [signed(value, 1) for value in (-0.04, 0.04, 0.05001)] == ["0.0", "0.0", "+0.1"]
 
 
-def test_what_no_number_of_trials_settles_is_said() -> None:
+def test_what_a_study_can_show_is_said() -> None:
     """5 points around 23.5 % of 369: the paper's one run alone has an error of 2.2, it takes 6.5 points."""
     hopeless = result("table1_base_standard", (0.2, 0.1, 0.3))
-    assert trials(hopeless) == "no number of trials × 369 tasks"
-    assert trials(result("table1_gain_over_grpo", (0.0, -0.1, 0.1))) == "3 trials × 369 tasks, 2214 episodes"
-    assert power_of([22.4, 23.5], 369, 3).question == "a loss of 1.1 points at all"
+    assert chances(hopeless) == "power 36 % with 3 trials × 369 tasks"
+    assert needed(hopeless) == "no number of trials up to 100"
+    gain = result("table1_gain_over_grpo", (0.0, -0.1, 0.1))
+    assert chances(gain).startswith("power with 5 trainings × 3 trials × 369 tasks: over 99 % at 0, ")
+    assert needed(gain).startswith("5, ")
+    one = result("table1_gain_over_grpo", (0.0, -0.1, 0.1), trainings=1)
+    assert chances(one) == "nothing with 1 training × 3 trials × 369 tasks: it takes 5 trainings"

@@ -14,65 +14,97 @@ from arpo_replica.evaluation import power
 from arpo_replica.evaluation import statistics as st
 
 
-def test_two_wilson_sides_give_newcombes_interval() -> None:
-    """R. Newcombe 1998, table II: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
-    side = co.mover(co.rate_side(56 / 70, 70), co.rate_side(48 / 80, 80))
-    found = co.interval(side)
-    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert found.method.startswith("Newcombe")
-    assert found.about == "both studies"
-    low, high = smp.confint_proportions_2indep(56, 70, 48, 80, method="newcomb", compare="diff", alpha=0.1)
-    assert side.at(0.90) == pytest.approx((low, high))
-
-
-def test_mover_by_hand() -> None:
+def test_square_and_add_by_hand() -> None:
     """0.5 (0.4 to 0.7) minus 0.3 (0.2 to 0.35): d = 0.2.
 
     low = 0.2 - sqrt(0.1^2 + 0.05^2) = 0.2 - 0.111803; high = 0.2 + sqrt(0.2^2 + 0.1^2) = 0.2 + 0.223607.
     """
-    side = co.mover(co.Side(0.5, lambda _: (0.4, 0.7), "a"), co.Side(0.3, lambda _: (0.2, 0.35), "b"))
-    assert side.at(0.95) == pytest.approx((0.2 - math.sqrt(0.0125), 0.2 + math.sqrt(0.05)))
+    found = co.square_and_add((0.5, 0.4, 0.7), (0.3, 0.2, 0.35))
+    assert found == pytest.approx((0.2 - math.sqrt(0.0125), 0.2 + math.sqrt(0.05)))
 
 
-def test_the_published_count_is_rebuilt() -> None:
-    """23.5 % of 369 tasks is 86.7, i.e. 87 tasks."""
-    assert co.published_side(23.5, 369).value == pytest.approx(87 / 369)
+def test_two_wilson_intervals_give_newcombes() -> None:
+    """R. Newcombe 1998, table II: 56/70 - 48/80 = 0.2, interval 0.0524 to 0.3339."""
+    sides = [(k / n, *smp.proportion_confint(k, n, method="wilson")) for k, n in ((56, 70), (48, 80))]
+    assert co.square_and_add(*sides) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_noise_of_a_printed_rate_is_bounded_by_its_tasks() -> None:
+    """29.9 % of 369: sqrt(.299 x .701 / 369) = 2.383 points; with 26.0 %, 2.283 points, 3.301 together."""
+    assert co.published_noise([0.299], 369) == pytest.approx(0.02383, abs=1e-5)
+    assert co.published_noise([0.299, 0.26], 369) == pytest.approx(0.03301, abs=1e-5)
+
+
+def test_the_four_questions_by_hand() -> None:
+    """Ours +5 points, error 1, many degrees; published +3.9 with noise 3; margin 3.
+
+    same: z = 5; outside: 1.1 / sqrt(10) = 0.348, two-sided .728; equal: (1.1 - 3) / sqrt(10) = -0.601: .274.
+    """
+    found = co.tests(co.Estimate(5.0, 1.0, co.MANY), 3.9, 3.0, 3.0)
+    assert found.same == pytest.approx(2 * stats.norm.sf(5), rel=1e-3)
+    assert found.opposite == 1.0
+    assert found.outside == pytest.approx(2 * stats.norm.sf(1.1 / math.sqrt(10)), abs=1e-6)
+    assert found.equal == pytest.approx(stats.norm.cdf(-1.9 / math.sqrt(10)), abs=1e-6)
+    gap, low, high = co.prediction(co.Estimate(5.0, 1.0, co.MANY), 3.9, 3.0)
+    assert (gap, low, high) == pytest.approx((1.1, 1.1 - 6.198, 1.1 + 6.198), abs=1e-3)
+
+
+def test_the_t_test_is_scipys() -> None:
+    sample = [0.031, 0.052, 0.011, 0.044, 0.020]
+    found = st.over_trainings(sample)
+    assert found is not None
+    expected = stats.ttest_1samp(sample, 0)
+    ours = co.tests(co.Estimate(found.interval.value, found.error, found.degrees), 0.039, 0.033, 0.03)
+    assert ours.same == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_welchs_degrees_by_hand() -> None:
+    """Error 1 with 4 degrees and a normal noise of 1: (1 + 1)^2 / (1 / 4) = 16."""
+    error, degrees = co.Estimate(0.0, 1.0, 4).plus(1.0)
+    assert (error, degrees) == pytest.approx((math.sqrt(2), 16))
+    assert co.Estimate(0.0, 1.0, 4).plus(0.0)[1] == pytest.approx(4)
 
 
 def test_equivalence_agrees_with_statsmodels() -> None:
     """166 of 369 twice, margin 5 points: p = .086, so agreement cannot be shown."""
-    side = co.mover(co.rate_side(166 / 369, 369), co.rate_side(166 / 369, 369))
-    expected = smp.tost_proportions_2indep(166, 369, 166, 369, -0.05, 0.05).pvalue
-    assert co.equivalence_p(side, 0.05) == pytest.approx(expected, abs=1e-3)
-    assert co.judge(side, 0.05)[0] == "inconclusive"
-    assert co.judge(side, 0.07)[0] == "consistent"
+    rate = 166 / 369
+    ours = co.Estimate(rate, co.published_noise([rate], 369), co.MANY)
+    expected = smp.tost_proportions_2indep(166, 369, 166, 369, -0.05, 0.05, method="wald").pvalue
+    found = co.tests(ours, rate, co.published_noise([rate], 369), 0.05)
+    assert found.equal == pytest.approx(expected, abs=1e-3)
 
 
-def test_equivalence_of_a_normal_value_by_hand() -> None:
-    """Value 1, standard error 1, many degrees, margin 3: the nearer bound is 2 errors away, p = .0228."""
-    side = co.error_side(1.0, 1.0, 10**6, "t")
-    assert co.equivalence_p(side, 3.0) == pytest.approx(stats.norm.sf(2), abs=1e-5)
-    assert co.equivalence_p(side, 0.5) == 1.0
+def test_a_test_counts_with_its_worse_end() -> None:
+    """+4 points, but left-out tasks could make it +0.5 to +7.5: error 1, so only the lower end counts."""
+    whole = co.tests(co.Estimate(4.0, 1.0, co.MANY, ends=(0.5, 7.5)), 3.9, 3.0, 3.0)
+    assert whole.same == pytest.approx(2 * stats.norm.sf(0.5), abs=1e-6)
+    assert whole.outside == 1.0  # 3.9 lies between the ends
+    assert whole.equal == pytest.approx(stats.norm.sf((3.0 - 3.6) / math.sqrt(10)), abs=1e-6)
+    assert co.prediction(co.Estimate(4.0, 1.0, co.MANY, ends=(0.5, 7.5)), 3.9, 0.0)[1:] == pytest.approx(
+        (0.5 - 3.9 - 1.96, 7.5 - 3.9 + 1.96), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "verdict"),
-    [(0.0, 0.01, "consistent"), (0.02, 0.005, "consistent"), (0.2, 0.02, "higher"), (-0.2, 0.02, "lower"),
-     (0.02, 0.1, "inconclusive"), (0.06, 0.05, "inconclusive")],
-)  # fmt: skip
-def test_verdicts(value: float, error: float, verdict: str) -> None:
-    assert co.judge(co.error_side(value, error, 500, "t"), 0.05)[0] == verdict
-
-
-def test_episodes_of_the_papers_central_step() -> None:
-    """26.0 -> 29.9: (1.96 + 0.8416)^2 (.1924 + .2096) / .039^2 = 7.849 x .4020 / .001521 = 2,075."""
-    assert power.unpaired_episodes(0.299, 0.260) == 2075
-
-
-def test_paired_trials_by_hand() -> None:
-    """The same, paired: 7.849 x .4595 x .4020 / (369 x .001521) = 2.58, so three runs per task."""
-    assert power.paired_trials(0.299, 0.260, 369) == 3
-    assert power.paired_trials(0.261, 0.260, 369) is None
+    ("value", "error", "direction", "verdict"),
+    [
+        (0.0, 0.005, False, "equivalent"),
+        (0.2, 0.01, False, "contradicted"),
+        (0.03, 0.02, False, "within prediction interval"),
+        (0.06, 0.02, True, "same direction"),
+        (-0.06, 0.02, True, "contradicted"),
+        (0.03, 0.02, True, "inconclusive"),
+    ],
+)
+def test_words(value: float, error: float, direction: bool, verdict: str) -> None:
+    """Published 0 (a rate's gap) or +0.039 with noise 0.033 (a difference), margin 0.05."""
+    published, noise = (0.039, 0.033) if direction else (0.0, 0.01)
+    found = co.tests(co.Estimate(value, error, co.MANY), published, noise, 0.05)
+    assert co.answer(found, direction, informative=True) == verdict
+    if verdict == "within prediction interval":
+        assert co.answer(found, direction, informative=False) == "inconclusive"
 
 
 def test_the_assumed_noise_gives_the_simulated_errors() -> None:
@@ -82,15 +114,46 @@ def test_the_assumed_noise_gives_the_simulated_errors() -> None:
     assert 100 * math.sqrt(2) * conditional == pytest.approx(1.41, abs=0.03)
 
 
-def test_agreement_needs_more_than_the_papers_noise_allows() -> None:
-    """23.5 % of 369 tasks: error 2.208 points; 80 % power needs (1.645 + 1.282) x 2.208 = 6.46 points."""
-    trials, largest, smallest = power.agreement((0.235,), 369, 0.05)
-    assert trials is None
-    assert smallest == pytest.approx(0.0646, abs=1e-4)
-    # 2 Phi(5 / 2.208 - 1.645) - 1 = 2 Phi(0.6196) - 1 = .464
-    assert largest == pytest.approx(0.465, abs=2e-3)
-    # Margin 7: error 7 / 2.926 = 2.392; ours may have 2.392^2 - 2.208^2 = 0.848, and 2.240 / 0.848 = 2.6.
-    assert power.agreement((0.235,), 369, 0.07)[0] == 3
+def test_power_of_a_direction_by_hand() -> None:
+    """+3.9 points, 369 tasks, 3 trials, 5 trainings that differ by runs alone.
+
+    One training: .4595 x (.2096 + .1924) / 1107 = 1.669e-4; five: 3.337e-5, error 0.578 points, 4 degrees;
+    the effect is 6.75 errors, the critical value 2.776.
+    """
+    plan = power.Plan((0.299, 0.26), (True, True), 369, 0.03)
+    error, degrees = power.error_of(plan, 3, 5, 0.0)
+    assert error == pytest.approx(0.005777, abs=1e-5)
+    assert degrees == pytest.approx(4)
+    assert power.power_of(plan, 3, 5, 0.0) == pytest.approx(stats.nct.sf(2.776, 4, 6.751), abs=1e-3)
+    assert power.power_of(plan, 3, 4, 0.0) == 0.0
+
+
+def test_trainings_do_not_lessen_the_noise_of_the_untrained_policy() -> None:
+    plan = power.Plan((0.299, 0.235), (True, False), 369, 0.03)
+    base = power.run_noise(0.235, 369, 3)
+    assert power.error_of(plan, 3, 10**6, 0.0)[0] == pytest.approx(base, rel=1e-3)
+
+
+def test_reach_of_too_few_trainings_is_nothing() -> None:
+    few = power.reach(power.Plan((0.299, 0.26), (True, True), 369, 0.03), 1, 1)
+    assert (few.answers, few.power["0"]) == ([], 0.0)
+    assert few.needed["0"] is not None
+    many = power.reach(power.Plan((0.299, 0.26), (True, True), 369, 0.03), 3, 5)
+    assert many.answers == ["same direction", "contradicted", "inconclusive"]  # never equivalent: noise 3.3
+    assert power.reach(power.Plan((0.235,), (False,), 369, 0.05), 3, 5).answers[:2] == [
+        "equivalent",
+        "within prediction interval",
+    ]
+
+
+def test_left_out_tasks_take_answers_away() -> None:
+    """12 of 369 tasks: of +3.9 points +3.8 - 3.3 are left at the worse end, of +2.5 nothing."""
+    whole = power.Plan((0.299, 0.26), (True, True), 369, 0.03)
+    less = power.Plan((0.299, 0.26), (True, True), 369, 0.03, left_out=12 / 369)
+    none = power.Plan((0.26, 0.235), (True, True), 369, 0.03, left_out=12 / 369)
+    assert power.power_of(less, 3, 5, 0.0) < 0.2 < power.power_of(whole, 3, 5, 0.0)
+    assert "same direction" in power.reach(less, 3, 5).answers
+    assert "same direction" not in power.reach(none, 3, 5).answers
 
 
 def test_power_of_agreement_by_simulation() -> None:
@@ -142,13 +205,11 @@ def coverage(studies: int, tasks: int, runs: int, seed: int) -> dict[str, float]
         inner = st.conditional_interval(again)
         hits["this task set"] += inner is not None and inner.low <= fixed.mean() <= inner.high
         # The paper's single run of the same tasks, of which only the rate is known: no true difference.
-        published = (dice.random(tasks) < fixed).mean()
+        published = float((dice.random(tasks) < fixed).mean())
         mean = float(np.mean([np.mean(part) for part in again.values()]))
         error = st.conditional_se(again) or 1e-6
-        side = co.mover(
-            co.error_side(mean, error, tasks * (runs - 1), "t"), co.published_side(100 * published, tasks)
-        )
-        low, high = side.at(0.95)
+        estimate = co.Estimate(mean, error, tasks * (runs - 1))
+        _, low, high = co.prediction(estimate, published, co.published_noise([published], tasks))
         hits["both studies"] += low <= 0 <= high
     return {name: count / studies for name, count in hits.items()}
 

@@ -84,14 +84,6 @@ def test_conditional_error_by_hand() -> None:
     assert st.conditional_se({}) is None
 
 
-def test_newcombe_matches_his_example() -> None:
-    # R. Newcombe, Statistics in Medicine 17 (1998) 873-890, table II, 56/70 - 48/80, method 10.
-    found = st.newcombe(56, 70, 48, 80)
-    assert found.value == pytest.approx(0.2)
-    assert found.low == pytest.approx(0.0524, abs=5e-5)
-    assert found.high == pytest.approx(0.3339, abs=5e-5)
-
-
 def test_sign_flip_of_single_runs_is_mcnemars_exact_test() -> None:
     differences = [1, 1, 1, 1, 1, 1, -1, 0, 0, 0]
     expected = mcnemar([[2, 6], [1, 1]], exact=True).pvalue

@@ -9,7 +9,6 @@ import yaml
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.claims import compare_claims, load_claims
-from arpo_replica.evaluation.comparison import Side, judge
 from arpo_replica.evaluation.records import Claims, Summary
 from synthetic_study import PAPER, Study, evaluate, make_study, write_origin
 
@@ -60,22 +59,6 @@ def study_rows(study: Study) -> list:
     return [*[row for row in summary.rates if row.of_valid], *summary.differences]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (-2, 4, "consistent"),
-        (1, 4, "consistent"),
-        (1, 6, "higher"),
-        (-7, -1, "lower"),
-        (-7, 3, "inconclusive"),
-    ],
-)
-def test_verdicts(low: float, high: float, verdict: str) -> None:
-    centre, half = (low + high) / 2, (high - low) / 2
-    side = Side(centre, lambda confidence: (centre - half, centre + half), "fixed")
-    assert judge(side, margin=5)[0] == verdict
-
-
 def write_claims(folder: Path, **change: object) -> Path:
     """A claim that the synthetic study itself may speak about (as if the paper were about nano)."""
     claim = {
@@ -105,22 +88,32 @@ def judged(study: Study, tmp_path: Path, **change: object) -> Claims:
     return compare_claims(study.config, study.results / "summary.json", path, tmp_path / "claims.json")
 
 
-def test_a_rate_of_the_right_study_is_judged_by_newcombe(study: Study, tmp_path: Path) -> None:
+def test_a_rate_of_an_untrained_policy_is_judged_by_its_runs(study: Study, tmp_path: Path) -> None:
     summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
-    row = next(r for r in summary.rates if (r.arm, r.split, r.protocol) == ("arpo", "test_in", "hard"))
-    (claim,) = judged(study, tmp_path).claims
+    row = next(r for r in summary.rates if (r.arm, r.split, r.protocol) == ("base", "test_in", "hard"))
+    (claim,) = judged(study, tmp_path, measure={"kind": "rate", "arm": "base", "protocol": "hard"}).claims
     assert claim.measured == row.conditional
     assert claim.measured is not None
     assert claim.measured.about == "this task set"
-    assert claim.verdict == "higher"
-    assert "Wilson of the bare published rate" in claim.reason
+    assert claim.verdict != "not run"
+    assert claim.trainings == 0
+    assert claim.gap is not None
+    assert claim.gap.value == pytest.approx(100 * row.of_valid.value)  # type: ignore[union-attr]
 
 
-def test_a_difference_of_the_right_study_is_judged(study: Study, tmp_path: Path) -> None:
+def test_one_training_gives_a_number_and_no_verdict(study: Study, tmp_path: Path) -> None:
+    rate = judged(study, tmp_path).claims[0]
     measure = {"kind": "difference", "arm": "arpo", "reference": "base", "protocol": "hard"}
-    (claim,) = judged(study, tmp_path, measure=measure, published=["q", "p"], margin=1).claims
-    assert claim.verdict == "lower"  # nothing gains 100 points
-    assert "noise is unknown" in claim.reason
+    gain = judged(study, tmp_path, measure=measure, published=["q", "p"], margin=1).claims[0]
+    for claim in (rate, gain):
+        assert (claim.verdict, claim.trainings, claim.gap, claim.p_values) == (
+            "too few trainings",
+            1,
+            None,
+            {},
+        )
+        assert claim.measured is not None
+        assert "One training (n = 1)" in claim.reason
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def compare(
                     for entry in contradictions
                     if any(name in side.results for side in entry.sides for name in claim.published)
                 ],
-                "reach": _reach(config, claim, numbers[claim.id], families[family_of(claim)]),
+                "reach": _reach(config, summary, claim, numbers[claim.id], families[family_of(claim)]),
             }
         )
         for claim in claims
@@ -192,20 +192,20 @@ def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Test
         value, low, high, f"{found.estimate.method}; bound of the paper's noise", "both studies"
     )
     result.fit = None if found.noise is None else "within" if low <= 0 <= high else "outside"
-    result.p_values = {
-        name: float(getattr(tested, name)) for name in ("same", "opposite", "outside", "equal")
-    }
+    result.p_values = {name: float(getattr(tested, name)) for name in QUESTIONS}
     if len(numbers) == 1:
         del result.p_values["same"], result.p_values["opposite"]
-    interval = f"{low:+.{digits}f} to {high:+.{digits}f} {words}".strip()
+    kind = "prediction interval" if found.noise is not None else "95 % interval"
+    interval = f"{kind} {low:+.{digits}f} to {high:+.{digits}f} {words}".strip()
     result.reason = (
-        f"Ours minus published {value:+.{digits}f}, prediction interval {interval}, margin "
-        f"±{claim.margin:g}. {found.reason}"
+        f"Ours minus published {value:+.{digits}f}, {interval}, margin ±{claim.margin:g}. {found.reason}"
     )
     return result
 
 
-def _reach(config: StudyConfig, claim: Claim, numbers: list[Published], family: int) -> Reach | None:
+def _reach(
+    config: StudyConfig, summary: Summary, claim: Claim, numbers: list[Published], family: int
+) -> Reach | None:
     n, measure = numbers[0].n, claim.measure
     if n is None or measure is None or measure.kind not in ("rate", "difference"):
         return None
@@ -215,6 +215,7 @@ def _reach(config: StudyConfig, claim: Claim, numbers: list[Published], family: 
         tasks=n,
         margin=claim.margin / 100,
         family=family,
+        left_out=sum(entry.split == claim.needs.split for entry in summary.left_out) / n,
     )
     return reach(plan, config.evaluation.trials, len(config.seeds))
 
@@ -314,9 +315,8 @@ def _rate_estimate(row: RateRow, trained: bool) -> Estimate:
     tasks = row.tasks_valid or row.tasks
     if row.conditional_se and row.valid > tasks:
         return Estimate(row.of_valid.value, row.conditional_se, row.valid - tasks, "run-to-run noise")
-    # A rate of 0 or 1 is no proof that there is no noise: half a task at least.
-    rate = min(max(row.of_valid.value, 0.5 / tasks), 1 - 0.5 / tasks)
-    return Estimate(row.of_valid.value, published_noise([rate], tasks), MANY, "noise of independent tasks")
+    value = row.of_valid.value
+    return Estimate(value, published_noise([value], tasks), MANY, "noise of independent tasks")
 
 
 def _find_difference(summary: Summary, claim: Claim, measure: Measure, published: list[Published]) -> Finding:

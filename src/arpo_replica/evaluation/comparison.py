@@ -49,7 +49,7 @@ class Estimate:
     """Ours, in the unit of the margin.
 
     ``ends``: the lowest and the highest value that episodes without a score, or tasks that are left out,
-    could still make of it. A test counts only with the p-value of its worse end.
+    could still make of it. A test counts only with its largest p-value between them.
     """
 
     value: Number
@@ -88,16 +88,21 @@ def square_and_add(ours: Triple, theirs: Triple) -> tuple[float, float]:
 
 
 def published_noise(rates: list[float], tasks: int) -> float:
-    """Bound of the noise of a printed rate, or of the difference of two; fractions."""
-    return math.sqrt(sum(rate * (1 - rate) for rate in rates) / tasks)
+    """Bound of the noise of a printed rate, or of the difference of two; fractions.
+
+    A rate of 0 or 1 is no proof that there is no noise: half a task at least.
+    """
+    kept = [min(max(rate, 0.5 / tasks), 1 - 0.5 / tasks) for rate in rates]
+    return math.sqrt(sum(rate * (1 - rate) for rate in kept) / tasks)
 
 
 def prediction(ours: Estimate, published: float, noise: float) -> Triple:
-    """Ours minus published with the 95 % interval of both noises."""
+    """Ours minus published with the 95 % interval of both noises, from the lowest of our ends to the
+    highest."""
     error, degrees = ours.plus(noise)
     half = float(special.stdtrit(degrees, 1 - ALPHA / 2) * error)
-    gap = float(ours.value) - published
-    return gap, gap - half, gap + half
+    low, high = ours.ends or (ours.value, ours.value)
+    return float(ours.value) - published, float(low) - published - half, float(high) - published + half
 
 
 def tests(ours: Estimate, published: float, noise: float | None, margin: float) -> Tests:
@@ -107,21 +112,19 @@ def tests(ours: Estimate, published: float, noise: float | None, margin: float) 
     """
     sign = math.copysign(1.0, published)
     error, degrees = ours.plus(noise or 0.0)
-    found = []
-    for value in ours.ends or (ours.value,):
-        gap = np.abs(value - published)
-        beyond = 2 * special.stdtr(degrees, -gap / error) if noise is not None else None
-        if beyond is None:
-            beyond = special.stdtr(degrees, (margin - gap) / error)
-        found.append(
-            (
-                np.minimum(1.0, 2 * special.stdtr(ours.degrees, -sign * value / ours.error)),
-                np.minimum(1.0, 2 * special.stdtr(ours.degrees, sign * value / ours.error)),
-                beyond,
-                special.stdtr(degrees, (gap - margin) / error),
-            )
-        )
-    return Tests(*(np.maximum.reduce(column) for column in zip(*found, strict=True)))
+    low, high = ours.ends or (ours.value, ours.value)
+    # Of all values between the ends the one nearest to the published one, and the one furthest from it.
+    nearest = np.maximum(0.0, np.maximum(low - published, published - high))
+    furthest = np.maximum(np.abs(low - published), np.abs(high - published))
+    least, most = (low, high) if sign > 0 else (high, low)
+    return Tests(
+        same=np.minimum(1.0, 2 * special.stdtr(ours.degrees, -sign * least / ours.error)),
+        opposite=np.minimum(1.0, 2 * special.stdtr(ours.degrees, sign * most / ours.error)),
+        outside=2 * special.stdtr(degrees, -nearest / error)
+        if noise is not None
+        else special.stdtr(degrees, (margin - nearest) / error),
+        equal=special.stdtr(degrees, (furthest - margin) / error),
+    )
 
 
 def answer(found: Tests, direction: bool, informative: bool) -> Verdict:

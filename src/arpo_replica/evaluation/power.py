@@ -36,7 +36,7 @@ MOST = 100
 
 def run_noise(rate: float, tasks: int, trials: int) -> float:
     """Standard error of a rate over fixed tasks with so many runs each; fractions."""
-    return math.sqrt(WITHIN * rate * (1 - rate) / (tasks * trials))
+    return math.sqrt(WITHIN / trials) * published_noise([rate], tasks)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Plan:
     margin: float
     family: int = 1
     """Claims whose p-values are adjusted together."""
+    left_out: float = 0.0
+    """Share of the tasks that the study leaves out: each counts as lost and as gained."""
 
 
 def error_of(plan: Plan, trials: int, trainings: int, spread: float) -> tuple[float, float]:
@@ -92,8 +94,15 @@ def power_of(plan: Plan, trials: int, trainings: int, spread: float) -> float:
         return 0.0
     error, degrees = error_of(plan, trials, trainings, spread)
     if len(plan.rates) == 2:
-        return direction_power(abs(plan.rates[0] - plan.rates[1]), error, degrees, plan.family)
-    return agreement_power(math.hypot(error, published_noise(list(plan.rates), plan.tasks)), plan.margin)
+        gain = abs(plan.rates[0] - plan.rates[1]) * (1 - plan.left_out) - plan.left_out
+        return direction_power(gain, error, degrees, plan.family) if gain > 0 else 0.0
+    return agreement_power(math.hypot(error, published_noise(list(plan.rates), plan.tasks)), _margin(plan))
+
+
+def _margin(plan: Plan) -> float:
+    """What is left of the margin when the tasks that are left out go the worse way."""
+    rate = plan.rates[0]
+    return plan.margin - plan.left_out * max(rate, 1 - rate)
 
 
 def reach(plan: Plan, trials: int, trainings: int) -> Reach:
@@ -104,8 +113,10 @@ def reach(plan: Plan, trials: int, trainings: int) -> Reach:
     answers: list[Verdict] = []
     if not anew or trainings >= FEWEST_TRAININGS:
         # Ours can at best have no noise at all; the paper's stays.
-        answers += ["equivalent"] if agreement_power(noise, plan.margin) > 0 else []
-        answers += ["same direction"] if difference and plan.rates[0] != plan.rates[1] else []
+        left = plan.margin - plan.left_out if difference else _margin(plan)
+        answers += ["equivalent"] if agreement_power(noise, left) > 0 else []
+        gain = abs(plan.rates[0] - plan.rates[-1])
+        answers += ["same direction"] if gain * (1 - plan.left_out) > plan.left_out else []
         narrow = float(stats.norm.ppf(1 - ALPHA / 2)) * noise <= WIDEST * plan.margin
         answers += ["within prediction interval"] if not difference and narrow else []
         answers += ["contradicted", "inconclusive"]

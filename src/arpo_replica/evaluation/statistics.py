@@ -34,7 +34,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 from statsmodels.stats import proportion as smp
-from statsmodels.stats.multitest import multipletests
 
 from arpo_replica.evaluation.records import Interval
 
@@ -210,10 +209,16 @@ def pass_at_k(runs: Mapping[str, Sequence[bool]], k: int) -> Interval | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm for all tests of a family, in the given order."""
-    if len(p_values) < 2:
-        return list(p_values)
-    return [float(value) for value in multipletests(list(p_values), method="holm")[1]]
+    """p-values adjusted by Holm for all tests of a family, in the given order.
+
+    statsmodels' ``multipletests`` gives the same and collects garbage on each call, 0.1 s.
+    """
+    raw = np.asarray(p_values, dtype=float)
+    order = np.argsort(raw)
+    rising = np.maximum.accumulate(raw[order] * np.arange(raw.size, 0, -1))
+    adjusted = np.empty_like(raw)
+    adjusted[order] = np.minimum(rising, 1.0)
+    return [float(value) for value in adjusted]
 
 
 def paired_difference(

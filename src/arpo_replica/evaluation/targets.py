@@ -129,12 +129,18 @@ def episodes_of(config: StudyConfig, target: Target) -> list[tuple[str, int, str
 
 
 def trainings_of(config: StudyConfig, target: Target) -> list[tuple[str, int, str]]:
-    """(arm, seed, stage) of every training whose metrics the target needs."""
+    """(arm, seed, stage) of every training whose metrics the target needs.
+
+    Rates of trained arms need them as well: a claim asks what the training did.
+    """
     if target.curves:
         named = [getattr(config.targets, role) for role in target.curves]
         pairs = [(curve.arm, curve.stage) for curve in named]
-    elif target.roles or target.throughput:
+    elif target.throughput:
         pairs = []
+    elif target.roles:
+        last = config.training.stages[-1].name
+        pairs = [(arm, last) for arm in target.arms if arm in config.online_arms]
     else:
         pairs = [(arm, stage.name) for arm in target.arms for stage in config.training.stages]
     return [(arm, seed, stage) for arm, stage in dict.fromkeys(pairs) for seed in config.seeds]

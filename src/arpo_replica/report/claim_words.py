@@ -35,14 +35,6 @@ def bounds(claim: ClaimResult) -> str:
     return f"{_shown(claim, found.low)} to {_shown(claim, found.high)} ({found.about})"
 
 
-def gap(claim: ClaimResult) -> str:
-    """Ours minus published, with its interval: points for rates, else the published unit."""
-    assert claim.gap is not None
-    digits = 1 if _percent(claim) else 3
-    value, low, high = (signed(end, digits) for end in (claim.gap.value, claim.gap.low, claim.gap.high))
-    return f"{value}, {low} to {high}"
-
-
 def chances(claim: ClaimResult) -> str:
     """Power of the planned study, for each spread between trainings."""
     found = claim.reach

@@ -29,6 +29,7 @@ from arpo_replica.evaluation.summary import summarise
 from arpo_replica.evaluation.tables import as_csv
 from arpo_replica.evaluation.targets import Target, splits_of, target_of
 from arpo_replica.report.target_figures import draw
+from arpo_replica.training.gates import StageReport
 
 PROTOCOL_ORDER = ("hard", "standard")
 
@@ -39,13 +40,22 @@ class TargetFiles:
 
     indexes: Sequence[Path] = ()
     metrics: Sequence[Path] = ()
+    reports: Sequence[Path] = ()
+    """What the stages that these trainings are had to show."""
     throughput: Path | None = None
     claims: Path = field(default_factory=lambda: find("data/paper/claims.yaml"))
 
     def all(self) -> list[Path]:
         """Every file, the paper's included."""
         results = self.claims.with_name("results.yaml")
-        return [*self.indexes, *self.metrics, *filter(None, [self.throughput]), self.claims, results]
+        return [
+            *self.indexes,
+            *self.metrics,
+            *self.reports,
+            *filter(None, [self.throughput]),
+            self.claims,
+            results,
+        ]
 
 
 def make_target(config: StudyConfig, name: str, files: TargetFiles, folder: Path) -> TargetDocument:
@@ -63,6 +73,7 @@ def make_target(config: StudyConfig, name: str, files: TargetFiles, folder: Path
     table = read_episodes(config, files.indexes)
     inputs = [input_file(path) for path in files.all()]
     summary = summarise(narrowed, table, files.metrics, [], inputs)
+    summary.gates = [StageReport.model_validate_json(path.read_bytes()) for path in files.reports]
     document = _document(narrowed, target, summary, files, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     write_document(document, folder / f"{name}.json")

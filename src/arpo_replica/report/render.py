@@ -172,7 +172,6 @@ def template_environment() -> Environment:
         points=views.points,
         amount=claim_words.amount,
         bounds=claim_words.bounds,
-        gap=claim_words.gap,
         chances=claim_words.chances,
         needed=claim_words.needed,
         published=claim_words.published,

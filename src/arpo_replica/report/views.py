@@ -80,17 +80,18 @@ VERDICT_WORDS: dict[Verdict, str] = {
     "equivalent": "Two one-sided tests put ours within the margin of the published number.",
     "same direction": "A difference: ours is shown to lie on the published side of zero.",
     "within prediction interval": (
-        "A rate: the published number lies where a repeat of ours, with the paper's number of tasks, would in 95 "
-        "of 100 cases, and that range is at most two margins wide on either side."
+        "A rate: the published number lies where a repeat of ours, with the paper's number of tasks, would "
+        "in 95 of 100 cases, and that range is at most two margins wide on either side."
     ),
     "contradicted": (
-        "Ours is shown to lie on the other side of zero, or the published number outside of where a repeat of "
-        "ours would (a plotted curve, whose noise is unknown: further off than the margin)."
+        "Ours is shown to lie on the other side of zero, or the published number outside of where a repeat "
+        "of ours would (a plotted curve, whose noise is unknown: further off than the margin)."
     ),
     "inconclusive": "None of these is shown.",
     "too few trainings": "Fewer than five trainings: a number, and no verdict.",
     "not run": (
-        "Another size, desktop, model, recipe, training, task set or step limit than the claim's, or not measured."
+        "Another size, desktop, model, recipe, training, task set or step limit than the claim's, or not "
+        "measured."
     ),
 }
 """Verdict -> when it is given, strongest first."""

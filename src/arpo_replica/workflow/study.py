@@ -351,6 +351,10 @@ class Study:
                 f"<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl"
                 for arm, seed, stage in trainings_of(self.config, target)
             ],
+            "reports": [
+                f"<results>/models/{arm}/seed_{seed}/stage_{stage}/stage_report.json"
+                for arm, seed, stage in trainings_of(self.config, target)
+            ],
             "throughput": ["<results>/throughput.json"] if target.throughput else [],
         }
         return {kind: paths for kind, paths in files.items() if paths}
