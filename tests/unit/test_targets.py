@@ -123,4 +123,4 @@ def test_a_target_needs_no_more_than_its_own(study: Study) -> None:
     assert episodes_of(study.config, figure_3) == []
     assert {arm for arm, _, _ in trainings_of(study.config, figure_3)} == {"grpo", "arpo"}
     assert {split for _, _, _, split, _ in episodes_of(study.config, table_1)} == {"test_out"}
-    assert trainings_of(study.config, table_1) == []
+    assert trainings_of(study.config, table_1) == [("grpo", 0, "train_32"), ("arpo", 0, "train_32")]

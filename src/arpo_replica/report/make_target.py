@@ -40,10 +40,10 @@ class TargetFiles:
 
     indexes: Sequence[Path] = ()
     metrics: Sequence[Path] = ()
-    reports: Sequence[Path] = ()
-    """What the stages that these trainings are had to show."""
     throughput: Path | None = None
     claims: Path = field(default_factory=lambda: find("data/paper/claims.yaml"))
+    reports: Sequence[Path] = ()
+    """What the stages of these trainings had to show."""
 
     def all(self) -> list[Path]:
         """Every file, the paper's included."""
