@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw
 from scipy import stats
 
 from arpo_replica.config.load import parse_config
+from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig, merge
-from arpo_replica.desktop.fidelity import desktop_mark
 from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare_claims
 from arpo_replica.evaluation.provenance import write_provenance
@@ -219,7 +219,8 @@ def make_paper_study(
         summarise_study(config, scores, metrics, manifests, results / "summary.json", reports=reports)
     paper = ROOT / "data/paper"
     compare_claims(config, results / "summary.json", paper / "claims.yaml", results / "claims.json")
-    write_provenance(config, results / "provenance.json", manifests)
+    resolved = [resolve(config, split) for split in config.tasks.splits]
+    write_provenance(config, results / "provenance.json", manifests=manifests, splits=resolved)
     return study
 
 

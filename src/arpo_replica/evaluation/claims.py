@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.comparison import (
     MANY,
@@ -94,7 +93,7 @@ def compare(
     for entry in contradictions:
         entry.value = None if entry.key is None else lookup(resolved, entry.key)
     recipes = claims_yaml.with_name("hyperparameters.yaml")
-    facts = Facts.model_validate(yaml.safe_load(recipes.read_text("utf-8"))) if recipes.is_file() else None
+    facts = Facts.model_validate(load_yaml(recipes.read_text("utf-8"))) if recipes.is_file() else None
     numbers = {claim.id: [published[name] for name in claim.published] for claim in claims}
     lists = claims_yaml.parents[1] / "splits"
     findings = {

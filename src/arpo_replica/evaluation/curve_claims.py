@@ -10,8 +10,8 @@ import json
 import statistics
 from pathlib import Path
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.errors import UserError
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.comparison import Estimate
 from arpo_replica.evaluation.findings import NO_NOISE, Finding, not_run, too_few

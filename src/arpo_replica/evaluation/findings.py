@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.files import file_sha256
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.comparison import Estimate
 from arpo_replica.evaluation.published import Claim, Measure
 from arpo_replica.evaluation.records import Interval, Summary, Verdict
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
-from arpo_replica.manifest import file_sha256
 from arpo_replica.training.parity import Facts, actual
 
 NO_NOISE = "no noise was seen, which is not the same as no noise."

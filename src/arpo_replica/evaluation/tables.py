@@ -16,6 +16,7 @@ from typing import Any, get_args
 import pandas as pd
 from pydantic import BaseModel
 
+from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation.records import (
     ClaimResult,
     Claims,
@@ -50,7 +51,6 @@ from arpo_replica.evaluation.records import (
     ThroughputRow,
 )
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.rollout.records import write_atomically
 
 
 @dataclass(frozen=True)
