@@ -17,7 +17,7 @@ from arpo_replica.base.checkout import require_clean
 from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.evaluation.records import Interval
-from arpo_replica.evaluation.statistics import newcombe, wilson
+from arpo_replica.evaluation.statistics import wilson
 from arpo_replica.report.archive import files_of
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
 from arpo_replica.report.publish import publish_report
@@ -247,11 +247,9 @@ def interval(successes: int, trials: int) -> Interval:
 
 
 def test_difference_of_studies_is_newcombes_for_simple_runs() -> None:
-    expected = newcombe(56, 70, 48, 80)
     value, low, high = difference(interval(56, 70), interval(48, 80))
     # Newcombe 1998, table II, example a, method 10: 0.2000, 0.0524 to 0.3339.
     assert (round(value, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_compare_two_studies(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
