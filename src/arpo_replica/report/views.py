@@ -87,7 +87,7 @@ VERDICT_WORDS: dict[Verdict, str] = {
         "Ours is shown to lie on the other side of zero, or the published number outside of where a repeat "
         "of ours would (a plotted curve, whose noise is unknown: further off than the margin)."
     ),
-    "inconclusive": "None of these is shown.",
+    "inconclusive": "Nothing of this is shown.",
     "too few trainings": "Fewer than five trainings: a number, and no verdict.",
     "not run": (
         "Another size, desktop, model, recipe, training, task set or step limit than the claim's, or not "
