@@ -1,21 +1,20 @@
 """Selection of tasks by what the untrained policy does on them (ARPO: at least one success of 16)."""
 
-from types import SimpleNamespace
+import json
 
 import pytest
 from pydantic import ValidationError
 
 from arpo_replica.config.tasks import SelectedTasksConfig, TasksConfig
-from arpo_replica.rollout.select import Tried, count, selected_split
+from arpo_replica.rollout.records import write_index
+from arpo_replica.rollout.select import Tried, count, read_indexes, selected_split
 from arpo_replica.tasks.splits import Split
 
 
 def episodes(**scores):
     """Records of tasks ``m/{name}`` with these hard scores; None is an environment failure."""
     return [
-        SimpleNamespace(domain="m", task_id=name, hard_score=score)
-        for name, row in scores.items()
-        for score in row
+        {"domain": "m", "task_id": name, "hard_score": score} for name, row in scores.items() for score in row
     ]
 
 
@@ -31,6 +30,16 @@ def test_bounds_keep_what_is_done_sometimes():
     assert made["tried"]["m/once"] == {"successes": 1, "failures": 3, "lost": 0}
     assert made["notes"] == []
     Split.model_validate(made)
+
+
+def test_successes_are_read_from_the_indexes_that_rollouts_write(tmp_path):
+    for trial, score in enumerate((1.0, 0.0, None)):
+        (record,) = episodes(once=[score])
+        (tmp_path / f"trial_{trial}" / "m.once").mkdir(parents=True)
+        (tmp_path / f"trial_{trial}" / "m.once" / "episode.json").write_text(json.dumps(record))
+        write_index(tmp_path / f"trial_{trial}")
+    tried = count(read_indexes(tmp_path / f"trial_{trial}" for trial in range(3)), 0.5)
+    assert tried == {("m", "once"): Tried(successes=1, failures=1, lost=1)}
 
 
 def test_the_papers_rule_is_the_default():

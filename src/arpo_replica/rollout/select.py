@@ -7,7 +7,7 @@ comes of it says what every task scored, so a reader can choose otherwise and se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.tasks import SelectedTasksConfig
 from arpo_replica.policy.manifest import read_manifest
-from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import collect_rollouts, sampled_as_in_training
 from arpo_replica.tasks.splits import ResolvedSplit
 
@@ -48,8 +47,7 @@ def select_tasks(
     settings = config.tasks.selected[name]
     roots = [out.with_suffix("") / settings.source / f"trial_{trial}" for trial in range(settings.rollouts)]
     collect_rollouts(sampled_as_in_training(config), manifest=manifest, splits=[source], roots=roots)
-    lines = [line for root in roots for line in (root / "episodes.jsonl").read_text().splitlines()]
-    tried = count(map(EpisodeRecord.model_validate_json, lines), config.evaluation.success_above)
+    tried = count(read_indexes(roots), config.evaluation.success_above)
     document = selected_split(name, settings, tried, read_manifest(manifest).sha256)
     kept = sum(map(len, document["tasks"].values()))
     if kept < config.training.tasks_per_step:
@@ -61,14 +59,21 @@ def select_tasks(
     return kept, len(tried)
 
 
-def count(records: Iterable[EpisodeRecord], success_above: float) -> dict[tuple[str, str], Tried]:
+def read_indexes(roots: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The summaries of all episodes below folders whose index was just written."""
+    for root in roots:
+        # Not splitlines(): an instruction may hold U+2028, which is no end of a line of JSON.
+        yield from map(json.loads, filter(None, (root / "episodes.jsonl").read_text("utf-8").split("\n")))
+
+
+def count(records: Iterable[Mapping[str, Any]], success_above: float) -> dict[tuple[str, str], Tried]:
     """(domain, id) -> what became of its episodes, hard protocol, in the order of the records."""
     tried: dict[tuple[str, str], Tried] = {}
     for record in records:
-        task = tried.setdefault((record.domain, record.task_id), Tried())
-        if record.hard_score is None:
+        task = tried.setdefault((record["domain"], record["task_id"]), Tried())
+        if record["hard_score"] is None:
             task.lost += 1
-        elif record.hard_score > success_above:
+        elif record["hard_score"] > success_above:
             task.successes += 1
         else:
             task.failures += 1
