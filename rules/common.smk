@@ -6,7 +6,7 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.resources import Asked, check_jobs
 from arpo_replica.config.load import joined_variant
-from arpo_replica.providers.docker_image import image_files
+from arpo_replica.providers.desktop_image import image_files
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
 

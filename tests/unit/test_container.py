@@ -14,7 +14,7 @@ from arpo_replica.config.models import DesktopConfig
 from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
 from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
 from arpo_replica.providers.docker_engine import abandoned, owner
-from arpo_replica.providers.docker_image import FOLDER, ImageInputs, image_files
+from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, image_files
 from arpo_replica.providers.relay import relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study
@@ -143,7 +143,7 @@ def test_studies_without_containers_need_no_docker_package():
     code = (
         "import sys; sys.modules['docker'] = None\n"
         "import arpo_replica.workflow.study\n"
-        "import arpo_replica.providers.docker_image, arpo_replica.providers.process\n"
+        "import arpo_replica.providers.desktop_image, arpo_replica.providers.process\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

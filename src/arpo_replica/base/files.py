@@ -65,3 +65,9 @@ def flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """What studies share and can be made anew: $ARPO_CACHE, or a folder in the user's own."""
+    chosen = os.environ.get("ARPO_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "arpo-replica"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,8 +15,17 @@ BUILT_IMAGE = "arpo-desktop:latest"
 class ContainerConfig(Section):
     """Desktops in containers of our Debian image (`provider: container`)."""
 
+    engine: Literal["auto", "docker", "bwrap"] = "auto"
+    """What runs them: a Docker daemon, or bubblewrap as an ordinary user, without Docker, KVM or root.
+    `auto`: the daemon if one answers, else bubblewrap."""
     image: str = BUILT_IMAGE
-    """Image of the desktops. The default one is built by the workflow (rule `build_desktop_image`)."""
+    """Image of the desktops: of the daemon, or for bubblewrap the path of a squashfs file. The default one
+    is built by the workflow (rule `build_desktop_image`)."""
+    image_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """What the squashfs file must be, where it was brought from elsewhere."""
+    scratch: Path = Path("/tmp")  # noqa: S108
+    """bubblewrap: folder of this machine to which the image is unpacked, once per user, where squashfuse
+    cannot mount it; about 2 GB."""
     apps: Literal["core", "full"] = "full"
     """What is in the image that is built: `full`, or `core`, without Thunderbird and some tools."""
     cpus: float = Field(default=2.0, gt=0)

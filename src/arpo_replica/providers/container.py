@@ -10,17 +10,20 @@ import enum
 import functools
 import json
 import logging
+import re
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arpo_replica.actions.types import Action
-from arpo_replica.base.errors import DesktopError
-from arpo_replica.config.container import BUILT_IMAGE
+from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.config.container import BUILT_IMAGE, ContainerConfig
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.providers.bwrap_engine import BwrapEngine
 from arpo_replica.providers.container_launch import Kind, RunningContainer, launch_container
+from arpo_replica.providers.desktop_image import make_engine
 from arpo_replica.providers.docker_engine import Engine
 from arpo_replica.providers.guest_desktop import GuestDesktop, pack_assets
 from arpo_replica.providers.relay import relay
@@ -37,6 +40,8 @@ WITH_WINDOW = (
     "code", "eog", "evince", "gedit", "gimp", "gnome-terminal", "google-chrome", "libreoffice", "nautilus",
     "soffice", "thunderbird", "vlc",
 )  # fmt: skip
+FILE_COMMANDS = {"cat", "chmod", "cp", "ls", "mkdir", "mv", "rm", "rmdir", "tee", "touch"}
+"""What the stand-in for sudo can do on the user's own files (``bwrap_engine.SUDO``)."""
 WINDOW_S = 30.0
 CALM_S = 8.0
 """Longest wait for a desktop to come to rest after a set-up: a video or an animation never does."""
@@ -62,6 +67,29 @@ def needs_sudo(task: Task) -> bool:
     """True if the task file speaks of sudo or of the user's password anywhere."""
     text = json.dumps(task.raw or {"instruction": task.instruction, "config": task.config}).lower()
     return any(word in text for word in ("sudo", "{client_password}", "password is 'password'", "pkexec"))
+
+
+def needs_root(task: Task) -> bool:
+    """True if the task wants more of sudo than to work on the user's own files: packages, users, another's
+    files."""
+    text = json.dumps(task.raw or {"instruction": task.instruction, "config": task.config})
+    commands = re.findall(r"\bsudo(?: -\S+)* (\w+)", text)
+    return needs_sudo(task) and not (commands and set(commands) <= FILE_COMMANDS)
+
+
+def refuse_for_bubblewrap(tasks: Iterable[Task], own: ContainerConfig) -> None:
+    """Refuse tasks that no desktop without Docker could solve. Raises ``UserError``."""
+    for task in tasks:
+        lacks = []
+        if own.sudo == "task" and needs_root(task):
+            lacks.append("a sudo that is root's")
+        if own.network == "task" and task.needs_network:
+            lacks.append("a network")
+        if lacks:
+            raise UserError(
+                f"Task {task.domain}/{task.id} wants {' and '.join(lacks)}, which desktops by bubblewrap do "
+                "not have: start a Docker daemon, or leave the task out of the split."
+            )
 
 
 def opens_window(task: Task) -> bool:
@@ -192,7 +220,6 @@ class ContainerProvider:
         """``assets``: as of ``ProcessProvider``."""
         self._config = config
         self._folders = assets
-        self._engine = Engine()
         self._desktops = set[ContainerDesktop]()
         self._spares = list[asyncio.Task[RunningContainer]]()
         self._reaped: asyncio.Task[list[str]] | None = None
@@ -206,6 +233,10 @@ class ContainerProvider:
         if self._config.container.image != BUILT_IMAGE:
             self._engine.image(self._config.container.image)
         pack_assets(self._folders)
+
+    @functools.cached_property
+    def _engine(self) -> Engine | BwrapEngine:
+        return make_engine(self._config.container)
 
     @functools.cached_property
     def _assets(self) -> dict[str, bytes]:
@@ -270,7 +301,7 @@ class ContainerProvider:
             "provider": self._config.provider,
             "mark": "OSWorld-compatible, container desktop",
             "isolation": "container",
-            "docker": self._engine.version(),
+            **self._engine.describe(),
             "image": image["id"],
             "image_inputs": image["labels"].get("arpo.inputs", ""),
             "screen": list(self._config.screen),

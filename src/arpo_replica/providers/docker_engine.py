@@ -82,6 +82,15 @@ def _no_image(name: str) -> UserError:
     )
 
 
+def answers() -> bool:
+    """True if a daemon does."""
+    try:
+        Engine().check()
+    except UserError:
+        return False
+    return True
+
+
 class Engine:
     """A connection to the daemon that ``DOCKER_HOST`` names (or the system's)."""
 
@@ -113,6 +122,10 @@ class Engine:
     def version(self) -> str:
         """Version of the daemon."""
         return str(self._client.version()["Version"])
+
+    def describe(self) -> dict[str, Any]:
+        """What records say of the engine."""
+        return {"engine": "docker", "docker": self.version()}
 
     def read(self, image: str, path: str) -> bytes:
         """A file of an image."""

@@ -21,6 +21,8 @@ from arpo_replica.models.nano.model import check_nano
 from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.token_budget import check_context
+from arpo_replica.providers.container import refuse_for_bubblewrap
+from arpo_replica.providers.desktop_image import chosen_engine
 from arpo_replica.providers.make import make_provider
 from arpo_replica.suites.evaluate import check_provider
 from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
@@ -79,6 +81,7 @@ class Study:
             if self.config.report.published:
                 needed.append(lambda: require_clean(ROOT))  # before days of work that nobody may publish
             needed.append(lambda: make_provider(self.config.desktop).check())
+            needed.append(self.check_engine)
             if policy.endpoint is not None:
                 url = policy.endpoint
                 needed.append(lambda: check_endpoint(url, policy.served_model, policy.api_key_variable))
@@ -90,6 +93,13 @@ class Study:
         return all(
             Path(index.replace("<results>", f"results/{self.name}")).is_file() for index in self.all_indexes()
         )
+
+    def check_engine(self) -> None:
+        """Refuse tasks that container desktops without Docker could not solve. Raises ``UserError``."""
+        desktop = self.config.desktop
+        if desktop.provider == "container" and chosen_engine(desktop.container) == "bwrap":
+            for split in sorted({*self.config.training_splits, *self.config.evaluation.splits}):
+                refuse_for_bubblewrap(planned_tasks(self.config, split) or [], desktop.container)
 
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""

@@ -8,7 +8,6 @@ appears only when it is complete. Workers, which handle what a policy wrote, can
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,17 +16,15 @@ from typing import Any
 import aiohttp
 
 from arpo_replica.base.errors import DesktopError
+from arpo_replica.base.files import cache_folder
 
-CACHE_VARIABLE = "ARPO_CACHE"
 ATTEMPTS = 3
 LIMITS = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 
 
 def default_cache() -> Path:
-    """Where downloads are kept: below $ARPO_CACHE, or below the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    base = Path(chosen) if chosen else Path.home() / ".cache" / "arpo-replica"
-    return (base / "osworld").resolve()
+    """Where downloads are kept."""
+    return (cache_folder() / "osworld").resolve()
 
 
 def urls_of(task: dict[str, Any]) -> set[str]:

@@ -1,0 +1,424 @@
+"""Container desktops without Docker, KVM or root: bubblewrap on one root file system.
+
+Answers the calls that ``docker_engine.Engine`` answers, so the provider and its launcher know no difference.
+The root file system is one squashfs (rule ``build_desktop_image``), mounted by squashfuse or unpacked once
+per machine. What stands in for control groups: a limit on processes, counted inside the sandbox's own user
+namespace; the guest's watch over memory; sizes of the memory file systems; and a filter of system calls.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.files import file_sha256
+from arpo_replica.base.locks import locked
+from arpo_replica.desktop.sandbox import USER_ID, DataFiles, unprivileged, unprivileged_id
+from arpo_replica.providers.docker_engine import ContainerSpec
+
+PROGRAMS = {"bwrap": "bubblewrap", "prlimit": "util-linux", "choom": "util-linux"}
+"""Program -> Debian's package."""
+START_S = 20.0
+STOP_S = 10.0
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/home/user",
+    "LANG": "C.UTF-8",
+    "PYTHONPATH": "/opt/desktop",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+# System calls by number on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl of Linux).
+REFUSED = {
+    "ptrace": 101, "syslog": 103, "personality": 135, "pivot_root": 155, "acct": 163, "mount": 165,
+    "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169, "init_module": 175, "delete_module": 176,
+    "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open":
+    298, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp":
+    312, "finit_module": 313, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425,
+    "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
+    "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
+}  # fmt: skip
+ABSENT = {"memfd_create": 319, "clone3": 435}
+"""Answered "no such call": programs then use /dev/shm, which has a size, and clone, whose flags can be
+looked at."""
+CLONE = 56
+NEW_NAMESPACES = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
+SUDO = b"""#!/bin/sh
+# No second user can be had here: what sudo runs stays the same user's (files of the home folder, no
+# packages).
+while [ $# -gt 0 ]; do
+    case $1 in
+    -u | -p | -g) shift 2 ;;
+    --) shift && break ;;
+    -*) shift ;;
+    *=*) export "$1" && shift ;;
+    *) break ;;
+    esac
+done
+exec "$@"
+"""
+X86_64 = 0xC000003E
+X32 = 0x40000000
+
+
+def call_filter() -> bytes:
+    """A program for the kernel's seccomp (classic BPF) as ``bwrap --seccomp`` takes it.
+
+    Refuses what a desktop never needs and an attack on the kernel starts with.
+    """
+    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, refuse, absent = 0x7FFF0000, 0x00050001, 0x00050026  # RET_ALLOW; RET_ERRNO with EPERM, ENOSYS
+
+    def line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+        return struct.pack("<HBBI", code, if_true, if_false, value)
+
+    program = [line(load, 4), line(equal, X86_64, 1, 0), line(answer, refuse)]
+    # The 32-bit twins of the calls have other numbers: none of them.
+    program += [line(load, 0), line(at_least, X32, 0, 1), line(answer, refuse)]
+    for numbers, verdict in ((REFUSED, refuse), (ABSENT, absent)):
+        for number in numbers.values():
+            program += [line(equal, number, 0, 1), line(answer, verdict)]
+    program += [
+        line(equal, CLONE, 0, 3),
+        line(load, 16),
+        line(any_bit, NEW_NAMESPACES, 0, 1),
+        line(answer, refuse),
+    ]
+    return b"".join([*program, line(answer, allow)])
+
+
+class RootFileSystem:
+    """The image's files as a folder of this machine, for as long as this process lives.
+
+    squashfuse mounts it where the machine can do that; else it is unpacked, once for all processes of this
+    user, to ``scratch``.
+    """
+
+    def __init__(self, image: Path, scratch: Path) -> None:
+        self.image = image
+        self._scratch = scratch
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self.way = ""
+        """``squashfuse`` or ``unpacked``, once it is there."""
+
+    def folder(self) -> Path:
+        """The root. Blocks: a second by squashfuse, ten to unpack. Raises ``UserError``."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = self._mount() if can_mount() else self._unpack()
+            return self._folder
+
+    def _mount(self) -> Path:
+        place = Path(tempfile.mkdtemp(prefix="arpo-root-"))
+        place.chmod(0o755)
+        options = ["-o", "allow_other"] if os.geteuid() == 0 else []
+        # It must end when we do, however that comes: the shell waits for its input, which closes with this
+        # process. On SIGTERM squashfuse unmounts; a SIGKILL would leave a dead mount.
+        script = 'squashfuse -f "$@" & mounted=$!; read -r _; kill $mounted; wait $mounted; rmdir "$0"'
+        keeper = subprocess.Popen(
+            ["sh", "-c", script, str(place), *options, str(self.image), str(place)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_S
+        while not (place / "usr").is_dir():
+            if time.monotonic() > deadline or keeper.poll() is not None:
+                _stop(keeper)
+                return self._unpack()
+            time.sleep(0.02)
+        atexit.register(_stop, keeper)
+        self.way = "squashfuse"
+        return place
+
+    def _unpack(self) -> Path:
+        if shutil.which("unsquashfs") is None:
+            raise UserError(
+                f"{self.image} can be neither mounted (squashfuse, /dev/fuse) nor unpacked: "
+                "apt-get install squashfuse squashfs-tools."
+            )
+        name = hashlib.sha256(f"{self.image.resolve()} {self.image.stat().st_mtime_ns}".encode()).hexdigest()[
+            :16
+        ]
+        shelf = self._scratch / f"arpo-desktop-{os.geteuid()}"
+        shelf.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if shelf.stat().st_uid != os.geteuid():
+            raise UserError(
+                f"{shelf} belongs to another user; set desktop.container.scratch to a folder of yours."
+            )
+        done = shelf / name
+        with locked(shelf / f"{name}.lock", "unpacks the desktop image"):
+            if not done.is_dir():
+                part = shelf / f"{name}.part"
+                shutil.rmtree(part, ignore_errors=True)
+                command = [
+                    "unsquashfs",
+                    "-no-xattrs",
+                    "-no-progress",
+                    "-quiet",
+                    "-d",
+                    str(part),
+                    str(self.image),
+                ]
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                if result.returncode != 0:
+                    shutil.rmtree(part, ignore_errors=True)
+                    words = (result.stderr.strip().splitlines() or ["unsquashfs failed"])[-1][:200]
+                    raise UserError(
+                        f"{self.image} cannot be unpacked to {shelf} (desktop.container.scratch): {words}."
+                    )
+                part.rename(done)
+        self.way = "unpacked"
+        return done
+
+
+def can_mount() -> bool:
+    """True where squashfuse can mount for this user."""
+    return shutil.which("squashfuse") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def _stop(keeper: subprocess.Popen[bytes]) -> None:
+    assert keeper.stdin is not None
+    keeper.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        keeper.wait(STOP_S)
+
+
+@dataclass
+class _Sandbox:
+    process: subprocess.Popen[bytes]
+    first: int
+    """pidfd of its first process: with that one the kernel ends all others."""
+
+
+class BwrapEngine:
+    """The same calls as ``docker_engine.Engine``; every one blocks: use them in threads."""
+
+    def __init__(self, image: Path, scratch: Path, sha256: str | None = None) -> None:
+        """``sha256``: what the image must be; None: not looked at."""
+        self._image = image
+        self._sha256 = sha256
+        self._root = RootFileSystem(image, scratch)
+        self._sandboxes: dict[str, _Sandbox] = {}
+        self._lock = threading.Lock()
+        self._number = itertools.count()
+
+    def check(self) -> None:
+        """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
+        missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
+        if missing:
+            raise UserError(
+                f"Desktops by bubblewrap need {', '.join(sorted(missing))}: apt-get install them."
+            )
+        problem = why_no_sandbox()
+        if problem:
+            raise UserError(problem)
+
+    def image(self, name: str) -> dict[str, Any]:
+        """``{id, tags, labels}`` of the image. Raises ``UserError`` if its file is not there."""
+        if not self._image.is_file():
+            raise UserError(
+                f"There is no desktop image {self._image}; build it (snakemake build_desktop_image) or "
+                "correct desktop.container.image."
+            )
+        if self._sha256 is not None and self._sha256 != (found := file_sha256(self._image)):
+            raise UserError(f"{self._image} has sha256 {found}, not that of desktop.container.image_sha256.")
+        record = record_of(self._image)
+        about = json.loads(record.read_bytes()) if record.is_file() else {}
+        return {
+            "id": about.get("sha256", ""),
+            "tags": [],
+            "labels": {"arpo.inputs": about.get("inputs_sha256", "")},
+        }
+
+    def version(self) -> str:
+        """Version of bubblewrap."""
+        done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False)
+        return done.stdout.strip().removeprefix("bubblewrap ")
+
+    def describe(self) -> dict[str, Any]:
+        """What records say of the engine."""
+        return {"engine": "bwrap", "bubblewrap": self.version(), "root": self._root.way, "sudo": "stand-in"}
+
+    def read(self, image: str, path: str) -> bytes:
+        """A file of the image."""
+        return (self._root.folder() / path.lstrip("/")).read_bytes()
+
+    def run(self, spec: ContainerSpec) -> None:
+        """Start a desktop. Raises ``DesktopError``."""
+        reader, writer = os.pipe()
+        data = DataFiles()
+        number = next(self._number)
+        user = unprivileged_id(number)
+        try:
+            if user is not None:  # what the owner alone may enter is to be mounted by that user
+                os.chown(spec.control.parent, user, user)
+            command = [
+                *unprivileged(number),
+                *("choom", "-n", "800", "--"),
+                *sandbox_command(self._root.folder(), spec, data, writer),
+            ]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[writer, *data.fds],
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            os.close(reader)
+            raise DesktopError(f"the sandbox did not start: {error}") from error
+        finally:
+            os.close(writer)
+            data.close()
+        text = b""
+        while b"}" not in text and (piece := os.read(reader, 4096)):
+            text += piece
+        os.close(reader)
+        try:
+            first = os.pidfd_open(json.loads(text)["child-pid"])
+        except (OSError, ValueError, KeyError) as error:
+            process.kill()
+            said = process.communicate()[1].decode(errors="replace").strip()[-300:]
+            raise DesktopError(f"the sandbox did not start: {said or error!r}") from error
+        with self._lock:
+            self._sandboxes[spec.name] = _Sandbox(process, first)
+
+    def running(self, name: str) -> bool:
+        """True if the desktop runs."""
+        with self._lock:
+            found = self._sandboxes.get(name)
+        return found is not None and found.process.poll() is None
+
+    def remove(self, name: str) -> None:
+        """Kill a desktop and wait until it is gone; none of that name is fine. Raises ``DesktopError``."""
+        with self._lock:
+            found = self._sandboxes.pop(name, None)
+        if found is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(found.first, signal.SIGKILL)
+        try:
+            found.process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            raise DesktopError(f"the sandbox {name} does not end") from None
+        finally:
+            os.close(found.first)
+
+    def owned(self) -> list[str]:
+        """Names of the desktops of this process that run."""
+        with self._lock:
+            names = list(self._sandboxes)
+        return [name for name in names if self.running(name)]
+
+    def reap(self) -> list[str]:
+        """Nothing to do: a desktop ends by itself when the connection to its owner closes."""
+        return []
+
+
+def record_of(image: Path) -> Path:
+    """The file beside an image that says what it holds and what it was built from."""
+    return image.with_suffix(".json")
+
+
+def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
+    """bubblewrap's command line for one desktop. Its first process is the guest, which then limits the
+    rest."""
+    args = ["bwrap", "--seccomp", data.add(call_filter())]
+    if info_fd >= 0:
+        args += ["--info-fd", str(info_fd)]
+    # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread
+    # that started the sandbox; the guest ends when the connection to its owner closes.
+    args += ["--unshare-user", "--unshare-all", "--disable-userns", "--as-pid-1", "--new-session"]
+    args += [
+        "--hostname",
+        "desktop",
+        "--uid",
+        str(USER_ID),
+        "--gid",
+        str(USER_ID),
+        "--clearenv",
+        "--cap-drop",
+        "ALL",
+    ]
+    args += ["--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
+    args += ["--size", str(1 << 20), "--tmpfs", "/sys"]
+    args += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
+    args += ["--perms", "1777", "--size", str(spec.shared_mb << 20), "--tmpfs", "/dev/shm"]  # noqa: S108
+    # A memory file system of our own: a read-only root has no place for further mounts.
+    args += ["--size", str(1 << 20), "--tmpfs", "/run", "--dir", "/run/user"]
+    args += ["--ro-bind", str(spec.control), "/run/arpo"]
+    for place, options in spec.tmpfs.items():
+        named = dict(option.partition("=")[::2] for option in options.split(","))
+        size = int(named["size"].rstrip("m")) << 20
+        args += ["--perms", named["mode"].zfill(4), "--size", str(size), "--tmpfs", place]
+    for file, place in spec.files.items():
+        args += ["--ro-bind", str(file), place]
+    if spec.sudo:
+        args += ["--perms", "0755", "--ro-bind-data", data.add(SUDO), "/usr/bin/sudo"]
+    args += ["--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/sys"]
+    for key, value in ENVIRONMENT.items():
+        args += ["--setenv", key, value]
+    guest = ["prlimit", f"--nproc={spec.processes}", "--core=0", "--", "/usr/bin/python3", "-m", "guest"]
+    return [*args, "--chdir", ENVIRONMENT["HOME"], "--", *guest]
+
+
+def why_no_sandbox() -> str:
+    """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
+    nothing.
+
+    Runs what a desktop needs of it, on this machine's own files.
+    """
+    flags = "--unshare-user --unshare-all --disable-userns --as-pid-1 --new-session --clearenv --cap-drop ALL"
+    mounts = "--ro-bind / / --proc /proc --dev /dev --perms 0700 --size 1048576 --tmpfs /tmp"
+    command = [*unprivileged(0), "bwrap", *flags.split(), *mounts.split(), "--", "/usr/bin/env", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    return f"bubblewrap cannot make a desktop here ({said[:160]}): {_fix(said, _sysctl)}."
+
+
+def _fix(said: str, sysctl: Callable[[str], str]) -> str:
+    """The cause's remedy, by what bubblewrap said and the kernel's settings."""
+    for name in ("user/max_user_namespaces", "user/max_net_namespaces"):
+        if sysctl(name) == "0":
+            return f"the administrator must raise {name.replace('/', '.')} (sysctl), which is 0"
+    if sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "sysctl kernel.unprivileged_userns_clone=1"
+    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "load AppArmor's profile bwrap-userns-restrict, or "
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    if "nknown option" in said:
+        return "bubblewrap 0.8 or newer is needed"
+    return "allow user namespaces (in a container: without its seccomp filter), or use a Docker daemon"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""

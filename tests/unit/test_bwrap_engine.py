@@ -1,0 +1,135 @@
+"""Container desktops by bubblewrap, without starting one: the filter, the command, what is refused, the engine's choice."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.container import ContainerConfig
+from arpo_replica.desktop.sandbox import DataFiles
+from arpo_replica.providers import bwrap_engine, desktop_image
+from arpo_replica.providers.bwrap_engine import BwrapEngine, RootFileSystem, call_filter, sandbox_command
+from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
+from arpo_replica.providers.docker_engine import ContainerSpec
+from arpo_replica.tasks.model import Task
+
+ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x50001, 0x50026
+
+
+def answer(number, argument=0, arch=bwrap_engine.X86_64):
+    """What the kernel would answer: a small machine for the classic BPF that the filter uses."""
+    program = [struct.unpack("<HBBI", call_filter()[i : i + 8]) for i in range(0, len(call_filter()), 8)]
+    memory = {0: number, 4: arch, 16: argument}
+    at, accumulator = 0, 0
+    while True:
+        code, if_true, if_false, value = program[at]
+        at += 1
+        if code == 0x06:
+            return value
+        if code == 0x20:
+            accumulator = memory[value]
+            continue
+        holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
+        at += if_true if holds else if_false
+
+
+def test_the_filter_refuses_what_attacks_begin_with():
+    read, fork_flags, new_user = 0, 0x1200011, 0x10000000
+    assert answer(read) == ALLOW
+    assert answer(bwrap_engine.CLONE, fork_flags) == ALLOW
+    assert answer(bwrap_engine.CLONE, fork_flags | new_user) == EPERM
+    assert {answer(number) for number in bwrap_engine.REFUSED.values()} == {EPERM}
+    assert {answer(number) for number in bwrap_engine.ABSENT.values()} == {ENOSYS}
+    assert answer(read, arch=0x40000003) == EPERM  # a program for 32-bit processors
+    assert answer(bwrap_engine.X32 | read) == EPERM
+
+
+def command(**options):
+    spec = ContainerSpec(
+        name="d", image="", label="", control=Path("/c"), tmpfs={"/tmp": "rw,mode=1777,size=8m"}, **options
+    )
+    data = DataFiles()
+    try:
+        return sandbox_command(Path("/root"), spec, data)
+    finally:
+        data.close()
+
+
+def test_the_command_closes_the_desktop_in():
+    words = command(processes=77)
+    assert {"--unshare-all", "--disable-userns", "--seccomp"} <= set(words)
+    assert words[words.index("--cap-drop") + 1] == "ALL"
+    assert "--share-net" not in words and "--die-with-parent" not in words
+    assert "--nproc=77" in words and words.index("--nproc=77") > words.index("--chdir")  # inside the namespace
+    assert words[words.index("/tmp") - 2 : words.index("/tmp")] == [str(8 << 20), "--tmpfs"]
+    assert "/usr/bin/sudo" not in words
+    assert "/usr/bin/sudo" in command(sudo=True)
+
+
+def task(**raw):
+    return Task("t1", "os", raw.get("instruction", ""), [], {}, raw, "")
+
+
+@pytest.mark.parametrize(
+    ("raw", "root"),
+    [
+        ({"config": [{"command": "echo password | sudo -S mkdir ~/Desktop/a"}]}, False),
+        ({"config": [{"command": "sudo apt install -y xdotool"}]}, True),
+        ({"instruction": "My password is 'password'."}, True),
+        ({"instruction": "Open the browser."}, False),
+    ],
+)
+def test_what_wants_root_is_known_by_its_commands(raw, root):
+    assert needs_root(task(**raw)) is root
+
+
+def test_a_task_that_cannot_be_solved_here_is_refused_by_name():
+    own = ContainerConfig()
+    refuse_for_bubblewrap([task(instruction="Open the browser.")], own)
+    with pytest.raises(UserError, match=r"os/t1 wants a sudo that is root's.* Docker daemon"):
+        refuse_for_bubblewrap([task(instruction="sudo apt install vlc")], own)
+    with pytest.raises(UserError, match="wants a network"):
+        refuse_for_bubblewrap([task(proxy=True)], own)
+    refuse_for_bubblewrap([task(proxy=True)], ContainerConfig(network="never"))
+
+
+@pytest.mark.parametrize(("daemon", "engine"), [(True, "docker"), (False, "bwrap")])
+def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
+    monkeypatch.setattr(desktop_image, "answers", lambda: daemon)
+    assert desktop_image.chosen_engine(ContainerConfig()) == engine
+    assert desktop_image.chosen_engine(ContainerConfig(engine="docker")) == "docker"
+
+
+def test_another_image_than_the_pinned_one_is_refused(tmp_path):
+    image = tmp_path / "desktop.squashfs"
+    with pytest.raises(UserError, match="no desktop image"):
+        BwrapEngine(image, tmp_path).image("")
+    image.write_bytes(b"x")
+    with pytest.raises(UserError, match="image_sha256"):
+        BwrapEngine(image, tmp_path, "0" * 64).image("")
+
+
+def test_an_image_that_cannot_be_unpacked_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(bwrap_engine, "can_mount", lambda: False)
+    image = tmp_path / "desktop.squashfs"
+    image.write_bytes(b"no squashfs")
+    if bwrap_engine.shutil.which("unsquashfs") is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"desktop\.container\.scratch|unpacked"):
+        RootFileSystem(image, tmp_path / "scratch").folder()
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "fix"),
+    [
+        ("No space left on device", {"user/max_user_namespaces": "0"}, "user.max_user_namespaces"),
+        ("No space left on device", {"user/max_net_namespaces": "0"}, "user.max_net_namespaces"),
+        ("Operation not permitted", {"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
+        ("setting up uid map", {"kernel/apparmor_restrict_unprivileged_userns": "1"}, "AppArmor"),
+        ("Unknown option --disable-userns", {}, "0.8"),
+        ("Operation not permitted", {}, "Docker daemon"),
+    ],
+)
+def test_what_stops_bubblewrap_is_named_with_its_fix(said, settings, fix):
+    assert fix in bwrap_engine._fix(said, lambda name: settings.get(name, ""))
