@@ -1,4 +1,4 @@
-"""Container desktops by bubblewrap, without starting one: the filter, the command, what is refused, the engine's choice."""
+"""Container desktops by bubblewrap, none started: the filter, the command, refusals, the choice of engine."""
 
 import struct
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.container import ContainerConfig
 from arpo_replica.desktop.sandbox import DataFiles
-from arpo_replica.providers import bwrap_engine, desktop_image
+from arpo_replica.providers import bwrap_engine, desktop_image, docker_engine
 from arpo_replica.providers.bwrap_engine import BwrapEngine, RootFileSystem, call_filter, sandbox_command
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
 from arpo_replica.providers.docker_engine import ContainerSpec
@@ -30,7 +30,9 @@ def answer(number, argument=0, arch=bwrap_engine.X86_64):
         if code == 0x20:
             accumulator = memory[value]
             continue
-        holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
+        holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[
+            code
+        ]
         at += if_true if holds else if_false
 
 
@@ -61,7 +63,9 @@ def test_the_command_closes_the_desktop_in():
     assert {"--unshare-all", "--disable-userns", "--seccomp"} <= set(words)
     assert words[words.index("--cap-drop") + 1] == "ALL"
     assert "--share-net" not in words and "--die-with-parent" not in words
-    assert "--nproc=77" in words and words.index("--nproc=77") > words.index("--chdir")  # inside the namespace
+    assert "--nproc=77" in words and words.index("--nproc=77") > words.index(
+        "--chdir"
+    )  # inside the namespace
     assert words[words.index("/tmp") - 2 : words.index("/tmp")] == [str(8 << 20), "--tmpfs"]
     assert "/usr/bin/sudo" not in words
     assert "/usr/bin/sudo" in command(sudo=True)
@@ -96,7 +100,7 @@ def test_a_task_that_cannot_be_solved_here_is_refused_by_name():
 
 @pytest.mark.parametrize(("daemon", "engine"), [(True, "docker"), (False, "bwrap")])
 def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
-    monkeypatch.setattr(desktop_image, "answers", lambda: daemon)
+    monkeypatch.setattr(docker_engine, "answers", lambda: daemon)
     assert desktop_image.chosen_engine(ContainerConfig()) == engine
     assert desktop_image.chosen_engine(ContainerConfig(engine="docker")) == "docker"
 

@@ -13,8 +13,8 @@ import yaml
 from arpo_replica.config.models import DesktopConfig
 from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
 from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
-from arpo_replica.providers.docker_engine import abandoned, owner
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, image_files
+from arpo_replica.providers.docker_engine import abandoned, owner
 from arpo_replica.providers.relay import relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study

@@ -17,15 +17,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
 from arpo_replica.base.locks import locked
 from arpo_replica.config.container import BUILT_IMAGE, ContainerConfig
-from arpo_replica.providers.bwrap_engine import BwrapEngine, record_of
-from arpo_replica.providers.docker_engine import Engine, answers
+
+# The engines are imported where they are used: studies without containers go without the package docker.
+if TYPE_CHECKING:
+    from arpo_replica.providers.bwrap_engine import BwrapEngine
+    from arpo_replica.providers.docker_engine import Engine
 
 NAME = BUILT_IMAGE.partition(":")[0]
 FOLDER = Path("envs/desktop")
@@ -86,12 +89,17 @@ def image_files() -> list[str]:
 def chosen_engine(own: ContainerConfig) -> Literal["docker", "bwrap"]:
     """``desktop.container.engine``; ``auto``: the Docker daemon if one answers here, else bubblewrap."""
     if own.engine == "auto":
+        from arpo_replica.providers.docker_engine import answers
+
         return "docker" if answers() else "bwrap"
     return own.engine
 
 
 def make_engine(own: ContainerConfig) -> Engine | BwrapEngine:
     """What runs container desktops here."""
+    from arpo_replica.providers.bwrap_engine import BwrapEngine
+    from arpo_replica.providers.docker_engine import Engine
+
     if chosen_engine(own) == "docker":
         return Engine()
     image = rootfs_path(own.apps) if own.image == BUILT_IMAGE else Path(own.image)
@@ -111,7 +119,7 @@ def build_desktop_image(record: Path, own: ContainerConfig, log: Path) -> dict[s
     engine = make_engine(own)
     engine.check()
     log.parent.mkdir(parents=True, exist_ok=True)
-    build = _build_docker if isinstance(engine, Engine) else _build_rootfs
+    build = _build_docker if "docker" in engine.describe() else _build_rootfs
     with log.open("w") as output:
         began = time.monotonic()
         facts = build(own.apps, output)
@@ -151,6 +159,8 @@ def _build_docker(apps: Apps, output: Any) -> dict[str, Any]:
 
 def _build_rootfs(apps: Apps, output: Any) -> dict[str, Any]:
     """One squashfs, by an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
+    from arpo_replica.providers.bwrap_engine import record_of
+
     inputs = ImageInputs(find(FOLDER), apps, SUITE)
     path = rootfs_path(apps)
     path.parent.mkdir(parents=True, exist_ok=True)

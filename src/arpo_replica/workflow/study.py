@@ -21,8 +21,6 @@ from arpo_replica.models.nano.model import check_nano
 from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.token_budget import check_context
-from arpo_replica.providers.container import refuse_for_bubblewrap
-from arpo_replica.providers.desktop_image import chosen_engine
 from arpo_replica.providers.make import make_provider
 from arpo_replica.suites.evaluate import check_provider
 from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
@@ -97,7 +95,12 @@ class Study:
     def check_engine(self) -> None:
         """Refuse tasks that container desktops without Docker could not solve. Raises ``UserError``."""
         desktop = self.config.desktop
-        if desktop.provider == "container" and chosen_engine(desktop.container) == "bwrap":
+        if desktop.provider != "container":
+            return  # and needs no package docker
+        from arpo_replica.providers.container import refuse_for_bubblewrap
+        from arpo_replica.providers.desktop_image import chosen_engine
+
+        if chosen_engine(desktop.container) == "bwrap":
             for split in sorted({*self.config.training_splits, *self.config.evaluation.splits}):
                 refuse_for_bubblewrap(planned_tasks(self.config, split) or [], desktop.container)
 
