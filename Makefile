@@ -8,7 +8,7 @@ CORES ?= 2
 # A Docker daemon of our own keeps its images here between runs; see envs/desktop/with_docker.sh.
 export ARPO_DOCKER_STATE ?= /var/tmp/arpo-docker
 
-.PHONY: help demo test lint type unit workflow docker slurm slow osworld-tasks setup system controller cpu gpu evaluator lock
+.PHONY: help demo test lint type unit workflow docker rootless slurm slow osworld-tasks setup system controller cpu gpu evaluator lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,12 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 	envs/desktop/with_docker.sh $(BIN)/snakemake --cores 1 --configfile configs/demo.yaml configs/desktops/container.yaml \
 		-- results/demo_container/desktop_image.json
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
+
+rootless: setup evaluator ## Container desktops without Docker, by bubblewrap: builds their image, ten minutes
+	@sh envs/debian.sh envs/desktop/apt-rootless.txt
+	$(BIN)/snakemake --cores 1 --configfile configs/demo.yaml configs/desktops/bubblewrap.yaml \
+		-- results/demo_bubblewrap/desktop_image.json
+	ARPO_REQUIRE_ROOTLESS=1 $(BIN)/python -m pytest tests/rootless
 
 slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 14 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt

@@ -41,7 +41,7 @@ mmdebstrap --quiet --mode="$mode" --variant=minbase --format=tar \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/help/*' \
     --include="$packages" --skip=output/dev \
-    --customize-hook='mkdir -p "$1/opt/build" && cp -r '"$(printf %q "$context")"'/. "$1/opt/build"' \
+    --customize-hook='mkdir -p "$1/opt/build"' --customize-hook="copy-in $(printf '%q ' "$context"/*) /opt/build" \
     --customize-hook='chroot "$1" sh /opt/build/finish.sh' \
     bookworm "$work/root.tar" - <<<"$sources"
 mksquashfs - "$out.part" -tar -comp zstd -root-mode 0755 -root-uid 0 -root-gid 0 -noappend -quiet -no-progress <"$work/root.tar"

@@ -53,7 +53,8 @@ def chromium(config: StudyConfig, machine: Machine) -> Finding:
 @check("user namespaces", is_namespaced)
 def user_namespaces(config: StudyConfig, machine: Machine) -> Finding:
     """bubblewrap needs them; containers and Ubuntu's AppArmor often forbid them."""
-    test = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    test = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc"]
+    test += ["--size", "1048576", "--tmpfs", "/tmp", "true"]  # noqa: S108 - as the sandbox does; bubblewrap >= 0.7
     answer = machine.run(*sandbox.unprivileged(0), *test)
     if answer.status == 0:
         return ok("bubblewrap makes them")

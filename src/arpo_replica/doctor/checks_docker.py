@@ -19,8 +19,10 @@ def is_container(config: StudyConfig) -> bool:
 
 def needs_docker(config: StudyConfig) -> bool:
     """True for desktops that a Docker daemon runs."""
-    vmware = config.desktop.provider == "osworld" and config.desktop.osworld.hypervisor == "vmware"
-    return config.desktop.provider in ("container", "osworld") and not vmware
+    desktop = config.desktop
+    vmware = desktop.provider == "osworld" and desktop.osworld.hypervisor == "vmware"
+    bubblewrap = desktop.provider == "container" and desktop.container.engine == "bwrap"
+    return desktop.provider in ("container", "osworld") and not vmware and not bubblewrap
 
 
 def _info(machine: Machine) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def docker_daemon(config: StudyConfig, machine: Machine) -> Finding:
     if docker.info is not None:
         return ok(f"Docker {docker.info.get('ServerVersion', '?')} at {place}")
     problem = docker.problem
+    if is_container(config) and config.desktop.container.engine == "auto":
+        return ok(f"none answers at {place}: bubblewrap runs the desktops")
     if "package 'docker'" in problem:
         return fail(problem, "python3 envs/prepare.py controller")
     if "Permission denied" in problem or "PermissionError" in problem:
@@ -42,7 +46,7 @@ def docker_daemon(config: StudyConfig, machine: Machine) -> Finding:
     if machine.which("dockerd") is None and not machine.env.get("DOCKER_HOST"):
         return fail(
             f"no Docker here ({problem})",
-            "apt-get install docker.io, or desktop.provider: process, which needs none",
+            "apt-get install docker.io, or desktop.container.engine: bwrap, which needs none",
         )
     return fail(
         f"no daemon answers at {place} ({problem})",
@@ -82,7 +86,7 @@ def docker_limits(config: StudyConfig, machine: Machine) -> Finding:
     return ok(f"memory, CPU, processes (cgroup {info.get('CgroupVersion', '1')})")
 
 
-@check("our desktop image", is_container)
+@check("our desktop image", lambda config: is_container(config) and needs_docker(config))
 def desktop_image(config: StudyConfig, machine: Machine) -> Finding:
     """Built here; nothing is published."""
     name = config.desktop.container.image

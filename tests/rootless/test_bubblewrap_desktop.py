@@ -1,0 +1,172 @@
+"""Container desktops by bubblewrap, without Docker: what they can, what they may not, and that nothing is left.
+
+``make rootless`` builds their image first (ten minutes on two cores) and demands these tests.
+"""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from arpo_replica.actions.types import Click
+from arpo_replica.base.environments import ROOT
+from arpo_replica.config import load_config
+from arpo_replica.config.models import DesktopConfig
+from arpo_replica.providers.container import ContainerProvider
+from arpo_replica.providers.desktop_image import rootfs_path
+from arpo_replica.suites.osworld.client import stop_server
+from arpo_replica.tasks.model import Task
+from arpo_replica.validation.validate import validate_tasks
+from real_tasks import EXAMPLES, at_hand
+
+pytestmark = [pytest.mark.rootless, pytest.mark.asyncio(loop_scope="module")]
+DOCKER = ROOT / "data/osworld/validation_container.json"
+APPS = os.environ.get("ARPO_ROOTLESS_APPS", "core")
+
+
+def config(**settings):
+    own = {"engine": "bwrap", "apps": APPS, "spares": 0, "processes": 300}
+    return DesktopConfig(provider="container", screen=(1920, 1080), container=own, **settings)
+
+
+def task(**raw):
+    evaluator = {"func": "miniwob_reward", "result": {"type": "miniwob_episode"}}
+    raw = {"id": "t", "instruction": "Do it.", "config": [], "evaluator": evaluator, **raw}
+    return Task("t", "test", raw["instruction"], [], evaluator, raw, "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image():
+    path = rootfs_path(APPS)
+    if not path.is_file():
+        assert not os.environ.get("ARPO_REQUIRE_ROOTLESS"), f"{path} is missing"
+        pytest.skip("the image is not built: make rootless")
+    return path
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def desktop(image):
+    desktop = await ContainerProvider(config()).start("test")
+    await desktop.reset(task())
+    yield desktop
+    await desktop.close()
+
+
+async def inside(desktop, line):
+    result = await desktop.guest.execute(line, shell=True)
+    return (result["output"] + result["error"]).strip()
+
+
+async def test_it_shows_a_desktop_and_a_click_lands(desktop):
+    picture = Image.open(io.BytesIO(await desktop.screenshot()))
+    assert picture.size == (1920, 1080)
+    assert len(picture.convert("RGB").getcolors(1 << 24)) > 50  # panels, icons: no blank screen
+    await desktop.act(Click(700, 500), "click-1")
+    place = await inside(desktop, "xdotool getmouselocation --shell")
+    assert "X=700" in place and "Y=500" in place
+
+
+async def test_it_may_not_leave(desktop):
+    assert await inside(desktop, "id -un; id -u") == "user\n1000"
+    assert await inside(desktop, "ls /sys/class/net 2>/dev/null; cat /proc/net/route | wc -l") in (
+        "lo\n1",
+        "1",
+    )
+    for place in ("/", "/etc", "/usr/bin", "/opt/desktop", "/run", "/dev"):
+        assert "Read-only" in await inside(desktop, f"touch {place}/x"), place
+    for line in ("unshare --user true", "mount -t tmpfs none /tmp", "mount -o remount,rw /"):
+        assert (await desktop.guest.execute(line, shell=True))["returncode"] != 0, line
+    assert await inside(desktop, "kill -9 1; kill -TERM 1; echo alive") == "alive"
+    memfd = "python3 -c 'import os; os.memfd_create(\"x\")'"
+    assert "Function not implemented" in await inside(desktop, memfd)
+    status = await inside(desktop, "cat /proc/self/status")
+    assert "CapBnd:\t0000000000000000" in status and "Seccomp:\t2" in status
+
+
+async def test_processes_and_files_have_limits(desktop):
+    many = await inside(
+        desktop, "n=0; while [ $n -lt 400 ]; do sleep 3 & n=$((n+1)); done 2>&1 | tail -1; true"
+    )
+    assert "fork" in many
+    big = await inside(desktop, "dd if=/dev/zero of=/tmp/big bs=1M count=4000 2>&1; rm -f /tmp/big")
+    assert "No space left" in big
+
+
+async def test_a_desktop_that_eats_memory_ends_alone(desktop):
+    greedy = await ContainerProvider(config(memory_mb=900)).start("greedy")
+    hog = "python3 -c 'import time; b=[bytearray(b\"x\"*(100<<20)) for _ in range(40)]; time.sleep(30)'"
+    eating = asyncio.ensure_future(greedy.guest.execute(hog, shell=True))
+    for _ in range(150):
+        if not greedy._running.alive:
+            break
+        await asyncio.sleep(0.1)
+    assert not greedy._running.alive
+    assert "memory" in greedy._running.last_words()
+    eating.cancel()
+    await asyncio.wait({eating})
+    await greedy.close()
+    assert await inside(desktop, "echo alive") == "alive"
+
+
+OWNER = """
+import asyncio, json, sys
+from arpo_replica.config.models import DesktopConfig
+from arpo_replica.providers.container import ContainerProvider
+async def main():
+    provider = ContainerProvider(DesktopConfig.model_validate_json(sys.argv[1]))
+    await provider.start("orphan")
+    engine = provider._engine
+    print(json.dumps([s.process.pid for s in engine._sandboxes.values()]), engine._root.folder(), flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_nothing_is_left_of_a_killed_owner(image):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, config().model_dump_json()], stdout=subprocess.PIPE, text=True
+    )
+    pids, root = (await asyncio.to_thread(owner.stdout.readline)).rsplit(" ", 1)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    deadline = time.monotonic() + 10
+    left = json.loads(pids)
+    while left and time.monotonic() < deadline:
+        left = [pid for pid in left if os.path.exists(f"/proc/{pid}")]
+        await asyncio.sleep(0.1)
+    assert left == []
+    if "arpo-root-" in root:
+        while os.path.exists(root.strip()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        assert not os.path.exists(root.strip())
+
+
+@pytest.mark.timeout(1200)
+@at_hand
+async def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
+    if not (ROOT / "envs/evaluator/.venv/prepared").is_file():
+        pytest.skip("envs/evaluator is not installed (python3 envs/prepare.py evaluator)")
+    study = load_config(ROOT / "configs" / "smoke.yaml")
+    study.tasks.root = EXAMPLES
+    study.desktop = config(count=2, start_timeout_s=120)
+    out = tmp_path / "validation.json"
+    try:
+        await asyncio.to_thread(validate_tasks, study, "provider_8", out, trials=1)
+    finally:
+        stop_server()
+    docker = {one["task"]: one for one in json.loads(DOCKER.read_text())["tasks"]}
+    here = json.loads(out.read_text())
+    assert here["desktop"]["engine"] == "bwrap"
+    assert len(here["tasks"]) == 8
+    for one in here["tasks"]:
+        for way in ("noop", "fail", "oracle"):
+            theirs = {run["score"] for run in docker[one["task"]].get(way) or []}
+            assert {run["score"] for run in one.get(way) or []} == theirs, (one["task"], way)
