@@ -1,5 +1,6 @@
 # Needs: a Docker daemon or, without one, mmdebstrap; envs/desktop and the guest's code; Debian's archive. Makes: the
-# desktop image in that daemon, or as one squashfs for all studies of this user, and a record of it. Only studies whose desktops are containers of our own image ask for it.
+# desktop image in that daemon, or as one squashfs for all studies of this user, and a record of it. Only studies
+# whose desktops are containers of our own image ask for it.
 
 
 rule build_desktop_image:

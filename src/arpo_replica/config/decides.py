@@ -76,7 +76,8 @@ DECIDES = (
     # --- desktops; the section of a provider counts only while that provider is chosen
     Row("desktop", "provider screen", TRAINING, f"{ACTING} build_nano_model", "screenshots"),
     Row("desktop", "settle_ms osworld.settle_ms wait_seconds pause_seconds", TRAINING, ACTING, "screenshots"),
-    Row("desktop", "container.image container.network container.sudo", TRAINING, ACTING, "programs"),
+    Row("desktop", "container.image* container.network container.sudo", TRAINING, ACTING, "programs"),
+    Row("desktop", "container.engine container.scratch", PLACE, "", "launcher"),
     Row("desktop", "container.apps", TRAINING, f"{ACTING} build_desktop_image", "programs"),
     Row("desktop", "osworld.*", TRAINING, ACTING, "machine"),
     Row("desktop", "osworld.vm", PLACE, "", "path"),

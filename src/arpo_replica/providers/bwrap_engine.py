@@ -237,8 +237,8 @@ class BwrapEngine:
         """``{id, tags, labels}`` of the image. Raises ``UserError`` if its file is not there."""
         if not self._image.is_file():
             raise UserError(
-                f"There is no desktop image {self._image}; build it (snakemake build_desktop_image) or "
-                "correct desktop.container.image."
+                f"There is no desktop image {self._image}; build it "
+                "(snakemake --forcerun build_desktop_image) or correct desktop.container.image."
             )
         if self._sha256 is not None and self._sha256 != (found := file_sha256(self._image)):
             raise UserError(f"{self._image} has sha256 {found}, not that of desktop.container.image_sha256.")
