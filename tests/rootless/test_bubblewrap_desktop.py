@@ -23,6 +23,7 @@ from arpo_replica.config.models import DesktopConfig
 from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.providers.desktop_image import rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
+from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task
 from arpo_replica.validation.validate import validate_tasks
 from real_tasks import EXAMPLES, at_hand
@@ -157,7 +158,7 @@ async def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
     study.desktop = config(count=2, start_timeout_s=120)
     out = tmp_path / "validation.json"
     try:
-        await asyncio.to_thread(validate_tasks, study, "provider_8", out, trials=1)
+        await asyncio.to_thread(validate_tasks, study, resolve(study, "provider_8"), out, trials=1)
     finally:
         stop_server()
     docker = {one["task"]: one for one in json.loads(DOCKER.read_text())["tasks"]}
