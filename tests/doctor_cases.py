@@ -36,6 +36,7 @@ NODE = {
     ]
 }
 CONTAINER = {"desktop.provider": "container"}
+BY_DOCKER = CONTAINER | {"desktop.container": {"engine": "docker"}}
 OSWORLD = {"desktop.provider": "osworld", "desktop.osworld": {"vm": "/vm/Ubuntu.qcow2"}}
 VMWARE = {
     "desktop.provider": "osworld",
@@ -223,8 +224,8 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("ports", FAIL, OSWORLD, {"closed": ("/tmp/docker_port_allocation.lck",)}, "another user"),
     ("ports", WARN, {}, {"files": {"/proc/sys/net/ipv4/ip_local_port_range": "1 50"}}, "sysctl"),
     ("docker_daemon", OK, CONTAINER, {}, "20.10"),
-    ("docker_daemon", FAIL, CONTAINER, {"docker": Docker("Permission denied")}, "usermod"),
-    ("docker_daemon", FAIL, CONTAINER, {"docker": Docker("refused")}, "systemctl start docker"),
+    ("docker_daemon", FAIL, BY_DOCKER, {"docker": Docker("Permission denied")}, "usermod"),
+    ("docker_daemon", FAIL, BY_DOCKER, {"docker": Docker("refused")}, "systemctl start docker"),
     (
         "docker_daemon",
         FAIL,
@@ -235,10 +236,11 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     (
         "docker_daemon",
         FAIL,
-        CONTAINER,
+        BY_DOCKER,
         {"docker": Docker("the Python package 'docker' is missing")},
         "prepare",
     ),
+    ("docker_daemon", OK, CONTAINER, {"docker": Docker("refused")}, "bubblewrap runs"),
     ("docker_storage", OK, CONTAINER, {}, "overlay2"),
     ("docker_storage", FAIL, CONTAINER, {"docker": Docker(info=INFO | {"Driver": "vfs"})}, "overlay2"),
     ("docker_storage", WARN, CONTAINER, {"free": {"/var/lib/docker": (GIB, GIB)}}, "prune"),
