@@ -44,5 +44,5 @@ mmdebstrap --quiet --mode="$mode" --variant=minbase --format=tar \
     --customize-hook='mkdir -p "$1/opt/build"' --customize-hook="copy-in $(printf '%q ' "$context"/*) /opt/build" \
     --customize-hook='chroot "$1" sh /opt/build/finish.sh' \
     bookworm "$work/root.tar" - <<<"$sources"
-mksquashfs - "$out.part" -tar -comp zstd -root-mode 0755 -root-uid 0 -root-gid 0 -noappend -quiet -no-progress <"$work/root.tar"
+mksquashfs - "$out.part" -tar -comp zstd -root-mode 0755 -root-uid 0 -root-gid 0 -p "dev d 755 0 0" -noappend -quiet -no-progress <"$work/root.tar"
 mv "$out.part" "$out"
