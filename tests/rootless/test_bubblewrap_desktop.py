@@ -150,7 +150,7 @@ def test_nothing_is_left_of_a_killed_owner(image):
 
 @pytest.mark.timeout(1200)
 @at_hand
-async def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
+def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
     if not (ROOT / "envs/evaluator/.venv/prepared").is_file():
         pytest.skip("envs/evaluator is not installed (python3 envs/prepare.py evaluator)")
     study = load_config(ROOT / "configs" / "smoke.yaml")
@@ -158,7 +158,7 @@ async def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
     study.desktop = config(count=2, start_timeout_s=120)
     out = tmp_path / "validation.json"
     try:
-        await asyncio.to_thread(validate_tasks, study, resolve(study, "provider_8"), out, trials=1)
+        validate_tasks(study, resolve(study, "provider_8"), out, trials=1)
     finally:
         stop_server()
     docker = {one["task"]: one for one in json.loads(DOCKER.read_text())["tasks"]}

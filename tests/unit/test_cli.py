@@ -13,6 +13,7 @@ import pytest
 
 from arpo_replica import cli
 from arpo_replica.base.errors import UserError
+from synthetic_study import evaluate, make_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,12 +52,14 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_a_page_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    study = make_study(tmp_path / "study", tasks=3, trials=1, steps=2)
+    evaluate(study)
     monkeypatch.chdir(ROOT)
-    place = tmp_path / "page.html"
-    place.mkdir()
-    assert cli.main(["compare", "reports/nano", "reports/nano", "--out", str(place)]) == 2
+    place = tmp_path / "pages" / "page.html"
+    place.mkdir(parents=True)
+    assert cli.main(["compare", str(study.results), str(study.results), "--out", str(place)]) == 2
     assert f"{place}: Is a directory" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [place]
+    assert list(place.parent.iterdir()) == [place]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_the_studys_files_are_given_alike(command, capsys):
     assert "There is no config configs/dmeo.yaml; did you mean 'configs/demo.yaml'?" in said.out + said.err
 
 
-@pytest.mark.parametrize("arguments", [["doctor", "--list"], ["compare", "reports/nano", "reports/nano"]])
+@pytest.mark.parametrize("arguments", [["doctor", "--list"], ["explain", "policy.max_steps"]])
 def test_a_reader_that_goes_away_ends_it_quietly(arguments):
     """`arpo ... | head -0`: the pipe has no reader when the first line is written."""
     read, write = os.pipe()

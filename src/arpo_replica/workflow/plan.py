@@ -32,7 +32,7 @@ from arpo_replica.workflow.study import Study
 
 SUBMITTED = {
     *("train_stage", "collect_rollouts", "measure_throughput", "collect_offline_episodes", "train_offline"),
-    *("record_demonstrations", "build_nano_model", "build_desktop_image", "validate_tasks"),
+    *("record_demonstrations", "build_nano_model", "build_desktop_image", "validate_tasks", "select_tasks"),
 }
 """Rules whose jobs go to the cluster; all others are ``localrule``."""
 COLUMNS = f"{'jobs':>6}{'hours each':>12}{'hours':>9}{'GPU-hours':>11}{'disk GB':>9}"
