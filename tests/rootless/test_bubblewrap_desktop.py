@@ -167,7 +167,7 @@ def test_osworld_tasks_are_scored_as_by_docker(image, tmp_path):
     assert here["desktop"]["engine"] == "bwrap"
     assert len(here["tasks"]) == 8
     for one in here["tasks"]:
-        # The script of this one clicks in the full image's bar, which has one icon more than the core image's.
+        # Its script clicks in the full image's bar, which has an icon more.
         ways = ("noop", "fail") if APPS == "core" and one["task"].startswith("os/e0df") else WAYS
         for way in ways:
             theirs = {run["score"] for run in docker[one["task"]].get(way) or []}
