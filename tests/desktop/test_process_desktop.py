@@ -322,7 +322,8 @@ asyncio.run(main())
 @pytest.mark.parametrize("isolation", ["namespace", "browser"])
 async def test_nothing_survives_the_owner_being_killed(isolation):
     folder = short_folder()
-    environment = {**os.environ, "TMPDIR": str(folder)}
+    fakes = Path(__file__).parents[1]
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(fakes)}
     owner = await asyncio.create_subprocess_exec(
         sys.executable, "-c", OWNER, isolation, stdout=asyncio.subprocess.PIPE, env=environment
     )
