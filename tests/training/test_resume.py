@@ -80,7 +80,8 @@ def after_checkpoint(stage: StageProcess, step: int) -> Callable[[], bool]:
 
 def results(stage: StageProcess) -> tuple[str, list[dict[str, Any]]]:
     """(identity of the weights, metrics of each step without times and attempts)."""
-    rows = [{k: v for k, v in row.items() if k not in {"seconds", "attempt"}} for row in stage.rows()]
+    times = {"seconds", "rollout_seconds", "attempt"}
+    rows = [{k: v for k, v in row.items() if k not in times} for row in stage.rows()]
     return read_manifest(stage.out / "manifest.json", verify=True).sha256, rows
 
 
