@@ -162,7 +162,7 @@ def _build_rootfs(apps: Apps, output: Any) -> dict[str, Any]:
     from arpo_replica.providers.bwrap_engine import record_of
 
     inputs = ImageInputs(find(FOLDER), apps, SUITE)
-    path = rootfs_path(apps)
+    digest, path = inputs.digest(), rootfs_path(apps)  # before the build: files may change in its ten minutes
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock"), "builds the desktop image"):
         if not record_of(path).is_file():
@@ -171,7 +171,7 @@ def _build_rootfs(apps: Apps, output: Any) -> dict[str, Any]:
                 _gather(inputs, Path(context), output)
                 _run(["bash", str(inputs.folder / "rootfs.sh"), context, str(path), apps], output)
             about = {
-                "inputs_sha256": inputs.digest(),
+                "inputs_sha256": digest,
                 "sha256": file_sha256(path),
                 "size_bytes": path.stat().st_size,
             }
