@@ -1,6 +1,7 @@
 """Container desktops without a daemon: what a task gets, who owns what, what an image is made of."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
 from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, image_files
 from arpo_replica.providers.docker_engine import abandoned, owner
-from arpo_replica.providers.relay import relay
+from arpo_replica.providers.relay import owner_of, relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study
 from guest.container_start import image_config
@@ -148,6 +149,34 @@ def test_studies_without_containers_need_no_docker_package():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+ANOTHER_USER = """
+import os, socket, sys
+os.setuid(65533)  # neither ours nor the evaluators'
+with socket.socket() as connection:
+    connection.connect(("127.0.0.1", int(sys.argv[1])))
+    try:
+        connection.send(b"text")
+        print("answered", connection.recv(99))
+    except ConnectionError:
+        print("answered b''")
+"""
+
+
+TABLE = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1001        0 11 1 0 100 0 0 10
+   1: 0100007F:C350 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1002        0 12 1 0 20 4 30 10
+   2: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1001        0 13 1 0 20 4 30 10
+   3: 0100007F:C351 0100007F:1F90 05 00000000:00000000 00:00000000 00000000     0        0 0 1 0 20 4 30 10
+"""
+
+
+def test_the_kernel_says_whose_a_connection_is():
+    ours, theirs, left = (("127.0.0.1", port) for port in (8080, 50000, 50001))
+    assert owner_of(TABLE, theirs, ours) == 1002
+    assert owner_of(TABLE, left, ours) is None  # its process has gone: the table says 0, which is no maker
+    assert owner_of(TABLE, ("127.0.0.2", 50000), ours) is None
+
+
 async def test_a_relay_carries_both_directions_and_ends():
     async def upper(reader, writer):
         writer.write((await reader.read()).upper())
@@ -170,6 +199,10 @@ async def test_a_relay_carries_both_directions_and_ends():
                 reader, writer = await asyncio.open_connection("127.0.0.1", address.vlc)
                 assert await reader.read() == b""  # nobody there
                 writer.close()
+                if os.geteuid() == 0:
+                    asked = [sys.executable, "-c", ANOTHER_USER, str(address.server)]
+                    answer = await asyncio.to_thread(subprocess.check_output, asked, text=True, timeout=20)
+                    assert answer == "answered b''\n"
                 lasting = await asyncio.open_connection("127.0.0.1", address.server)
             assert await asyncio.wait_for(lasting[0].read(), 5) == b""
             with pytest.raises(OSError, match=r"refused|Connect"):
