@@ -27,7 +27,7 @@ from typing import Any
 
 from arpo_replica.actions.types import Click
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.sandbox import pack_folder
 from arpo_replica.providers.process import ProcessDesktop, ProcessProvider
 from arpo_replica.tasks.model import Task, load_task

@@ -36,7 +36,7 @@ import yaml
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import ACTIONS, Action, Fail, Finished, Wait, from_json
 from arpo_replica.base.errors import DesktopError, FormatError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.tasks.model import Task
 

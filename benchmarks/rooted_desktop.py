@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.process import ProcessProvider
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from arpo_replica.actions.types import Action, Wait
-from arpo_replica.config.models import DesktopConfig, StudyConfig
+from arpo_replica.config.desktop import DesktopConfig
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.tasks.model import Task
 

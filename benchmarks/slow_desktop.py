@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from arpo_replica.actions.types import Action
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.interface import Desktop
 from scripted_desktop import ScriptedDesktop, ScriptedProvider
 

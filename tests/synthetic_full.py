@@ -24,8 +24,8 @@ import yaml
 from PIL import Image, ImageDraw
 from scipy import stats
 
+from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import parse_config
-from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare_claims

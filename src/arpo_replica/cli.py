@@ -343,7 +343,7 @@ def run_docs(options: argparse.Namespace) -> int:
 
 async def make_tasks(data: Path, *, only_check: bool) -> int:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
-    from arpo_replica.config.models import DesktopConfig
+    from arpo_replica.config.desktop import DesktopConfig
     from arpo_replica.providers.process import ProcessProvider
     from arpo_replica.suites.miniwob.make_tasks import make_files, refuse_drift, write_files
     from arpo_replica.suites.miniwob.pages import blank_task

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.tasks.model import Task
 from guest.processes import descendants

@@ -18,7 +18,7 @@ from test_rollouts import collect
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.config import load_config
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from arpo_replica.tasks.splits import load_split
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.desktop
 LEASE_S = 2.0
 CLIENT = """
 import asyncio, sys, json
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.remote import RemoteProvider
 
 async def main():

@@ -41,7 +41,7 @@ from arpo_replica.actions.types import (
     TypeText,
 )
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode
@@ -300,7 +300,7 @@ async def test_close_leaves_no_process_and_no_file(isolation, monkeypatch):
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from guest.processes import descendants
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode

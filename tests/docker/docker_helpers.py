@@ -7,7 +7,7 @@ import time
 
 from PIL import Image
 
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.tasks.model import Task
 

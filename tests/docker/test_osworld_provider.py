@@ -11,7 +11,7 @@ from docker_helpers import IMAGE, LARGE
 from arpo_replica.actions.types import Click, Fail, Finished, TypeText, Wait
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import osworld_host
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld.client import stop_server

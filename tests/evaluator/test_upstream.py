@@ -13,7 +13,7 @@ from osworld_tasks import gone, make_task, process_of
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.base.processes import command_of
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import osworld_host
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld import inventory

@@ -19,7 +19,7 @@ from PIL import Image
 from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.providers.desktop_image import rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
@@ -120,7 +120,7 @@ async def test_a_desktop_that_eats_memory_ends_alone(desktop):
 
 OWNER = """
 import asyncio, json, sys
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import ContainerProvider
 async def main():
     provider = ContainerProvider(DesktopConfig.model_validate_json(sys.argv[1]))

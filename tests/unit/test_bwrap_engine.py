@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.container import ContainerConfig
+from arpo_replica.config.desktop import ContainerConfig
 from arpo_replica.desktop.sandbox import DataFiles
 from arpo_replica.providers import bwrap_engine, desktop_image, docker_engine
 from arpo_replica.providers.bwrap_engine import BwrapEngine, RootFileSystem, call_filter, sandbox_command

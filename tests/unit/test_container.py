@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
 from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, image_files

@@ -2,8 +2,7 @@
 
 import pytest
 
-from arpo_replica.config.marks import MARKS, desktop_mark
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import MARKS, DesktopConfig, desktop_mark
 
 DIGEST, SHA = "sha256:" + "a" * 64, "b" * 64
 CONTAINER = "OSWorld-compatible, container desktop"

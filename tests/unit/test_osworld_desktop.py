@@ -9,8 +9,7 @@ from aiohttp import web
 
 from arpo_replica.actions.types import Click, TypeText, Wait
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
-from arpo_replica.config.osworld import OSWorldConfig
+from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
 from arpo_replica.providers import osworld, osworld_host
 from arpo_replica.providers.osworld import OSWorldDesktop
 from arpo_replica.suites.osworld import wire

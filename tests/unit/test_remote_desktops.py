@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from arpo_replica.actions.types import Click, Fail, TypeText
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import remote, remote_main, remote_protocol
 from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.providers.remote_service import DesktopService

@@ -12,78 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from arpo_replica.config.container import ContainerConfig
-from arpo_replica.config.marks import kind_of_osworld
-from arpo_replica.config.offline import OfflineEpisodesConfig
-from arpo_replica.config.osworld import OSWorldConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.config.remote import RemoteConfig
 from arpo_replica.config.section import PATH_NAME, Below1, Positive, Section, Share
-from arpo_replica.config.targets import TargetsConfig
 from arpo_replica.config.tasks import TasksConfig
-from arpo_replica.config.training import (
-    StageConfig,
-    TrainingConfig,
-)
-
-
-class DesktopConfig(Section):
-    """Where the policy acts."""
-
-    provider: Literal["process", "container", "osworld", "remote"] = "process"
-    """`process`: Xvfb, window manager, Chromium and guest server in a bubblewrap sandbox, no Docker.
-    `container`: all programs of OSWorld's tasks, in a container of our Debian image. `osworld`: desktop-env's
-    own providers (Docker, VMware). `remote`: desktops of another machine."""
-    screen: tuple[Positive, Positive] = (1920, 1080)
-    """Width and height in pixels."""
-    count: Positive = 4
-    """Desktops that run at once."""
-    isolation: Literal["namespace", "browser"] = "namespace"
-    """`namespace`: own network, process and file-system namespaces (bubblewrap). `browser`: for machines
-    that forbid user namespaces; only Chromium's own rules keep it off the network."""
-    memory_mb: Positive = 1500
-    """A desktop that takes more is stopped; its episode is an env_error."""
-    disk_mb: Positive = 512
-    """Size of a desktop's home and /tmp together, in memory."""
-    start_timeout_s: Positive = 60
-    """A desktop not ready by then counts as an env_error."""
-    act_timeout_s: Positive = 15
-    """Longest time that one action or screenshot may take; typing gets more by the length of the text."""
-    settle_ms: Annotated[int, Field(ge=0)] = 400
-    """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
-    wait_seconds: Annotated[float, Field(ge=0, le=600)] = 0.5
-    """How long the action `wait()` lasts. The prompt of UI-TARS promises 5 s; OSWorld's runner sleeps 4."""
-    pause_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
-    """Shortest time from any other action to the next screenshot. OSWorld's runner: 2 s; what a timer changes
-    later than that is not seen there either."""
-    container: ContainerConfig = ContainerConfig()
-    """Desktops in containers (`provider: container`)."""
-    osworld: OSWorldConfig = OSWorldConfig()
-    """Desktops by `desktop-env` (`provider: osworld`)."""
-    remote: RemoteConfig = RemoteConfig()
-    """Desktops of another machine (`provider: remote`)."""
-
-    @field_validator("screen")
-    @classmethod
-    def _is_an_image(cls, screen: tuple[int, int]) -> tuple[int, int]:
-        if max(screen) > 200 * min(screen):
-            raise ValueError("the longer side may be at most 200 times the shorter one")
-        return screen
-
-    @property
-    def act_limit_s(self) -> float:
-        """Longest time that one action may take, besides that of typing."""
-        return self.act_timeout_s + max(self.wait_seconds, self.pause_seconds)
-
-    @property
-    def kind(self) -> str:
-        """What the desktops are, wherever they run: the mark of results."""
-        if self.provider == "osworld":
-            return kind_of_osworld(self.osworld)
-        if self.provider != "remote":
-            return self.provider
-        # Which image and virtual machine the other side has is not known here.
-        return "osworld_unpinned" if self.remote.lends == "osworld" else self.remote.lends
+from arpo_replica.config.training import StageConfig, TrainingConfig
 
 
 class NanoConfig(Section):
@@ -188,6 +121,49 @@ class ReportConfig(Section):
     published: bool = False
     """Meant for readers elsewhere: a checkout with uncommitted changes is refused, before the study starts
     and by `publish_report`, and so are results that were made in one."""
+
+
+class OfflineEpisodesConfig(Section):
+    """Episodes of the base policy that all offline arms learn from; collected if there is such an arm."""
+
+    split: str | None = None
+    """Split whose tasks the base policy tries; none: the split of the last stage."""
+    rollouts_per_task: Positive = 8
+    """Episodes per task, at `training.temperature`. For a fair comparison (paper §4.6) give offline arms as
+    many rollouts as the online ones make: steps of all stages x `tasks_per_step` x `rollouts_per_task`."""
+
+
+class CurveConfig(Section):
+    """One learning curve."""
+
+    arm: str
+    """Arm that was trained."""
+    stage: str
+    """Stage of its training."""
+
+
+class TargetsConfig(Section):
+    """What in this study plays the parts of the paper's tables and figures (`snakemake table1` and so on)."""
+
+    benchmark: str | None = None
+    """Split of Table 1 and figure 6 (the paper: OSWorld's 369 tasks)."""
+    selected: str | None = None
+    """Split of the README's table and figure 1b (the paper: the 128 tasks)."""
+    in_domain: str | None = None
+    """Split of figure 4 that is trained on (the paper: 32 of the 128)."""
+    out_of_domain: str | None = None
+    """Split of figure 4 that is not trained on (the paper: the other 96)."""
+    selected_curve: CurveConfig | None = None
+    """Training of figure 5 on selected tasks (the paper: GRPO on the 128)."""
+    full_curve: CurveConfig | None = None
+    """Training of figure 5 on all tasks (the paper: GRPO on the full set)."""
+    environments: list[Positive] = Field(default_factory=list)
+    """Numbers of desktops at once that figure 7 measures (the paper: 8, 32, 64, 128, 256)."""
+
+    def splits(self) -> list[str]:
+        """The splits named here, each once."""
+        named = (self.benchmark, self.selected, self.in_domain, self.out_of_domain)
+        return list(dict.fromkeys(split for split in named if split))
 
 
 class StudyConfig(Section):

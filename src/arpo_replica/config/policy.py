@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from arpo_replica.config.remote import plain_url, variable_name
-from arpo_replica.config.section import Positive, Section
+from arpo_replica.config.section import Positive, Section, plain_url, variable_name
 
 SERVED = "served"
 """``policy.model`` of a policy whose weights no machine of ours has."""

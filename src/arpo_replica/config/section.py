@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
@@ -37,3 +39,26 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
+
+
+def variable_name(name: str) -> str:
+    """The name of an environment variable. The message does not repeat it: it may be a pasted secret."""
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+        raise ValueError("give the name of an environment variable (A-Z, 0-9, _), never the secret itself")
+    return name
+
+
+def plain_url(url: str) -> str:
+    """An http(s) URL without user, password, query or fragment: it is written to results."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("the port of a URL is a number from 1 to 65535") from None
+    if port == 0 or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give a URL that begins with http:// or https:// and names a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "a URL in a config holds no user, password, query or fragment; keys come from the environment"
+        )
+    return url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arpo_replica.config.container import BUILT_IMAGE
+from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.config.policy import PolicyConfig
 
 NOT_FOUND = 127

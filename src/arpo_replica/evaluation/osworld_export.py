@@ -23,7 +23,7 @@ from pydantic import Field
 from arpo_replica.actions.pyautogui_source import PREFIX, source_of
 from arpo_replica.actions.types import Fail, Finished, Wait, from_json
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.marks import desktop_mark
+from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import PROTOCOLS, Document, Protocol, write_document
 from arpo_replica.evaluation.scores import find_indexes

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.marks import desktop_mark
+from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord

@@ -15,7 +15,7 @@ import pandas as pd
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.marks import desktop_mark
+from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.breakdowns import (

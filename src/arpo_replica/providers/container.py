@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.container import BUILT_IMAGE, ContainerConfig
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig, DesktopConfig
 from arpo_replica.desktop.address import DesktopAddress
 from arpo_replica.providers.bwrap_engine import BwrapEngine
 from arpo_replica.providers.container_launch import Kind, RunningContainer, launch_container

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.config.container import ContainerConfig
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import ContainerConfig, DesktopConfig
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles
 from arpo_replica.providers.bwrap_engine import BwrapEngine
 from arpo_replica.providers.docker_engine import ContainerSpec, Engine

@@ -23,7 +23,7 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
 from arpo_replica.base.locks import locked
-from arpo_replica.config.container import BUILT_IMAGE, ContainerConfig
+from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig
 
 # The engines are imported where they are used: studies without containers go without the package docker.
 if TYPE_CHECKING:

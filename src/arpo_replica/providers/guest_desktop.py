@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.desktop.browser import EpisodeDevTools
 from arpo_replica.desktop.client import GuestClient

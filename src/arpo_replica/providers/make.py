@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.interface import DesktopProvider
 
 PROVIDERS = {

@@ -17,7 +17,7 @@ import aiohttp
 from arpo_replica.actions.pyautogui_source import source_of
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.address import DesktopAddress
 from arpo_replica.desktop.client import KEY_S, GuestClient
 from arpo_replica.providers import osworld_host

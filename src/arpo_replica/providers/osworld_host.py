@@ -18,7 +18,7 @@ from docker.errors import DockerException, ImageNotFound
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.base.files import write_atomically
-from arpo_replica.config.osworld import OSWorldConfig
+from arpo_replica.config.desktop import OSWorldConfig
 from arpo_replica.providers.docker_engine import Engine, abandoned, owner
 from arpo_replica.suites.osworld.downloads import default_cache
 from arpo_replica.suites.osworld.inventory import read_version

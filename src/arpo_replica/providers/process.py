@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.providers.guest_desktop import GuestDesktop, pack_assets
 from arpo_replica.providers.process_launch import Archives, RunningGuest, launch

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from guest.config import GuestConfig
 from guest.files import POLICY, static_files

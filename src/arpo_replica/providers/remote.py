@@ -21,7 +21,7 @@ import aiohttp
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.client import typing_s
 from arpo_replica.providers.remote_protocol import MAX_ANSWER, VERSION, WAIT_S, TaskName
 from arpo_replica.tasks.model import Task

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from arpo_replica.actions.types import from_json
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.models import DesktopConfig
+from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.providers.remote_protocol import (
     LEASE_S,

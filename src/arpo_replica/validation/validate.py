@@ -24,8 +24,8 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.say import say
+from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import read_yaml
-from arpo_replica.config.marks import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Policy

@@ -12,8 +12,8 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster.orphan_jobs import check_left
 from arpo_replica.config import StudyConfig, parse_config
-from arpo_replica.config.container import BUILT_IMAGE
 from arpo_replica.config.decides import decided
+from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.policy import SERVED
 from arpo_replica.evaluation.table_files import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of

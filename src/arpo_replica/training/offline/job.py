@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.offline import OfflineConfig
+from arpo_replica.config.training import OfflineConfig
 from arpo_replica.training.checkpoints import PREFIX_TRL
 
 

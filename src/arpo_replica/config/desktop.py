@@ -1,0 +1,180 @@
+"""The section `desktop`: where the policy acts, one class for each way to get desktops. And what kind of
+desktop a result comes from, in words that stand beside every number.
+
+A score from a container is no OSWorld score, whoever started the container: start state, window geometry
+and program versions differ from OSWorld's virtual machine. So the provider's name is not enough.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from arpo_replica.config.section import Positive, Section, plain_url, variable_name
+
+MARKS = {
+    "process": "process desktop, not OSWorld",
+    "container": "OSWorld-compatible, container desktop",
+    "osworld_container": "OSWorld-compatible, container desktop",
+    "osworld_unpinned": "OSWorld's virtual machine, its identity not verified",
+    "osworld": "OSWorld's virtual machine",
+}
+"""Kind of desktop, as episode records name it -> its mark."""
+
+
+def desktop_mark(kind: str) -> str:
+    """The mark of a kind of desktop; an unknown kind is said to be unknown."""
+    return MARKS.get(kind, f"desktop of unknown kind “{kind}”")
+
+
+BUILT_IMAGE = "arpo-desktop:latest"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ContainerConfig(Section):
+    """Desktops in containers of our Debian image (`provider: container`)."""
+
+    engine: Literal["auto", "docker", "bwrap"] = "auto"
+    """What runs them: a Docker daemon, or bubblewrap as an ordinary user, without Docker, KVM or root.
+    `auto`: the daemon if one answers, else bubblewrap."""
+    image: str = BUILT_IMAGE
+    """Image of the desktops: of the daemon, or for bubblewrap the path of a squashfs file. The default one
+    is built by the workflow (rule `build_desktop_image`)."""
+    image_sha256: Sha256 | None = None
+    """What the squashfs file must be, where it was brought from elsewhere."""
+    scratch: Path = Path("/tmp")  # noqa: S108
+    """bubblewrap: folder of this machine to which the image is unpacked, once per user, where squashfuse
+    cannot mount it; about 2 GB."""
+    apps: Literal["core", "full"] = "full"
+    """What is in the image that is built: `full`, or `core`, without Thunderbird and some tools."""
+    cpus: float = Field(default=2.0, gt=0)
+    """CPU cores that one desktop may use."""
+    processes: Positive = 2048
+    """Processes and threads that one desktop may have."""
+    spares: Annotated[int, Field(ge=0)] = 1
+    """Desktops started ahead, so that a reset need not wait for one; each takes 200 MB."""
+    reset: Literal["auto", "hard"] = "auto"
+    """`hard`: each episode gets a new container. `auto`: so do OSWorld's tasks; tasks of our own that need
+    nothing special get the same one, cleaned."""
+    network: Literal["never", "task", "always"] = "task"
+    """Who gets a way out to the network: nobody, tasks that declare it (OSWorld's key `proxy`), all."""
+    sudo: Literal["never", "task", "always"] = "task"
+    """Where `sudo` works: nowhere, for tasks whose files or instruction mention it, everywhere. It takes
+    capabilities and a writable system, so it is not for all."""
+
+
+class OSWorldConfig(Section):
+    """Desktops by `desktop-env`'s own providers (`provider: osworld`). A virtual machine boots for minutes:
+    set `desktop.start_timeout_s` to 330 then."""
+
+    hypervisor: Literal["docker", "vmware"] = "docker"
+    """`docker`: the image `happysixd/osworld-docker`, as desktop-env's DockerProvider starts it. `vmware`: a
+    virtual machine by `vmrun` (VMware Workstation, or Fusion on a Mac)."""
+    image_digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    """Digest (or id) that the local image `happysixd/osworld-docker:latest` must have; none: any, noted in
+    the results."""
+    vm: Path | None = None
+    """The virtual machine: `Ubuntu.qcow2` for `docker`, the `.vmx` file for `vmware`. With `docker` none is
+    for images that hold their desktop themselves, as ours does under that name."""
+    vm_sha256: Sha256 | None = None
+    """sha256 that the file `vm` must have; it is read once, then again only when size or time changed."""
+    snapshot: str = "init_state"
+    """VMware's snapshot that a reset goes back to."""
+    password: str = "password"  # noqa: S105  # that of OSWorld's public image
+    """Password of the desktop's user, for the templates of task files."""
+    settle_ms: Annotated[int, Field(ge=0)] = 2000
+    """Longest wait after an action for the screen to come to rest; OSWorld always waits 2 s."""
+
+    @property
+    def kind(self) -> str:
+        """Which kind these desktops are.
+
+        Without a virtual machine the image under OSWorld's name holds the desktop itself, as ours does: then
+        it is a container. With one, only hashes that are checked at the start make it OSWorld's.
+        """
+        if self.vm is None and self.hypervisor == "docker":
+            return "osworld_container"
+        pinned = self.vm_sha256 is not None and (self.hypervisor != "docker" or self.image_digest is not None)
+        return "osworld" if pinned else "osworld_unpinned"
+
+
+class RemoteConfig(Section):
+    """Desktops that `arpo serve-desktops` lends over the network."""
+
+    url: str = "http://127.0.0.1:8700"
+    """Where the service listens; over untrusted networks reach it through an SSH tunnel."""
+    lends: Literal["process", "container", "osworld"] = "process"
+    """What the service lends; results are marked with it, and a service that lends others is refused."""
+    token_variable: str = "ARPO_DESKTOP_TOKEN"  # noqa: S105  # a name
+    """Environment variable that holds the service's token; the same on both sides."""
+
+    @field_validator("token_variable")
+    @classmethod
+    def _names_a_variable(cls, name: str) -> str:
+        return variable_name(name)
+
+    @field_validator("url")
+    @classmethod
+    def _without_secret(cls, url: str) -> str:
+        return plain_url(url)
+
+
+class DesktopConfig(Section):
+    """Where the policy acts."""
+
+    provider: Literal["process", "container", "osworld", "remote"] = "process"
+    """`process`: Xvfb, window manager, Chromium and guest server in a bubblewrap sandbox, no Docker.
+    `container`: all programs of OSWorld's tasks, in a container of our Debian image. `osworld`: desktop-env's
+    own providers (Docker, VMware). `remote`: desktops of another machine."""
+    screen: tuple[Positive, Positive] = (1920, 1080)
+    """Width and height in pixels."""
+    count: Positive = 4
+    """Desktops that run at once."""
+    isolation: Literal["namespace", "browser"] = "namespace"
+    """`namespace`: own network, process and file-system namespaces (bubblewrap). `browser`: for machines
+    that forbid user namespaces; only Chromium's own rules keep it off the network."""
+    memory_mb: Positive = 1500
+    """A desktop that takes more is stopped; its episode is an env_error."""
+    disk_mb: Positive = 512
+    """Size of a desktop's home and /tmp together, in memory."""
+    start_timeout_s: Positive = 60
+    """A desktop not ready by then counts as an env_error."""
+    act_timeout_s: Positive = 15
+    """Longest time that one action or screenshot may take; typing gets more by the length of the text."""
+    settle_ms: Annotated[int, Field(ge=0)] = 400
+    """Longest wait after an action for the screen to change and come to rest; usually it takes 30."""
+    wait_seconds: Annotated[float, Field(ge=0, le=600)] = 0.5
+    """How long the action `wait()` lasts. The prompt of UI-TARS promises 5 s; OSWorld's runner sleeps 4."""
+    pause_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
+    """Shortest time from any other action to the next screenshot. OSWorld's runner: 2 s; what a timer changes
+    later than that is not seen there either."""
+    container: ContainerConfig = ContainerConfig()
+    """Desktops in containers (`provider: container`)."""
+    osworld: OSWorldConfig = OSWorldConfig()
+    """Desktops by `desktop-env` (`provider: osworld`)."""
+    remote: RemoteConfig = RemoteConfig()
+    """Desktops of another machine (`provider: remote`)."""
+
+    @field_validator("screen")
+    @classmethod
+    def _is_an_image(cls, screen: tuple[int, int]) -> tuple[int, int]:
+        if max(screen) > 200 * min(screen):
+            raise ValueError("the longer side may be at most 200 times the shorter one")
+        return screen
+
+    @property
+    def act_limit_s(self) -> float:
+        """Longest time that one action may take, besides that of typing."""
+        return self.act_timeout_s + max(self.wait_seconds, self.pause_seconds)
+
+    @property
+    def kind(self) -> str:
+        """What the desktops are, wherever they run: the mark of results."""
+        if self.provider == "osworld":
+            return self.osworld.kind
+        if self.provider != "remote":
+            return self.provider
+        # Which image and virtual machine the other side has is not known here.
+        return "osworld_unpinned" if self.remote.lends == "osworld" else self.remote.lends
