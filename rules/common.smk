@@ -1,4 +1,5 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
+import os
 import sys
 from functools import partial
 
@@ -7,8 +8,13 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.resources import Asked, check_jobs
 from arpo_replica.config.load import joined_variant
 from arpo_replica.providers.desktop_image import image_files
+from arpo_replica.workflow.job import SNAKEMAKE
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
+
+
+# Scripts end with the Snakemake that runs them; on a cluster that is the one inside the job, which reads this too.
+os.environ[SNAKEMAKE] = str(os.getpid())
 
 
 def refuse(*sentences):

@@ -6,10 +6,15 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import make_checkout
 
+from arpo_replica.base.processes import command_of, descendants, is_alive
 from arpo_replica.config.decides import table
 
 AFTER_ROLLOUTS = {
@@ -143,3 +148,35 @@ def test_a_finished_study_copied_to_another_checkout_plans_nothing(finished_temp
     for name in ("results", "reports", ".snakemake"):
         shutil.copytree(finished_template / name, other.root / name, copy_function=shutil.copy2)
     assert other.planned() == {}
+
+
+def test_a_rules_script_and_what_it_started_end_within_seconds_of_their_snakemakes_kill(checkout):
+    (checkout.root / "scripts/resolve_split.py").write_text(
+        "import subprocess, time\n"
+        "from pathlib import Path\n"
+        "from arpo_replica.base.environments import die_with_parent\n"
+        "from arpo_replica.workflow.job import job\n"
+        "with job(snakemake):\n"
+        "    Path(snakemake.output[0]).write_text('half')\n"
+        "    subprocess.run(['sleep', '600'], preexec_fn=die_with_parent)\n"
+    )
+    split = "results/demo/splits/train_4.json"
+    command = [str(Path(sys.executable).with_name("snakemake")), "--", split]
+    with (checkout.root / "said").open("w") as log:
+        snakemake = subprocess.Popen(command, cwd=checkout.root, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(command_of(process) == "sleep 600" for process in descendants(snakemake.pid)):
+            assert snakemake.poll() is None, (checkout.root / "said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        below = descendants(snakemake.pid)
+    finally:
+        snakemake.kill()
+        snakemake.wait()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, below)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [command_of(process) for process in below if is_alive(process)] == []
+    checkout.run("--unlock")
+    assert checkout.planned("--", split)["resolve_split"] == 1  # half an output is none

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from arpo_replica.base.allocation import describe_allocation, record_allocation
 from arpo_replica.base.errors import DesktopError, Stopped, UserError
@@ -17,6 +23,34 @@ from arpo_replica.config import StudyConfig, parse_config
 FULL = {errno.ENOSPC, errno.EDQUOT}
 TRY_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: a signal ended the job; submitted again it goes on."""
+SNAKEMAKE = "ARPO_SNAKEMAKE"
+"""Variable with the process id of the Snakemake that runs this script (set in ``rules/common.smk``)."""
+WATCH_S = 0.5
+GRACE_S = 5.0
+"""Seconds that a job has to close its desktops and models once its Snakemake is gone."""
+
+
+def end_with_snakemake() -> None:
+    """End this process within seconds of the death of the Snakemake that runs it.
+
+    Where a shell stands between the two, no signal of the kernel tells the script; and a signal for the death
+    of a parent comes when the parent's *thread* ends, of which Snakemake has many. So a thread looks whether
+    Snakemake is still an ancestor of this process: once it or the shell has ended it never is again, which
+    also holds if that was before the thread began. On a cluster each job has a Snakemake of its own, so the
+    death of the one that submitted it ends nothing.
+    """
+    snakemake = int(os.environ.get(SNAKEMAKE, "0"))
+    if not snakemake:
+        return  # not a script of a rule
+
+    def watch() -> None:
+        while any(parent.pid == snakemake for parent in psutil.Process().parents()):
+            time.sleep(WATCH_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-snakemake", daemon=True).start()
 
 
 class Tee:
@@ -49,8 +83,10 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
 
     A ``UserError`` ends the job with its one sentence and status 2, without a traceback; so do desktops that
     fail where no episode can bear it, and a full disk.
-    A job that a signal ended leaves with status 75. On a cluster the job's place is recorded.
+    A job that a signal ended leaves with status 75, one whose Snakemake dies is ended like this. On a cluster
+    the job's place is recorded.
     """
+    end_with_snakemake()
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = sys.stdout, sys.stderr
