@@ -12,9 +12,9 @@ from arpo_replica.base.errors import UserError
 def engine():
     docker = pytest.importorskip("docker")
     assert docker is not None
-    from arpo_replica.providers.docker_engine import Engine
+    from arpo_replica.providers.docker_engine import DockerEngine
 
-    engine = Engine()
+    engine = DockerEngine()
     try:
         engine.check()
     except UserError as error:

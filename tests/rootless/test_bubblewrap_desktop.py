@@ -21,7 +21,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import ContainerProvider
-from arpo_replica.providers.desktop_image import rootfs_path
+from arpo_replica.providers.root_files import rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task

@@ -1,5 +1,6 @@
 """Container desktops by bubblewrap, none started: the filter, the command, refusals, the choice of engine."""
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import ContainerConfig
 from arpo_replica.desktop.sandbox import DataFiles
-from arpo_replica.providers import bwrap_engine, desktop_image, docker_engine
-from arpo_replica.providers.bwrap_engine import BwrapEngine, RootFileSystem, call_filter, sandbox_command
+from arpo_replica.providers import bwrap_engine, docker_engine, root_files
+from arpo_replica.providers.bwrap_engine import BwrapEngine, call_filter, sandbox_command
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
-from arpo_replica.providers.docker_engine import ContainerSpec
+from arpo_replica.providers.engine import ContainerSpec, chosen_engine
+from arpo_replica.providers.root_files import RootFileSystem
 from arpo_replica.tasks.model import Task
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x50001, 0x50026
@@ -101,8 +103,8 @@ def test_a_task_that_cannot_be_solved_here_is_refused_by_name():
 @pytest.mark.parametrize(("daemon", "engine"), [(True, "docker"), (False, "bwrap")])
 def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
     monkeypatch.setattr(docker_engine, "answers", lambda: daemon)
-    assert desktop_image.chosen_engine(ContainerConfig()) == engine
-    assert desktop_image.chosen_engine(ContainerConfig(engine="docker")) == "docker"
+    assert chosen_engine(ContainerConfig()) == engine
+    assert chosen_engine(ContainerConfig(engine="docker")) == "docker"
 
 
 def test_another_image_than_the_pinned_one_is_refused(tmp_path):
@@ -115,10 +117,10 @@ def test_another_image_than_the_pinned_one_is_refused(tmp_path):
 
 
 def test_an_image_that_cannot_be_unpacked_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(bwrap_engine, "can_mount", lambda: False)
+    monkeypatch.setattr(root_files, "can_mount", lambda: False)
     image = tmp_path / "desktop.squashfs"
     image.write_bytes(b"no squashfs")
-    if bwrap_engine.shutil.which("unsquashfs") is None:
+    if shutil.which("unsquashfs") is None:
         monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"desktop\.container\.scratch|unpacked"):
         RootFileSystem(image, tmp_path / "scratch").folder()

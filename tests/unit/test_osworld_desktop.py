@@ -9,6 +9,7 @@ from aiohttp import web
 
 from arpo_replica.actions.types import Click, TypeText, Wait
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
 from arpo_replica.providers import osworld, osworld_host
 from arpo_replica.providers.osworld import OSWorldDesktop
@@ -173,7 +174,7 @@ def test_a_machine_of_other_bytes_is_refused(tmp_path, monkeypatch):
     machine.write_bytes(b"one")
     good = hashlib.sha256(b"one").hexdigest()
     osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
-    assert osworld_host.file_sha256(machine) == good  # from the note
+    assert remembered_sha256(machine) == good  # from the note
     machine.write_bytes(b"another")
     with pytest.raises(UserError, match="vm_sha256 is " + good):
         osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))

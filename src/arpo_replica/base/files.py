@@ -38,6 +38,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_sha256(path: Path) -> str:
+    """sha256 of a large file, remembered between programs for as long as the file is not changed."""
+    path = path.resolve()
+    facts = path.stat()
+    key = f"{path}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}|{facts.st_ino}"
+    note = cache_folder() / "sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.json"
+    try:
+        known = json.loads(note.read_text())
+        if known["key"] == key:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no note, or not ours: read the file
+    found = file_sha256(path)
+    write_atomically(note, json.dumps({"key": key, "sha256": found}).encode())
+    return found
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` so that a reader sees the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

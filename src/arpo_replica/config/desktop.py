@@ -30,6 +30,7 @@ def desktop_mark(kind: str) -> str:
 
 
 BUILT_IMAGE = "arpo-desktop:latest"
+Apps = Literal["core", "full"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -47,7 +48,7 @@ class ContainerConfig(Section):
     scratch: Path = Path("/tmp")  # noqa: S108
     """bubblewrap: folder of this machine to which the image is unpacked, once per user, where squashfuse
     cannot mount it; about 2 GB."""
-    apps: Literal["core", "full"] = "full"
+    apps: Apps = "full"
     """What is in the image that is built: `full`, or `core`, without Thunderbird and some tools."""
     cpus: float = Field(default=2.0, gt=0)
     """CPU cores that one desktop may use."""

@@ -1,6 +1,5 @@
 """Container desktops without Docker, KVM or root: bubblewrap on one root file system.
 
-Answers the calls that ``docker_engine.Engine`` answers, so the provider and its launcher know no difference.
 The root file system is one squashfs (rule ``build_desktop_image``), mounted by squashfuse or unpacked once
 per machine. What stands in for control groups: a limit on processes, counted inside the sandbox's own user
 namespace; the guest's watch over memory; sizes of the memory file systems; and a filter of system calls.
@@ -8,9 +7,7 @@ namespace; the guest's watch over memory; sizes of the memory file systems; and 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -18,23 +15,21 @@ import shutil
 import signal
 import struct
 import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.base.files import file_sha256
-from arpo_replica.base.locks import locked
+from arpo_replica.base.files import remembered_sha256
+from arpo_replica.config.desktop import Apps
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles, unprivileged, unprivileged_id
-from arpo_replica.providers.docker_engine import ContainerSpec
+from arpo_replica.providers.engine import ContainerSpec
+from arpo_replica.providers.root_files import RootFileSystem, build_rootfs, record_of
 
 PROGRAMS = {"bwrap": "bubblewrap", "prlimit": "util-linux", "choom": "util-linux"}
 """Program -> Debian's package."""
-START_S = 20.0
 STOP_S = 10.0
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -104,105 +99,6 @@ def call_filter() -> bytes:
     return b"".join([*program, line(answer, allow)])
 
 
-class RootFileSystem:
-    """The image's files as a folder of this machine, for as long as this process lives.
-
-    squashfuse mounts it where the machine can do that; else it is unpacked, once for all processes of this
-    user, to ``scratch``.
-    """
-
-    def __init__(self, image: Path, scratch: Path) -> None:
-        self.image = image
-        self._scratch = scratch
-        self._lock = threading.Lock()
-        self._folder: Path | None = None
-        self.way = ""
-        """``squashfuse`` or ``unpacked``, once it is there."""
-
-    def folder(self) -> Path:
-        """The root. Blocks: a second by squashfuse, ten to unpack. Raises ``UserError``."""
-        with self._lock:
-            if self._folder is None:
-                self._folder = self._mount() if can_mount() else self._unpack()
-            return self._folder
-
-    def _mount(self) -> Path:
-        place = Path(tempfile.mkdtemp(prefix="arpo-root-"))
-        place.chmod(0o755)
-        options = ["-o", "allow_other"] if os.geteuid() == 0 else []
-        # It must end when we do, however that comes: the shell waits for its input, which closes with this
-        # process. On SIGTERM squashfuse unmounts; a SIGKILL would leave a dead mount.
-        script = 'squashfuse -f "$@" & mounted=$!; read -r _; kill $mounted; wait $mounted; rmdir "$0"'
-        keeper = subprocess.Popen(
-            ["sh", "-c", script, str(place), *options, str(self.image), str(place)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + START_S
-        while not (place / "usr").is_dir():
-            if time.monotonic() > deadline or keeper.poll() is not None:
-                _stop(keeper)
-                return self._unpack()
-            time.sleep(0.02)
-        atexit.register(_stop, keeper)
-        self.way = "squashfuse"
-        return place
-
-    def _unpack(self) -> Path:
-        if shutil.which("unsquashfs") is None:
-            raise UserError(
-                f"{self.image} can be neither mounted (squashfuse, /dev/fuse) nor unpacked: "
-                "apt-get install squashfuse squashfs-tools."
-            )
-        name = hashlib.sha256(f"{self.image.resolve()} {self.image.stat().st_mtime_ns}".encode()).hexdigest()[
-            :16
-        ]
-        shelf = self._scratch / f"arpo-desktop-{os.geteuid()}"
-        shelf.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if shelf.stat().st_uid != os.geteuid():
-            raise UserError(
-                f"{shelf} belongs to another user; set desktop.container.scratch to a folder of yours."
-            )
-        done = shelf / name
-        with locked(shelf / f"{name}.lock", "unpacks the desktop image"):
-            if not done.is_dir():
-                part = shelf / f"{name}.part"
-                shutil.rmtree(part, ignore_errors=True)
-                command = [
-                    "unsquashfs",
-                    "-no-xattrs",
-                    "-no-progress",
-                    "-quiet",
-                    "-d",
-                    str(part),
-                    str(self.image),
-                ]
-                result = subprocess.run(command, capture_output=True, text=True, check=False)
-                if result.returncode != 0:
-                    shutil.rmtree(part, ignore_errors=True)
-                    words = (result.stderr.strip().splitlines() or ["unsquashfs failed"])[-1][:200]
-                    raise UserError(
-                        f"{self.image} cannot be unpacked to {shelf} (desktop.container.scratch): {words}."
-                    )
-                part.rename(done)
-        self.way = "unpacked"
-        return done
-
-
-def can_mount() -> bool:
-    """True where squashfuse can mount for this user."""
-    return shutil.which("squashfuse") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
-
-
-def _stop(keeper: subprocess.Popen[bytes]) -> None:
-    assert keeper.stdin is not None
-    keeper.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        keeper.wait(STOP_S)
-
-
 @dataclass
 class _Sandbox:
     process: subprocess.Popen[bytes]
@@ -211,7 +107,7 @@ class _Sandbox:
 
 
 class BwrapEngine:
-    """The same calls as ``docker_engine.Engine``; every one blocks: use them in threads."""
+    """See ``engine.Engine``."""
 
     def __init__(self, image: Path, scratch: Path, sha256: str | None = None) -> None:
         """``sha256``: what the image must be; None: not looked at."""
@@ -233,6 +129,10 @@ class BwrapEngine:
         if problem:
             raise UserError(problem)
 
+    def build(self, apps: Apps, output: TextIO) -> dict[str, Any]:
+        """See the protocol. By an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
+        return build_rootfs(apps, output)
+
     def image(self, name: str) -> dict[str, Any]:
         """``{id, tags, labels}`` of the image. Raises ``UserError`` if its file is not there."""
         if not self._image.is_file():
@@ -240,7 +140,7 @@ class BwrapEngine:
                 f"There is no desktop image {self._image}; build it "
                 "(snakemake --forcerun build_desktop_image) or correct desktop.container.image."
             )
-        if self._sha256 is not None and self._sha256 != (found := file_sha256(self._image)):
+        if self._sha256 is not None and self._sha256 != (found := remembered_sha256(self._image)):
             raise UserError(f"{self._image} has sha256 {found}, not that of desktop.container.image_sha256.")
         record = record_of(self._image)
         about = json.loads(record.read_bytes()) if record.is_file() else {}
@@ -335,11 +235,6 @@ class BwrapEngine:
     def reap(self) -> list[str]:
         """Nothing to do: a desktop ends by itself when the connection to its owner closes."""
         return []
-
-
-def record_of(image: Path) -> Path:
-    """The file beside an image that says what it holds and what it was built from."""
-    return image.with_suffix(".json")
 
 
 def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:

@@ -20,10 +20,8 @@ from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig, DesktopConfig
 from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.providers.bwrap_engine import BwrapEngine
 from arpo_replica.providers.container_launch import Kind, RunningContainer, launch_container
-from arpo_replica.providers.desktop_image import make_engine
-from arpo_replica.providers.docker_engine import Engine
+from arpo_replica.providers.engine import Engine, make_engine
 from arpo_replica.providers.guest_desktop import GuestDesktop, pack_assets
 from arpo_replica.providers.relay import relay
 from arpo_replica.suites.evaluate import seconds_to_settle, uses_osworld, verdict
@@ -234,7 +232,7 @@ class ContainerProvider:
         pack_assets(self._folders)
 
     @functools.cached_property
-    def _engine(self) -> Engine | BwrapEngine:
+    def _engine(self) -> Engine:
         return make_engine(self._config.container)
 
     @functools.cached_property

@@ -18,8 +18,7 @@ from pathlib import Path
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.desktop import ContainerConfig, DesktopConfig
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles
-from arpo_replica.providers.bwrap_engine import BwrapEngine
-from arpo_replica.providers.docker_engine import ContainerSpec, Engine
+from arpo_replica.providers.engine import ContainerSpec, Engine
 from arpo_replica.providers.process_launch import LOG_LINES, NARROW, listen
 from guest.config import GuestConfig
 from guest.container_start import ASSET, CONTROL, END, image_config
@@ -49,7 +48,7 @@ class RunningContainer:
 
     name: str
     kind: Kind
-    engine: Engine | BwrapEngine
+    engine: Engine
     server_path: str
     """Path of the HTTP server's Unix socket. It has no name on disk: valid in this process alone."""
     devtools_path: str
@@ -99,7 +98,7 @@ class RunningContainer:
 
 
 async def launch_container(
-    config: DesktopConfig, label: str, kind: Kind, assets: dict[str, bytes], engine: Engine | BwrapEngine
+    config: DesktopConfig, label: str, kind: Kind, assets: dict[str, bytes], engine: Engine
 ) -> RunningContainer:
     """Start one container; its guest answers within a second. Raises ``DesktopError``."""
     name = f"arpo-{secrets.token_hex(8)}"
@@ -125,7 +124,7 @@ async def launch_container(
     return running
 
 
-async def _discard(engine: Engine | BwrapEngine, name: str, creation: asyncio.Future[None] | None) -> None:
+async def _discard(engine: Engine, name: str, creation: asyncio.Future[None] | None) -> None:
     if creation is None:
         return
     await asyncio.wait({creation})
@@ -197,9 +196,7 @@ def _prepare(folder: Path, settings: GuestConfig) -> tuple[socket.socket, dict[P
     return control, files
 
 
-async def _accept(
-    control: socket.socket, engine: Engine | BwrapEngine, name: str, limit_s: float
-) -> socket.socket:
+async def _accept(control: socket.socket, engine: Engine, name: str, limit_s: float) -> socket.socket:
     """The guest's connection. Raises ``DesktopError`` if it ends or says nothing in time."""
     waiting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(control))
     try:
@@ -221,7 +218,7 @@ async def _hand_over(
     *,
     name: str,
     kind: Kind,
-    engine: Engine | BwrapEngine,
+    engine: Engine,
 ) -> RunningContainer:
     """Give the guest its settings and its listening sockets."""
     data = DataFiles()

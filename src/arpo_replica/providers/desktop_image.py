@@ -1,8 +1,6 @@
-"""Builds the desktop image from ``envs/desktop`` and the guest's code, and says what it holds; chooses the
-engine.
+"""What the desktop image is made of (``envs/desktop``, the guest's code), and the record of a build.
 
-For Docker by the ``docker`` command with the classic builder: Debian has no other, and ``--network host`` is
-what works under a daemon whose bridge leads nowhere.
+Each engine makes the image in its own way (``Engine.build``).
 """
 
 from __future__ import annotations
@@ -13,24 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, TextIO
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
-from arpo_replica.base.locks import locked
-from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig
+from arpo_replica.base.files import write_atomically
+from arpo_replica.config.desktop import Apps, ContainerConfig
+from arpo_replica.providers.engine import make_engine
 
-# The engines are imported where they are used: studies without containers go without the package docker.
-if TYPE_CHECKING:
-    from arpo_replica.providers.bwrap_engine import BwrapEngine
-    from arpo_replica.providers.docker_engine import Engine
-
-NAME = BUILT_IMAGE.partition(":")[0]
 FOLDER = Path("envs/desktop")
 """Relative to the repository, where Snakemake runs."""
 FILES = (
@@ -43,13 +34,7 @@ FILES = (
     "mimeapps.list",
 )
 GUEST = Path("src/guest")
-BASE_IMAGE = "arpo-base:bookworm"
-"""Made by ``base_image.sh`` where ``debian:bookworm-slim`` cannot be had."""
-PUBLIC_BASE = "debian:bookworm-slim"
-SUITE = "bookworm"
-"""Of the system that ``rootfs.sh`` installs."""
 VERSIONS = "/opt/desktop/versions.json"
-Apps = Literal["core", "full"]
 
 
 @dataclass(frozen=True)
@@ -86,31 +71,6 @@ def image_files() -> list[str]:
     return [str(path) for path in ImageInputs(find(FOLDER), "full", "").files().values()]
 
 
-def chosen_engine(own: ContainerConfig) -> Literal["docker", "bwrap"]:
-    """``desktop.container.engine``; ``auto``: the Docker daemon if one answers here, else bubblewrap."""
-    if own.engine == "auto":
-        from arpo_replica.providers.docker_engine import answers
-
-        return "docker" if answers() else "bwrap"
-    return own.engine
-
-
-def make_engine(own: ContainerConfig) -> Engine | BwrapEngine:
-    """What runs container desktops here."""
-    from arpo_replica.providers.bwrap_engine import BwrapEngine
-    from arpo_replica.providers.docker_engine import Engine
-
-    if chosen_engine(own) == "docker":
-        return Engine()
-    image = rootfs_path(own.apps) if own.image == BUILT_IMAGE else Path(own.image)
-    return BwrapEngine(image, own.scratch, own.image_sha256)
-
-
-def rootfs_path(apps: Apps) -> Path:
-    """Where the squashfs of these inputs lies, for all studies of this user."""
-    return cache_folder() / "desktop" / f"{ImageInputs(find(FOLDER), apps, SUITE).digest()[:16]}.squashfs"
-
-
 def build_desktop_image(record: Path, own: ContainerConfig, log: Path) -> dict[str, Any]:
     """Build the image for the engine that runs here, unless it is there, and write its record.
 
@@ -119,10 +79,9 @@ def build_desktop_image(record: Path, own: ContainerConfig, log: Path) -> dict[s
     engine = make_engine(own)
     engine.check()
     log.parent.mkdir(parents=True, exist_ok=True)
-    build = _build_docker if "docker" in engine.describe() else _build_rootfs
     with log.open("w") as output:
         began = time.monotonic()
-        facts = build(own.apps, output)
+        facts = engine.build(own.apps, output)
         facts |= {"build_s": round(time.monotonic() - began, 1), "apps": own.apps, **engine.describe()}
     facts["id"] = engine.image(facts["tag"])["id"]
     facts["packages"] = json.loads(engine.read(facts["tag"], VERSIONS))
@@ -130,89 +89,18 @@ def build_desktop_image(record: Path, own: ContainerConfig, log: Path) -> dict[s
     return facts
 
 
-def _build_docker(apps: Apps, output: Any) -> dict[str, Any]:
-    """Debian's base image if the daemon has or gets it, else one made by debootstrap (as root)."""
-    folder = find(FOLDER)
-    inputs = ImageInputs(folder, apps, _base_image(folder, output))
-    digest = inputs.digest()
-    tag = f"{NAME}:{digest[:12]}"
-    if not _has(tag):
-        with tempfile.TemporaryDirectory(prefix="arpo-image-") as context:
-            _gather(inputs, Path(context), output)
-            command = [
-                "docker",
-                "build",
-                "--network",
-                "host",
-                "--label",
-                f"arpo.inputs={digest}",
-                "--tag",
-                tag,
-            ]
-            for name, value in {"BASE_IMAGE": inputs.base, "APPS": inputs.apps}.items():
-                command += ["--build-arg", f"{name}={value}"]
-            _run([*command, context], output)
-    _run(["docker", "tag", tag, BUILT_IMAGE], None)
-    size = int(_run(["docker", "image", "inspect", "--format", "{{.Size}}", tag], None))
-    return {"tag": tag, "inputs_sha256": digest, "base": inputs.base, "size_bytes": size}
-
-
-def _build_rootfs(apps: Apps, output: Any) -> dict[str, Any]:
-    """One squashfs, by an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
-    from arpo_replica.providers.bwrap_engine import record_of
-
-    inputs = ImageInputs(find(FOLDER), apps, SUITE)
-    digest, path = inputs.digest(), rootfs_path(apps)  # before the build: files may change in its ten minutes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock"), "builds the desktop image"):
-        if not record_of(path).is_file():
-            # Not below /tmp: mmdebstrap needs room, and the user it makes files for must reach the context.
-            with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as context:
-                _gather(inputs, Path(context), output)
-                _run(["bash", str(inputs.folder / "rootfs.sh"), context, str(path), apps], output)
-            about = {
-                "inputs_sha256": digest,
-                "sha256": file_sha256(path),
-                "size_bytes": path.stat().st_size,
-            }
-            write_atomically(record_of(path), (json.dumps(about, indent=1) + "\n").encode())
-    return {"tag": str(path), "base": SUITE, **json.loads(record_of(path).read_bytes())}
-
-
-def _has(image: str) -> bool:
-    command = ["docker", "image", "inspect", image]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def _base_image(folder: Path, output: Any) -> str:
-    for known in (BASE_IMAGE, PUBLIC_BASE):
-        if _has(known):
-            return known
-    if (
-        subprocess.run(["docker", "pull", PUBLIC_BASE], stdout=output, stderr=output, check=False).returncode
-        == 0
-    ):
-        return PUBLIC_BASE
-    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
-        raise UserError(
-            f"The image {PUBLIC_BASE} cannot be pulled; make a base image as root "
-            "(apt-get install debootstrap, then envs/desktop/base_image.sh)."
-        )
-    _run([str(folder / "base_image.sh"), BASE_IMAGE], output)
-    return BASE_IMAGE
-
-
-def _gather(inputs: ImageInputs, context: Path, output: Any) -> None:
+def gather(inputs: ImageInputs, context: Path, output: TextIO) -> None:
+    """Put what a build reads into the folder ``context``. Raises ``UserError``."""
     for name, path in inputs.files().items():
         place = context / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--require-hashes"]
     # Debian's pip would else want the package "wheel" in this environment.
-    _run([*pip, "--use-pep517", "-r", str(context / "wheels.txt"), "-w", str(context / "wheels")], output)
+    run([*pip, "--use-pep517", "-r", str(context / "wheels.txt"), "-w", str(context / "wheels")], output)
 
 
-def _run(command: list[str], output: Any) -> str:
+def run(command: list[str], output: TextIO | None) -> str:
     """Run to the end; what it prints, if not sent to ``output``. Raises ``UserError``."""
     result = subprocess.run(
         command,
@@ -220,7 +108,7 @@ def _run(command: list[str], output: Any) -> str:
         stderr=output or subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},  # Debian has no other builder than the classic one
     )
     if result.returncode != 0:
         said = f"; see {output.name}" if output else f": {(result.stderr or '').strip()[-300:]}"

@@ -6,17 +6,23 @@ import contextlib
 import functools
 import io
 import os
+import shutil
+import subprocess
 import tarfile
-from dataclasses import dataclass, field
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig, Mount
 
+from arpo_replica.base.environments import find
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.config.desktop import BUILT_IMAGE, Apps
+from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, gather, run
+from arpo_replica.providers.engine import ContainerSpec
 
 LABEL = "arpo.desktop"
 """Every container of ours has it; its value is the name of the desktop."""
@@ -24,29 +30,12 @@ OWNER = "arpo.owner"
 """The process that a container belongs to, see ``owner``."""
 NETWORK = "arpo-outside"
 """The one network by which tasks that declare it get out. Desktops on it cannot see each other."""
+NAME = BUILT_IMAGE.partition(":")[0]
+BASE_IMAGE = "arpo-base:bookworm"
+"""Made by ``base_image.sh`` where ``debian:bookworm-slim`` cannot be had."""
+PUBLIC_BASE = "debian:bookworm-slim"
 CALL_S = 60
 SUDO_CAPABILITIES = ("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
-
-
-@dataclass(frozen=True)
-class ContainerSpec:
-    """What a container of a desktop is given."""
-
-    name: str
-    image: str
-    label: str
-    control: Path
-    """Folder on this machine that is mounted, read-only, where the guest looks for its owner's socket."""
-    files: dict[Path, str] = field(default_factory=dict)
-    """File on this machine -> where it is mounted, read-only."""
-    tmpfs: dict[str, str] = field(default_factory=dict)
-    """Folder inside -> mount options."""
-    shared_mb: int = 128
-    memory_mb: int = 1024
-    cpus: float = 1.0
-    processes: int = 1024
-    network: bool = False
-    sudo: bool = False
 
 
 def owner(pid: int | None = None) -> str:
@@ -85,13 +74,13 @@ def _no_image(name: str) -> UserError:
 def answers() -> bool:
     """True if a daemon does."""
     try:
-        Engine().check()
+        DockerEngine().check()
     except UserError:
         return False
     return True
 
 
-class Engine:
+class DockerEngine:
     """A connection to the daemon that ``DOCKER_HOST`` names (or the system's)."""
 
     @functools.cached_property
@@ -110,6 +99,25 @@ class Engine:
     def check(self) -> None:
         """Raises ``UserError`` if no daemon answers."""
         self._client.ping()
+
+    def build(self, apps: Apps, output: TextIO) -> dict[str, Any]:
+        """See the protocol. By the ``docker`` command with the classic builder, as Debian has no other."""
+        folder = find(FOLDER)
+        inputs = ImageInputs(folder, apps, _base_image(folder, output))
+        digest = inputs.digest()
+        tag = f"{NAME}:{digest[:12]}"
+        if not _has(tag):
+            with tempfile.TemporaryDirectory(prefix="arpo-image-") as context:
+                gather(inputs, Path(context), output)
+                # --network host: what works under a daemon whose bridge leads nowhere.
+                command = ["docker", "build", "--network", "host", "--tag", tag]
+                command += ["--label", f"arpo.inputs={digest}"]
+                for name, value in {"BASE_IMAGE": inputs.base, "APPS": inputs.apps}.items():
+                    command += ["--build-arg", f"{name}={value}"]
+                run([*command, context], output)
+        run(["docker", "tag", tag, BUILT_IMAGE], None)
+        size = int(run(["docker", "image", "inspect", "--format", "{{.Size}}", tag], None))
+        return {"tag": tag, "inputs_sha256": digest, "base": inputs.base, "size_bytes": size}
 
     def image(self, name: str) -> dict[str, Any]:
         """``{id, tags, labels}`` of an image. Raises ``UserError`` if the daemon has none of that name."""
@@ -222,3 +230,27 @@ class Engine:
                 self.remove(container.name)
                 removed.append(container.name)
         return removed
+
+
+def _has(image: str) -> bool:
+    command = ["docker", "image", "inspect", image]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _base_image(folder: Path, output: TextIO) -> str:
+    """Debian's if the daemon has or gets it, else one made by debootstrap (as root)."""
+    for known in (BASE_IMAGE, PUBLIC_BASE):
+        if _has(known):
+            return known
+    if (
+        subprocess.run(["docker", "pull", PUBLIC_BASE], stdout=output, stderr=output, check=False).returncode
+        == 0
+    ):
+        return PUBLIC_BASE
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        raise UserError(
+            f"The image {PUBLIC_BASE} cannot be pulled; make a base image as root "
+            "(apt-get install debootstrap, then envs/desktop/base_image.sh)."
+        )
+    run([str(folder / "base_image.sh"), BASE_IMAGE], output)
+    return BASE_IMAGE

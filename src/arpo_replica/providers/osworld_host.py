@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import secrets
 import shutil
 import subprocess
@@ -17,9 +15,9 @@ from docker.errors import DockerException, ImageNotFound
 
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import OSWorldConfig
-from arpo_replica.providers.docker_engine import Engine, abandoned, owner
+from arpo_replica.providers.docker_engine import DockerEngine, abandoned, owner
 from arpo_replica.suites.osworld.downloads import default_cache
 from arpo_replica.suites.osworld.inventory import read_version
 
@@ -27,7 +25,6 @@ IMAGE = "happysixd/osworld-docker:latest"
 """What desktop-env's DockerProvider runs; the name is fixed there."""
 VARIABLE = "ARPO_DESKTOP"
 """As ``osworld.upstream.MARK``."""
-CHUNK = 8 << 20
 STOP_S = 30
 """Longest time that stopping VMware's machine may take."""
 
@@ -50,7 +47,7 @@ def check(config: OSWorldConfig, count: int = 1) -> None:
     _check_machine(config)
 
 
-class OSWorldEngine(Engine):
+class OSWorldEngine(DockerEngine):
     """The Docker daemon, as far as desktop-env's containers need it."""
 
     def image_facts(self) -> dict[str, Any]:
@@ -117,31 +114,11 @@ def _check_machine(config: OSWorldConfig) -> None:
         return
     if not config.vm.is_file():
         raise UserError(f"desktop.osworld.vm names {config.vm}, which does not exist; correct the path.")
-    if config.vm_sha256 is not None and (found := file_sha256(config.vm)) != config.vm_sha256:
+    if config.vm_sha256 is not None and (found := remembered_sha256(config.vm)) != config.vm_sha256:
         raise UserError(
             f"{config.vm} has the sha256 {found}, but desktop.osworld.vm_sha256 is {config.vm_sha256}; "
             "fetch the file again or correct the key."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a large file, remembered for as long as its size and time of change stay."""
-    facts = path.resolve().stat()
-    key = f"{path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}|{facts.st_ino}"
-    note = default_cache() / f"sha256-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(note.read_text())
-        if known["key"] == key:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no note, or not ours: read the file
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            digest.update(part)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps({"key": key, "sha256": digest.hexdigest()}).encode())
-    return digest.hexdigest()
 
 
 def machine_file(config: OSWorldConfig) -> Path:

@@ -98,7 +98,7 @@ class Study:
         if desktop.provider != "container":
             return  # and needs no package docker
         from arpo_replica.providers.container import refuse_for_bubblewrap
-        from arpo_replica.providers.desktop_image import chosen_engine
+        from arpo_replica.providers.engine import chosen_engine
 
         if chosen_engine(desktop.container) == "bwrap":
             for split in sorted({*self.config.training_splits, *self.config.evaluation.splits}):

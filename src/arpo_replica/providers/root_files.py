@@ -1,0 +1,157 @@
+"""The desktop's system as one squashfs: where it lies, how it is made, how a machine gets it as a folder."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from arpo_replica.base.environments import find
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
+from arpo_replica.base.locks import locked
+from arpo_replica.config.desktop import Apps
+from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, gather, run
+
+SUITE = "bookworm"
+"""Of the system that ``rootfs.sh`` installs."""
+START_S = 20.0
+STOP_S = 10.0
+
+
+def rootfs_path(apps: Apps) -> Path:
+    """Where the squashfs of these inputs lies, for all studies of this user."""
+    return cache_folder() / "desktop" / f"{ImageInputs(find(FOLDER), apps, SUITE).digest()[:16]}.squashfs"
+
+
+def record_of(image: Path) -> Path:
+    """The file beside an image that says what it holds and what it was built from."""
+    return image.with_suffix(".json")
+
+
+def build_rootfs(apps: Apps, output: TextIO) -> dict[str, Any]:
+    """One squashfs, by an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
+    inputs = ImageInputs(find(FOLDER), apps, SUITE)
+    digest, path = inputs.digest(), rootfs_path(apps)  # before the build: files may change in its ten minutes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock"), "builds the desktop image"):
+        if not (path.is_file() and record_of(path).is_file()):
+            # Not below /tmp: mmdebstrap needs room, and the user it makes files for must reach the context.
+            with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as context:
+                gather(inputs, Path(context), output)
+                run(["bash", str(inputs.folder / "rootfs.sh"), context, str(path), apps], output)
+            about = {
+                "inputs_sha256": digest,
+                "sha256": file_sha256(path),
+                "size_bytes": path.stat().st_size,
+            }
+            write_atomically(record_of(path), (json.dumps(about, indent=1) + "\n").encode())
+    return {"tag": str(path), "base": SUITE, **json.loads(record_of(path).read_bytes())}
+
+
+class RootFileSystem:
+    """The image's files as a folder of this machine, for as long as this process lives.
+
+    squashfuse mounts it where the machine can do that; else it is unpacked, once for all processes of this
+    user, to ``scratch``.
+    """
+
+    def __init__(self, image: Path, scratch: Path) -> None:
+        self.image = image
+        self._scratch = scratch
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self.way = ""
+        """``squashfuse`` or ``unpacked``, once it is there."""
+
+    def folder(self) -> Path:
+        """The root. Blocks: a second by squashfuse, ten to unpack. Raises ``UserError``."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = self._mount() if can_mount() else self._unpack()
+            return self._folder
+
+    def _mount(self) -> Path:
+        place = Path(tempfile.mkdtemp(prefix="arpo-root-"))
+        place.chmod(0o755)
+        options = ["-o", "allow_other"] if os.geteuid() == 0 else []
+        # It must end when we do, however that comes: the shell waits for its input, which closes with this
+        # process. On SIGTERM squashfuse unmounts; a SIGKILL would leave a dead mount.
+        script = 'squashfuse -f "$@" & mounted=$!; read -r _; kill $mounted; wait $mounted; rmdir "$0"'
+        keeper = subprocess.Popen(
+            ["sh", "-c", script, str(place), *options, str(self.image), str(place)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_S
+        while not (place / "usr").is_dir():
+            if time.monotonic() > deadline or keeper.poll() is not None:
+                _stop(keeper)
+                return self._unpack()
+            time.sleep(0.02)
+        atexit.register(_stop, keeper)
+        self.way = "squashfuse"
+        return place
+
+    def _unpack(self) -> Path:
+        if shutil.which("unsquashfs") is None:
+            raise UserError(
+                f"{self.image} can be neither mounted (squashfuse, /dev/fuse) nor unpacked: "
+                "apt-get install squashfuse squashfs-tools."
+            )
+        name = hashlib.sha256(f"{self.image.resolve()} {self.image.stat().st_mtime_ns}".encode()).hexdigest()[
+            :16
+        ]
+        shelf = self._scratch / f"arpo-desktop-{os.geteuid()}"
+        shelf.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if shelf.stat().st_uid != os.geteuid():
+            raise UserError(
+                f"{shelf} belongs to another user; set desktop.container.scratch to a folder of yours."
+            )
+        done = shelf / name
+        with locked(shelf / f"{name}.lock", "unpacks the desktop image"):
+            if not done.is_dir():
+                part = shelf / f"{name}.part"
+                shutil.rmtree(part, ignore_errors=True)
+                command = [
+                    "unsquashfs",
+                    "-no-xattrs",
+                    "-no-progress",
+                    "-quiet",
+                    "-d",
+                    str(part),
+                    str(self.image),
+                ]
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                if result.returncode != 0:
+                    shutil.rmtree(part, ignore_errors=True)
+                    words = (result.stderr.strip().splitlines() or ["unsquashfs failed"])[-1][:200]
+                    raise UserError(
+                        f"{self.image} cannot be unpacked to {shelf} (desktop.container.scratch): {words}."
+                    )
+                part.rename(done)
+        self.way = "unpacked"
+        return done
+
+
+def can_mount() -> bool:
+    """True where squashfuse can mount for this user."""
+    return shutil.which("squashfuse") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def _stop(keeper: subprocess.Popen[bytes]) -> None:
+    assert keeper.stdin is not None
+    keeper.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        keeper.wait(STOP_S)
