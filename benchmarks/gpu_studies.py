@@ -5,8 +5,9 @@
 
 ``--runs`` is a YAML file: ``config``, ``set`` (keys of all runs), ``arguments`` (of ``gpu_study.py``) and
 ``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``set``, ``arms`` and
-``seeds``. The runs share the cards in turn. One that fails before its first step is begun once more, with
-``retry_set`` over its keys if the file has it. Each regime's folder holds what ``results/{study}`` holds.
+``seeds``. A seed's arms share a card, seeds take the cards in turn. One that fails is begun again, from its last checkpoint if it has
+one, at most ``STARTS`` times in all, with ``retry_set`` over its keys if the file has it. Each regime's folder
+holds what ``results/{study}`` holds.
 ``--out`` gets, for every run that was started, its steps as far as they came (``studies.json``) and the JSON
 of ``gpu_study.py``, records of episodes and the end of its log (``studies.tar.xz``): lost runs are seen.
 ``--gather`` starts nothing and writes that again from ``--folder``.
@@ -30,6 +31,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 LOG_BYTES = 20_000
+STARTS, WORTH_A_START_S = 3, 150.0
 LAST = 16
 """Steps at the end over which success is averaged, and collapse judged (docs/replay_study.md)."""
 STEPS = ("success", "reward_before", "unparsable", "swapped_groups", "all_fail_groups", "buffer_size")
@@ -52,7 +54,7 @@ class Run:
     def start(self, began: float, limit: float) -> None:
         """Begin, or begin again, with what is left of the time."""
         more = self.retry if self.starts else []
-        if self.starts:  # it has no step yet; what is there belongs to other keys
+        if more:  # what is there belongs to other keys
             shutil.rmtree(self.folder / "models" / self.arm / f"seed_{self.seed}", ignore_errors=True)
         self.starts += 1
         left = str(round(began + limit - time.time(), 1))
@@ -99,7 +101,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     for regime, row in asked["regimes"].items():
         folder = options.folder.absolute() / regime
         folder.mkdir(parents=True, exist_ok=True)
-        for seed in row["seeds"]:
+        for place, seed in enumerate(row["seeds"]):
             for arm in row["arms"]:
                 name = f"{regime}_{arm}_{seed}"
                 base = options.bases.absolute() / str(row["base"]) / "manifest.json"
@@ -108,7 +110,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
                 command += ["--out", str(options.folder.absolute() / f"{name}.json")]
                 command += [*asked.get("arguments", []), *keys(asked["set"], row.get("set"))]
                 retry = keys(asked.get("retry_set"))
-                runs.append(Run(name, folder, arm, seed, command, retry, len(runs) % options.gpus))
+                runs.append(Run(name, folder, arm, seed, command, retry, place % options.gpus))
     return runs
 
 
@@ -118,8 +120,9 @@ def wait(runs: list[Run], began: float, limit: float) -> None:
         states = [run.process.poll() for run in runs if run.process]  # none: nothing was started
         for run in runs:
             failed = run.process is not None and run.process.poll() not in (None, 0)
-            if failed and run.starts == 1 and not run.metrics() and time.time() - began < limit / 2:
-                print(f"{time.time() - began:.0f} s: {run.name} failed and is begun again", flush=True)
+            passed = time.time() - began
+            if failed and run.starts < STARTS and passed + WORTH_A_START_S < limit:
+                print(f"{passed:.0f} s: {run.name} failed and is begun again", flush=True)
                 run.start(began, limit)
                 states.append(None)
         if None not in states:
