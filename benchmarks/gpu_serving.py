@@ -6,7 +6,7 @@
 Random weights of the shape (``gpu_shapes``, made up by vLLM itself); 8 conversations of 15 steps at once,
 each step a new synthetic screenshot and 100 new tokens. ``plain``: ``vllm serve`` with its own defaults, the
 whole history of PNGs sent again at every step. ``ours``: the server as the rollouts start it, asked as they
-ask (each screenshot once, ``policy.named_images``); in between, the plain client against our server. A figure
+ask (each screenshot once, ``NamedImagePolicy``); in between, the plain client against our server. A figure
 is the sum of an episode's replies in seconds, so desktops have no part in it. ``server_s_per_episode`` says
 what vLLM's own counters make of it: what ``e2e`` has beside ``queue``, ``prefill`` and ``decode`` is work on
 screenshots before the engine has them.
@@ -35,8 +35,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.policy import vllm_server  # noqa: E402
-from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling  # noqa: E402
-from arpo_replica.policy.named_images import NamedImagePolicy  # noqa: E402
+from arpo_replica.policy.endpoint import (  # noqa: E402
+    Endpoint,
+    EndpointPolicy,
+    NamedImagePolicy,
+    Sampling,
+)
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
 from arpo_replica.tasks.model import Task  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402

@@ -13,9 +13,9 @@ from arpo_replica.actions.coordinates import Frame
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano import data
 from arpo_replica.models.nano.model import IMAGE_MEAN, IMAGE_STD, new_model, write_folder
-from arpo_replica.models.nano.muon import orthogonal
 from arpo_replica.models.nano.network import multimodal_hidden
 from arpo_replica.models.nano.tokenizer import build_tokenizer, choose_vocabulary
+from arpo_replica.models.nano.train import orthogonal
 from arpo_replica.policy.prompt import build_messages
 
 pytestmark = pytest.mark.cpu_env

@@ -93,7 +93,7 @@ def hub() -> Iterator[Hub]:
 def fetch(hub: Hub, folder: Path, revision: str = REVISION) -> subprocess.CompletedProcess[str]:
     """As ``run_module`` calls it."""
     return subprocess.run(
-        [sys.executable, "-m", "arpo_replica.models.fetch", HUB, revision, str(folder)],
+        [sys.executable, "-m", "arpo_replica.models.weights", HUB, revision, str(folder)],
         env={
             **{key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
             "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",

@@ -15,9 +15,13 @@ from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.base.errors import UserError  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.models.fetch import fetch  # noqa: E402
 from arpo_replica.models.shape import NOTE, architecture, make_shape  # noqa: E402
-from arpo_replica.models.weights import ModelDescription, check_folder, read_description  # noqa: E402
+from arpo_replica.models.weights import (  # noqa: E402
+    ModelDescription,
+    check_folder,
+    fetch,
+    read_description,
+)
 
 
 @pytest.mark.parametrize("name", ["UI-TARS-2B-SFT", "UI-TARS-1.5-7B"])

@@ -9,8 +9,7 @@ import pytest
 
 from arpo_replica.base.errors import PolicyError
 from arpo_replica.config.models import PolicyConfig
-from arpo_replica.policy.endpoint import Sampling
-from arpo_replica.policy.named_images import NamedImagePolicy
+from arpo_replica.policy.endpoint import NamedImagePolicy, Sampling
 from arpo_replica.tasks.model import Task
 
 TASK = Task("t", "d", "Click.", [], {}, {}, "")

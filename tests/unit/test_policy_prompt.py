@@ -14,13 +14,13 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.config.models import PolicyConfig
 from arpo_replica.config.policy import RECIPES
 from arpo_replica.policy.prompt import (
+    STYLES,
     add_box_tokens,
     build_messages,
     first_text,
     kept_images,
     screenshot_message,
 )
-from arpo_replica.policy.prompt_texts import STYLES
 
 
 def shape(messages) -> list[tuple[str, list[str]]]:

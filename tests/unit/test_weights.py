@@ -197,7 +197,7 @@ def test_a_first_fetch_records_and_a_second_one_enforces(
     out = tmp_path / "results/x/model/manifest.json"
     manifest = fetch_model(config, out)
     folder = Path("results/_models") / f"{NAMES[0]}-{REVISION[:12]}"
-    assert calls == [("arpo_replica.models.fetch", "ByteDance-Seed/UI-TARS-2B-SFT", REVISION, folder)]
+    assert calls == [("arpo_replica.models.weights", "ByteDance-Seed/UI-TARS-2B-SFT", REVISION, folder)]
     assert manifest.recipe["revision"] == REVISION
     assert read_manifest(out, verify=True).model_path(out) == folder.resolve()
     base = register_model(

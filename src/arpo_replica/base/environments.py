@@ -11,8 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from arpo_replica.base.errors import UserError
 
@@ -104,6 +105,16 @@ def run_module(environment: Environment, module: str, *arguments: object, thread
         raise UserError(last)
     if status:
         raise RuntimeError(f"{module} ended with status {status}: {last}")
+
+
+def as_module(work: Callable[..., object]) -> NoReturn:
+    """What a module that ``run_module`` runs ends with: ``work`` gets the arguments of the command line."""
+    try:
+        work(*sys.argv[1:])
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(2)
+    sys.exit(0)
 
 
 def short_root() -> Path:

@@ -12,7 +12,7 @@ from arpo_replica.config.policy import SERVED
 from arpo_replica.doctor.machine import Machine
 from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 from arpo_replica.models.weights import check_named_model, read_description, revision_of
-from arpo_replica.policy.token_budget import conversation_length
+from arpo_replica.policy.prompt import conversation_length
 
 KINDS = {"qwen2_5_vl": "absolute", "qwen2_vl": "relative_1000"}
 """``model_type`` of a model of UI-TARS -> the coordinates it was trained with."""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.weights import ModelDescription, check_folder, read_description
 
 TOKENS = {
@@ -69,8 +68,7 @@ def write_tokenizer(config: StudyConfig, folder: Path) -> None:
     from arpo_replica.models.nano.tokenizer import build_tokenizer, choose_vocabulary
 
     pieces = choose_vocabulary([], NUMBERS, VOCABULARY, config.policy.language)
-    policy: PolicyConfig = config.policy
-    write_processor(build_tokenizer(pieces), policy, folder)
+    write_processor(build_tokenizer(pieces), config.policy, folder)
     (folder / "video_preprocessor_config.json").unlink()
 
 
@@ -107,20 +105,15 @@ def write_weights(description: ModelDescription, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def main(arguments: list[str]) -> int:
-    """Status 2 and one sentence for a user's mistake."""
-    try:
-        config = StudyConfig.model_validate_json(arguments[0])
-        description = read_description(config.policy.model)
-        if description is None:
-            raise UserError(f"policy.model '{config.policy.model}' is no name in data/models; correct it.")
-        make_shape(config, description, Path(arguments[1]))
-        check_folder(Path(arguments[1]))
-    except UserError as error:
-        sys.stdout.write(f"{error}\n")
-        return 2
-    return 0
+def main(config_json: str, folder: str) -> None:
+    """Make the shape that ``policy.model`` of the config names."""
+    config = StudyConfig.model_validate_json(config_json)
+    description = read_description(config.policy.model)
+    if description is None:
+        raise UserError(f"policy.model '{config.policy.model}' is no name in data/models; correct it.")
+    make_shape(config, description, Path(folder))
+    check_folder(Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    as_module(main)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from arpo_replica.base.environments import find, heavy_environment, run_module
+from arpo_replica.base.environments import as_module, find, heavy_environment, run_module
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
@@ -23,6 +25,7 @@ from arpo_replica.policy.manifest import Manifest, write_base
 DESCRIPTIONS = Path("data/models")
 STORE = Path("results/_models")
 """Fetched and made models, shared by all studies of a checkout."""
+MODULE = "arpo_replica.models.weights"
 HASHES = "sha256.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".joblib", ".npy", ".npz")
 CODE = (".py", ".so", ".pyc", ".sh", ".ipynb")
@@ -165,12 +168,35 @@ def fetch_model(config: StudyConfig, out: Path) -> Manifest:
         record = folder.with_name(f"{folder.name}.{HASHES}")
         hashes = description.sha256 or (json.loads(record.read_bytes()) if record.is_file() else None)
         if not (folder / "config.json").is_file():
-            run_module(environment, "arpo_replica.models.fetch", description.hub, revision, folder)
+            run_module(environment, MODULE, description.hub, revision, folder)
         check_folder(folder, hashes)
         if hashes is None:
             hashes = record_hashes(folder, record)
         recipe = {"source": "hub", "hub": description.hub, "revision": revision, "sha256": hashes}
     return write_base(config, folder, out, stage="fetched", recipe=recipe, versions={})
+
+
+def fetch(hub: str, revision: str, folder: Path) -> None:
+    """Download a pinned model into ``folder``, whole or not at all. Raises ``UserError`` if the hub cannot be
+    reached. Runs in the heavy environment: ``python -m`` this module."""
+    os.environ["HF_HUB_OFFLINE"] = "0"  # this one process may ask; all others stay offline
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        snapshot_download(hub, revision=revision, local_dir=partial, allow_patterns=list(FETCHED))
+    except Exception as error:
+        # The library has a dozen errors for "no network", "no such commit" and "not allowed".
+        brief = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{hub} at {revision[:12]} cannot be fetched ({type(error).__name__}: {brief}); fetch it on a "
+            "machine that reaches the hub and set policy.model to the folder."
+        ) from None
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # only ever called for one that lacks its config.json
+    partial.rename(folder)
 
 
 def shape_digest(config: StudyConfig, description: ModelDescription) -> str:
@@ -197,3 +223,7 @@ def record_hashes(folder: Path, record: Path) -> dict[str, str]:
         f"recorded the sha256 of {len(hashes)} files in {record}; they are enforced from now on", flush=True
     )
     return hashes
+
+
+if __name__ == "__main__":
+    as_module(lambda hub, revision, folder: fetch(hub, revision, Path(folder)))

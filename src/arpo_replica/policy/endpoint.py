@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import math
 import os
@@ -32,6 +33,8 @@ REFUSED = (400, 413, 422)
 """Statuses of a server that has read a request and will not take it, whenever it comes."""
 HIDDEN = "(key)"
 """Stands in messages and replies where the server wrote the key back."""
+TOO_MUCH = ("context length", "maximum model length", "At most")
+"""Of vLLM's refusals those that sending the screenshots again cannot mend."""
 MAX_ANSWER = 4 * 1024 * 1024
 """Longest answer that is read, in bytes."""
 
@@ -256,6 +259,72 @@ class EndpointConversation:
         self.images.pop()
         self.asked_again[len(self.replies)] += 1
         return await self.reply(self.screenshot)
+
+
+class NamedImagePolicy(EndpointPolicy):
+    """``EndpointPolicy`` for a vLLM that nobody else restarts."""
+
+    def start(self, task: Task) -> NamedImageConversation:
+        return NamedImageConversation(self, task)
+
+
+class NamedImageConversation(EndpointConversation):
+    """A conversation with a vLLM of our own, which sends each screenshot once.
+
+    The chat API has no memory, so a plain client sends every screenshot of the history at every step, and
+    the server decodes all of them again. vLLM (0.11 and newer) takes a ``uuid`` beside an image and, while it
+    still has the processed image of that name in its cache, the name alone. The names are hashes of the
+    screenshots, so they hold over episodes and clients. vLLM refuses a name that it has forgotten; then the
+    whole history is sent, as a plain client would.
+    """
+
+    def __init__(self, parent: EndpointPolicy, task: Task) -> None:
+        super().__init__(parent, task)
+        self.sent: set[str] = set()
+        """Names that the server has answered for."""
+        self.refused = 0
+        """Times that the server had forgotten a name."""
+
+    def messages(self) -> list[Message]:
+        """The conversation so far; screenshots that the server knows by name only."""
+        messages = super().messages()
+        for message in messages:
+            message["content"] = [self._named(part) for part in message["content"]]
+        return messages
+
+    async def reply(self, screenshot: bytes) -> Reply:
+        """See ``Conversation``. Raises ``PolicyError``."""
+        try:
+            reply = await super().reply(screenshot)
+        except PolicyError as error:
+            if not self.sent or not _forgotten(error):
+                raise
+            self.refused += 1
+            self.sent.clear()
+            self.images.pop()
+            reply = await super().reply(screenshot)
+        self.sent.update(name(url) for url in self.images)
+        return reply
+
+    def _named(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image_url":
+            return part
+        url = part["image_url"]["url"]
+        own = name(url)
+        return {"type": "image_url", "image_url": None if own in self.sent else {"url": url}, "uuid": own}
+
+
+def name(url: str) -> str:
+    """The name of a screenshot, given as a data URL."""
+    return hashlib.sha256(url.encode()).hexdigest()[:32]
+
+
+def _forgotten(error: PolicyError) -> bool:
+    """vLLM answers 400 or 500, depending on where it notices. What is too long or too much stays so."""
+    text = str(error)
+    return not any(words in text for words in TOO_MUCH) and any(
+        f"status {code}" in text for code in (400, 404, 422, 500)
+    )
 
 
 def _read_reply(answer: Any, hide: Callable[[str], str]) -> Reply:

@@ -91,43 +91,27 @@ def read_manifest(path: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
-def served_manifest(config: StudyConfig) -> Manifest:
-    """Of a policy that only ``policy.endpoint`` has: nobody here can hash its weights, and it says so."""
-    policy = config.policy
-    identity = f"{UNSEEN}: {policy.served_model} at {policy.endpoint}"
-    return Manifest(
-        arm="base",
-        seed=0,
-        stage="base",
-        step=0,
-        size=config.size,
-        model=".",
-        weights={},
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        parent=None,
-        recipe={"source": identity},
-        versions={},
-    )
-
-
 def write_base(
     config: StudyConfig,
-    folder: Path,
+    folder: Path | None,
     out: Path,
     *,
     stage: str,
     recipe: dict[str, Any],
     versions: dict[str, str],
 ) -> Manifest:
-    """Hash an untrained policy's weights and write its manifest."""
-    weights, identity = hash_weights(folder)
+    """Write an untrained policy's manifest. ``folder`` holds its weights; None: nobody here can hash them."""
+    weights: dict[str, str] = {}
+    identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
+    if folder is not None:
+        weights, identity = hash_weights(folder)
     manifest = Manifest(
         arm="base",
         seed=0,
         stage=stage,
         step=0,
         size=config.size,
-        model=os.path.relpath(folder, out.parent),
+        model="." if folder is None else os.path.relpath(folder, out.parent),
         weights=weights,
         sha256=identity,
         parent=None,
@@ -139,15 +123,13 @@ def write_base(
 
 
 def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manifest:
-    """Write the manifest of the untrained policy. ``folder`` holds its weights; None: a server alone has."""
+    """Write the manifest of the base policy. ``folder`` holds its weights; None: only ``policy.endpoint`` has
+    them, and the manifest says so."""
+    recipe, versions = {"source": config.policy.model}, {}
     if folder is None:
-        manifest = served_manifest(config)
-        write_manifest(manifest, out)
-        return manifest
-    if (folder / "manifest.json").is_file():
+        recipe = {"source": f"{UNSEEN}: {config.policy.served_model} at {config.policy.endpoint}"}
+    elif (folder / "manifest.json").is_file():
         source = read_manifest(folder / "manifest.json", verify=True)
         folder = source.model_path(folder / "manifest.json")
         recipe, versions = source.recipe, source.versions
-    else:
-        recipe, versions = {"source": config.policy.model}, {}
     return write_base(config, folder, out, stage="base", recipe=recipe, versions=versions)

@@ -1,6 +1,7 @@
-"""The conversation with the policy: the one place used by supervised learning, evaluation and verl.
+"""The conversation with the policy, for supervised learning, evaluation and verl alike: its text, what of it
+is kept, and how long it gets.
 
-    user       the prompt's text (``styles``) filled with language and instruction, screenshot 0
+    user       the prompt's text (``STYLES``) filled with language and instruction, screenshot 0
     assistant  reply 0
     user       screenshot 1
     assistant  reply 1
@@ -12,19 +13,115 @@ everywhere. Of the screenshots the newest ``max_images`` are kept; every reply s
 ``max_turns``), so that the policy still reads what it did. A user turn that would be left empty is dropped,
 so that two replies may follow each other: UI-TARS's runner in OSWorld (``uitars15_v1.py``) does the same
 with its newest five. With ``max_images >= max_steps``, as in ARPO, this never happens.
+
+The prompts are those of UI-TARS's models, word for word: a model is asked as it was trained. Sources:
+``uitars``: COMPUTER_USE_DOUBAO of the package ``ui-tars`` (Apache-2.0). ``uitars_box``:
+UITARS_USR_PROMPT_THOUGHT with UITARS_CALL_USR_ACTION_SPACE of OSWorld (``mm_agents/prompts.py``, Apache-2.0).
+``arpo``: ``uitars_system_prompt`` of ARPO's released code (``verl/trainer/gui_agent.py``, Apache-2.0), with
+the spelling mistake of its system line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from arpo_replica.actions.coordinates import FACTOR, smart_resize
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.prompt_texts import STYLES
 
 Message = dict[str, Any]
 _PLAIN_BOX = re.compile(r"(start_box|end_box)='\((\d+),\s*(\d+)\)'")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a conversation looks. ``template`` gives the text with {language} and {instruction}."""
+
+    template: Callable[[], str]
+    system: str | None = None
+    """System message; None: the chat template's own, "You are a helpful assistant." in Qwen2-VL's."""
+    own_turn: bool = False
+    """The first screenshot comes in a user turn of its own, after the one with the text."""
+    box_tokens: bool = False
+    """Replies in the history have ``<|box_start|>`` and ``<|box_end|>``, which many servers strip."""
+
+
+_OPENING = """You are a GUI agent. You are given a task and your action history, with screenshots. You need \
+to perform the next action to complete the task."""
+_FORMAT = """
+
+## Output Format
+```
+Thought: ...
+Action: ...
+```
+
+## Action Space
+"""
+_BOXES = """
+click(start_box='<|box_start|>(x1,y1)<|box_end|>')
+left_double(start_box='<|box_start|>(x1,y1)<|box_end|>')
+right_single(start_box='<|box_start|>(x1,y1)<|box_end|>')
+drag(start_box='<|box_start|>(x1,y1)<|box_end|>', end_box='<|box_start|>(x3,y3)<|box_end|>')
+hotkey(key='')
+"""
+_SCROLL_WAIT = """\
+scroll(start_box='<|box_start|>(x1,y1)<|box_end|>', direction='down or up or right or left')
+wait() #Sleep for 5s and take a screenshot to check for any changes.
+"""
+_CLOSING = """
+- Write a small plan and finally summarize your next action (with its target element) in one sentence in \
+`Thought` part.
+
+## User Instruction
+{instruction}
+"""
+_ESCAPES = (
+    r"""# Use escape characters \', \", and \n in content part to ensure we can parse the content in """
+    "normal python string format."
+)
+
+
+def _doubao() -> str:
+    from ui_tars.prompt import COMPUTER_USE_DOUBAO
+
+    return str(COMPUTER_USE_DOUBAO)
+
+
+def _osworld() -> str:
+    return (
+        f"{_OPENING} {_FORMAT}{_BOXES}"
+        "type(content='') #If you want to submit your input, use \"\\n\" at the end of `content`.\n"
+        f"{_SCROLL_WAIT}"
+        "finished()\n"
+        "call_user() # Submit the task and call the user when the task is unsolvable, or when you need the "
+        "user's help.\n"
+        "\n\n## Note\n- Use {language} in `Thought` part."
+        f"{_CLOSING}"
+    )
+
+
+def _arpo() -> str:
+    return (
+        f"{_OPENING}{_FORMAT}{_BOXES}"
+        f"type(content='xxx') {_ESCAPES} If you want to submit your input, use \\n at the end of content. \n"
+        f"{_SCROLL_WAIT}"
+        f"finished(content='xxx') {_ESCAPES}\n"
+        "\n## Note\n- Use {language} in `Thought` and `Action` part."
+        f"{_CLOSING}"
+    )
+
+
+STYLES = {
+    "uitars": Style(_doubao),
+    "uitars_box": Style(_osworld, system="You are a helpful assistant.", own_turn=True, box_tokens=True),
+    "arpo": Style(_arpo, system="Your are a helpful assistant.", own_turn=True, box_tokens=True),
+}
+"""``policy.prompt`` of the config -> how it is asked."""
 
 
 def first_text(instruction: str, language: str = "English", prompt: str = "uitars") -> str:
@@ -81,3 +178,54 @@ def add_box_tokens(reply: str) -> str:
     the same way before a reply becomes history. A reply that still has them stays as it is.
     """
     return _PLAIN_BOX.sub(r"\1='<|box_start|>(\2,\3)<|box_end|>'", reply)
+
+
+TOKENS_PER_TURN = 40
+"""Of the chat template, beside image and reply."""
+PROMPT_TOKENS = 700
+NANO_PROMPT_TOKENS = 400
+"""The nano tokenizer has whole phrases of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Of the longest conversation, in tokens."""
+
+    images: int
+    """Screenshots that it keeps."""
+    image: int
+    """Tokens of one."""
+    turns: int
+    """Replies that it keeps."""
+    least: int
+    """With replies of no length."""
+    most: int
+    """With replies of ``policy.max_new_tokens``."""
+
+
+def conversation_length(config: StudyConfig) -> Length:
+    """What the last step of an episode needs of ``policy.max_model_len``, by the config."""
+    policy = config.policy
+    width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)
+    image = (width // FACTOR) * (height // FACTOR)
+    images = len(kept_images(policy.max_steps, policy))
+    turns = min(policy.max_turns or policy.max_steps, policy.max_steps)
+    least = (NANO_PROMPT_TOKENS if config.size == "nano" else PROMPT_TOKENS) + images * image
+    return Length(images, image, turns, least, least + turns * (policy.max_new_tokens + TOKENS_PER_TURN))
+
+
+def check_context(config: StudyConfig) -> None:
+    """Refuse a context too small for the screenshots of an episode and one reply. Raises ``UserError``."""
+    policy, length = config.policy, conversation_length(config)
+    if policy.max_new_tokens >= policy.max_model_len:
+        raise UserError(
+            f"policy.max_new_tokens ({policy.max_new_tokens}) leaves no room for a prompt in "
+            f"policy.max_model_len ({policy.max_model_len}); raise the latter."
+        )
+    if length.least + policy.max_new_tokens > policy.max_model_len:
+        raise UserError(
+            f"{length.images} screenshots of {length.image} tokens (policy.max_images, policy.max_steps), "
+            f"the prompt and a reply of policy.max_new_tokens ({policy.max_new_tokens}) are more than "
+            f"policy.max_model_len ({policy.max_model_len}); raise it, or lower policy.max_images or "
+            "policy.max_pixels."
+        )

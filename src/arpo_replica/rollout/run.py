@@ -20,9 +20,8 @@ from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling
 from arpo_replica.policy.manifest import Manifest, read_manifest
-from arpo_replica.policy.named_images import NamedImagePolicy
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
 from arpo_replica.providers.make import make_provider
 from arpo_replica.rollout.episode import EpisodeLimits, Labels

@@ -14,7 +14,7 @@ from typing import Any
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.token_budget import check_context
+from arpo_replica.policy.prompt import check_context
 from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
 from arpo_replica.training.asynchrony import AHEAD, asynchronous, asynchrony_overrides, check_asynchrony
 from arpo_replica.training.job import Job

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.checkout import code_version
+from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.say import say
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, hash_weights, write_manifest
 
@@ -71,7 +72,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         )
     model = new_model(config, tokenizer, numbers)
     tokens = train.NumberTokens(tokenizer, numbers)
-    learned = train.train(model, conversations, screenshots, tokens, nano, progress=_say)
+    learned = train.train(model, conversations, screenshots, tokens, nano, progress=say)
     write_folder(model, tokenizer, policy, partial)
     partial.rename(out)
     weights, identity = hash_weights(out)
@@ -99,31 +100,20 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
     write_manifest(manifest, out / "manifest.json")
-    _say(
+    say(
         f"nano: {count_weights(model):,} weights, {tokenizer.get_vocab_size()} tokens, "
         f"{len(episodes)} demonstrations, model in {out}"
     )
     return manifest
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def main(arguments: list[str]) -> int:
-    """Entry point of the rule; exit status 2 and one sentence for a user's mistake."""
+def main(config_json: str, demonstrations: str, out: str) -> None:
+    """Entry point of the rule."""
     # Set before torch loads OpenMP: on a busy machine, threads that spin for each other at every operation
     # made training ten times slower than threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        config = StudyConfig.model_validate_json(arguments[0])
-        build_nano_model(config, Path(arguments[1]), Path(arguments[2]))
-    except UserError as error:
-        _say(str(error))
-        return 2
-    return 0
+    build_nano_model(StudyConfig.model_validate_json(config_json), Path(demonstrations), Path(out))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    as_module(main)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
+from arpo_replica.base.say import say
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL, checkpoints
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
 from arpo_replica.training.offline.job import OfflineJob
@@ -46,11 +46,11 @@ def train(job: OfflineJob) -> dict[str, Any]:
     rows = [to_row(sample, processor) for sample in samples]
     facts = {**count_tokens(samples, processor), "packages": {name: version(name) for name in PACKAGES}}
     write_atomically(job.facts_file, json.dumps(facts, indent=1).encode())
-    _say(f"{job.method.method}: {facts['samples']} samples, {facts['inexact_replies']} not token-exact")
+    say(f"{job.method.method}: {facts['samples']} samples, {facts['inexact_replies']} not token-exact")
     done = checkpoints(job.work, PREFIX_TRL)
     begun = job.checkpoint(done[-1]) if done else None
     if begun is not None:
-        _say(f"going on from the checkpoint of step {done[-1]}")
+        say(f"going on from the checkpoint of step {done[-1]}")
     trainer = make_trainer(job, rows, processor, begun)
     trainer.train(resume_from_checkpoint=begun and str(begun))
     trainer.model.to(getattr(torch, _stored_dtype(job.parent_model)))
@@ -216,7 +216,7 @@ def _complete_callback() -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                _say(f"update {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
+                say(f"update {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
 
     return Complete()
 
@@ -227,23 +227,13 @@ def _stored_dtype(folder: Path) -> str:
     return str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def main(arguments: list[str]) -> int:
-    """Entry point of the rule; exit status 2 and one sentence for a user's mistake."""
+def main(job: str) -> None:
+    """Entry point of the rule. ``job``: path of the job's file."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that sleep: see nano/build.py
     # One process on one GPU: TRL refuses to run with several in sight.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    try:
-        train(OfflineJob.model_validate_json(Path(arguments[0]).read_bytes()))
-    except UserError as error:
-        _say(str(error))
-        return 2
-    return 0
+    train(OfflineJob.model_validate_json(Path(job).read_bytes()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    as_module(main)
