@@ -5,9 +5,9 @@
 
 ``--runs`` is a YAML file: ``config``, ``set`` (keys of all runs), ``arguments`` (of ``gpu_study.py``) and
 ``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``set``, ``arms`` and
-``seeds``. A seed's arms share a card, seeds take the cards in turn. One that fails is begun again, from its last checkpoint if it has
-one, at most ``STARTS`` times in all, with ``retry_set`` over its keys if the file has it. Each regime's folder
-holds what ``results/{study}`` holds.
+``seeds``. A seed's arms share a card, seeds take the cards in turn. One that fails is begun again, from its
+last checkpoint if it has one, at most ``STARTS`` times in all, with ``retry_set`` over its keys if the file
+has it. Each regime's folder holds what ``results/{study}`` holds.
 ``--out`` gets, for every run that was started, its steps as far as they came (``studies.json``) and the JSON
 of ``gpu_study.py``, records of episodes and the end of its log (``studies.tar.xz``): lost runs are seen.
 ``--gather`` starts nothing and writes that again from ``--folder``.
