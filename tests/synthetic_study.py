@@ -123,17 +123,17 @@ def make_study(
         for seed in seeds:
             if arm == "base" and seed != seeds[0]:
                 continue
-            stage = "base" if arm == "base" else "train_32"
-            for split in ("test_in", "test_out"):
+            stage = "base" if arm == "base" else config.training.stages[-1].name
+            for split in config.evaluation.splits:
                 for trial in range(trials):
                     _episodes(study, arm, seed, stage, split, trial, choose, screenshots, text)
             if arm == "base":
                 _manifest(study, arm, seed, "base", 0)
             elif arm in config.offline_arms:
-                _manifest(study, arm, seed, "train_32", steps)
+                _manifest(study, arm, seed, stage, steps)
                 study.learning.append(_learning(study.manifests[-1].with_name("learning.jsonl"), steps))
             elif steps:
-                _training(study, arm, seed, steps)
+                _training(study, arm, seed)
     return study
 
 
@@ -291,10 +291,10 @@ def screen(i: int, buttons: list[tuple[int, int, str]], done: str | None) -> byt
     return to_webp(out.getvalue())
 
 
-def _training(study: Study, arm: str, seed: int, steps: int) -> None:
+def _training(study: Study, arm: str, seed: int) -> None:
     dice = random.Random(f"{arm} {seed}")
     level = 0.22
-    for number, (stage, count) in enumerate((("train_4", steps), ("train_32", steps * 2))):
+    for number, (stage, count) in enumerate((s.name, s.steps) for s in study.config.training.stages):
         folder = study.results / "models" / arm / f"seed_{seed}" / f"stage_{stage}"
         lines = []
         level -= 0.08 * number
@@ -305,6 +305,8 @@ def _training(study: Study, arm: str, seed: int, steps: int) -> None:
             swapped = min(failed, dice.randint(0, 2)) if arm == "arpo" else 0
             line = {
                 "step": step,
+                "groups": 4,
+                "rollouts": 16,
                 "reward_before": before - 0.05,
                 "reward_after": before - 0.05 + 0.06 * swapped,
                 "success": before,

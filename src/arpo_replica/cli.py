@@ -282,7 +282,8 @@ def run_comparison(options: argparse.Namespace) -> int:
 
 
 def add_page_commands(commands: Any) -> None:
-    """``compare`` for readers; ``docs`` and ``make-tasks`` for who changes what they write."""
+    """``compare`` and ``replay-study`` for readers; ``docs`` and ``make-tasks`` for who changes what they
+    write."""
     compare = commands.add_parser(
         "compare",
         help="put the results of two studies side by side",
@@ -295,6 +296,20 @@ def add_page_commands(commands: Any) -> None:
     compare.add_argument("yours", metavar="B", type=Path)
     compare.add_argument("--out", type=Path, help="an HTML file to write")
     compare.set_defaults(run=run_compare)
+    replay = commands.add_parser(
+        "replay-study",
+        help="print the analysis that docs/replay_study.md registered, as JSON",
+        description=(
+            "A and B are folders of results of the two regimes. Differences are fractions. As long as a "
+            "registered pair is unfinished there is no answer and no mean."
+        ),
+    )
+    replay.add_argument("steady", metavar="A", type=Path, help="e.g. results/replay")
+    replay.add_argument("collapse", metavar="B", type=Path, nargs="?", help="e.g. results/replay_collapse")
+    for option, regime in (("--without", "A"), ("--without-collapse", "B")):
+        text = f"seeds of pairs of {regime} that could not be ended: left out, and named"
+        replay.add_argument(option, type=int, nargs="+", default=[], metavar="SEED", help=text)
+    replay.set_defaults(run=run_replay_study)
     docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
     docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
     docs.add_argument(
@@ -318,6 +333,16 @@ def run_compare(options: argparse.Namespace) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_comparison(found, options.out)
         print(f"written: {options.out}")
+    return 0
+
+
+def run_replay_study(options: argparse.Namespace) -> int:
+    """Analyse and print."""
+    from arpo_replica.evaluation.replay_effect import analyse
+
+    files = [folder and folder / "summary.json" for folder in (options.steady, options.collapse)]
+    found = analyse(*files, without=options.without, without_collapse=options.without_collapse)
+    print(json.dumps(found, indent=1))
     return 0
 
 

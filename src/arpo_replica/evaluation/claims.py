@@ -55,7 +55,9 @@ from arpo_replica.evaluation.records import (
     input_file,
     write_document,
 )
+from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS, holm
+from arpo_replica.tasks.left_out import split_size
 from arpo_replica.training.parity import Facts
 
 QUESTIONS = ("same", "opposite", "outside", "equal")
@@ -380,6 +382,7 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
     """What was measured and answers no claim."""
     mark = mark_of(config, summary)
     taken = {id(row) for row in used}
+    notes = {(effect.arm, effect.reference): no_test(effect) for effect in summary.replay_effects}
     found = []
     rows: list[RateRow | DifferenceRow] = [*summary.rates, *summary.differences]
     for row in rows:
@@ -399,7 +402,29 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
                 protocol=row.protocol,
                 tasks=row.tasks,
                 measured=measured,
+                note=notes.get((row.arm, reference or ""), ""),
                 sources=row.sources,
             )
         )
+    stage = config.training.stages[-1]
+    for effect in summary.replay_effects:
+        if effect.area is not None:
+            found.append(
+                OwnMeasurement(
+                    mark=f"{mark}, rollouts of the trainings",
+                    what=f"area under the training curve, {effect.arm} minus {effect.reference}",
+                    arm=effect.arm,
+                    reference=effect.reference,
+                    stage=stage.name,
+                    seed=None,
+                    split=stage.split,
+                    protocol="hard",
+                    tasks=split_size(config, stage.split),
+                    measured=effect.area,
+                    note=no_test(effect),
+                    sources=sorted(
+                        c.source for c in summary.curves if c.arm in (effect.arm, effect.reference)
+                    ),
+                )
+            )
     return found

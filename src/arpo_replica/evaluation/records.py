@@ -216,6 +216,52 @@ class ReplayRow(Document):
     """The metrics that this rests on."""
 
 
+class TrainingOutcome(Document):
+    """What one training did over all its stages."""
+
+    arm: str
+    seed: int
+    updates: int
+    planned: int
+    """Updates that the config asks for; with fewer it has not ended."""
+    area: float | None
+    """Area under the training curve: mean success of all rollouts as they came; None: not ended."""
+    collapsed: bool | None
+    """Whether no rollout of the last 16 updates succeeded; None: not ended, or fewer updates."""
+    changed: float | None
+    """Share of its groups that replay changed; None: not recorded."""
+
+
+class ReplayEffect(Document):
+    """What replay adds to a training: pairs of one seed that differ in nothing else, arm minus reference."""
+
+    arm: str
+    """With replay."""
+    reference: str
+    """Without."""
+    seeds: list[int]
+    """Pairs of which both trainings ended."""
+    left_out: list[str]
+    """The other ones, and what they lack."""
+    changed: float | None
+    """Share of the arm's groups that replay changed, mean over these seeds."""
+    is_test: bool | None
+    """False: fewer than 8 %, so this is no test of replay, whatever the difference is."""
+    area_by_seed: dict[int, float]
+    """Seed -> difference of the areas under the training curves."""
+    area: Interval | None
+    """Their mean: paired t over seeds, from five on."""
+    area_p: float | None
+    collapsed: Interval | None
+    """Share of the arm's trainings that collapsed, exact interval."""
+    reference_collapsed: Interval | None
+    only_arm_collapsed: int
+    """Pairs of which the arm's training collapsed and the other one did not."""
+    only_reference_collapsed: int
+    collapse_p: float | None
+    """Exact two-sided sign test over these two counts; None with fewer than five pairs."""
+
+
 class OfflinePoint(Document):
     """One update of an offline arm, as TRL logged it."""
 
@@ -302,6 +348,8 @@ class OwnMeasurement(Document):
     protocol: Protocol
     tasks: int
     measured: Interval
+    note: str = ""
+    """``no test of replay`` and why, where replay hardly changed anything."""
     sources: list[str] = Field(default_factory=list)
 
 
@@ -565,6 +613,8 @@ class Summary(Document):
     pass_at_k: list[PassRow] = Field(default_factory=list)
     flips: list[FlipRow] = Field(default_factory=list)
     replay: list[ReplayRow] = Field(default_factory=list)
+    trainings: list[TrainingOutcome] = Field(default_factory=list)
+    replay_effects: list[ReplayEffect] = Field(default_factory=list)
     throughput: list[ThroughputRow] = Field(default_factory=list)
     env_errors: list[EnvErrorRow] = Field(default_factory=list)
     commit: str | None = None

@@ -45,6 +45,7 @@ from arpo_replica.evaluation.records import (
     shown_path,
     write_document,
 )
+from arpo_replica.evaluation.replay_effect import replay_effects, training_outcomes
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.selection import (
     UNTRAINED,
@@ -132,6 +133,7 @@ def summarise(
         (read_curve(path) for path in metrics),
         key=lambda c: (arm_order(config, c.arm), c.seed, stage_order(config, c.stage)),
     )
+    trainings = list(training_outcomes(config, curves))
     code = git_state(ROOT)
     return Summary(
         study=config.name,
@@ -170,6 +172,8 @@ def summarise(
         pass_at_k=list(pass_rows(table, splits, checkpoints)),
         flips=list(flip_rows(table, splits, checkpoints)),
         replay=list(replay_rows(curves)),
+        trainings=trainings,
+        replay_effects=list(replay_effects(config, trainings)),
         throughput=sorted(
             throughput_rows(config, table, curves),
             key=lambda row: (row.phase != "training", arm_order(config, row.arm)),

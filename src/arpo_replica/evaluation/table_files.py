@@ -20,6 +20,8 @@ NAMES = (
     "gates",
     "replay",
     "replay_events",
+    "trainings",
+    "replay_effects",
     "throughput",
     "effort",
     "env_errors",

@@ -42,6 +42,7 @@ from arpo_replica.evaluation.records import (
     PublishedNumber,
     RateRow,
     Reach,
+    ReplayEffect,
     ReplayEvent,
     ReplayRow,
     SourceFile,
@@ -49,6 +50,7 @@ from arpo_replica.evaluation.records import (
     SubsetRow,
     Summary,
     ThroughputRow,
+    TrainingOutcome,
 )
 from arpo_replica.evaluation.scores import read_scores
 
@@ -94,6 +96,8 @@ TABLES = (
     Table("gates", GateRow),
     Table("replay", ReplayRow),
     Table("replay_events", ReplayEvent),
+    Table("trainings", TrainingOutcome),
+    Table("replay_effects", ReplayEffect),
     Table("throughput", ThroughputRow),
     Table("effort", EffortRow),
     Table("env_errors", EnvErrorRow),
@@ -154,6 +158,8 @@ def table_rows(summary: Summary, claims: Claims, scores: pd.DataFrame) -> dict[s
         "gates": list(gate_rows(summary)),
         "replay": summary.replay,
         "replay_events": list(_replay_events(summary)),
+        "trainings": summary.trainings,
+        "replay_effects": summary.replay_effects,
         "throughput": summary.throughput,
         "effort": summary.effort,
         "env_errors": summary.env_errors,

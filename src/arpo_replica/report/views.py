@@ -20,6 +20,7 @@ from arpo_replica.evaluation.records import (
     Summary,
     Verdict,
 )
+from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.effort import counted
 from arpo_replica.report.figures import TOTALS, phase_totals
@@ -173,10 +174,12 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
 def findings(summary: Summary) -> list[dict[str, Any]]:
     """What this study shows by itself: one sentence per comparison (hard protocol)."""
     found = []
+    gate = {(effect.arm, effect.reference): no_test(effect) for effect in summary.replay_effects}
     for place, row in enumerate(summary.differences):
         if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
             shown = row.over_trainings or row.difference
-            found.append({"row": row, "place": place, "shown": shown, "words": _settled(row)})
+            words = gate.get((row.arm, row.reference)) or _settled(row)
+            found.append({"row": row, "place": place, "shown": shown, "words": words})
     return found
 
 
