@@ -1,16 +1,16 @@
-"""Does a study survive kills? ``python benchmarks/kill_campaign.py --kills 200`` prints JSON.
+"""Does a study survive kills? ``python benchmarks/kill_campaign.py --folder F --kills 200`` prints JSON.
 
 Runs the study of the config files (default: configs/ci.yaml; always with one desktop, so that a run repeats
-another one reply for reply) twice, each in an empty folder: once undisturbed, and once while SIGKILLs hit
-it at random times: the whole study, or a single process of a kind drawn at random (Snakemake, a rule's
-script, vLLM, verl, a Ray process, the keeper of the desktops, a desktop's guest, X server, browser). Where
-Snakemake has ended it is started again, as its user would. After the last kill the study runs to its end.
+another one reply for reply) once undisturbed, then again and again while SIGKILLs hit it at random times: the
+whole study, or a single process of a kind drawn at random (Snakemake, a rule's script, vLLM, verl, a Ray
+process, the keeper of the desktops, a desktop's guest, X server, browser). Where Snakemake has ended it is
+started again, as its user would. After some kills a round runs to its end, then the next one begins.
 Reported are the kills by kind, the starts that a user had to do again, processes left behind, files of
 finished evaluation episodes that changed afterwards, and whether replies and manifests equal those of the
 undisturbed run.
 
-``--undisturbed FOLDER`` takes a finished run instead of making one, ``--begun FOLDER`` begins the killed
-one where another stopped. ``--minutes`` ends the kills early.
+All of it lies in the folder: after an interruption the same command goes on. ``--begun`` takes a folder where
+another run of the study stopped (before a rule of interest, say) as the beginning of every round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -42,8 +41,11 @@ WHOLE = "the whole study"
 KINDS = {
     "Snakemake": r"bin/snakemake( |$)",
     "a rule's script": r"\.snakemake/scripts/",
-    "vLLM": r"vllm|VLLM|EngineCore",
-    "a Ray process": r"ray::|raylet|gcs_server|ray/_private|ray/dashboard|runtime_env_agent",
+    "vLLM": r"vllm|VLLM|EngineCore|policy\.serve",
+    "Ray's raylet": r"raylet/raylet",
+    "Ray's gcs": r"gcs_server",
+    "a Ray worker": r"ray::",
+    "another Ray process": r"raylet|ray/_private|ray/dashboard|runtime_env_agent",
     "the keeper of the desktops": r"keeper",
     "verl": r"verl|fork_server|training\.process",
     "a supervisor": r"supervisor",
@@ -54,6 +56,8 @@ KINDS = {
     "a browser": r"chrom",
 }
 """Kind of a process -> what its command line holds; the first that fits counts."""
+CHEAP = {"a desktop's guest", "a desktop's sandbox", "an X server", "a window manager", "a browser"}
+"""Drawn three times as often: such a kill costs one episode, another one the start of a training."""
 ENDS_WITHIN_S = 30.0
 """A killed study's processes must be gone by then."""
 
@@ -93,13 +97,12 @@ class Study:
         self.folder = folder
         self.options = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", *configs]
         self.process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
 
     def start(self) -> None:
         """Start Snakemake; after a kill of it the folder has to be unlocked first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "campaign.log").open("ab") as log:
-            if self.starts:
+            if any(self.folder.glob(".snakemake/locks/*")):
                 subprocess.run(
                     [str(SNAKEMAKE), "--unlock", *self.options],
                     cwd=self.folder,
@@ -115,7 +118,6 @@ class Study:
                 start_new_session=True,
             )
         Study.running = self.process.pid
-        self.starts += 1
 
     @property
     def status(self) -> int | None:
@@ -175,7 +177,7 @@ def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | No
         with contextlib.suppress(ProcessLookupError):
             os.killpg(study.process.pid, signal.SIGKILL)
         return WHOLE
-    kind = dice.choice(sorted(kinds))
+    (kind,) = dice.choices(sorted(kinds), [3 if kind in CHEAP else 1 for kind in sorted(kinds)])
     try:
         os.kill(dice.choice(sorted(kinds[kind])), signal.SIGKILL)
     except ProcessLookupError:
@@ -183,47 +185,81 @@ def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | No
     return kind
 
 
-def campaign(study: Study, options: argparse.Namespace) -> dict[str, Any]:
-    """Kill and start again until enough is done, then let the study end."""
-    dice = random.Random(options.seed)
-    kills: Counter[str] = Counter()
-    again: Counter[str] = Counter()
-    left: list[str] = []
+class Journal:
+    """What happened, a line of JSON each: ``kill``, ``again``, ``ended`` or ``round``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+        print(event, *values.values(), file=sys.stderr, flush=True)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """All lines of an event."""
+        lines = map(json.loads, self.path.read_text().splitlines()) if self.path.exists() else ()
+        return [line for line in lines if line["event"] == event]
+
+    def told(self) -> dict[str, Any]:
+        """The whole campaign in numbers."""
+        kills = self.of("kill")
+        ended, rounds = self.of("ended"), self.of("round")
+        seconds = [one["seconds"] for one in ended]
+        return {
+            "kills_in_all": len(kills),
+            "kills": dict(Counter(one["kind"] for one in kills).most_common()),
+            "started_again_by_hand_after": dict(
+                Counter(one["after"] for one in self.of("again")).most_common()
+            ),
+            "processes_left": dict(Counter(kind for one in ended for kind in one["left"]).most_common()),
+            "seconds_until_all_processes_were_gone": {
+                "median": median(seconds),
+                "most": max(seconds, default=0),
+            },
+            "rounds": rounds,
+        }
+
+
+def median(values: list[float]) -> float:
+    """0 of none."""
+    return sorted(values)[len(values) // 2] if values else 0
+
+
+def one_round(study: Study, dice: random.Random, journal: Journal, options: argparse.Namespace) -> set[str]:
+    """Kill and start again until it is enough, then let the study end; the finished files that changed."""
     changed: set[str] = set()
     known: dict[str, str] = {}
-    last = WHOLE
-    until = time.monotonic() + 60 * options.minutes
+    last, starts = WHOLE, 1
+    until = len(journal.of("kill")) + options.kills_per_round
     study.start()
     while not study.complete:
         if study.status is not None:
-            again[last] += 1
-            left += wait_until_gone(ENDS_WITHIN_S)
-            if again.total() > 2 * options.kills:
+            began = time.monotonic()
+            left = wait_until_gone(ENDS_WITHIN_S)
+            journal.add("ended", seconds=round(time.monotonic() - began, 1), left=left)
+            journal.add("again", after=last)
+            starts += 1
+            if starts > 2 * options.kills_per_round:
                 sys.exit(f"the study ends again and again; its log is {study.folder}/campaign.log")
             study.start()
-        time.sleep(dice.uniform(0, 2 * options.every_s))
+        time.sleep(options.longest_s ** dice.random())  # most pauses are short, some let a step end
         now = study.finished()
         changed |= {name for name, digest in known.items() if now.get(name) != digest}
         known = now
-        if kills.total() < options.kills and time.monotonic() < until and study.status is None:
+        kills = len(journal.of("kill"))
+        if kills < min(until, options.kills) and study.status is None:
             struck = strike(study, dice, options.share_of_whole)
             if struck is not None:
                 last = struck
-                kills[struck] += 1
-                print(f"{kills.total()} kills, last: {struck}", file=sys.stderr, flush=True)
-        elif study.status is None:
-            time.sleep(2)
+                journal.add("kill", kind=struck)
     now = study.finished()
     changed |= {name for name, digest in known.items() if now.get(name) != digest}
-    left += wait_until_gone(ENDS_WITHIN_S)
-    return {
-        "kills": dict(kills.most_common()),
-        "kills_in_all": kills.total(),
-        "started_again_by_hand_after": dict(again.most_common()),
-        "processes_left": dict(Counter(left).most_common()),
-        "finished_evaluation_files": len(now),
-        "finished_evaluation_files_changed": sorted(changed),
-    }
+    began = time.monotonic()
+    left = wait_until_gone(ENDS_WITHIN_S)
+    journal.add("ended", seconds=round(time.monotonic() - began, 1), left=left)
+    return changed
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -232,52 +268,55 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Run both, compare, print."""
+    """Run the undisturbed one, then rounds until all kills are done; compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where all of it lies and goes on")
     parser.add_argument("--config", nargs="+", default=[str(ROOT / "configs/ci.yaml")])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=180, help="no kills after that time")
-    parser.add_argument("--every-s", type=float, default=15, help="seconds between kills, on average")
-    parser.add_argument("--share-of-whole", type=float, default=0.15, help="of the kills, at the whole study")
+    parser.add_argument("--kills-per-round", type=int, default=50)
+    parser.add_argument("--longest-s", type=float, default=40, help="longest pause between kills")
+    parser.add_argument("--share-of-whole", type=float, default=0.1, help="of the kills, at the whole study")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--begun", type=Path, help="folder of an unfinished run: a copy of it is what is killed"
+        "--begun", type=Path, help="folder of an unfinished run: each round begins with a copy"
     )
-    parser.add_argument("--undisturbed", type=Path, help="folder of a finished run of the same config")
     options = parser.parse_args()
     adopt_orphans()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
-        one_desktop = Path(scratch, "one_desktop.yaml")
-        one_desktop.write_text("desktop: {count: 1}\n")
-        configs = [*(str(Path(name).resolve()) for name in options.config), str(one_desktop)]
-        whole = Study(options.undisturbed or Path(scratch, "undisturbed"), configs)
-        if options.undisturbed is None:
-            whole.start()
-            assert whole.process is not None
-            if whole.process.wait():
-                sys.exit(
-                    "the undisturbed study failed:\n" + (whole.folder / "campaign.log").read_text()[-3000:]
-                )
-        killed = Study(Path(scratch, "killed"), configs)
-        if options.begun is not None:
-            shutil.copytree(options.begun, killed.folder, symlinks=True)  # with times: they decide what runs
+    options.folder.mkdir(parents=True, exist_ok=True)
+    one_desktop = options.folder / "one_desktop.yaml"
+    one_desktop.write_text("desktop: {count: 1}\n")
+    configs = [str(Path(name).resolve()) for name in [*options.config, one_desktop]]
+    journal = Journal(options.folder / "journal.jsonl")
+
+    def begin(name: str) -> Study:
+        folder = options.folder / name
+        if options.begun is not None and not folder.exists():
+            shutil.copytree(options.begun, folder, symlinks=True)  # with times: they decide what runs
+        return Study(folder, configs)
+
+    whole = begin("undisturbed")
+    whole.start()
+    assert whole.process is not None
+    if whole.process.wait():
+        sys.exit("the undisturbed study failed:\n" + (whole.folder / "campaign.log").read_text()[-3000:])
+    while len(journal.of("kill")) < options.kills:
+        number = len(journal.of("round")) + 1
+        killed = begin(f"round_{number}")
+        dice = random.Random(f"{options.seed} {number} {len(journal.of('kill'))}")
         try:
-            result = campaign(killed, options)
+            changed = one_round(killed, dice, journal, options)
         finally:
             wait_until_gone(0)
-        result |= {
-            "replies_that_differ": differing(whole.replies(), killed.replies()),
-            "episodes_compared": len(whole.replies()),
-            "manifests_that_differ": differing(whole.manifests(), killed.manifests()),
-            "manifests_compared": len(whole.manifests()),
-        }
-    result |= {
-        "begun": options.begun is not None,
-        "seed": options.seed,
-        "minutes": round((time.monotonic() - began) / 60, 1),
-    }
-    print(json.dumps(result, indent=1))
+        journal.add(
+            "round",
+            finished_evaluation_files=len(killed.finished()),
+            finished_evaluation_files_changed=sorted(changed),
+            episodes_compared=len(whole.replies()),
+            replies_that_differ=differing(whole.replies(), killed.replies()),
+            manifests_compared=len(whole.manifests()),
+            manifests_that_differ=differing(whole.manifests(), killed.manifests()),
+        )
+    print(json.dumps({**journal.told(), "begun": options.begun is not None, "seed": options.seed}, indent=1))
 
 
 if __name__ == "__main__":
