@@ -1,7 +1,7 @@
 """What OSWorld's agent makes of the replies of docs/actions.md: its parser, as the package has it, is run.
 
-ARPO's release has the same two functions (verl/trainer/gui_agent.py:58-474 at dvlab-research/ARPO@7489ae3), so
-its column is held to that run as well, but for what is listed here.
+ARPO's release has the same two functions (verl/trainer/gui_agent.py:58-474 of dvlab-research/ARPO@7489ae3),
+so its column is held to that run as well, but for what is listed here.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def test_osworlds_column_is_what_its_parser_does(found: list[str]) -> None:
 
 
 def test_arpos_column_is_what_that_parser_does_but_for_its_two_differences(found: list[str]) -> None:
-    """The second: one ``try`` around both functions (gui_agent.py:776-819), so what crashes there ends here."""
+    """The second: one ``try`` around both functions (gui_agent.py:776-819), so a crash there ends here."""
     expected = [
         ARPO_BY_ITSELF.get(row.reply, "ends" if osworld == "crash" else osworld)
         for row, osworld in zip(rows(), found, strict=True)

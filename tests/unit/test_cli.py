@@ -18,6 +18,17 @@ from synthetic_study import evaluate, make_study
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_the_command_lies_beside_the_environments_python():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("arpo"), "explain", "policy.max_steps"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "policy.max_steps" in done.stdout
+
+
 def raising(error: BaseException):
     def run(_: object) -> int:
         raise error

@@ -41,6 +41,13 @@ def test_the_arms_differ_in_the_replay_switch_alone():
     assert grpo == arpo
 
 
+@pytest.mark.parametrize("name", ["smoke", "subset32", "seed_2b", "paper"])
+def test_where_scores_are_compared_with_osworlds_the_desktop_waits_and_acts_as_there(name):
+    config = load_config(ROOT / f"configs/{name}.yaml")
+    assert (config.desktop.wait_seconds, config.desktop.pause_seconds) == (5, 2)
+    assert config.policy.actions_per_reply == "all"
+
+
 def test_merge_replaces_scalars_and_lists_and_descends_into_mappings():
     assert merge({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [9]}}) == {"a": {"b": 1, "c": [9]}, "d": 3}
 

@@ -11,6 +11,7 @@ import yaml
 
 from arpo_replica.base import environments
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.decides import rules
 from arpo_replica.config.models import merge
 from arpo_replica.policy.vllm_server import free_port
@@ -33,6 +34,15 @@ def checkout(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_a_study_without_trainings_refuses_screenshots_that_no_context_fits(checkout):
+    policy = {"max_images": 6, "max_steps": 6, "max_new_tokens": 48, "max_model_len": 256}
+    study = study_of({"arms": {"grpo": None, "arpo": None}, "policy": policy})
+    with pytest.raises(
+        UserError, match=r"^6 screenshots of 48 tokens .* policy\.max_model_len \(256\); raise"
+    ):
+        study.check()
 
 
 @pytest.mark.parametrize(
