@@ -12,9 +12,7 @@ HAPPY_FILES = {
     "/proc/meminfo": "MemTotal: 33554432 kB\nMemAvailable: 30000000 kB\n",
     "/proc/cpuinfo": "flags : fpu avx2 avx512f vmx\n",
     "/proc/self/cgroup": "0::/user.slice\n",
-    "/proc/sys/net/ipv4/ip_local_port_range": "32768 60999\n",
     "/proc/sys/fs/inotify/max_user_instances": "8192\n",
-    "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX 570.1\n",
     "/m/config.json": '{"model_type": "qwen2_5_vl"}',
 }
 INFO = {
@@ -91,32 +89,11 @@ class FakeMachine(Machine):
             return Answer(0, "Chromium 156.0\n")
         return Answer(0, "1800000000\n" if "--format=%ct" in command else "abc1234\n")
 
-    def is_port_free(self, port, host="127.0.0.1"):
-        return port not in self._get("taken", ())
-
     def environment_state(self, name):
         return self._get("environments", {}).get(name, "ready")
 
     def docker(self):
         return self._get("docker", Docker(info=INFO))
 
-    def docker_image(self, name):
-        return self._get("images", {name: {"Id": "sha256:" + "a" * 64, "Size": GIB}}).get(name)
-
-    def docker_containers(self, label):
-        return self._get("containers", [])
-
-    def check_endpoint(self, policy):
-        return self._raise("endpoint", "the-model")
-
-    def check_remote(self, desktop):
-        return self._raise("remote", {"browser": "Chromium 156"})
-
-    def check_provider(self, desktop):
-        self._raise("provider", None)
-
-    def _raise(self, key, default):
-        value = self._get(key, default)
-        if isinstance(value, Exception):
-            raise value
-        return value
+    def refusals(self, config):
+        return self._get("refusals", [])

@@ -186,7 +186,7 @@ def run_service(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Print the findings; 1 if any of them is a failure."""
-    from arpo_replica.doctor.report import run
+    from arpo_replica.doctor.examine import run
 
     return run(options.config, as_json=options.json, only=options.only, only_list=options.list)
 
@@ -350,7 +350,7 @@ def run_docs(options: argparse.Namespace) -> int:
     """Write the generated pages anew."""
     from arpo_replica.actions.compared import write_actions_page
     from arpo_replica.config.docs import render_docs, render_reruns
-    from arpo_replica.doctor.report import fill
+    from arpo_replica.doctor.examine import fill
     from arpo_replica.evaluation.docs import write_results_docs
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page

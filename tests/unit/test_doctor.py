@@ -13,17 +13,40 @@ import yaml
 from arpo_replica import cli
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.doctor.examine import (
+    Finding,
+    Level,
+    all_checks,
+    check,
+    examine,
+    fill,
+    run,
+    table,
+    to_json,
+    to_text,
+)
 from arpo_replica.doctor.machine import Machine
-from arpo_replica.doctor.registry import Finding, Level, all_checks, check_machine
-from arpo_replica.doctor.report import examine, fill, run, table, to_json, to_text
-from doctor_cases import CASES, CONTAINER, CUDA, ELSEWHERE, FOLDER, OSWORLD, REMOTE, SERVED, VMWARE, make
+from doctor_cases import (
+    CASES,
+    CONTAINER,
+    CUDA,
+    ELSEWHERE,
+    FOLDER,
+    NAMED,
+    OSWORLD,
+    REMOTE,
+    SERVED,
+    VMWARE,
+    make,
+)
 from doctor_machine import FakeMachine
 
 CHECKS = all_checks()
 OK = Level.OK
 
 
-def special(monkeypatch, tmp_path, ill: dict[str, Any]) -> dict[str, Any]:
+def special(monkeypatch, ill: dict[str, Any]) -> dict[str, Any]:
     """Illnesses that no table can hold."""
     from arpo_replica.doctor import checks_study
     from fakes import make_task
@@ -37,21 +60,7 @@ def special(monkeypatch, tmp_path, ill: dict[str, Any]) -> dict[str, Any]:
         else:
             for task in tasks[: 1 if "few" in kinds else 4]:
                 task.evaluator["func"] = "infeasible"
-        monkeypatch.setattr(checks_study, "known_tasks", lambda config: tasks)
-    monkeypatch.setenv("ARPO_CACHE", str(tmp_path))
-    from arpo_replica.suites.osworld.downloads import default_cache
-
-    if ill.pop("empty_cache", False):
-        default_cache().mkdir(parents=True, exist_ok=True)
-        (default_cache() / "half").write_text("")
-        ill |= {"found": {"**/*": ["half"]}, "sizes": {"half": 0}}
-    if ill.get("closed") == "cache":
-        ill["closed"] = (str(default_cache()),)
-    if ill.get("containers") == "abandoned":
-        from arpo_replica.providers.docker_engine import OWNER, owner
-
-        parts = owner().split("/")
-        ill["containers"] = [{OWNER: "/".join([*parts[:2], "999999999", "1"])}]
+        monkeypatch.setattr(checks_study, "known_tasks", lambda config, splits: tasks)
     return ill
 
 
@@ -60,12 +69,12 @@ def special(monkeypatch, tmp_path, ill: dict[str, Any]) -> dict[str, Any]:
     CASES,
     ids=[f"{number}-{case[0]}-{case[1]}" for number, case in enumerate(CASES)],
 )
-def test_a_check(name, level, changes, ill, words, monkeypatch, tmp_path):
+def test_a_check(name, level, changes, ill, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     check, config = CHECKS[name], make(changes)
-    machine = FakeMachine(**special(monkeypatch, tmp_path, dict(ill)))
-    assert check.when(config), "the check would not run for this config"
-    found = check.run_anyway(machine) if check.run_anyway else check.run(config, machine)
+    machine = FakeMachine(**special(monkeypatch, dict(ill)))
+    assert check.applies(config), "the check would not run for this config"
+    found = check.run(config, machine)
     assert isinstance(found, Finding)
     assert (found.level, bool(found.fix)) == (level, level is not OK), found
     assert words in f"{found.found} {found.fix}", found
@@ -88,22 +97,43 @@ def test_no_case_is_for_a_check_that_does_not_exist():
 @pytest.mark.parametrize(
     ("changes", "there", "absent"),
     [
-        ({}, {"user_namespaces", "cpu_instructions"}, {"docker_daemon", "kvm", "gpu", "endpoint"}),
-        (CONTAINER, {"docker_daemon", "desktop_image"}, {"kvm", "user_namespaces", "osworld_image"}),
-        (OSWORLD, {"docker_daemon", "kvm", "osworld_vm"}, {"desktop_image", "vmware"}),
-        (VMWARE, {"vmware", "osworld_vm"}, {"docker_daemon", "kvm", "osworld_image"}),
-        (REMOTE, {"remote_desktops"}, {"docker_daemon", "user_namespaces", "desktop_provider"}),
-        (CUDA, {"gpu", "gpu_memory"}, {"cpu_instructions"}),
-        (SERVED, {"endpoint", "heavy_packages"}, {"model_folder"}),
-        (ELSEWHERE, {"endpoint"}, {"heavy_packages", "cpu_instructions", "named_model", "model_folder"}),
-        (ELSEWHERE | CUDA, {"endpoint"}, {"heavy_packages", "gpu", "gpu_memory", "gpu_access"}),
+        ({}, {"study", "chromium", "cpu_instructions"}, {"docker_daemon", "kvm", "gpu", "connections"}),
+        (CONTAINER, {"docker_daemon", "playwright_library"}, {"kvm", "chromium", "osworld_pins"}),
+        (OSWORLD, {"docker_daemon", "kvm", "osworld_pins", "port_lock"}, {"chromium"}),
+        (VMWARE, {"osworld_pins"}, {"docker_daemon", "kvm", "port_lock"}),
+        (REMOTE, {"connections"}, {"docker_daemon", "chromium"}),
+        (CUDA, {"gpu"}, {"cpu_instructions"}),
+        (SERVED, {"connections", "cpu_instructions"}, {"model_folder"}),
+        (ELSEWHERE, {"connections"}, {"cpu_instructions", "model_folder"}),
+        (ELSEWHERE | CUDA, {"connections"}, {"gpu"}),
     ],
 )
 def test_only_what_a_config_needs_is_checked(changes, there, absent):
     config = make(changes)
-    asked = {name for name, check in CHECKS.items() if check.when(config)}
+    asked = {name for name, check in CHECKS.items() if check.applies(config)}
     assert there <= asked
     assert not absent & asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tasks.root": "/nowhere"}, "/nowhere"),
+        ({"training.micro_batch": 7}, "training.micro_batch (7) must divide minibatch_tasks x"),
+        ({"training.tasks_per_step": 8, "training.minibatch_tasks": 8}, "has only 4 tasks; lower it"),
+        ({"policy.max_model_len": 300}, "policy.max_model_len"),
+        (NAMED, "model.revision"),
+        (NAMED | {"size": "7b"}, "size"),
+        (FOLDER, "policy.model '/m' is no model folder"),
+        (SERVED, "http://127.0.0.1:1"),
+        (CUDA, "envs/gpu is not installed"),
+    ],
+)
+def test_what_a_study_refuses_is_what_the_doctor_says(changes, sentence, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    refused = Machine().refusals(make(changes))
+    assert any(sentence in one for one in refused), refused
+    assert all(one.endswith(".") for one in refused)
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -136,7 +166,7 @@ def test_a_broken_config_is_one_failure_and_the_machine_is_still_checked(content
     assert run([path], machine=FakeMachine()) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("FAIL config")
-    assert len(lines) == 2 + sum(check.run_anyway is not None for check in CHECKS.values())
+    assert len(lines) == 2 + sum(check.when is None for check in CHECKS.values())
     assert lines[-1].endswith("0 warnings, 1 failures")
 
 
@@ -150,8 +180,8 @@ def test_exit_status_and_json(tmp_path, capsys, monkeypatch):
     assert out.isascii()
     said = {entry["name"]: entry for entry in json.loads(out)["checks"]}
     assert said["cores"]["level"] == "WARN"
-    assert (said["processes"]["level"], said["processes"]["fix"][:9]) == ("FAIL", "ulimit -u")
-    assert run(demo, only="system,processes", machine=FakeMachine(soft_NPROC=9)) == 1
+    assert (said["limits"]["level"], said["limits"]["fix"][:9]) == ("FAIL", "ulimit -u")
+    assert run(demo, only="system,limits", machine=FakeMachine(soft_NPROC=9)) == 1
     assert [line[:5].strip() for line in capsys.readouterr().out.splitlines()[:3]] == ["OK", "OK", "FAIL"]
     with pytest.raises(UserError, match="'nonsense', which is no check"):
         run(demo, only="nonsense", machine=FakeMachine())
@@ -161,9 +191,7 @@ def test_the_command_line_on_this_machine(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(["doctor", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(CHECKS)
-    status = cli.main(
-        ["doctor", "--config", "configs/demo.yaml", "--only", "system,python_version,memory,git"]
-    )
+    status = cli.main(["doctor", "--config", "configs/demo.yaml", "--only", "system,temp_folder,memory,git"])
     lines = capsys.readouterr().out.splitlines()
     assert status in (0, 1)
     assert len(lines) == 6
@@ -174,8 +202,8 @@ def test_the_command_line_on_this_machine(capsys, monkeypatch):
 def test_a_group_of_further_checks_is_easy_to_add_and_names_are_unique():
     with pytest.raises(ValueError, match="two checks are called git"):
 
-        @check_machine("again")
-        def git(machine: Machine) -> Finding:
+        @check("again", when=None)
+        def git(config: StudyConfig | None, machine: Machine) -> Finding:
             return Finding(OK, "")
 
 

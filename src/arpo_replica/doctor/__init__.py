@@ -1,5 +1,6 @@
-"""Says what a machine lacks for a config: many small checks, one line each, with the fix.
+"""Says what a machine lacks for a config: what a study itself would refuse, all of it at once, and what it
+does not look at: limits of the machine, and values that users have met as silent traps.
 
-A check is one function, registered with ``@check`` (``registry``); it asks the ``Machine`` alone, so that
-tests can give it any machine. To add a group, write ``checks_NAME.py`` and name it in ``registry.GROUPS``.
+A check is one function, registered with ``@check`` (``examine``); it asks the ``Machine`` alone, so that
+tests can give it any machine. A new group is a module ``checks_NAME.py`` and its name in ``examine.GROUPS``.
 """

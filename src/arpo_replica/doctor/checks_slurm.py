@@ -10,10 +10,9 @@ from arpo_replica.cluster.profile import Profile, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
 from arpo_replica.cluster.site import SITE_FILE, load_site
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.doctor.examine import Finding, check, fail, ok, warn
 from arpo_replica.doctor.machine import Machine
-from arpo_replica.doctor.registry import Finding, check, fail, ok, warn
 
-NO_SLURM = "no Slurm on this machine"
 NO_CLUSTER = "configuration source"
 """What Slurm's programs say where they are installed and no cluster is set up, e.g. for our tests."""
 
@@ -42,19 +41,6 @@ def longest(config: StudyConfig, gpus: bool) -> Estimate | None:
     return max((job for job in jobs if (job.gpus > 0) == gpus), key=lambda job: job.hours, default=None)
 
 
-@check("Slurm and the site file")
-def slurm(config: StudyConfig, machine: Machine) -> Finding:
-    """A silent controller and a partition that does not exist are the first two things that go wrong."""
-    try:
-        profile = site_profile(machine)
-    except UserError as error:
-        return fail(str(error), f"correct {SITE_FILE} or see whether 'scontrol ping' finds the controller")
-    if profile is None:
-        return ok(NO_SLURM)
-    gpu = "none" if profile.gpu is None else profile.gpu.name
-    return ok(f"partitions: {profile.cpu.name} (no GPUs), {gpu} (GPUs); states by {profile.status_command}")
-
-
 def asked_for(config: StudyConfig, need: Need, cluster: Profile) -> list[str]:
     """``sbatch`` for one of the large jobs as the executor would call it, but without submitting anything."""
     site, with_gpus = cluster.site, need.gpus > 0
@@ -75,51 +61,47 @@ def asked_for(config: StudyConfig, need: Need, cluster: Profile) -> list[str]:
     return ["sbatch", "--test-only", *given, "--wrap=true"]
 
 
-@check("jobs that Slurm itself accepts")
-def slurm_accepts(config: StudyConfig, machine: Machine) -> Finding:
-    """A site's rules (accounts, qualities of service, limits) are known to its Slurm alone: it is asked."""
+def _submissions(config: StudyConfig, profile: Profile) -> Finding | None:
+    """What to know of jobs that run longer than the cluster lets them; None if there are none."""
+    for with_gpus in (False, True):
+        job, limit = longest(config, with_gpus), profile.minutes(with_gpus)
+        submissions = 1 if job is None or limit is None else math.ceil(60 * job.hours / limit)
+        if job is None or submissions == 1:
+            continue
+        found = f"a job of about {job.hours:.0f} h needs {submissions} submissions of {limit} min each"
+        if submissions > 1 + profile.site.retries:
+            fix = f"raise retries in {SITE_FILE} to {submissions}, or take a partition with longer limits"
+            return fail(found, fix)
+        fix = "none needed: it saves before the limit and goes on, but waits in the queue each time"
+        return warn(found, fix)
+    return None
+
+
+@check("Slurm, the site file, and jobs that the cluster takes")
+def slurm(config: StudyConfig, machine: Machine) -> Finding:
+    """A silent controller, a partition that does not exist, a job that asks for too much, which Slurm lets
+    wait for ever. A site's rules (accounts, limits) are known to its Slurm alone: it is asked."""
     try:
         profile = site_profile(machine)
     except UserError as error:
-        return fail(str(error), "a line above says more")
+        return fail(str(error), f"correct {SITE_FILE} or see whether 'scontrol ping' finds the controller")
     if profile is None:
-        return ok(NO_SLURM)
-    commands = {tuple(asked_for(config, need, profile)): need for need in large_jobs(config)}
+        return ok("no Slurm on this machine")
+    needs = large_jobs(config)
+    for need in needs:
+        if reason := misfit(config, need, profile):
+            found, _, fix = reason.rstrip(".").partition("; ")
+            return fail(found, fix)
+    commands = {tuple(asked_for(config, need, profile)): need for need in needs}
     for command, need in commands.items():
         answer = machine.run(*command)
         if answer.status:
             found = f"{need.rule} ({need.arm}): {answer.words}"
             return fail(found, f"correct {SITE_FILE} or the config; asked with: {' '.join(command)}")
-    return ok(f"{len(commands)} kinds of jobs, by sbatch --test-only")
-
-
-@check("jobs that the cluster takes")
-def slurm_limits(config: StudyConfig, machine: Machine) -> Finding:
-    """Slurm lets a job that asks for too much wait for ever."""
-    try:
-        profile = site_profile(machine)
-    except UserError as error:
-        return fail(str(error), "the line above says more")
-    if profile is None:
-        return ok(NO_SLURM)
-    for need in large_jobs(config):
-        reason = misfit(config, need, profile)
-        if reason is not None:
-            found, _, fix = reason.rstrip(".").partition("; ")
-            return fail(found, fix)
-    for with_gpus in (False, True):
-        job, limit = longest(config, with_gpus), profile.minutes(with_gpus)
-        if job is None or limit is None:
-            continue
-        submissions = math.ceil(60 * job.hours / limit)
-        if submissions > 1 + profile.site.retries:
-            return fail(
-                f"a job of about {job.hours:.0f} h needs {submissions} submissions of {limit} min each",
-                f"raise retries in {SITE_FILE} to {submissions}, or take a partition with longer limits",
-            )
-        if submissions > 1:
-            return warn(
-                f"a job of about {job.hours:.0f} h, limit {limit} min",
-                "none needed: it saves before the limit and goes on, but waits in the queue each time",
-            )
-    return ok("GPUs and run times fit")
+    if (late := _submissions(config, profile)) is not None:
+        return late
+    gpu = "none" if profile.gpu is None else profile.gpu.name
+    return ok(
+        f"partitions: {profile.cpu.name} (no GPUs), {gpu} (GPUs); states by {profile.status_command}; "
+        f"{len(commands)} kinds of jobs, by sbatch --test-only"
+    )

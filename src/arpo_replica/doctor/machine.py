@@ -5,14 +5,11 @@ No method raises for what it finds: a missing file is None, a missing program ha
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import resource
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.config.policy import PolicyConfig
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.models import StudyConfig
 
 NOT_FOUND = 127
 TOO_LONG = 124
@@ -66,10 +63,6 @@ class Machine:
     def cores(self) -> int:
         """Processors that this process may use."""
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    def user_id(self) -> int:
-        """Numeric user."""
-        return os.getuid()
 
     def soft_limit(self, name: str) -> int | None:
         """Soft limit ``NOFILE``, ``NPROC`` ...; None: no limit."""
@@ -156,31 +149,7 @@ class Machine:
             return Answer(NOT_FOUND, err=str(error))
         return Answer(done.returncode, done.stdout, done.stderr)
 
-    def is_port_free(self, port: int, host: str = "127.0.0.1") -> bool:
-        """True if a server could listen there."""
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                return False
-        return True
-
-    def has_package(self, name: str) -> str | None:
-        """Version of a Python package of this environment."""
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    def has_symbol(self, library: str | None, name: str) -> bool:
-        """True if a C library has a function."""
-        try:
-            return hasattr(ctypes.CDLL(library), name)
-        except OSError:
-            return False
-
-    # --- the project's own parts; each raises UserError with its sentence -----------------------------
+    # --- the project's own parts; -----------------------------------------------------------------
 
     def environment_state(self, name: str) -> str:
         """``ready``, ``stale`` (its lock changed since) or ``missing``."""
@@ -211,52 +180,13 @@ class Machine:
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
             return Docker(" ".join(str(error).split())[:200] or type(error).__name__)
 
-    def docker_image(self, name: str) -> Mapping[str, Any] | None:
-        """``docker image inspect``, or None."""
-        import docker
-        import requests
+    def refusals(self, config: StudyConfig) -> list[str]:
+        """Every sentence with which a run of the study would refuse to start here."""
+        from arpo_replica.workflow.study import Study
 
+        study = Study(config.model_dump(mode="json"), "of the study")
         try:
-            client = docker.from_env(timeout=10)
-            try:
-                attributes: dict[str, Any] = client.images.get(name).attrs
-                return attributes
-            finally:
-                client.close()
-        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError):
-            return None
-
-    def docker_containers(self, label: str) -> list[dict[str, str]]:
-        """Labels of all containers, running or not, that have a label."""
-        import docker
-        import requests
-
-        try:
-            client = docker.from_env(timeout=10)
-            try:
-                found = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
-                return [dict(container.labels) for container in found]
-            finally:
-                client.close()
-        except (docker.errors.DockerException, requests.RequestException, OSError, ValueError):
-            return []
-
-    def check_endpoint(self, policy: PolicyConfig) -> str:
-        """Name of the model that ``policy.endpoint`` serves. Raises ``UserError``."""
-        from arpo_replica.policy.endpoint import check_endpoint
-
-        return check_endpoint(str(policy.endpoint), policy.served_model, policy.api_key_variable)
-
-    def check_provider(self, desktop: DesktopConfig) -> None:
-        """The desktop provider's own check. Raises ``UserError``."""
-        from arpo_replica.providers.make import make_provider
-
-        make_provider(desktop).check()
-
-    def check_remote(self, desktop: DesktopConfig) -> dict[str, Any]:
-        """Facts of the desktop service. Raises ``UserError``."""
-        from arpo_replica.providers.remote import RemoteProvider
-
-        provider = RemoteProvider(desktop)
-        provider.check()
-        return provider.describe()
+            study.check()
+        except UserError as error:
+            return [str(error), *study.lacks()]
+        return study.lacks()

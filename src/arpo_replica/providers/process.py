@@ -105,14 +105,17 @@ def _has_module(name: str) -> bool:
 
 
 def _check_namespaces() -> None:
-    test = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    test = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc"]
+    test += ["--size", "1048576", "--tmpfs", "/tmp", "true"]  # noqa: S108  # as the sandbox does; bubblewrap >= 0.7
     result = subprocess.run(
         [*sandbox.unprivileged(0), *test], capture_output=True, text=True, check=False, timeout=30, cwd="/"
     )
     if result.returncode != 0:
         raise UserError(
             "This machine does not let bubblewrap make namespaces "
-            f"({result.stderr.strip()[-200:]}); allow user namespaces, or set desktop.isolation to 'browser'."
+            f"({result.stderr.strip()[-200:]}); allow user namespaces (in Docker: --security-opt "
+            "seccomp=unconfined; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0), or set "
+            "desktop.isolation to 'browser'."
         )
 
 
