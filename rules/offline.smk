@@ -1,4 +1,4 @@
-# Needs: the base policy's manifest, the split that offline arms learn from, desktops, vLLM, envs/cpu or envs/gpu.
+# Needs: the base policy's manifest, the split that offline and preloading arms learn from, desktops, vLLM, envs/cpu or envs/gpu.
 # Makes: episodes of the base policy, sampled as in training, and the manifests of the arms that learn from them
 # (rejection sampling, DPO, KTO). Such an arm's one training stands where other arms have their last stage.
 

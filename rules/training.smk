@@ -1,5 +1,5 @@
 # Needs: manifest and metrics of the stage before, which must pass its gates, the split, desktops, envs/cpu or
-# envs/gpu. Makes: the manifest of the stage's weights, its metrics per step, and the judgement on its own gates.
+# envs/gpu, recorded episodes of the base policy for arms that preload them. Makes: the manifest of the stage's weights, its metrics per step, and the judgement on its own gates.
 # Weights, checkpoints, replay buffer and training episodes lie beside the manifest in folders that Snakemake does
 # not know: a killed stage goes on from them.
 
@@ -10,6 +10,7 @@ rule train_stage:
         before=study.previous_metrics,
         image=ancient(study.desktop_image()),
         split=study.stage_split,
+        episodes=study.preloaded_indexes,
     output:
         manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
         metrics="<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl",

@@ -18,4 +18,5 @@ with job(snakemake) as config:
         parent=Path(snakemake.input.parent),
         split=read_resolved(Path(snakemake.input.split)),
         out=Path(snakemake.output.manifest).parent,
+        episodes=[Path(path) for path in snakemake.input.episodes],
     )

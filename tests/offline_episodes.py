@@ -51,8 +51,10 @@ def write_rollout(
     tokens: list[int] | None = None,
     checkpoint: str = BASE_SHA256,
     format_errors: int = 0,
+    **fields: Any,
 ) -> Path:
-    """One episode under ``root/trial_{trial}``; ``tokens``: length of each reply as the server counted it."""
+    """One episode under ``root/trial_{trial}``; ``tokens``: length of each reply as the server counted it;
+    ``fields``: further ones of the record."""
     folder = root / f"trial_{trial}"
     images = {f"step_{i:03d}.webp": screenshot(f"{task}{i}") for i in range(len(texts) + 1)}
     steps = [
@@ -96,7 +98,7 @@ def write_rollout(
         started_at=0.0,
         duration_s=1.0,
     )
-    return write_episode(folder, record, steps, images)
+    return write_episode(folder, record.model_copy(update=fields), steps, images)
 
 
 def write_indexes(root: Path) -> list[Path]:

@@ -124,6 +124,7 @@ DECIDES = (
         "sampling",
     ),
     Row("training", "replay.enabled", TRAINING, "train_stage check_stage", "replay"),
+    Row("training", "replay.preload", TRAINING, "+collect_offline_episodes train_stage", "lessons"),
     Row("training", "offline.*", TRAINING, "train_offline", "recipe"),
     Row("training", "gates.*", SCORES, "check_stage", "judgement"),
     Row("training", "speed.* micro_batch offload", SPEED, "", "memory"),
@@ -132,7 +133,13 @@ DECIDES = (
     Row("training", "lost_rollout_refills env_error_share_max", SPEED, "", "patience"),
     Row("training", "stall_timeout_s dead_after_s", SPEED, "", "patience"),
     Row("training", "loggers", SPEED, "", "logs"),
-    Row("offline", "split rollouts_per_task", TRAINING, "+collect_offline_episodes train_offline", "lessons"),
+    Row(
+        "offline",
+        "split rollouts_per_task",
+        TRAINING,
+        "+collect_offline_episodes +train_stage train_offline",
+        "lessons",
+    ),
     # --- evaluation, claims, page
     Row("evaluation", "splits trials", EPISODES, "+collect_rollouts score_episodes summarise_study", "which"),
     Row("evaluation", "temperature top_p reasks call_user_waits", EPISODES, "collect_rollouts", "sampling"),

@@ -124,7 +124,8 @@ class ReportConfig(Section):
 
 
 class OfflineEpisodesConfig(Section):
-    """Episodes of the base policy that all offline arms learn from; collected if there is such an arm."""
+    """Episodes of the base policy that all offline arms learn from, and that fill the replay store of arms
+    with `training.replay.preload`; collected if there is such an arm."""
 
     split: str | None = None
     """Split whose tasks the base policy tries; none: the split of the last stage."""
@@ -304,15 +305,22 @@ class StudyConfig(Section):
         return [arm for arm in self.arms if arm != "base" and self.recipe(arm).offline is None]
 
     @property
+    def preloading_arms(self) -> list[str]:
+        """Arms whose replay store begins with recorded successes of the base policy."""
+        replays = {arm: self.recipe(arm).replay for arm in self.online_arms}
+        return [arm for arm, replay in replays.items() if replay.enabled and replay.preload]
+
+    @property
     def offline_split(self) -> str:
-        """Split that offline arms learn from."""
+        """Split of the recorded episodes of the base policy that offline and preloading arms learn from."""
         return self.offline.split or self.training.stages[-1].split
 
     @property
     def training_splits(self) -> list[str]:
         """Splits that some arm learns from, each once."""
         splits = [stage.split for stage in self.training.stages]
-        return list(dict.fromkeys([*splits, *([self.offline_split] if self.offline_arms else [])]))
+        recorded = [self.offline_split] if self.offline_arms or self.preloading_arms else []
+        return list(dict.fromkeys([*splits, *recorded]))
 
     def stage(self, name: str) -> StageConfig:
         """The stage of that name."""

@@ -24,6 +24,12 @@ class ReplayConfig(Section):
     """... and its population standard deviation below this (released code: 0.2 and 0.05)."""
     replaced_index: Literal["first", "random"] = "first"
     """Which rollout of a failed group gives way: `random` (paper §3.5) or `first` (released code)."""
+    preload: bool = False
+    """A stage that starts from the untrained policy begins with successes of that policy's own episodes on
+    `offline.split` (rule `collect_offline_episodes`), as lines of the released code would that are commented
+    out. Otherwise its store is empty before the first update."""
+    carry: bool = False
+    """A stage that goes on from another one begins with that one's store. Otherwise it begins with none."""
 
 
 class AsynchronyConfig(Section):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 COMPLETE_FILE = "complete.json"
 """Written last into a checkpoint: its files and their sizes."""
+REPLAY_FILE = "replay.json"
+"""The replay store in a checkpoint of verl."""
 PREFIX_VERL = "global_step_"
 PREFIX_TRL = "checkpoint-"
 

@@ -20,10 +20,9 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.policy.manifest import read_manifest
+from arpo_replica.training.checkpoints import COMPLETE_FILE, REPLAY_FILE
 from arpo_replica.training.metrics import read_lines, unbroken
 
-COMPLETE_FILE = "complete.json"
-REPLAY_FILE = "replay.json"
 CHECKED = ("loss", "grad_norm", "reward_before", "reward_after")
 
 

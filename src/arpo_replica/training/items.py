@@ -8,6 +8,8 @@ a checksum, and the image processor makes the very same values again.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from verl.utils.tensordict_utils import assign_non_tensor_stack
 
+from arpo_replica.training.offline.data import digest, read_rollout
 from arpo_replica.training.speed.pixels import Normalisation, carry_bytes
 
 INPUTS = "multi_modal_inputs"
@@ -44,20 +47,44 @@ class ItemStore:
         processor_options: dict[str, Any],
         *,
         bytes_only: bool = False,
+        play: Callable[[Path, Any], list[Row]] | None = None,
     ) -> None:
         """``model``: folder of the processor; ``processor_options``: as in ``data.mm_processor_kwargs``.
 
-        ``bytes_only``: trajectories carry their pixels as bytes (``pixels``).
+        ``bytes_only``: trajectories carry their pixels as bytes (``pixels``). ``play``: makes the rows of a
+        recorded episode, with this processor (``playback``).
         """
         self.folder, self.root, self.model, self.bytes_only = folder, root, model, bytes_only
         self.processor_options = processor_options
+        self.play = play
         self._processor: Any = None
 
     def save(self, name: str, rows: list[Row]) -> None:
         """Write a trajectory, all its rows in order."""
+        self._write(name, [self._without_pixels(row) for row in rows])
+
+    def save_recorded(self, name: str, episode: Path) -> None:
+        """Write down that a trajectory is a recorded episode: it is made rows of only when it is replayed."""
+        content = digest([read_rollout(episode)])
+        self._write(name, [{"episode": os.path.relpath(episode, self.root), "sha256": content}])
+
+    def take_over(self, folder: Path, root: Path, name: str, new: str) -> None:
+        """Write an item of another store under a ``new`` name: it lies in ``folder`` and names files relative
+        to ``root``."""
+        found = torch.load(folder / f"{name}.pt", weights_only=False)  # written by ``save`` there
+        for item in found:
+            if "episode" in item:
+                item["episode"] = os.path.relpath(root / item["episode"], self.root)
+            else:
+                item["screenshots"] = [
+                    os.path.relpath(root / path, self.root) for path in item["screenshots"]
+                ]
+        self._write(new, found)
+
+    def _write(self, name: str, content: list[dict[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{name}.tmp"
-        torch.save([self._without_pixels(row) for row in rows], temporary)
+        torch.save(content, temporary)
         temporary.replace(self.folder / f"{name}.pt")
 
     def _without_pixels(self, row: Row) -> dict[str, Any]:
@@ -73,15 +100,27 @@ class ItemStore:
         }
 
     def load(self, name: str) -> list[Row]:
-        """The rows as they were saved. Raises RuntimeError if the pixels are not the same."""
+        """The rows as they were saved. Raises RuntimeError if the pixels, or a recorded episode, are not the
+        same."""
         # Written by ``save`` in this very folder: not foreign data.
         found = torch.load(self.folder / f"{name}.pt", weights_only=False)
+        if "episode" in found[0]:
+            return self._played(found[0])
         return [self._with_pixels(name, item) for item in found]
+
+    def _played(self, item: dict[str, Any]) -> list[Row]:
+        episode = self.root / item["episode"]
+        if digest([read_rollout(episode)]) != item["sha256"]:
+            raise RuntimeError(f"the recorded episode {episode}, which is in the replay store, has changed")
+        assert self.play is not None
+        return self.play(episode, self.processor)
 
     def _with_pixels(self, name: str, item: dict[str, Any]) -> Row:
         fields, paths = item["fields"], [self.root / path for path in item["screenshots"]]
         images = [Image.open(path).convert("RGB") for path in paths]
-        pixels = self._image_processor()(images=images, return_tensors="pt", **self.processor_options)[PIXELS]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt", **self.processor_options)[
+            PIXELS
+        ]
         if checksum(pixels) != item["pixels_sha256"]:
             raise RuntimeError(
                 f"the screenshots of the stored trajectory {name} do not give the pixels that it was made "
@@ -97,13 +136,15 @@ class ItemStore:
             if path.stem not in names:
                 path.unlink()
 
-    def _image_processor(self) -> Any:
+    @property
+    def processor(self) -> Any:
+        """Tokenizer and image processor as verl's agent loops have them."""
         if self._processor is None:
             from verl.utils import hf_processor
 
-            self._processor = hf_processor(str(self.model)).image_processor
+            self._processor = hf_processor(str(self.model))
             if self.bytes_only:
-                carry_bytes(self._processor, Normalisation.of(self.model))
+                carry_bytes(self._processor.image_processor, Normalisation.of(self.model))
         return self._processor
 
 

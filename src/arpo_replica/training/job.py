@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +18,23 @@ from arpo_replica.config.training import StageConfig, TrainingConfig
 from arpo_replica.tasks.splits import ResolvedSplit
 
 VARIABLE = "ARPO_JOB"
+
+
+class StartStore(BaseModel):
+    """What the sampler fills the store of a stage with before its first step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    episodes: list[Path] = []
+    """Folders of recorded successes, in the order in which they are stored. Absolute."""
+    before: Path | None = None
+    """Folder of the stage whose last store goes on; absolute."""
+    stage: str = ""
+    """Its name ..."""
+    steps: int = 0
+    """... and its updates."""
+    facts: dict[str, Any] = {}
+    """Where it comes from: part of the training's identity and of its manifest."""
 
 
 class Job(BaseModel):
@@ -46,6 +64,8 @@ class Job(BaseModel):
     """``module:function`` that makes the desktops' provider from ``config.desktop``."""
     parser: str = "arpo_replica.training.agent_loop:make_parser"
     """``module:function`` that makes the parser of replies from ``config`` (benchmarks have their own)."""
+    store: StartStore = StartStore()
+    """What the replay store begins with."""
     preload: bool = True
     """Import the heavy packages once and fork the processes of the training from there (``fork_server``)."""
 

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.training.replay import is_recorded
+
 # our key -> verl's key (0.9.1)
 KEYS = {
     "reward_before": "arpo/reward_before",
@@ -55,6 +57,7 @@ KEYS = {
     "prompt_tokens": "prompt_length/mean",
     "response_tokens": "response_length/mean",
 }
+DIFFERENCES = ("probability_difference_mean", "probability_difference_max", "probability_correlation")
 SUMS = "actor/probs_"
 """How the keys of ``arithmetic.Differences`` begin."""
 PARTS = "arpo/seconds/"
@@ -112,6 +115,8 @@ def collect(logs: Path, steps: Path) -> list[dict[str, Any]]:
         if details.is_file():
             found = json.loads(details.read_bytes())
             row["tasks"], row["swaps"] = found["groups"], found["swaps"]
+            if any(is_recorded(swap["name"]) for swap in found["swaps"]):
+                row.update(dict.fromkeys(DIFFERENCES))  # of recorded replies nobody knows them
     return [rows[step] for step in sorted(rows)]
 
 

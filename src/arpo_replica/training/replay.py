@@ -37,7 +37,7 @@ class Stored:
     name: str
     """Names the trajectory; unique in a stage."""
     step: int
-    """Step whose policy produced it."""
+    """Step whose policy produced it; 0 and less: before this stage (``continued``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,20 @@ class Plan:
     """(group, rollout) of every trajectory to store, in order."""
     failed_groups: int = 0
     """Groups that meet the trigger, with or without a stored success."""
+
+
+RECORDED = "base_"
+"""How the name of a recorded success of the base policy begins."""
+
+
+def is_recorded(name: str) -> bool:
+    """True for a recorded success of the base policy, in a carried store too."""
+    return name.rpartition(".")[2].startswith(RECORDED)
+
+
+def continued(name: str, stored: Stored, steps: int) -> Stored:
+    """A success of the stage ``name``, which had so many ``steps``, as the next stage counts and names it."""
+    return Stored(f"{name}.{stored.name}", stored.step - steps)
 
 
 class ReplayBuffer:

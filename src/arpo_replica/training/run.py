@@ -13,7 +13,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
+from arpo_replica.training.preload import start_store
 from arpo_replica.training.process.attempt import Attempt
 from arpo_replica.training.process.stop_notice import listening
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
@@ -45,13 +46,15 @@ def train_stage(
     parent: Path,
     split: ResolvedSplit,
     out: Path,
+    episodes: Sequence[Path] = (),
     **options: Any,
 ) -> Manifest:
     """Train until the stage's last step is saved, going on from the newest complete checkpoint.
 
     ``parent``: manifest of the model to start from. ``split``: the stage's tasks. ``out``: the stage's
-    directory. ``options``: other fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend,
-    ``Stopped`` after SIGTERM, RuntimeError otherwise.
+    directory. ``episodes``: indexes of the base policy's recorded ones (``preload``). ``options``: other
+    fields of ``Job`` (tests). Raises ``UserError`` for what a user can mend, ``Stopped`` after SIGTERM,
+    RuntimeError otherwise.
     """
     source = read_manifest(parent, verify=True)
     out = out.absolute()
@@ -68,6 +71,7 @@ def train_stage(
             out=out,
             scratch=scratch,
             attempt=1,
+            store=start_store(config, arm, parent=parent.absolute(), source=source, indexes=episodes),
             **{"preload": forkable(config, arm), **options},
         )
         check_gpus(job)
@@ -140,6 +144,7 @@ def recipe_of(job: Job) -> dict[str, Any]:
         **decided(job.config, "train_stage", arm=job.arm, stage=job.stage_name),
         "tasks": [task.sha256 for task in job.split.tasks],
         "verl": VERL_VERSION,
+        **job.store.facts,
     }
 
 

@@ -21,6 +21,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,21 @@ from verl.utils import tensordict_utils
 
 from arpo_replica.base.files import write_atomically
 from arpo_replica.rollout.records import episode_dir
+from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_VERL, REPLAY_FILE
 from arpo_replica.training.items import ItemStore, Row, value_of
 from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.offline.data import read_rollout
+from arpo_replica.training.playback import play
 from arpo_replica.training.recipe import data_parallel, image_options
-from arpo_replica.training.replay import Group, Plan, ReplayBuffer, Stored
+from arpo_replica.training.replay import (
+    RECORDED,
+    Group,
+    Plan,
+    ReplayBuffer,
+    Stored,
+    continued,
+    is_recorded,
+)
 from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
@@ -55,8 +67,6 @@ NOTHING = "no materializable trajectories"
 """What verl's sampler says about a batch whose rollouts were all lost."""
 POLL_S = 0.2
 """verl's default of 2 s costs up to 2 s of each step."""
-REPLAY_FILE = "replay.json"
-COMPLETE_FILE = "complete.json"
 Tags = dict[str, dict[str, Any]]
 """Key of a row in TransferQueue -> its tag."""
 
@@ -82,12 +92,32 @@ class ReplaySampler(VerlReplayBuffer):
             self.job.parent_model,
             image_options(policy),
             bytes_only=Speed.of(self.job).compact_pixels,
+            play=partial(play, self.job),
         )
         self.redrawn = 0
         """Groups of this step that dynamic sampling has given up."""
         if self.job.resume_step:
             path = self.job.checkpoint(self.job.resume_step) / REPLAY_FILE
             self.buffer.restore(json.loads(path.read_bytes()))
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Fill the empty buffer with what the stage begins with (``preload``)."""
+        start = self.job.store
+        for episode in start.episodes:
+            rollout = read_rollout(episode)
+            name = f"{RECORDED}{named_task(rollout.task)}_{rollout.record.trial:03d}"
+            self.items.save_recorded(name, episode)
+            self.buffer.store(rollout.task, Stored(name, 0))
+        if start.before is not None:
+            work = start.before / self.job.work.name
+            state = json.loads((work / f"{PREFIX_VERL}{start.steps}" / REPLAY_FILE).read_bytes())
+            for task, queue in state["tasks"].items():
+                for entry in queue:
+                    stored = continued(start.stage, Stored(entry["name"], entry["step"]), start.steps)
+                    self.items.take_over(work / self.job.items.name, start.before, entry["name"], stored.name)
+                    self.buffer.store(task, stored)
 
     def sample(
         self, global_steps: int, partition_id: str, batch_size: int
@@ -210,6 +240,11 @@ class ReplaySampler(VerlReplayBuffer):
         for swap in plan.swaps:
             rows = self.items.load(swap.stored.name)
             given_way = groups[swap.group][swap.rollout]
+            if is_recorded(swap.stored.name):  # what the data set says of the task, which is the same
+                columns = tq.kv_batch_get(keys=[given_way.keys[0]], partition_id=TRAIN)
+                for row in rows:
+                    for name in set(columns.keys()) - set(row.fields.keys()):
+                        row.fields[name] = columns[name]
             tq.kv_clear(keys=list(given_way.keys), partition_id=TRAIN)
             # A key's uid and session tell verl which rows are one rollout.
             session = given_way.keys[0].rsplit("_", 1)[0]
@@ -364,8 +399,12 @@ def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
 
 def item_name(rollout: Rollout) -> str:
     """Name of a stored trajectory: the same when a step is done again after a resume."""
-    task = hashlib.sha256(rollout.task.encode()).hexdigest()[:12]
-    return f"{rollout.step:06d}_{task}_{rollout.rollout:03d}"
+    return f"{rollout.step:06d}_{named_task(rollout.task)}_{rollout.rollout:03d}"
+
+
+def named_task(task: str) -> str:
+    """A task in the name of a file."""
+    return hashlib.sha256(task.encode()).hexdigest()[:12]
 
 
 def name_episodes(keys: list[str]) -> None:

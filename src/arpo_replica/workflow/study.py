@@ -26,6 +26,7 @@ from arpo_replica.suites.evaluate import check_provider
 from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
 from arpo_replica.tasks.left_out import check_left_out, left_out_of
 from arpo_replica.training.job import outline
+from arpo_replica.training.preload import check_preload
 from arpo_replica.training.recipe import check_recipe, check_window
 
 BASE_STAGE = "base"
@@ -107,11 +108,15 @@ class Study:
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""
         folder, named = Path(self.config.policy.model), read_description(self.config.policy.model)
+        preloads = bool(self.config.preloading_arms)
+        recorded = planned_tasks(self.config, self.config.offline_split) if preloads else None
         for arm in self.config.online_arms:
             for stage in self.config.training.stages:
                 tasks = planned_tasks(self.config, stage.split)
                 job = outline(self.config, arm, stage.name, folder)
                 check_recipe(job, None if tasks is None else len(tasks))
+                if self._stage_before(stage.name) is None:
+                    check_preload(self.config, arm, stage, tasks, recorded)
                 if named is not None:
                     check_window(job, named.config)
                 elif (folder / "config.json").is_file():
@@ -231,6 +236,14 @@ class Study:
         before = self._stage_before(wildcards.stage)
         start = f"<results>/models/{wildcards.arm}/seed_{wildcards.seed}/stage_{before}"
         return [] if before is None else [f"{start}/metrics.jsonl"]
+
+    def preloaded_indexes(self, wildcards: Any) -> list[str]:
+        """Indexes of the recorded episodes in the store of a stage, if it has any from its beginning."""
+        carried = self._stage_before(wildcards.stage) is not None
+        if wildcards.arm not in self.config.preloading_arms:
+            return []
+        wanted = not carried or self.config.recipe(wildcards.arm).replay.carry
+        return self.offline_indexes() if wanted else []
 
     def stage_split(self, wildcards: Any) -> str:
         """The tasks that a stage trains on."""

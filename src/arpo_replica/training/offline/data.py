@@ -70,18 +70,23 @@ class Sample:
     label: bool | None = None
 
 
+def read_rollout(directory: Path) -> Rollout:
+    """One recorded episode."""
+    return Rollout(directory, *read_episode(directory))
+
+
 def read_rollouts(indexes: Sequence[Path], checkpoint_sha256: str) -> list[Rollout]:
     """All episodes beside the indexes, by task and rollout. Raises ``UserError`` for another policy's."""
     found = []
     for index in indexes:
         for directory in finished_episodes(index.parent).values():
-            record, steps = read_episode(directory)
-            if record.checkpoint_sha256 != checkpoint_sha256:
+            rollout = read_rollout(directory)
+            if rollout.record.checkpoint_sha256 != checkpoint_sha256:
                 raise UserError(
                     f"{directory} was not recorded by the policy that training starts from; delete "
                     f"{index.parent} and run again."
                 )
-            found.append(Rollout(directory, record, steps))
+            found.append(rollout)
     return sorted(found, key=lambda rollout: (rollout.task, rollout.record.trial))
 
 
