@@ -10,7 +10,9 @@ finished evaluation episodes that changed afterwards, and whether replies and ma
 undisturbed run.
 
 All of it lies in the folder: after an interruption the same command goes on. ``--begun`` takes a folder where
-another run of the study stopped (before a rule of interest, say) as the beginning of every round.
+another run of the study stopped (before a rule of interest, say) as the beginning of every round. With
+``--slurm`` the killed rounds run on the virtual Slurm of tests/slurm/cluster.py, which also loses nodes; the
+undisturbed run does not. There the jobs outlive the Snakemake that submitted them: they are cancelled first.
 """
 
 from __future__ import annotations
@@ -29,16 +31,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from slurm.cluster import Cluster  # noqa: E402
+
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 PR_SET_CHILD_SUBREAPER = 36
 WHOLE = "the whole study"
+LOST = "a node with its jobs"
+DAEMON = "Slurm"
 KINDS = {
+    DAEMON: r"slurmctld|slurmd |slurmstepd|munged|\bsrun\b",
     "Snakemake": r"bin/snakemake( |$)",
     "a rule's script": r"\.snakemake/scripts/",
     "vLLM": r"vllm|VLLM|EngineCore|policy\.serve",
@@ -56,8 +65,9 @@ KINDS = {
     "a browser": r"chrom",
 }
 """Kind of a process -> what its command line holds; the first that fits counts."""
-CHEAP = {"a desktop's guest", "a desktop's sandbox", "an X server", "a window manager", "a browser"}
-"""Drawn three times as often: such a kill costs one episode, another one the start of a training."""
+CHEAP = {"a desktop's guest", "a desktop's sandbox", "an X server", "a window manager", "a browser", LOST}
+"""Drawn three times as often: such a kill costs one episode, others the start of a training. (A lost node
+costs more, but is what a cluster adds.)"""
 ENDS_WITHIN_S = 30.0
 """A killed study's processes must be gone by then."""
 
@@ -78,7 +88,9 @@ def living() -> dict[int, str]:
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(process.pid, os.WNOHANG)
                 continue
-            found[process.pid] = " ".join(process.cmdline()) or process.name()
+            command = " ".join(process.cmdline()) or process.name()
+            if kind_of(command) != DAEMON:
+                found[process.pid] = command
     return found
 
 
@@ -93,9 +105,14 @@ class Study:
     running = 0
     """Pid of the Snakemake that runs now; its status is Popen's to collect."""
 
-    def __init__(self, folder: Path, configs: list[str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, configs: list[str], cluster: Cluster | None = None) -> None:
+        self.folder, self.cluster = folder, cluster
         self.options = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", *configs]
+        self.environment = cluster.environment if cluster else dict(os.environ)
+        if cluster:
+            self.options += ["--profile", str(ROOT / "slurm")]
+            (folder / "slurm").mkdir(exist_ok=True)
+            (folder / "slurm/site.yaml").write_text("first_check_seconds: 2\njobs: 1\n")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -106,6 +123,7 @@ class Study:
                 subprocess.run(
                     [str(SNAKEMAKE), "--unlock", *self.options],
                     cwd=self.folder,
+                    env=self.environment,
                     stdout=log,
                     stderr=log,
                     check=False,
@@ -113,11 +131,23 @@ class Study:
             self.process = subprocess.Popen(
                 [str(SNAKEMAKE), *self.options],
                 cwd=self.folder,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         Study.running = self.process.pid
+
+    def wait_until_gone(self) -> tuple[float, list[str]]:
+        """Seconds until all that it ran is gone, and the kinds of what then is still there and is killed."""
+        if self.cluster:
+            for job in self.cluster.jobs():
+                self.cluster.command("scancel", job, check=False)
+        began = time.monotonic()
+        while (left := living()) and time.monotonic() < began + ENDS_WITHIN_S:
+            time.sleep(0.2)
+        end_all(left)
+        return round(time.monotonic() - began, 1), [kind_of(command) for command in left.values()]
 
     @property
     def status(self) -> int | None:
@@ -154,15 +184,11 @@ class Study:
         return {str(path.relative_to(self.folder)): path.read_text() for path in paths}
 
 
-def wait_until_gone(seconds: float) -> list[str]:
-    """Kinds of the processes that are still there when the time is up; they are killed then."""
-    deadline = time.monotonic() + seconds
-    while (left := living()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for pid in left:
+def end_all(pids: Iterable[int]) -> None:
+    """SIGKILL to each."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return [kind_of(command) for command in left.values()]
 
 
 def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | None:
@@ -171,6 +197,8 @@ def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | No
     kinds: dict[str, list[int]] = {}
     for pid, command in living().items():
         kinds.setdefault(kind_of(command), []).append(pid)
+    if study.cluster and "a rule's script" in kinds:
+        kinds[LOST] = []
     if not kinds.keys() - {"Snakemake"}:
         return None  # no job runs yet: only the start would be tried, again and again
     if dice.random() < share_of_whole:
@@ -178,6 +206,12 @@ def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | No
             os.killpg(study.process.pid, signal.SIGKILL)
         return WHOLE
     (kind,) = dice.choices(sorted(kinds), [3 if kind in CHEAP else 1 for kind in sorted(kinds)])
+    if kind == LOST and study.cluster:
+        node = study.cluster.nodes[0]  # where jobs without GPUs go
+        study.cluster.lose_node(node)
+        time.sleep(5)
+        study.cluster.heal_node(node)
+        return kind
     try:
         os.kill(dice.choice(sorted(kinds[kind])), signal.SIGKILL)
     except ProcessLookupError:
@@ -236,9 +270,8 @@ def one_round(study: Study, dice: random.Random, journal: Journal, options: argp
     study.start()
     while not study.complete:
         if study.status is not None:
-            began = time.monotonic()
-            left = wait_until_gone(ENDS_WITHIN_S)
-            journal.add("ended", seconds=round(time.monotonic() - began, 1), left=left)
+            seconds, left = study.wait_until_gone()
+            journal.add("ended", seconds=seconds, left=left)
             journal.add("again", after=last)
             starts += 1
             if starts > 2 * options.kills_per_round:
@@ -256,9 +289,8 @@ def one_round(study: Study, dice: random.Random, journal: Journal, options: argp
                 journal.add("kill", kind=struck)
     now = study.finished()
     changed |= {name for name, digest in known.items() if now.get(name) != digest}
-    began = time.monotonic()
-    left = wait_until_gone(ENDS_WITHIN_S)
-    journal.add("ended", seconds=round(time.monotonic() - began, 1), left=left)
+    seconds, left = study.wait_until_gone()
+    journal.add("ended", seconds=seconds, left=left)
     return changed
 
 
@@ -280,6 +312,7 @@ def main() -> None:
     parser.add_argument(
         "--begun", type=Path, help="folder of an unfinished run: each round begins with a copy"
     )
+    parser.add_argument("--slurm", type=Path, help="short path of a folder for a virtual Slurm")
     options = parser.parse_args()
     adopt_orphans()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -288,34 +321,42 @@ def main() -> None:
     configs = [str(Path(name).resolve()) for name in [*options.config, one_desktop]]
     journal = Journal(options.folder / "journal.jsonl")
 
-    def begin(name: str) -> Study:
+    def begin(name: str, cluster: Cluster | None = None) -> Study:
         folder = options.folder / name
-        if options.begun is not None and not folder.exists():
-            shutil.copytree(options.begun, folder, symlinks=True)  # with times: they decide what runs
-        return Study(folder, configs)
+        if not folder.exists():
+            if options.begun is None:
+                folder.mkdir()
+            else:
+                shutil.copytree(options.begun, folder, symlinks=True)  # with times: they decide what runs
+        return Study(folder, configs, cluster)
 
     whole = begin("undisturbed")
     whole.start()
     assert whole.process is not None
     if whole.process.wait():
         sys.exit("the undisturbed study failed:\n" + (whole.folder / "campaign.log").read_text()[-3000:])
-    while len(journal.of("kill")) < options.kills:
-        number = len(journal.of("round")) + 1
-        killed = begin(f"round_{number}")
-        dice = random.Random(f"{options.seed} {number} {len(journal.of('kill'))}")
-        try:
+    cluster = Cluster(options.slurm) if options.slurm else None
+    if cluster:
+        cluster.start()
+    try:
+        while len(journal.of("kill")) < options.kills:
+            number = len(journal.of("round")) + 1
+            killed = begin(f"round_{number}", cluster)
+            dice = random.Random(f"{options.seed} {number} {len(journal.of('kill'))}")
             changed = one_round(killed, dice, journal, options)
-        finally:
-            wait_until_gone(0)
-        journal.add(
-            "round",
-            finished_evaluation_files=len(killed.finished()),
-            finished_evaluation_files_changed=sorted(changed),
-            episodes_compared=len(whole.replies()),
-            replies_that_differ=differing(whole.replies(), killed.replies()),
-            manifests_compared=len(whole.manifests()),
-            manifests_that_differ=differing(whole.manifests(), killed.manifests()),
-        )
+            journal.add(
+                "round",
+                finished_evaluation_files=len(killed.finished()),
+                finished_evaluation_files_changed=sorted(changed),
+                episodes_compared=len(whole.replies()),
+                replies_that_differ=differing(whole.replies(), killed.replies()),
+                manifests_compared=len(whole.manifests()),
+                manifests_that_differ=differing(whole.manifests(), killed.manifests()),
+            )
+    finally:
+        end_all(living())
+        if cluster:
+            cluster.stop()
     print(json.dumps({**journal.told(), "begun": options.begun is not None, "seed": options.seed}, indent=1))
 
 
