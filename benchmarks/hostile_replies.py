@@ -7,7 +7,7 @@ Each must be a list of typed actions or a `FormatError`. Counted are
 - crashes: any other exception, or an action that is none (a point off the screen, a control character, JSON
   that does not read back);
 - executed: an audit event of Python (compile, exec, import, open, a process, a socket) while a reply is read;
-- slow: more than 20 ms of CPU time for one reply; and the slowest ones.
+- slow: more than 20 ms of CPU time for one reply, the least of three; and the slowest ones.
 
 With --desktop N, the actions of N further replies are applied to a process desktop, which must take each of
 them, still answer, and keep its processes to itself. Same seed, same replies.
@@ -199,6 +199,21 @@ def sound(action: Action) -> bool:
     return known and inside and plain and from_json(json.loads(json.dumps(values))) == action
 
 
+def read(parser: UITarsParser, reply: str) -> tuple[list[Action], float, str | None]:
+    """Its actions, the milliseconds of CPU time that they took, and what else than a ``FormatError`` came."""
+    watch, actions, error = the_watch(), [], None
+    watch.on, began = True, time.thread_time()
+    try:
+        actions = parser.actions(reply)
+    except FormatError:
+        pass
+    except Exception as unexpected:
+        error = f"{type(unexpected).__name__}: {unexpected}"
+    spent = 1000 * (time.thread_time() - began)
+    watch.on = False
+    return actions, spent, error
+
+
 def parse_many(job: tuple[int, int]) -> dict[str, Any]:
     """Read so many replies drawn with this seed."""
     seed, count = job
@@ -211,19 +226,16 @@ def parse_many(job: tuple[int, int]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     crashes: list[list[str]] = []
     slowest: list[tuple[float, int, str]] = []
-    slow = 0
+    slow = again = 0
     for _ in range(count):
         reply = mutated(replies, dice)
-        watch.on, began = True, time.thread_time()
-        try:
-            actions = parser.actions(reply)
-        except FormatError:
-            actions = []
-        except Exception as error:
-            actions = []
-            crashes.append([f"{type(error).__name__}: {error}"[:200], ascii(reply[:500])])
-        spent = 1000 * (time.thread_time() - began)
-        watch.on = False
+        actions, spent, error = read(parser, reply)
+        if spent > LIMIT_MS:
+            # Interrupts of a busy machine count into a thread's time; a slow reply is slow again.
+            again += 1
+            spent = min(spent, *(read(parser, reply)[1] for _ in range(2)))
+        if error:
+            crashes.append([error[:200], ascii(reply[:500])])
         slow += spent > LIMIT_MS
         slowest = sorted([*slowest, (spent, len(reply), ascii(reply[:60]))], reverse=True)[:3]
         kinds["format error" if not actions else "+".join(sorted({a.kind for a in actions}))] += 1
@@ -233,6 +245,7 @@ def parse_many(job: tuple[int, int]) -> dict[str, Any]:
         "crashes": crashes,
         "events": dict(watch.events),
         "slow": slow,
+        "again": again,
         "slowest": slowest,
     }
 
@@ -298,13 +311,14 @@ def main() -> None:
     events: Counter[str] = Counter()
     crashes: list[list[str]] = []
     slowest: list[tuple[float, int, str]] = []
-    slow = 0
+    slow = again = 0
     with ProcessPoolExecutor(given.processes) as pool:
         for found in pool.map(parse_many, jobs):
             kinds += found["kinds"]
             events.update(found["events"])
             crashes += found["crashes"]
             slow += found["slow"]
+            again += found["again"]
             slowest = sorted([*slowest, *found["slowest"]], reverse=True)[:10]
     result: dict[str, Any] = {
         "seed": given.seed,
@@ -314,6 +328,7 @@ def main() -> None:
         "first_crashes": crashes[:10],
         "executed": dict(events),
         "slow": slow,
+        "measured_again": again,
         "slowest_ms_length_reply": [[round(spent, 2), length, text] for spent, length, text in slowest],
         "kinds": dict(kinds.most_common(25)),
     }
