@@ -268,6 +268,7 @@ def one_round(study: Study, dice: random.Random, journal: Journal, options: argp
     last, starts = WHOLE, 1
     until = len(journal.of("kill")) + options.kills_per_round
     study.start()
+    assert study.process is not None
     while not study.complete:
         if study.status is not None:
             seconds, left = study.wait_until_gone()
@@ -277,7 +278,9 @@ def one_round(study: Study, dice: random.Random, journal: Journal, options: argp
             if starts > 2 * options.kills_per_round:
                 sys.exit(f"the study ends again and again; its log is {study.folder}/campaign.log")
             study.start()
-        time.sleep(options.longest_s ** dice.random())  # most pauses are short, some let a step end
+        pause = options.longest_s ** dice.random()  # most are short, some let a step end
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            study.process.wait(pause)  # at its end what it ran has ENDS_WITHIN_S from now on
         now = study.finished()
         changed |= {name for name, digest in known.items() if now.get(name) != digest}
         known = now
