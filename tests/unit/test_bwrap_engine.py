@@ -9,8 +9,8 @@ import pytest
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import ContainerConfig
 from arpo_replica.desktop.sandbox import DataFiles
-from arpo_replica.providers import bwrap_engine, docker_engine, root_files
-from arpo_replica.providers.bwrap_engine import BwrapEngine, call_filter, sandbox_command
+from arpo_replica.providers import bwrap_engine, call_filter, docker_engine, root_files
+from arpo_replica.providers.bwrap_engine import BwrapEngine, sandbox_command
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
 from arpo_replica.providers.engine import ContainerSpec, chosen_engine
 from arpo_replica.providers.root_files import RootFileSystem
@@ -19,9 +19,10 @@ from arpo_replica.tasks.model import Task
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x50001, 0x50026
 
 
-def answer(number, argument=0, arch=bwrap_engine.X86_64):
-    """What the kernel would answer: a small machine for the classic BPF that the filter uses."""
-    program = [struct.unpack("<HBBI", call_filter()[i : i + 8]) for i in range(0, len(call_filter()), 8)]
+def answer(number, argument=0, arch=call_filter.X86_64, text=None):
+    """What the kernel would answer: a small machine for the classic BPF that the filters use."""
+    text = call_filter.desktop_filter() if text is None else text
+    program = [struct.unpack("<HBBI", text[i : i + 8]) for i in range(0, len(text), 8)]
     memory = {0: number, 4: arch, 16: argument}
     at, accumulator = 0, 0
     while True:
@@ -41,12 +42,19 @@ def answer(number, argument=0, arch=bwrap_engine.X86_64):
 def test_the_filter_refuses_what_attacks_begin_with():
     read, fork_flags, new_user = 0, 0x1200011, 0x10000000
     assert answer(read) == ALLOW
-    assert answer(bwrap_engine.CLONE, fork_flags) == ALLOW
-    assert answer(bwrap_engine.CLONE, fork_flags | new_user) == EPERM
-    assert {answer(number) for number in bwrap_engine.REFUSED.values()} == {EPERM}
-    assert {answer(number) for number in bwrap_engine.ABSENT.values()} == {ENOSYS}
+    assert answer(call_filter.CLONE, fork_flags) == ALLOW
+    assert answer(call_filter.CLONE, fork_flags | new_user) == EPERM
+    assert {answer(number) for number in call_filter.REFUSED.values()} == {EPERM}
+    assert {answer(number) for number in call_filter.ABSENT.values()} == {ENOSYS}
     assert answer(read, arch=0x40000003) == EPERM  # a program for 32-bit processors
-    assert answer(bwrap_engine.X32 | read) == EPERM
+    assert answer(call_filter.X32 | read) == EPERM
+
+
+def test_a_lone_root_is_told_that_owners_were_changed():
+    filter_ = call_filter.owners_filter()
+    assert {answer(number, text=filter_) for number in call_filter.OWNERS.values()} == {call_filter.DONE}
+    assert answer(0, text=filter_) == ALLOW
+    assert answer(92, arch=0x40000003, text=filter_) == ALLOW  # numbers of another processor
 
 
 def command(**options):

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import Apps
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles, unprivileged, unprivileged_id
+from arpo_replica.providers.call_filter import desktop_filter
 from arpo_replica.providers.engine import ContainerSpec
 from arpo_replica.providers.root_files import RootFileSystem, build_rootfs, record_of
 
@@ -39,22 +39,6 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 
-# System calls by number on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl of Linux).
-REFUSED = {
-    "ptrace": 101, "syslog": 103, "personality": 135, "pivot_root": 155, "acct": 163, "mount": 165,
-    "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169, "init_module": 175, "delete_module": 176,
-    "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open":
-    298, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp":
-    312, "finit_module": 313, "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425,
-    "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
-    "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
-}  # fmt: skip
-ABSENT = {"memfd_create": 319, "clone3": 435}
-"""Answered "no such call": programs then use /dev/shm, which has a size, and clone, whose flags can be
-looked at."""
-CLONE = 56
-NEW_NAMESPACES = 0x7E020000
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
 SUDO = b"""#!/bin/sh
 # No second user can be had here: what sudo runs stays the same user's (files of the home folder, no
 # packages).
@@ -69,34 +53,6 @@ while [ $# -gt 0 ]; do
 done
 exec "$@"
 """
-X86_64 = 0xC000003E
-X32 = 0x40000000
-
-
-def call_filter() -> bytes:
-    """A program for the kernel's seccomp (classic BPF) as ``bwrap --seccomp`` takes it.
-
-    Refuses what a desktop never needs and an attack on the kernel starts with.
-    """
-    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, absent = 0x7FFF0000, 0x00050001, 0x00050026  # RET_ALLOW; RET_ERRNO with EPERM, ENOSYS
-
-    def line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-        return struct.pack("<HBBI", code, if_true, if_false, value)
-
-    program = [line(load, 4), line(equal, X86_64, 1, 0), line(answer, refuse)]
-    # The 32-bit twins of the calls have other numbers: none of them.
-    program += [line(load, 0), line(at_least, X32, 0, 1), line(answer, refuse)]
-    for numbers, verdict in ((REFUSED, refuse), (ABSENT, absent)):
-        for number in numbers.values():
-            program += [line(equal, number, 0, 1), line(answer, verdict)]
-    program += [
-        line(equal, CLONE, 0, 3),
-        line(load, 16),
-        line(any_bit, NEW_NAMESPACES, 0, 1),
-        line(answer, refuse),
-    ]
-    return b"".join([*program, line(answer, allow)])
 
 
 @dataclass
@@ -240,7 +196,7 @@ class BwrapEngine:
 def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
     """bubblewrap's command line for one desktop. Its first process is the guest, which then limits the
     rest."""
-    args = ["bwrap", "--seccomp", data.add(call_filter())]
+    args = ["bwrap", "--seccomp", data.add(desktop_filter())]
     if info_fd >= 0:
         args += ["--info-fd", str(info_fd)]
     # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread

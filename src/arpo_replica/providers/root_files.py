@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
 from arpo_replica.base.locks import locked
 from arpo_replica.config.desktop import Apps
+from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, gather, run
 
 SUITE = "bookworm"
@@ -48,6 +50,8 @@ def build_rootfs(apps: Apps, output: TextIO) -> dict[str, Any]:
             # Not below /tmp: mmdebstrap needs room, and the user it makes files for must reach the context.
             with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as context:
                 gather(inputs, Path(context), output)
+                if platform.machine() == "x86_64":
+                    Path(context, "owners.bpf").write_bytes(owners_filter())
                 run(["bash", str(inputs.folder / "rootfs.sh"), context, str(path), apps], output)
             about = {
                 "inputs_sha256": digest,
