@@ -31,6 +31,8 @@ from arpo_replica.providers.root_files import RootFileSystem, build_rootfs, reco
 PROGRAMS = {"bwrap": "bubblewrap", "prlimit": "util-linux", "choom": "util-linux"}
 """Program -> Debian's package."""
 STOP_S = 10.0
+FIRST_TO_GO = ("choom", "-n", "800", "--")
+"""Command prefix: if the machine runs out of memory, desktops go before the job that uses them."""
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/home/user",
@@ -76,11 +78,6 @@ class BwrapEngine:
 
     def check(self) -> None:
         """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
-        missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
-        if missing:
-            raise UserError(
-                f"Desktops by bubblewrap need {', '.join(sorted(missing))}: apt-get install them."
-            )
         problem = why_no_sandbox()
         if problem:
             raise UserError(problem)
@@ -97,7 +94,10 @@ class BwrapEngine:
                 "(snakemake --forcerun build_desktop_image) or correct desktop.container.image."
             )
         if self._sha256 is not None and self._sha256 != (found := remembered_sha256(self._image)):
-            raise UserError(f"{self._image} has sha256 {found}, not that of desktop.container.image_sha256.")
+            raise UserError(
+                f"{self._image} has sha256 {found}, but desktop.container.image_sha256 is {self._sha256}: "
+                "bring that file, or correct the key."
+            )
         record = record_of(self._image)
         about = json.loads(record.read_bytes()) if record.is_file() else {}
         return {
@@ -130,7 +130,7 @@ class BwrapEngine:
                 os.chown(spec.control.parent, user, user)
             command = [
                 *unprivileged(number),
-                *("choom", "-n", "800", "--"),
+                *FIRST_TO_GO,
                 *sandbox_command(self._root.folder(), spec, data, writer),
             ]
             process = subprocess.Popen(
@@ -196,24 +196,9 @@ class BwrapEngine:
 def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
     """bubblewrap's command line for one desktop. Its first process is the guest, which then limits the
     rest."""
-    args = ["bwrap", "--seccomp", data.add(desktop_filter())]
+    args = _closed_in(root, data)
     if info_fd >= 0:
         args += ["--info-fd", str(info_fd)]
-    # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread
-    # that started the sandbox; the guest ends when the connection to its owner closes.
-    args += ["--unshare-user", "--unshare-all", "--disable-userns", "--as-pid-1", "--new-session"]
-    args += [
-        "--hostname",
-        "desktop",
-        "--uid",
-        str(USER_ID),
-        "--gid",
-        str(USER_ID),
-        "--clearenv",
-        "--cap-drop",
-        "ALL",
-    ]
-    args += ["--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
     args += ["--size", str(1 << 20), "--tmpfs", "/sys"]
     args += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
     args += ["--perms", "1777", "--size", str(spec.shared_mb << 20), "--tmpfs", "/dev/shm"]  # noqa: S108
@@ -231,20 +216,42 @@ def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: i
     args += ["--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/sys"]
     for key, value in ENVIRONMENT.items():
         args += ["--setenv", key, value]
-    guest = ["prlimit", f"--nproc={spec.processes}", "--core=0", "--", "/usr/bin/python3", "-m", "guest"]
-    return [*args, "--chdir", ENVIRONMENT["HOME"], "--", *guest]
+    args += ["--chdir", ENVIRONMENT["HOME"], "--", *_limited(spec.processes)]
+    return [*args, "/usr/bin/python3", "-m", "guest"]
+
+
+def _closed_in(root: Path, data: DataFiles) -> list[str]:
+    """bubblewrap on a root file system, with all that keeps a desktop in."""
+    # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread
+    # that started the sandbox; the guest ends when the connection to its owner closes.
+    args = ["bwrap", "--seccomp", data.add(desktop_filter()), "--unshare-user", "--unshare-all"]
+    args += ["--disable-userns", "--as-pid-1", "--new-session", "--hostname", "desktop"]
+    args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv", "--cap-drop", "ALL"]
+    return [*args, "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
+
+
+def _limited(processes: int) -> list[str]:
+    """Command prefix: inside the namespace, where the limit counts this desktop's processes alone."""
+    return ["prlimit", f"--nproc={processes}", "--core=0", "--"]
 
 
 def why_no_sandbox() -> str:
     """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
     nothing.
 
-    Runs what a desktop needs of it, on this machine's own files.
+    Runs the launcher's own command, on this machine's own files.
     """
-    flags = "--unshare-user --unshare-all --disable-userns --as-pid-1 --new-session --clearenv --cap-drop ALL"
-    mounts = "--ro-bind / / --proc /proc --dev /dev --perms 0700 --size 1048576 --tmpfs /tmp"
-    command = [*unprivileged(0), "bwrap", *flags.split(), *mounts.split(), "--", "/usr/bin/env", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    if missing:
+        return f"Desktops by bubblewrap need {', '.join(missing)}: apt-get install {' '.join(missing)}."
+    data = DataFiles()
+    try:
+        command = [*unprivileged(0), *FIRST_TO_GO, *_closed_in(Path("/"), data)]
+        command += ["--perms", "0700", "--size", str(1 << 20), "--tmpfs", "/tmp"]  # noqa: S108 - its own
+        command += ["--", *_limited(64), "true"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=data.fds)
+    finally:
+        data.close()
     if done.returncode == 0:
         return ""
     said = (done.stderr.strip().splitlines() or ["no word"])[-1]
