@@ -112,6 +112,6 @@ done
 
 # An empty /dev in place of the device files, which only root could unpack.
 mkdir "$work/dev" && tar --append --file="$work/root.tar" --owner=0 --group=0 --mode=755 --directory="$work" ./dev
-mksquashfs - "$out.part" -tar -comp zstd -root-mode 0755 -root-uid 0 -root-gid 0 -noappend -quiet -no-progress <"$work/root.tar"
+mksquashfs - "$out.part" -tar -comp zstd -Xcompression-level 6 -root-mode 0755 -root-uid 0 -root-gid 0 -noappend -quiet -no-progress <"$work/root.tar"
 mv "$out.part" "$out"
 echo "way '$way': $(du -m "$out" | cut -f1) MB"

@@ -7,8 +7,10 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,15 +22,18 @@ from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig
+from arpo_replica.providers.bwrap_engine import why_no_sandbox
+from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.container import ContainerProvider
-from arpo_replica.providers.root_files import rootfs_path
+from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task
 from arpo_replica.validation.validate import validate_tasks
 from real_tasks import EXAMPLES, at_hand
 
-pytestmark = [pytest.mark.rootless, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.rootless
+one_loop = pytest.mark.asyncio(loop_scope="module")
 DOCKER = ROOT / "data/osworld/validation_container.json"
 WAYS = ("noop", "fail", "oracle")
 APPS = os.environ.get("ARPO_ROOTLESS_APPS", "core")
@@ -45,7 +50,7 @@ def task(**raw):
     return Task("t", "test", raw["instruction"], [], evaluator, raw, "")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def image():
     path = rootfs_path(APPS)
     if not path.is_file():
@@ -67,6 +72,7 @@ async def inside(desktop, line):
     return (result["output"] + result["error"]).strip()
 
 
+@one_loop
 async def test_it_shows_a_desktop_and_a_click_lands(desktop):
     picture = Image.open(io.BytesIO(await desktop.screenshot()))
     assert picture.size == (1920, 1080)
@@ -76,6 +82,7 @@ async def test_it_shows_a_desktop_and_a_click_lands(desktop):
     assert "X=700" in place and "Y=500" in place
 
 
+@one_loop
 async def test_it_may_not_leave(desktop):
     assert await inside(desktop, "id -un; id -u") == "user\n1000"
     assert await inside(desktop, "ls /sys/class/net 2>/dev/null; cat /proc/net/route | wc -l") in (
@@ -93,6 +100,7 @@ async def test_it_may_not_leave(desktop):
     assert "CapBnd:\t0000000000000000" in status and "Seccomp:\t2" in status
 
 
+@one_loop
 async def test_processes_and_files_have_limits(desktop):
     many = await inside(
         desktop, "n=0; while [ $n -lt 400 ]; do sleep 3 & n=$((n+1)); done 2>&1 | tail -1; true"
@@ -102,6 +110,7 @@ async def test_processes_and_files_have_limits(desktop):
     assert "No space left" in big
 
 
+@one_loop
 async def test_a_desktop_that_eats_memory_ends_alone(desktop):
     greedy = await ContainerProvider(config(memory_mb=900)).start("greedy")
     hog = "python3 -c 'import time; b=[bytearray(b\"x\"*(100<<20)) for _ in range(40)]; time.sleep(30)'"
@@ -147,6 +156,62 @@ def test_nothing_is_left_of_a_killed_owner(image):
     while (left := [path for path in left if path.exists()]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
+
+
+REFUSED = """
+import sys
+from arpo_replica.providers import bwrap_engine
+bwrap_engine.unprivileged = lambda number: []  # this root may not change its user
+open(f"/proc/sys/user/{sys.argv[1]}", "w").write("0")
+print(bwrap_engine.why_no_sandbox())
+"""
+
+
+@pytest.mark.parametrize("setting", ["max_user_namespaces", "max_net_namespaces"])
+def test_a_machine_that_forbids_namespaces_is_told_what_to_change(setting):
+    assert why_no_sandbox() == ""
+    # A user namespace has such settings of its own: those of this machine stay.
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", REFUSED, setting]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.count("\n") == 1
+    assert f"the administrator must raise user.{setting}" in said
+
+
+ANOTHER_ID = 64999
+"""A user without an account, without subordinate ids."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["single", "fakechroot"])
+def test_an_ordinary_user_builds_a_system(way):
+    """A small one: a package with a file, and a finish that makes a user and gives it a folder."""
+    user = ANOTHER_ID if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory(prefix="arpo-way-") as name:
+        context, out = Path(name, "context"), Path(name, "out")
+        for folder in (context, out):
+            folder.mkdir()
+        (context / "apt-image.txt").write_text("tree\n")
+        (context / "finish.sh").write_text(
+            "useradd -m user && chown -R user /opt/build && rm -r /opt/build\n"
+        )
+        (context / "owners.bpf").write_bytes(owners_filter())
+        shutil.copy(ROOT / "envs/desktop/rootfs.sh", context)
+        for place in (Path(name), context, out):
+            os.chown(place, user, user)
+        image = out / "system.squashfs"
+        build = ["bash", str(context / "rootfs.sh"), str(context), str(image), "core", way]
+        drop = (
+            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            if user != os.geteuid()
+            else []
+        )
+        subprocess.run(
+            [*drop, *build], check=True, cwd=out, env={**os.environ, "HOME": str(out), "TMPDIR": str(out)}
+        )
+        tree = RootFileSystem(image, out)._unpack()
+        assert (tree / "usr/bin/tree").is_file()
+        assert (tree / "home/user").is_dir()
+        assert list((tree / "dev").iterdir()) == []
 
 
 @pytest.mark.timeout(1200)

@@ -1,8 +1,8 @@
 """Container desktops by bubblewrap, none started: the filter, the command, refusals, the choice of engine."""
 
-import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,14 +124,23 @@ def test_another_image_than_the_pinned_one_is_refused(tmp_path):
         BwrapEngine(image, tmp_path, "0" * 64).image("")
 
 
-def test_an_image_that_cannot_be_unpacked_is_one_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "free", "words"),
+    [
+        (None, 9 << 30, "squashfuse squashfs-tools"),
+        ("/usr/bin/unsquashfs", 5 << 20, r"desktop\.container\.scratch. has 5 MiB free"),
+        ("/bin/false", 9 << 30, r"cannot be unpacked to .*desktop\.container\.scratch"),
+    ],
+)
+def test_an_image_that_cannot_be_unpacked_is_one_sentence(program, free, words, tmp_path, monkeypatch):
     monkeypatch.setattr(root_files, "can_mount", lambda: False)
+    monkeypatch.setattr(root_files.shutil, "which", lambda name: program)
+    monkeypatch.setattr(root_files.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     image = tmp_path / "desktop.squashfs"
     image.write_bytes(b"no squashfs")
-    if shutil.which("unsquashfs") is None:
-        monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"desktop\.container\.scratch|unpacked"):
-        RootFileSystem(image, tmp_path / "scratch").folder()
+    with pytest.raises(UserError, match=words) as caught:
+        RootFileSystem(image, tmp_path / "scratch" / "new").folder()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ class BwrapEngine:
 
     def check(self) -> None:
         """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
-        problem = why_no_sandbox()
-        if problem:
+        if problem := why_no_sandbox():
             raise UserError(problem)
+        self._root.check()
 
     def build(self, apps: Apps, output: TextIO) -> dict[str, Any]:
         """See the protocol. By an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""

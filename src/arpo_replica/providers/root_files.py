@@ -26,6 +26,8 @@ from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, gather, ru
 
 SUITE = "bookworm"
 """Of the system that ``rootfs.sh`` installs."""
+UNPACKED = 3 << 30
+"""Bytes that the unpacked image and its making need."""
 START_S = 20.0
 STOP_S = 10.0
 
@@ -108,35 +110,43 @@ class RootFileSystem:
         self.way = "squashfuse"
         return place
 
-    def _unpack(self) -> Path:
+    def check(self) -> None:
+        """Raises ``UserError`` if this machine can neither mount the image nor has the means to unpack it."""
+        if can_mount() or self._tree().is_dir():
+            return
         if shutil.which("unsquashfs") is None:
             raise UserError(
                 f"{self.image} can be neither mounted (squashfuse, /dev/fuse) nor unpacked: "
                 "apt-get install squashfuse squashfs-tools."
             )
-        name = hashlib.sha256(f"{self.image.resolve()} {self.image.stat().st_mtime_ns}".encode()).hexdigest()[
-            :16
-        ]
+        place = next(path for path in (self._scratch, *self._scratch.parents) if path.is_dir())
+        if (free := shutil.disk_usage(place).free) < UNPACKED:
+            raise UserError(
+                f"{self._scratch} (desktop.container.scratch) has {free >> 20} MiB free, but the unpacked "
+                f"desktop image needs {UNPACKED >> 20}: name a folder of this machine with more room."
+            )
+
+    def _tree(self) -> Path:
+        """Where the image is, once it is unpacked."""
+        name = f"{self.image.resolve()} {self.image.stat().st_mtime_ns}" if self.image.is_file() else ""
         shelf = self._scratch / f"arpo-desktop-{os.geteuid()}"
+        return shelf / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+    def _unpack(self) -> Path:
+        self.check()
+        done = self._tree()
+        shelf = done.parent
         shelf.mkdir(mode=0o711, parents=True, exist_ok=True)
         if shelf.stat().st_uid != os.geteuid():
             raise UserError(
                 f"{shelf} belongs to another user; set desktop.container.scratch to a folder of yours."
             )
-        done = shelf / name
-        with locked(shelf / f"{name}.lock", "unpacks the desktop image"):
+        with locked(done.with_suffix(".lock"), "unpacks the desktop image"):
             if not done.is_dir():
-                part = shelf / f"{name}.part"
+                part = done.with_suffix(".part")
                 shutil.rmtree(part, ignore_errors=True)
-                command = [
-                    "unsquashfs",
-                    "-no-xattrs",
-                    "-no-progress",
-                    "-quiet",
-                    "-d",
-                    str(part),
-                    str(self.image),
-                ]
+                command = ["unsquashfs", "-no-xattrs", "-no-progress", "-quiet"]
+                command += ["-d", str(part), str(self.image)]
                 result = subprocess.run(command, capture_output=True, text=True, check=False)
                 if result.returncode != 0:
                     shutil.rmtree(part, ignore_errors=True)
