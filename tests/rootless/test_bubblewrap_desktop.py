@@ -22,6 +22,7 @@ from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig
+from arpo_replica.providers import bwrap_engine
 from arpo_replica.providers.bwrap_engine import why_no_sandbox
 from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.container import ContainerProvider
@@ -158,18 +159,30 @@ def test_nothing_is_left_of_a_killed_owner(image):
     assert left == []
 
 
+@one_loop
+async def test_the_images_own_bubblewrap_stands_in_for_an_old_one(image, monkeypatch):
+    monkeypatch.setattr(bwrap_engine, "new_enough", lambda: False)
+    provider = ContainerProvider(config())
+    provider.check()
+    desktop = await provider.start("old")
+    try:
+        assert await inside(desktop, "echo alive") == "alive"
+    finally:
+        await desktop.close()
+
+
 REFUSED = """
 import sys
 from arpo_replica.providers import bwrap_engine
 bwrap_engine.unprivileged = lambda number: []  # this root may not change its user
 open(f"/proc/sys/user/{sys.argv[1]}", "w").write("0")
-print(bwrap_engine.why_no_sandbox())
+print(bwrap_engine.why_no_sandbox(["bwrap"]))
 """
 
 
 @pytest.mark.parametrize("setting", ["max_user_namespaces", "max_net_namespaces"])
 def test_a_machine_that_forbids_namespaces_is_told_what_to_change(setting):
-    assert why_no_sandbox() == ""
+    assert why_no_sandbox(["bwrap"]) == ""
     # A user namespace has such settings of its own: those of this machine stay.
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", REFUSED, setting]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import ContainerConfig
 from arpo_replica.desktop.sandbox import DataFiles
 from arpo_replica.providers import bwrap_engine, call_filter, docker_engine, root_files
-from arpo_replica.providers.bwrap_engine import BwrapEngine, sandbox_command
+from arpo_replica.providers.bwrap_engine import BwrapEngine, sandbox_options
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
 from arpo_replica.providers.engine import ContainerSpec, chosen_engine
 from arpo_replica.providers.root_files import RootFileSystem
@@ -63,7 +63,7 @@ def command(**options):
     )
     data = DataFiles()
     try:
-        return sandbox_command(Path("/root"), spec, data)
+        return sandbox_options(Path("/root"), spec, data)
     finally:
         data.close()
 
@@ -108,6 +108,21 @@ def test_a_task_that_cannot_be_solved_here_is_refused_by_name():
     refuse_for_bubblewrap([task(proxy=True)], ContainerConfig(network="never"))
 
 
+@pytest.mark.parametrize(
+    ("version", "enough"), [("0.4.1", False), ("0.8.0", True), ("0.11.0", True), ("", False)]
+)
+def test_an_old_bubblewrap_gives_way_to_the_images(version, enough, tmp_path, monkeypatch):
+    old = tmp_path / "bwrap"
+    old.write_text(f"#!/bin/sh\necho bubblewrap {version}\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    engine = BwrapEngine(tmp_path / "image", tmp_path)
+    monkeypatch.setattr(engine._root, "folder", lambda: Path("/root-of-image"))
+    program = engine.program()
+    assert (program == ["bwrap"]) is enough
+    assert enough or program[-1] == "/root-of-image/usr/bin/bwrap"
+
+
 @pytest.mark.parametrize(("daemon", "engine"), [(True, "docker"), (False, "bwrap")])
 def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
     monkeypatch.setattr(docker_engine, "answers", lambda: daemon)
@@ -150,7 +165,6 @@ def test_an_image_that_cannot_be_unpacked_is_one_sentence(program, free, words, 
         ("No space left on device", {"user/max_net_namespaces": "0"}, "user.max_net_namespaces"),
         ("Operation not permitted", {"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
         ("setting up uid map", {"kernel/apparmor_restrict_unprivileged_userns": "1"}, "AppArmor"),
-        ("Unknown option --disable-userns", {}, "0.8"),
         ("Operation not permitted", {}, "Docker daemon"),
     ],
 )

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import threading
@@ -28,10 +28,10 @@ from arpo_replica.providers.call_filter import desktop_filter
 from arpo_replica.providers.engine import ContainerSpec
 from arpo_replica.providers.root_files import RootFileSystem, build_rootfs, record_of
 
-PROGRAMS = {"bwrap": "bubblewrap", "prlimit": "util-linux", "choom": "util-linux"}
-"""Program -> Debian's package."""
+OLDEST = (0, 8)
+"""Of bubblewrap: the first that can forbid further user namespaces."""
 STOP_S = 10.0
-FIRST_TO_GO = ("choom", "-n", "800", "--")
+FIRST_TO_GO = ("sh", "-c", 'echo 800 >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Command prefix: if the machine runs out of memory, desktops go before the job that uses them."""
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -78,9 +78,10 @@ class BwrapEngine:
 
     def check(self) -> None:
         """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
-        if problem := why_no_sandbox():
-            raise UserError(problem)
         self._root.check()
+        # An image that is not there yet brings a bubblewrap that cannot be tried yet.
+        if (new_enough() or self._image.is_file()) and (problem := why_no_sandbox(self.program())):
+            raise UserError(problem)
 
     def build(self, apps: Apps, output: TextIO) -> dict[str, Any]:
         """See the protocol. By an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
@@ -108,8 +109,16 @@ class BwrapEngine:
 
     def version(self) -> str:
         """Version of bubblewrap."""
-        done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False)
-        return done.stdout.strip().removeprefix("bubblewrap ")
+        return ".".join(map(str, _version(self.program())))
+
+    def program(self) -> list[str]:
+        """bubblewrap: the machine's own if it is new enough, else the image's, which runs by the image's own
+        libraries."""
+        if new_enough():
+            return ["bwrap"]
+        libraries = self._root.folder() / "usr/lib/x86_64-linux-gnu"
+        loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
+        return [*loader, str(self._root.folder() / "usr/bin/bwrap")]
 
     def describe(self) -> dict[str, Any]:
         """What records say of the engine."""
@@ -131,7 +140,8 @@ class BwrapEngine:
             command = [
                 *unprivileged(number),
                 *FIRST_TO_GO,
-                *sandbox_command(self._root.folder(), spec, data, writer),
+                *self.program(),
+                *sandbox_options(self._root.folder(), spec, data, writer),
             ]
             process = subprocess.Popen(
                 command,
@@ -193,9 +203,22 @@ class BwrapEngine:
         return []
 
 
-def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
-    """bubblewrap's command line for one desktop. Its first process is the guest, which then limits the
-    rest."""
+def new_enough() -> bool:
+    """True if this machine's own bubblewrap can close a desktop in."""
+    return _version(["bwrap"]) >= OLDEST
+
+
+def _version(bubblewrap: list[str]) -> tuple[int, ...]:
+    """Of a bubblewrap; (0,) if there is none."""
+    try:
+        done = subprocess.run([*bubblewrap, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return (0,)
+    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)) or (0,)
+
+
+def sandbox_options(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
+    """bubblewrap's options for one desktop. Its first process is the guest, which then limits the rest."""
     args = _closed_in(root, data)
     if info_fd >= 0:
         args += ["--info-fd", str(info_fd)]
@@ -221,10 +244,10 @@ def sandbox_command(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: i
 
 
 def _closed_in(root: Path, data: DataFiles) -> list[str]:
-    """bubblewrap on a root file system, with all that keeps a desktop in."""
+    """bubblewrap's options for a root file system and for all that keeps a desktop in."""
     # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread
     # that started the sandbox; the guest ends when the connection to its owner closes.
-    args = ["bwrap", "--seccomp", data.add(desktop_filter()), "--unshare-user", "--unshare-all"]
+    args = ["--seccomp", data.add(desktop_filter()), "--unshare-user", "--unshare-all"]
     args += ["--disable-userns", "--as-pid-1", "--new-session", "--hostname", "desktop"]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv", "--cap-drop", "ALL"]
     return [*args, "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
@@ -235,18 +258,15 @@ def _limited(processes: int) -> list[str]:
     return ["prlimit", f"--nproc={processes}", "--core=0", "--"]
 
 
-def why_no_sandbox() -> str:
+def why_no_sandbox(bubblewrap: list[str]) -> str:
     """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
     nothing.
 
     Runs the launcher's own command, on this machine's own files.
     """
-    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
-    if missing:
-        return f"Desktops by bubblewrap need {', '.join(missing)}: apt-get install {' '.join(missing)}."
     data = DataFiles()
     try:
-        command = [*unprivileged(0), *FIRST_TO_GO, *_closed_in(Path("/"), data)]
+        command = [*unprivileged(0), *FIRST_TO_GO, *bubblewrap, *_closed_in(Path("/"), data)]
         command += ["--perms", "0700", "--size", str(1 << 20), "--tmpfs", "/tmp"]  # noqa: S108 - its own
         command += ["--", *_limited(64), "true"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=data.fds)
@@ -270,8 +290,6 @@ def _fix(said: str, sysctl: Callable[[str], str]) -> str:
             "load AppArmor's profile bwrap-userns-restrict, or "
             "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    if "nknown option" in said:
-        return "bubblewrap 0.8 or newer is needed"
     return "allow user namespaces (in a container: without its seccomp filter), or use a Docker daemon"
 
 
