@@ -1,6 +1,6 @@
 """Container desktops by bubblewrap, without Docker: what they can, what they may not, what is left of them.
 
-``make rootless`` builds their image first (ten minutes on two cores) and demands these tests.
+``make rootless`` builds their image first and demands these tests.
 """
 
 import asyncio
