@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from arpo_replica.training.speed import pixels, qwen_vl  # noqa: E402
+from arpo_replica.training import pixels, qwen_vl  # noqa: E402
 
 # name: lengths of the segments, heads, size of a head, causal
 CASES = {

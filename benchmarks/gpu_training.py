@@ -41,11 +41,15 @@ from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.job import Job, outline  # noqa: E402
 from arpo_replica.training.metrics import PARTS, read_lines  # noqa: E402
-from arpo_replica.training.process.attempt import Attempt  # noqa: E402
-from arpo_replica.training.process.stop_notice import Notice  # noqa: E402
-from arpo_replica.training.recipe import check_recipe  # noqa: E402
+from arpo_replica.training.process.attempt import (  # noqa: E402
+    Attempt,
+    Notice,
+)
+from arpo_replica.training.recipe import (  # noqa: E402
+    Speed,
+    check_recipe,
+)
 from arpo_replica.training.run import forkable, prepare_work, short_folder  # noqa: E402
-from arpo_replica.training.speed.options import Speed  # noqa: E402
 from gpu_shapes import SHAPES, build_shape, weight_counts  # noqa: E402
 
 PEAK_FLOPS = 989e12

@@ -30,7 +30,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
-from arpo_replica.training.speed.pixels import Normalisation, carry_bytes  # noqa: E402
+from arpo_replica.training.pixels import Normalisation, carry_bytes  # noqa: E402
 from gpu_shapes import write_tokenizer  # noqa: E402
 from gpu_training import MAX_PIXELS, SCREENS, versions  # noqa: E402
 from scripted_desktop import screenshot  # noqa: E402

@@ -33,8 +33,10 @@ from arpo_replica.training.job import outline  # noqa: E402
 from arpo_replica.training.metrics import translate  # noqa: E402
 from arpo_replica.training.parity import compose, read_facts  # noqa: E402
 from arpo_replica.training.process.launch import draws  # noqa: E402
-from arpo_replica.training.recipe import draws_needed  # noqa: E402
-from arpo_replica.training.speed.options import ADVANTAGES  # noqa: E402
+from arpo_replica.training.recipe import (  # noqa: E402
+    ADVANTAGES,
+    draws_needed,
+)
 
 MODE = "seq-mean-token-mean"
 

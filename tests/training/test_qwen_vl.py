@@ -16,8 +16,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
-from arpo_replica.training.speed import pixels, qwen_vl  # noqa: E402
-from arpo_replica.training.speed.options import ATTENTION  # noqa: E402
+from arpo_replica.training import pixels, qwen_vl  # noqa: E402
+from arpo_replica.training.recipe import ATTENTION  # noqa: E402
 
 IMAGE, START, END = 90, 91, 92
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

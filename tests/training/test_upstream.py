@@ -18,7 +18,7 @@ from verl.utils.tensordict_utils import nested_tensor_from_tensor_list  # noqa: 
 
 from arpo_replica.base import upstream_guards  # noqa: E402
 from arpo_replica.base.upstream_guards import UpstreamChanged  # noqa: E402
-from arpo_replica.training.patches import mrope_layout, weight_socket  # noqa: E402
+from arpo_replica.training.patches import verl_plugin, weight_socket  # noqa: E402
 
 
 def batch(lengths: list[int], ids: torch.Tensor) -> TensorDict:
@@ -36,7 +36,7 @@ def test_position_ids_get_their_samples_back(lengths: list[int]) -> None:
     else:
         ids = nested_tensor_from_tensor_list(samples, ragged_idx=2)
     data = batch(lengths, ids)
-    mrope_layout.repair_position_ids(data)
+    verl_plugin.repair_position_ids(data)
     repaired = data["position_ids"]
     assert repaired._values.shape == (4, sum(lengths))
     assert torch.equal(repaired._values, torch.cat(samples, dim=1))
@@ -46,13 +46,13 @@ def test_position_ids_get_their_samples_back(lengths: list[int]) -> None:
 def test_an_unknown_layout_is_refused() -> None:
     ids = torch.nested.as_nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)], layout=torch.jagged)
     with pytest.raises(RuntimeError, match="7899"):
-        mrope_layout.repair_position_ids(batch([4, 4], ids))
+        verl_plugin.repair_position_ids(batch([4, 4], ids))
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream_guards, "version", lambda package: "0.10.0")
     with pytest.raises(UpstreamChanged, match=r"0\.9\.1.*0\.10\.0"):
-        mrope_layout.install()
+        verl_plugin.install()
 
 
 def test_a_changed_function_is_refused() -> None:

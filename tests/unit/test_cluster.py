@@ -26,7 +26,7 @@ from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_e
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
 from arpo_replica.config import load_config
-from arpo_replica.training.process import stop_notice
+from arpo_replica.training.process import attempt as attempts
 from arpo_replica.workflow.job import job
 from arpo_replica.workflow.plan import SUBMITTED, Plan, render
 from arpo_replica.workflow.plan import read_jobs as planned_jobs
@@ -325,11 +325,11 @@ def test_a_slurm_job_records_its_place(tmp_path, monkeypatch):
 
 
 def test_signals_are_a_notice_while_listening(monkeypatch):
-    monkeypatch.setenv(stop_notice.VARIABLE, "80")
+    monkeypatch.setenv(attempts.GRACE, "80")
     before = signal.getsignal(signal.SIGTERM)
-    with stop_notice.listening() as heard:
+    with attempts.listening() as heard:
         assert not heard.came and not heard.over()
-        os.kill(os.getpid(), stop_notice.WARNING)
+        os.kill(os.getpid(), attempts.WARNING)
         assert heard.came and not heard.over()
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard.over(), "SIGTERM leaves no time"
@@ -337,8 +337,8 @@ def test_signals_are_a_notice_while_listening(monkeypatch):
 
 
 def test_without_a_time_a_notice_ends_at_once(monkeypatch):
-    monkeypatch.delenv(stop_notice.VARIABLE, raising=False)
-    heard = stop_notice.Notice(stop_notice.grace_of())
+    monkeypatch.delenv(attempts.GRACE, raising=False)
+    heard = attempts.Notice(attempts.grace_of())
     heard.give()
     assert heard.over()
 
@@ -347,7 +347,7 @@ def test_other_threads_cannot_listen():
     found = []
 
     def listen() -> None:
-        with stop_notice.listening() as heard:
+        with attempts.listening() as heard:
             found.append(heard.came)
 
     thread = threading.Thread(target=listen)

@@ -24,7 +24,7 @@ from arpo_replica.cluster.orphan_jobs import check_left, submitted
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
 from arpo_replica.config import load_config
-from arpo_replica.training.process import stop_notice
+from arpo_replica.training.process import attempt as attempts
 from arpo_replica.training.process.ray_cluster import own_address
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> Path:
 def test_short_jobs_are_not_warned_as_soon_as_they_begin(cluster):
     made = make_profile(Site.model_validate({"max_minutes": {"gpu": 8}}))
     assert made.default_resources["slurm_extra"] == "'--signal=URG@120'"
-    assert f"export {stop_notice.VARIABLE}=120" in made.node_lines
+    assert f"export {attempts.GRACE}=120" in made.node_lines
     assert "slurm_extra" not in make_profile(Site(warn_seconds=0)).default_resources
 
 

@@ -21,9 +21,8 @@ from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.config.section import nested_model
 from arpo_replica.policy.manifest import Manifest
 from arpo_replica.rollout.run import identity_of
-from arpo_replica.training.job import Job
+from arpo_replica.training.job import Job, OfflineJob
 from arpo_replica.training.offline import run as offline
-from arpo_replica.training.offline.job import OfflineJob
 from arpo_replica.training.run import prepare_work
 
 JOBS: dict[str, dict[str, str]] = {

@@ -10,8 +10,8 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.provenance import rule_of
 from arpo_replica.policy.prompt import build_messages
+from arpo_replica.training.job import OfflineJob
 from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
-from arpo_replica.training.offline.job import OfflineJob
 from arpo_replica.training.offline.run import episodes_config, prepare_work, train_offline
 from offline_episodes import BAD, BASE_SHA256, END, GOOD, offline_config, write_indexes, write_rollout
 

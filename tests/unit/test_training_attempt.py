@@ -15,12 +15,12 @@ import pytest
 from test_training_recipe import make_job
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.processes import descendants, memory_mb, oom_kills
 from arpo_replica.config import load_config
 from arpo_replica.training.job import Job
 from arpo_replica.training.process import attempt as attempts
-from arpo_replica.training.process.attempt import Attempt, Stalled
+from arpo_replica.training.process.attempt import Attempt, Notice, Stalled, environment
 from arpo_replica.training.process.failures import explain
 
 # Stands for `arpo_replica.training.process.launch job.json`: writes steps as verl's file logger does.
@@ -255,3 +255,42 @@ def test_descendants_are_found_below_other_sessions() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+SAVES = """
+while not Path("save_now").exists():
+    time.sleep(0.05)
+folder = Path("global_step_2")
+folder.mkdir()
+(folder / "w").write_text("x")
+(folder / "complete.json").write_text('{"w": 1}')
+time.sleep(600)
+"""
+
+
+def test_it_ends_as_soon_as_the_checkpoint_is_whole(job: Job) -> None:
+    notice = Notice(grace_s=60)
+    notice.give()
+    attempt = Attempt(job, stand_in(job, SAVES.replace("{", "{{").replace("}", "}}").format()), notice=notice)
+    with pytest.raises(Stopped, match="after step 2"):
+        attempt.wait()
+    assert time.monotonic() - attempt.started < 30
+    assert attempt.process.poll() is not None
+
+
+def test_it_ends_without_one_when_the_time_is_over(job: Job) -> None:
+    notice = Notice(grace_s=0.5)
+    notice.give()
+    attempt = Attempt(job, stand_in(job, "hang()"), notice=notice)
+    with pytest.raises(Stopped, match="after step 0"):
+        attempt.wait()
+    assert job.save_file.exists()
+
+
+def test_gpus_of_other_makers_are_not_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sets ROCR_VISIBLE_DEVICES beside CUDA_VISIBLE_DEVICES; verl refuses that."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "2,3")
+    variables = environment(job)
+    assert variables["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert "ROCR_VISIBLE_DEVICES" not in variables

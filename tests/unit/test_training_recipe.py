@@ -15,12 +15,15 @@ from arpo_replica.training.job import Job
 from arpo_replica.training.process.attempt import environment
 from arpo_replica.training.process.launch import check_loggers
 from arpo_replica.training.recipe import (
+    check_recipe,
     check_window,
     data_parallel,
+    ray_numbers,
     to_arguments,
     to_hydra,
     verl_overrides,
 )
+from arpo_replica.training.run import forkable
 
 
 def make_job(tmp_path: Path, arm: str = "arpo", config: StudyConfig | None = None, **options: object) -> Job:
@@ -299,3 +302,26 @@ def test_arguments(tmp_path: Path) -> None:
     assert to_arguments({"a.b": 1, "+c": "x"}) == ["a.b=1", "+c='x'"]
     with pytest.raises(UserError, match="backslash"):
         to_hydra("C:\\")
+
+
+def two_nodes(folder: Path, **changes: int) -> Job:
+    config = load_config(ROOT / "configs" / "demo.yaml")
+    config.training.nodes = 2
+    for name, value in changes.items():
+        setattr(config.training, name, value)
+    return make_job(folder, config=config)
+
+
+def test_several_nodes_join_a_ray_that_runs(tmp_path: Path) -> None:
+    job = two_nodes(tmp_path, micro_batch=8)
+    found = overrides(job)
+    assert found["trainer.nnodes"] == 2
+    assert found["ray_kwargs.ray_init.num_cpus"] is None, "Ray refuses numbers when it is joined"
+    assert not any(key.startswith("+ray_kwargs") for key in found)
+    assert (data_parallel(job), ray_numbers(job)) == (2, (1, 16))
+    assert not forkable(job.config, "arpo")
+
+
+def test_one_cpu_node_trains_in_one_process(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.gpus is 2"):
+        check_recipe(two_nodes(tmp_path, gpus=2), 4)

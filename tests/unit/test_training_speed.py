@@ -14,8 +14,7 @@ from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.policy.vllm_server import graph_config, image_cache_gib
 from arpo_replica.training.job import Job
-from arpo_replica.training.recipe import verl_overrides
-from arpo_replica.training.speed.options import ARITHMETIC, ATTENTION, CURRENT_POLICY, Speed
+from arpo_replica.training.recipe import ARITHMETIC, ATTENTION, CURRENT_POLICY, Speed, verl_overrides
 
 
 def keys(tmp_path: Path, **changes: Any) -> tuple[Job, dict[str, Any]]:

@@ -22,7 +22,7 @@ from arpo_replica.base import slurm
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.cluster.site import SITE_FILE, Site, load_site
-from arpo_replica.training.process.stop_notice import VARIABLE as GRACE
+from arpo_replica.training.process.attempt import GRACE
 
 NODE_FOLDER = Path(".snakemake")
 PARTITION_FILE = NODE_FOLDER / "arpo_partitions.yaml"

@@ -44,14 +44,13 @@ from arpo_replica.rollout.episode import (
 )
 from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
-from arpo_replica.training.asynchrony import updates_within
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.pixels import Normalisation, carry_bytes
 from arpo_replica.training.process.keeper import KeeperProvider, socket_path
+from arpo_replica.training.recipe import Speed, updates_within
 from arpo_replica.training.rollout_metrics import SequenceFacts
-from arpo_replica.training.speed.options import Speed
-from arpo_replica.training.speed.pixels import Normalisation, carry_bytes
 
 
 class FirstRound:

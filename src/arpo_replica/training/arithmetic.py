@@ -23,7 +23,7 @@ from verl.trainer.ppo.core_algos import (
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
 from arpo_replica.training.job import VARIABLE, current_job
-from arpo_replica.training.speed.options import ADVANTAGES, CURRENT_POLICY, MODULE, Speed
+from arpo_replica.training.recipe import ADVANTAGES, CURRENT_POLICY, PACKAGE, Speed
 
 # --- advantages, on the driver ----------------------------------------
 
@@ -162,4 +162,4 @@ def current_policy_loss(  # noqa: PLR0917 - verl's signature
 
 
 if os.environ.get(VARIABLE) and Speed.of(current_job()).changes_model:
-    importlib.import_module(MODULE)
+    importlib.import_module(f"{PACKAGE}.qwen_vl")

@@ -19,7 +19,7 @@ from PIL import Image
 from verl.utils.tensordict_utils import assign_non_tensor_stack
 
 from arpo_replica.training.offline.data import digest, read_rollout
-from arpo_replica.training.speed.pixels import Normalisation, carry_bytes
+from arpo_replica.training.pixels import Normalisation, carry_bytes
 
 INPUTS = "multi_modal_inputs"
 PIXELS = "pixel_values"

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.training import StageConfig, TrainingConfig
+from arpo_replica.config.training import OfflineConfig, StageConfig, TrainingConfig
 from arpo_replica.tasks.splits import ResolvedSplit
+from arpo_replica.training.checkpoints import PREFIX_TRL
 
 VARIABLE = "ARPO_JOB"
 
@@ -120,6 +121,50 @@ class Job(BaseModel):
     def episodes(self, step: int, rollout: int) -> Path:
         """Root of the recorded episodes of one rollout index of one step."""
         return self.out / "episodes" / f"step_{step:06d}" / f"rollout_{rollout:03d}"
+
+
+class OfflineJob(BaseModel):
+    """What decides it, and where it is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: StudyConfig
+    arm: str
+    seed: int
+    parent_model: Path
+    """Model folder that it starts from, Hugging Face format."""
+    parent_sha256: str
+    """Identity of those weights."""
+    indexes: list[Path]
+    """Indexes of the episodes."""
+    work: Path
+    """Resumable state, unknown to Snakemake."""
+
+    @property
+    def method(self) -> OfflineConfig:
+        """How the arm learns."""
+        found = self.config.recipe(self.arm).offline
+        assert found is not None
+        return found
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained weights are written."""
+        return self.work / "weights"
+
+    @property
+    def facts_file(self) -> Path:
+        """What was learnt from, in numbers; packages."""
+        return self.work / "facts.json"
+
+    @property
+    def history_file(self) -> Path:
+        """One object per update."""
+        return self.work / "history.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """TRL's checkpoint of a step."""
+        return self.work / f"{PREFIX_TRL}{step}"
 
 
 def outline(config: StudyConfig, arm: str, stage: str, parent_model: Path = Path()) -> Job:

@@ -16,8 +16,7 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
 from arpo_replica.tasks.left_out import split_size
 from arpo_replica.training.job import outline
-from arpo_replica.training.recipe import verl_overrides
-from arpo_replica.training.speed.options import Speed
+from arpo_replica.training.recipe import Speed, verl_overrides
 
 FACTS = Path("data/paper/hyperparameters.yaml")
 SOURCES = {

@@ -32,8 +32,7 @@ from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
-from arpo_replica.training.process.attempt import Attempt
-from arpo_replica.training.process.stop_notice import listening
+from arpo_replica.training.process.attempt import Attempt, listening
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
 
 

@@ -19,8 +19,8 @@ from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.say import say
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL, checkpoints
+from arpo_replica.training.job import OfflineJob
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
-from arpo_replica.training.offline.job import OfflineJob
 
 NOT_LEARNT = -100
 """Label of a token that no loss is computed of (torch)."""

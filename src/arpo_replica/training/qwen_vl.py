@@ -19,6 +19,7 @@ What is switched on is the job's ``training.speed``.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,10 +41,9 @@ from verl.utils.ulysses import (
 )
 
 from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.training import pixels
 from arpo_replica.training.job import VARIABLE, Job, current_job
-from arpo_replica.training.speed import pixels
-from arpo_replica.training.speed.options import ATTENTION, Speed
-from arpo_replica.training.speed.vision_cache import FeatureCache, fingerprints
+from arpo_replica.training.recipe import ATTENTION, Speed
 
 VERL_VERSIONS = ("0.9.1",)
 LOGIT_ROWS = 1024
@@ -53,6 +53,41 @@ ROUND = 256
 WINDOW = 256
 """Segments up to this length without a causal mask are the windows of a 7B's vision tower, some 180 in every
 screenshot: ``flash`` takes all in one launch, whatever ``training.speed.attention`` says."""
+
+
+class FeatureCache:
+    """Features of screenshots under a frozen tower; the oldest fall out."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit = limit_bytes
+        self.size = 0
+        self.features: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+
+    def put(self, key: tuple[int, ...], features: torch.Tensor) -> None:
+        """Keep the features of a screenshot."""
+        if key in self.features:
+            return
+        self.features[key] = features
+        self.size += features.nbytes
+        while self.size > self.limit and len(self.features) > 1:
+            _, dropped = self.features.popitem(last=False)
+            self.size -= dropped.nbytes
+
+
+def fingerprints(values: torch.Tensor, counts: list[int]) -> list[tuple[int, ...]]:
+    """128 bits of each screenshot's pixel values (patches, n), computed where they lie."""
+    raw = values.contiguous().view(torch.uint8).flatten(1)
+    words = F.pad(raw, (0, -raw.shape[1] % 4)).contiguous().view(torch.int32).long()
+    index = torch.arange(words.numel() // words.shape[0] * max(counts), device=values.device)
+    found: list[tuple[int, ...]] = []
+    weights = [
+        (index * odd + odd // 3) ^ (index * odd >> 29) for odd in (0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D)
+    ]
+    for part, count in zip(words.split(counts), counts, strict=True):
+        flat = part.flatten()
+        sums = torch.stack([((flat + 1) * (w[: len(flat)] | 1)).sum() for w in weights])
+        found.append((count, *sums.tolist()))
+    return found
 
 
 @dataclass
