@@ -14,6 +14,7 @@ pytest.importorskip("verl")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
+from tensordict import TensorDict  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.trainer.ppo.core_algos import (  # noqa: E402
     compute_grpo_outcome_advantage,
@@ -22,9 +23,11 @@ from verl.trainer.ppo.core_algos import (  # noqa: E402
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights  # noqa: E402
 from verl.trainer.ppo.utils import create_rl_sampler  # noqa: E402
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
+from verl.utils import tensordict_utils  # noqa: E402
 from verl.utils.debug.metrics import calculate_debug_metrics  # noqa: E402
 from verl.utils.metric import AggregationType, Metric, reduce_metrics  # noqa: E402
 from verl.workers.config import FSDPActorConfig  # noqa: E402
+from verl.workers.utils.losses import ppo_loss  # noqa: E402
 
 from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.tasks.left_out import split_size  # noqa: E402
@@ -44,7 +47,8 @@ MODE = "seq-mean-token-mean"
 def actor(rows: int) -> Any:
     """verl's config of a trainer alone, whose update has so many rows."""
     config = FSDPActorConfig(
-        strategy="fsdp2", rollout_n=4, ppo_micro_batch_size_per_gpu=1, clip_ratio_low=0.2, clip_ratio_high=0.3
+        **{"strategy": "fsdp2", "rollout_n": 4, "ppo_micro_batch_size_per_gpu": 1, "loss_agg_mode": MODE},
+        **{"clip_ratio_low": 0.2, "clip_ratio_high": 0.3},
     )
     config.global_batch_info.clear()
     config.global_batch_info.update(dp_size=1, batch_num_tokens=None, global_batch_size=rows)
@@ -136,6 +140,52 @@ def test_cut_episodes_have_the_gradient_of_whole_ones() -> None:
         assert float(shares.sum()) == pytest.approx(0.0, abs=1e-5), "a group's advantages add up to 0"
     assert torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-7)
     assert float(found[0].abs().min()) > 0.01
+
+
+def test_the_kl_term_of_cut_episodes_is_that_of_whole_ones() -> None:
+    """Two episodes with 5 and 3 sampled tokens, whole and cut into three and two rows beside an empty one: KL
+    term and gradient of each token are the same; uncut they are verl's own to the bit."""
+    tokens = torch.linspace(-3.0, -0.1, 8).requires_grad_()
+    reference = torch.linspace(-0.2, -2.0, 8)
+    whole = [("g_0", [0, 1, 2, 3, 4]), ("g_1", [5, 6, 7])]
+    cut = [("g_0", [0, 1, 2]), ("g_0", [3]), ("g_0", [4]), ("g_1", [5, 6]), ("g_1", [7]), ("padx_0", [])]
+    found = []
+    for rows in (whole, cut):
+        masks = [[1.0] * len(places) or [0.0] for _, places in rows]
+        names = np.array([name for name, _ in rows], dtype=object)
+        rewards = padded(masks) * torch.tensor([[float(name == "g_0")] for name in names])
+        given, shares = arithmetic.episode_advantages(rewards, padded(masks), names)
+        places = [places or [0] for _, places in rows]
+        nested = {
+            "prompts": [torch.zeros(1) for _ in rows],
+            "responses": [torch.zeros(len(row)) for row in masks],
+            "response_mask": [torch.tensor(row) for row in masks],
+            "old_log_probs": [tokens.detach()[row] for row in places],
+            "ref_log_prob": [reference[row] for row in places],
+            "advantages": [row[: len(mask)] for row, mask in zip(given, masks, strict=True)],
+            "returns": [row[: len(mask)] for row, mask in zip(shares, masks, strict=True)],
+        }
+        data = TensorDict(
+            {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in nested.items()},
+            batch_size=len(rows),
+        )
+        batch = {"dp_size": 1, "batch_num_tokens": None, "global_batch_size": len(rows)}
+        tensordict_utils.assign_non_tensor(data, **batch)
+        # What the model gives stands one place before the token that it is about, the prompt's one included.
+        flat = torch.cat([torch.cat([tokens[row], torch.zeros(1)]) for row in places])
+        config = actor(len(rows))
+        object.__setattr__(config, "use_kl_loss", True)
+        object.__setattr__(config, "kl_loss_coef", 0.5)
+        losses = [loss(config, {"log_probs": flat}, data) for loss in (arithmetic.loss_with_kl, ppo_loss)]
+        (gradient,) = torch.autograd.grad(losses[0][0], tokens, retain_graph=True)
+        found.append((losses[0][1]["kl_loss"].aggregate(), gradient))
+        same = [float(loss.detach()) for loss, _ in losses]
+        assert (same[0] == same[1]) == (rows is whole), "verl counts each row like an episode"
+
+    (one, gradients), (other, others) = found
+    assert one == pytest.approx(other, rel=1e-5)
+    assert one == pytest.approx(2.036, abs=0.01), "by hand, the first token's value clamped at 10"
+    assert torch.allclose(gradients, others, rtol=1e-5, atol=1e-7)
 
 
 def test_lost_rollouts_leave_the_mean() -> None:

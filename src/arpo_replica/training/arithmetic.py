@@ -1,12 +1,14 @@
-"""What of GRPO's arithmetic is ours: advantages by episode, and a loss without a pass for old probabilities.
+"""What of GRPO's arithmetic is ours: advantages and KL term by episode, a loss without a pass for old
+probabilities.
 
 verl imports this module where it builds the model (``actor_rollout_ref.model.external_lib``): on the driver,
-which computes advantages, and in every trainer process, which computes the loss. Both enter verl 0.9.1 by its
-registries, ``register_adv_est`` and ``register_policy_loss``.
+which computes advantages, and in every trainer process, which computes the loss. They enter verl 0.9.1 by its
+registries, ``register_adv_est`` and ``register_policy_loss``; for the KL term it has none (``install_kl``).
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from typing import Any
@@ -15,13 +17,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from verl.trainer.ppo.core_algos import (
+    agg_loss,
     compute_grpo_outcome_advantage,
     compute_policy_loss_vanilla,
+    kl_penalty,
     register_adv_est,
     register_policy_loss,
 )
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.utils.metric import Metric
+from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import no_padding_2_padding
 
+from arpo_replica.base.upstream_guards import require_function, require_version
 from arpo_replica.training.job import VARIABLE, current_job
 from arpo_replica.training.recipe import ADVANTAGES, CURRENT_POLICY, PACKAGE, Speed
 
@@ -40,7 +48,8 @@ def episode_advantages(
 
     ``token_level_rewards``, ``response_mask``: (rows, tokens). ``index``: (rows,), ``{group}_{session}`` of
     the episode that a row belongs to; rows of an episode lie in order, and its reward is the last one's.
-    Returns (advantages, returns), both (rows, tokens).
+    Returns (advantages, shares), both (rows, tokens); verl takes the latter for returns, which only a critic
+    would read, and ``loss_with_kl`` finds them there.
 
     verl's loss is the mean over all rows of the mean over a row's sampled tokens. An episode whose history
     forgets screenshots has several rows, each of which would count like an episode. With the factor
@@ -65,8 +74,8 @@ def episode_advantages(
     total = torch.zeros(len(last), dtype=torch.float64).index_add_(0, rows, sampled)
     counted = int((total > 0).sum())
     share = sampled / total[rows].clamp_min(1.0) * (len(index) / max(counted, 1))
-    advantages = scores[rows] * share.unsqueeze(-1).to(scores.dtype) * response_mask
-    return advantages, advantages
+    shares = share.unsqueeze(-1).to(scores.dtype) * response_mask
+    return scores[rows] * shares, shares
 
 
 # --- the loss, in the trainer ----------------------------------------
@@ -161,5 +170,37 @@ def current_policy_loss(  # noqa: PLR0917 - verl's signature
     return loss, found | DIFFERENCES.report(current, old_log_prob, response_mask.bool(), weights, rows)
 
 
+def loss_with_kl(
+    config: Any, model_output: Any, data: Any, dp_group: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Stands for verl's ``ppo_loss``: its KL term, each row by the share that its policy term has already.
+
+    verl takes the mean over rows, and an episode whose history was cut has several; see
+    ``episode_advantages``. Where all shares are 1 the sum is verl's own, to the bit.
+    """
+    without_kl = copy.copy(config)
+    object.__setattr__(without_kl, "use_kl_loss", False)  # verl's configs are frozen
+    loss, metrics = ppo_loss(without_kl, model_output, data, dp_group)
+    log_prob = no_padding_2_padding(model_output["log_probs"], data)
+    found = data.select("response_mask", "returns", "ref_log_prob").to_padded_tensor()
+    apart = kl_penalty(log_prob, found["ref_log_prob"], config.kl_loss_type) * found["returns"]
+    mask = found["response_mask"].to(bool)
+    kl = agg_loss(apart, mask, config.loss_agg_mode, **config.global_batch_info)
+    metrics["kl_loss"] = Metric(metrics["actor/pg_loss"].aggregation, kl)
+    metrics["kl_coef"] = config.kl_loss_coef
+    return loss + kl * config.kl_loss_coef, metrics
+
+
+def install_kl() -> None:
+    """Let verl's trainers take ``loss_with_kl``. Raises ``UpstreamChanged`` on any other verl."""
+    from verl.workers import engine_workers
+
+    require_version("verl", ("0.9.1",), __name__)
+    require_function(engine_workers, "ppo_loss", ("config", "model_output", "data", "dp_group"), __name__)
+    engine_workers.ppo_loss = loss_with_kl
+
+
+if os.environ.get(VARIABLE) and current_job().recipe.kl_weight:
+    install_kl()
 if os.environ.get(VARIABLE) and Speed.of(current_job()).changes_model:
     importlib.import_module(f"{PACKAGE}.qwen_vl")
