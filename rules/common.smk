@@ -1,10 +1,9 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
 import os
-import sys
 from functools import partial
 
 from arpo_replica.base.environments import find
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.cluster.resources import Asked, check_jobs
 from arpo_replica.config.load import joined_variant
 from arpo_replica.providers.desktop_image import image_files
@@ -15,12 +14,6 @@ from snakemake.logging import logger
 
 # Scripts end with the Snakemake that runs them; on a cluster that is the one inside the job, which reads this too.
 os.environ[SNAKEMAKE] = str(os.getpid())
-
-
-def refuse(*sentences):
-    """End Snakemake with sentences alone: of an exception it would show where in these files it was raised."""
-    print(*sentences, sep="\n", file=sys.stderr)
-    sys.exit(2)
 
 
 try:

@@ -1,8 +1,8 @@
 """Write the noisy variants of a split's tasks and the list of them."""
 
 from arpo_replica.suites.planned import make_noisy_tasks
-from arpo_replica.workflow.job import job
+from arpo_replica.workflow.job import job, logger
 
 with job(snakemake) as config:
     number = make_noisy_tasks(config, snakemake.wildcards.split)
-    print(f"{number} noisy tasks in {snakemake.output.split}")
+    logger.info(f"{number} noisy tasks in {snakemake.output.split}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from arpo_replica.rollout.select import select_tasks
 from arpo_replica.tasks.splits import read_resolved
-from arpo_replica.workflow.job import job
+from arpo_replica.workflow.job import job, logger
 
 with job(snakemake) as config:
     kept, tried = select_tasks(
@@ -14,4 +14,4 @@ with job(snakemake) as config:
         source=read_resolved(Path(snakemake.input.source)),
         out=Path(snakemake.output[0]),
     )
-    print(f"{kept} of {tried} tasks kept in {snakemake.output[0]}")
+    logger.info(f"{kept} of {tried} tasks kept in {snakemake.output[0]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.workflow.job import TRY_AGAIN
+
+logger = logging.getLogger(__name__)
 
 DEMO = Path("configs/demo.yaml")
 """The default study's config."""
@@ -59,16 +62,16 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
         return 128 + signal.SIGPIPE
     except UserError as error:
-        print(error, file=sys.stderr)
+        logger.error(str(error))
         return 2
     except OSError as error:
         name = error.filename2 or error.filename
         if name is None:
             raise
-        print(f"{name}: {error.strerror}; correct the path or what it names.", file=sys.stderr)
+        logger.error(f"{name}: {error.strerror}; correct the path or what it names.")
         return 2
     except (KeyboardInterrupt, asyncio.CancelledError) as stop:
-        print("Stopped by a signal; what is finished is kept.", file=sys.stderr)
+        logger.error("Stopped by a signal; what is finished is kept.")
         return 130 if isinstance(stop, KeyboardInterrupt) else TRY_AGAIN
 
 
@@ -188,7 +191,9 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Print the findings; 1 if any of them is a failure."""
     from arpo_replica.doctor.examine import run
 
-    return run(options.config, as_json=options.json, only=options.only, only_list=options.list)
+    text, status = run(options.config, as_json=options.json, only=options.only, only_list=options.list)
+    print(text)
+    return status
 
 
 def add_osworld_commands(commands: Any) -> None:

@@ -119,4 +119,4 @@ def test_the_module_ends_with_status_2_on_a_users_mistake(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stdout.strip().endswith("run record_demonstrations first.")
+    assert done.stderr.strip().endswith("run record_demonstrations first.")

@@ -124,7 +124,7 @@ def test_a_broken_download_leaves_no_folder_and_the_next_one_completes_it(hub: H
     hub.broken = "model.safetensors"
     done = fetch(hub, folder)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "set policy.model to the folder." in done.stdout.strip().splitlines()[-1]
+    assert "set policy.model to the folder." in done.stderr.strip().splitlines()[-1]
     assert not folder.exists()
     hub.broken = ""
     folder.mkdir()
@@ -138,4 +138,4 @@ def test_a_commit_that_the_hub_does_not_have_is_one_sentence(hub: Hub, tmp_path:
     done = fetch(hub, tmp_path / "store" / "model", "f" * 40)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert done.stdout.strip().splitlines()[-1].startswith(f"{HUB} at ffffffffffff cannot be fetched")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"{HUB} at ffffffffffff cannot be fetched")

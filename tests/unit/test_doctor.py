@@ -159,30 +159,30 @@ def test_no_state_of_a_machine_gives_a_traceback(changes, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("content", [None, "a: [", "study: 3", "- 1", "\0", "policy: {recipe: [1]}"])
-def test_a_broken_config_is_one_failure_and_the_machine_is_still_checked(content, tmp_path, capsys):
+def test_a_broken_config_is_one_failure_and_the_machine_is_still_checked(content, tmp_path):
     path = tmp_path / "x.yaml"
     if content is not None:
         path.write_text(content)
-    assert run([path], machine=FakeMachine()) == 1
-    lines = capsys.readouterr().out.splitlines()
+    text, status = run([path], machine=FakeMachine())
+    assert status == 1
+    lines = text.splitlines()
     assert lines[0].startswith("FAIL config")
     assert len(lines) == 2 + sum(check.when is None for check in CHECKS.values())
     assert lines[-1].endswith("0 warnings, 1 failures")
 
 
-def test_exit_status_and_json(tmp_path, capsys, monkeypatch):
+def test_exit_status_and_json(monkeypatch):
     monkeypatch.chdir(ROOT)
     demo = [Path("configs/demo.yaml")]
-    assert run(demo, machine=FakeMachine()) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("0 warnings, 0 failures")
-    assert run(demo, as_json=True, machine=FakeMachine(cores=1, soft_NPROC=9)) == 1
-    out = capsys.readouterr().out
-    assert out.isascii()
-    said = {entry["name"]: entry for entry in json.loads(out)["checks"]}
+    text, status = run(demo, machine=FakeMachine())
+    assert text.endswith("0 warnings, 0 failures") and status == 0
+    text, status = run(demo, as_json=True, machine=FakeMachine(cores=1, soft_NPROC=9))
+    assert text.isascii() and status == 1
+    said = {entry["name"]: entry for entry in json.loads(text)["checks"]}
     assert said["cores"]["level"] == "WARN"
     assert (said["limits"]["level"], said["limits"]["fix"][:9]) == ("FAIL", "ulimit -u")
-    assert run(demo, only="system,limits", machine=FakeMachine(soft_NPROC=9)) == 1
-    assert [line[:5].strip() for line in capsys.readouterr().out.splitlines()[:3]] == ["OK", "OK", "FAIL"]
+    text, status = run(demo, only="system,limits", machine=FakeMachine(soft_NPROC=9))
+    assert [line[:5].strip() for line in text.splitlines()[:3]] == ["OK", "OK", "FAIL"] and status == 1
     with pytest.raises(UserError, match="'nonsense', which is no check"):
         run(demo, only="nonsense", machine=FakeMachine())
 

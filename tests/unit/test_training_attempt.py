@@ -72,7 +72,7 @@ def alive(pid: int) -> bool:
 def test_a_line_and_a_row_per_step(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     attempt = Attempt(job, stand_in(job, "pass", steps=3))
     attempt.wait()
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert "arpo seed 3 train_4: step 3/3" in lines[2] and "ETA 0 s" in lines[2]
     assert "first step after" in lines[0]

@@ -120,7 +120,7 @@ def test_another_parent_starts_anew_and_the_old_work_is_kept(
         prepare_work(other)
         assert not job.checkpoint(1).exists()
         assert not (job.out / "episodes").exists()
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert len(said.splitlines()) == 1
         assert "(parent " in said and "kept as checkpoints.before" in said
         kept = job.out / "checkpoints.before" / "global_step_1"
@@ -136,7 +136,7 @@ def test_a_folder_that_does_not_say_whose_it_is_gives_way(
     add_checkpoint(job, 1)
     (job.work / "identity.json").write_text("0123")
     prepare_work(job)
-    assert "does not say what it was made with" in capsys.readouterr().out
+    assert "does not say what it was made with" in capsys.readouterr().err
     assert (job.out / "checkpoints.before" / "global_step_1").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +25,14 @@ def snakemake(tmp_path):
     return SimpleNamespace(config=config, log=[str(tmp_path / "logs" / "job.log")])
 
 
-def test_what_a_job_prints_is_in_its_log_at_once(snakemake, capsys):
+def test_what_a_job_says_is_in_its_log_at_once(snakemake, capsys):
     with job(snakemake) as config:
         print("line one")
         assert Path(snakemake.log[0]).read_text() == "line one\n"
-        print("to stderr", file=sys.stderr)
+        logging.getLogger("arpo_replica.any.module").info("10 % is said")
     assert config.study == "demo"
-    assert Path(snakemake.log[0]).read_text() == "line one\nto stderr\n"
-    assert capsys.readouterr() == ("line one\n", "to stderr\n")
+    assert Path(snakemake.log[0]).read_text() == "line one\n10 % is said\n"
+    assert capsys.readouterr() == ("line one\n", "10 % is said\n")
 
 
 def test_a_users_mistake_ends_the_job_with_its_sentence_and_status_2(snakemake, capsys):

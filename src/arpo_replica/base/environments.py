@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, refuse
 
 ROOT = Path(__file__).resolve().parents[3]
 """Where the workflow lives: `Snakefile`, `data/`, `configs/`, `envs/` and so on. A study may run elsewhere:
@@ -112,8 +112,7 @@ def as_module(work: Callable[..., object]) -> NoReturn:
     try:
         work(*sys.argv[1:])
     except UserError as error:
-        print(error, flush=True)
-        sys.exit(2)
+        refuse(error)
     sys.exit(0)
 
 

@@ -1,5 +1,18 @@
 """The errors that a user or the episode loop may meet, each with one meaning."""
 
+import logging
+import sys
+from typing import NoReturn
+
+logger = logging.getLogger(__name__)
+
+
+def refuse(*sentences: object, status: int = 2) -> NoReturn:
+    """End this process with sentences alone. Of an exception, Snakemake would show where it was raised."""
+    for sentence in sentences:
+        logger.error(str(sentence))
+    sys.exit(status)
+
 
 class UserError(Exception):
     """A mistake in a config, file, id or endpoint.

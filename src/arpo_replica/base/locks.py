@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from arpo_replica.base.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What ``flock`` says on a Lustre without ``-o flock``, or an NFS without its lock manager."""
@@ -54,6 +56,7 @@ def locked(path: Path, does: str = "trains this stage") -> Iterator[None]:
                     ) from error
             time.sleep(1)
         if not known:
-            say = f"The file system of {path} knows no locks: see to it that no other process {does}."
-            print(say, file=sys.stderr)
+            logger.warning(
+                f"The file system of {path} knows no locks: see to it that no other process {does}."
+            )
         yield

@@ -8,12 +8,15 @@ may hold days of work, and the change that it gives way to may be a mistake.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
 ASIDE = ".before"
@@ -37,7 +40,7 @@ def claim_folder(
         for one in (*beside, folder):  # the one with the identity last: a kill in between loses nothing
             move_aside(one)
         kept = folder.with_name(folder.name + ASIDE)
-        print(f"{folder} {reason}; it is kept as {kept.name}, and the work begins anew.", flush=True)
+        logger.warning(f"{folder} {reason}; it is kept as {kept.name}, and the work begins anew.")
     if not path.is_file():
         write_atomically(path, (json.dumps(identity, indent=1) + "\n").encode())
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from arpo_replica.base import slurm
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.base.files import write_atomically
 from arpo_replica.cluster.site import SITE_FILE, Site, load_site
 from arpo_replica.training.process.attempt import GRACE
@@ -130,8 +130,7 @@ def read_profile(path: Path | None = None) -> Profile:
     try:
         active = make_profile(load_site(path or SITE_FILE))
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     from arpo_replica.cluster.executor import teach_executor  # imports it, which nothing else needs
 
     teach_executor()

@@ -111,22 +111,20 @@ def run(
     only: str = "",
     only_list: bool = False,
     machine: Machine | None = None,
-) -> int:
-    """Print what is found; 1 if anything fails. Raises ``UserError`` for a name that is no check.
+) -> tuple[str, int]:
+    """What is found, as text, and 1 if anything fails, else 0. Raises ``UserError`` for an unknown name.
 
     ``paths``: the config's files, later ones over earlier ones.
     """
     checks = all_checks()
     if only_list:
-        for check in checks.values():
-            print(f"{check.name:24}{check.title}")
-        return 0
+        return "\n".join(f"{check.name:24}{check.title}" for check in checks.values()), 0
     wanted = only.replace(",", " ").split()
     if unknown := [name for name in wanted if name not in checks]:
         raise UserError(f"--only names '{unknown[0]}', which is no check; see doctor --list.")
     findings = examine(paths, machine or Machine(), [checks[name] for name in wanted] or checks.values())
-    print(to_json(paths, findings) if as_json else to_text(findings))
-    return int(any(finding.level is Level.FAIL for _, _, finding in findings))
+    text = to_json(paths, findings) if as_json else to_text(findings)
+    return text, int(any(finding.level is Level.FAIL for _, _, finding in findings))
 
 
 def examine(paths: Sequence[Path], machine: Machine, checks: Iterable[Check]) -> Findings:

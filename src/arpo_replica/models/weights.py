@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,8 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, write_base
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTIONS = Path("data/models")
 STORE = Path("results/_models")
@@ -219,9 +222,7 @@ def record_hashes(folder: Path, record: Path) -> dict[str, str]:
         if path.is_file()
     }
     write_atomically(record, (json.dumps(hashes, indent=1) + "\n").encode())
-    print(
-        f"recorded the sha256 of {len(hashes)} files in {record}; they are enforced from now on", flush=True
-    )
+    logger.info(f"recorded the sha256 of {len(hashes)} files in {record}; they are enforced from now on")
     return hashes
 
 

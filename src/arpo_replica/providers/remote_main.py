@@ -19,6 +19,8 @@ from arpo_replica.providers.remote_protocol import LEASE_S
 from arpo_replica.providers.remote_service import DesktopService
 from arpo_replica.tasks.splits import read_split
 
+logger = logging.getLogger(__name__)
+
 LONG_TOKEN = 32
 """Characters that a token needs where other machines can reach the service."""
 
@@ -88,7 +90,8 @@ def serve_desktops(
     token = read_token(config.desktop.remote.token_variable, loopback=loopback)
     provider = make_provider(config.desktop)
     provider.check()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for handler in logging.getLogger("arpo_replica").handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     folders = [*task_folders(config), *roots]
 
@@ -106,10 +109,9 @@ def serve_desktops(
                 ) from error
             bound = runner.addresses[0][1]
             shown = f"[{host}]" if ":" in host else host
-            print(
+            logger.info(
                 f"lending {config.desktop.count} {config.desktop.provider} desktops at "
-                f"http://{shown}:{bound}; a client not heard of for {lease_s:g} s loses its own",
-                flush=True,
+                f"http://{shown}:{bound}; a client not heard of for {lease_s:g} s loses its own"
             )
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,6 +8,7 @@ What is finished on disk stays as it is, byte for byte, whatever kills the proce
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 import traceback
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
-from arpo_replica.base.say import say
 from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.policy.interface import Policy
@@ -40,6 +40,8 @@ from arpo_replica.rollout.records import (
     write_index,
 )
 from arpo_replica.tasks.model import Task
+
+logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
 """Longest time that closing a desktop may take before it is left to itself."""
@@ -94,7 +96,9 @@ def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
                 kept.add(key)
             else:
                 aside = root.path.with_name(root.path.name + ASIDE) / directory.name
-                say(f"{directory} belongs to another checkpoint, task or sampling: moved to {aside.parent}")
+                logger.info(
+                    f"{directory} belongs to another checkpoint, task or sampling: moved to {aside.parent}"
+                )
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 directory.rename(aside)
@@ -268,13 +272,13 @@ class _Pool:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await desktop.close()
         except Exception as error:
-            say(f"a desktop could not be closed: {_one_line(error)}")
+            logger.info(f"a desktop could not be closed: {_one_line(error)}")
 
     async def _failed(self, episode: Episode, error: Exception) -> None:
         name = f"{episode.task.domain}/{episode.task.id}, trial {episode.root.trial}"
-        say(f"attempt {len(episode.errors) + 1} at {name} failed: {_one_line(error)}")
+        logger.info(f"attempt {len(episode.errors) + 1} at {name} failed: {_one_line(error)}")
         if not isinstance(error, DesktopError | PolicyError):
-            say("".join(traceback.format_exception(error)))
+            logger.info("".join(traceback.format_exception(error)))
         if isinstance(error, PolicyError) and self.check_policy is not None:
             await self.check_policy()
         if isinstance(error, _StartError):

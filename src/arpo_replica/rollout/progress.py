@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import get_args
 
 from arpo_replica.base.files import write_atomically
-from arpo_replica.base.say import say
 from arpo_replica.rollout.records import Outcome
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -24,7 +26,7 @@ class Progress:
         *,
         heartbeat: Path | None = None,
         every_s: float = 5.0,
-        out: Callable[[str], None] = say,
+        out: Callable[[str], None] = logger.info,
     ) -> None:
         """``total`` episodes of the job, ``kept`` of them from an earlier run."""
         self.total = total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.locks import locked
-from arpo_replica.base.say import say
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
@@ -36,6 +36,8 @@ from arpo_replica.rollout.records import write_index
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Serving:
@@ -48,7 +50,7 @@ class Serving:
         """Wait until it answers."""
         if self.server is not None:
             seconds = await self.server.ready()
-            say(f"vLLM was ready after {seconds:.1f} s")
+            logger.info(f"vLLM was ready after {seconds:.1f} s")
         await self.endpoint.check()
 
     async def check(self) -> None:
@@ -86,7 +88,7 @@ def collect_rollouts(
             for output in outputs:
                 write_index(output.path)
             total = sum(len(output.tasks) for output in outputs)
-            say(f"all {total} episodes are there, indexes written")
+            logger.info(f"all {total} episodes are there, indexes written")
             return Progress(total, total)
         provider = provider or make_provider(config.desktop)
         provider.check()
@@ -182,7 +184,7 @@ async def collect_served(
             check_policy=served.check,
             heartbeat=outputs[0].path.parents[1] / "heartbeat.json",
         )
-    say(f"{progress.done} episodes in {time.monotonic() - began:.1f} s, indexes written")
+    logger.info(f"{progress.done} episodes in {time.monotonic() - began:.1f} s, indexes written")
     return progress
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.files import write_atomically
-from arpo_replica.base.say import say
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.manifest import read_manifest
@@ -34,6 +34,8 @@ from arpo_replica.rollout.run import (
 )
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit
+
+logger = logging.getLogger(__name__)
 
 EPOCH = 1024
 """Trajectories of an epoch: 128 tasks, 8 rollouts each (paper, §4.1)."""
@@ -110,7 +112,7 @@ async def _sweep(
                     serving=contextlib.nullcontext(served),
                 )
             point = point_of(count, read_records(root))
-            say(f"{count} desktops: {point['minutes_per_batch']:.2f} min per batch")
+            logger.info(f"{count} desktops: {point['minutes_per_batch']:.2f} min per batch")
             points.append(point)
     return points
 

@@ -17,8 +17,8 @@ screenshots. verl hands the episode's reward to all of them and normalises over 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import sys
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -51,6 +51,8 @@ from arpo_replica.training.pixels import Normalisation, carry_bytes
 from arpo_replica.training.process.keeper import KeeperProvider, socket_path
 from arpo_replica.training.recipe import Speed, updates_within
 from arpo_replica.training.rollout_metrics import SequenceFacts
+
+logger = logging.getLogger(__name__)
 
 
 class FirstRound:
@@ -225,10 +227,8 @@ class DesktopAgentLoop(AgentLoopBase):
                 return
             except (DesktopError, PolicyError) as error:
                 rollout.errors.append(f"{type(error).__name__}: {error}")
-                print(
-                    f"env_error in {name}, rollout {rollout.rollout}, attempt {attempt + 1}: {error}",
-                    file=sys.stderr,
-                    flush=True,
+                logger.warning(
+                    f"env_error in {name}, rollout {rollout.rollout}, attempt {attempt + 1}: {error}"
                 )
 
 

@@ -7,6 +7,7 @@ says what was missed. It only keeps the next stage from building on it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
 import zipfile
@@ -22,6 +23,8 @@ from arpo_replica.config.training import TrainingConfig
 from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.training.checkpoints import COMPLETE_FILE, REPLAY_FILE
 from arpo_replica.training.metrics import read_lines, unbroken
+
+logger = logging.getLogger(__name__)
 
 CHECKED = ("loss", "grad_norm", "reward_before", "reward_after")
 
@@ -59,7 +62,7 @@ def check_stage(config: StudyConfig, arm: str, stage: str, manifest: Path, out: 
     report = judge_stage(config, arm, stage, manifest)
     write_atomically(out, (report.model_dump_json(indent=1) + "\n").encode())
     found = report.reason or "all gates passed"
-    print(f"{arm} seed {report.seed} stage {stage}: {found}", flush=True)
+    logger.info(f"{arm} seed {report.seed} stage {stage}: {found}")
     return report
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,8 @@ from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
 from arpo_replica.training.process.attempt import Attempt, listening
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
+
+logger = logging.getLogger(__name__)
 
 
 def train_stage(
@@ -78,14 +81,14 @@ def train_stage(
         check_recipe(job, len(split.tasks))
         load_provider(job.provider, job.config.desktop).check()
         if note := few_desktops(job):
-            print(note, flush=True)
+            logger.warning(note)
         prepare_work(job)
         job = resume(job)
         if job.resume_step < job.stage.steps:
             check_processes(job)
             attempt = Attempt(job, notice=notice)
             attempt.wait()
-            print(f"peak memory {attempt.peak_mb:.0f} MB", flush=True)
+            logger.info(f"peak memory {attempt.peak_mb:.0f} MB")
         return publish(job)
 
 
@@ -189,7 +192,7 @@ def resume(job: Job) -> Job:
         if int(path.stem.rsplit("_", 1)[1]) > step:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if step:
-        print(f"going on from the checkpoint of step {step}", flush=True)
+        logger.info(f"going on from the checkpoint of step {step}")
     return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
 
 

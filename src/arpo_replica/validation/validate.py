@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import signal
 import time
 from collections import Counter
@@ -23,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
-from arpo_replica.base.say import say
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
@@ -38,6 +38,8 @@ from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.validation.oracles import FOLDER, Oracle, find_oracles
 from arpo_replica.validation.scripted import DONE, FAIL, EndsAtOnce, ScriptedOracle, screen_parser
+
+logger = logging.getLogger(__name__)
 
 KNOWN_ISSUES = Path("data/osworld/known_issues.yaml")
 MODES = ("noop", "fail", "oracle")
@@ -261,9 +263,11 @@ def tell(document: Mapping[str, Any]) -> int:
             for mode in MODES
             if mode in row
         )
-        say(f"{row['task']}: {row['verdict']} ({scores}){'; known' if row['known'] else ''}")
+        logger.info(f"{row['task']}: {row['verdict']} ({scores}){'; known' if row['known'] else ''}")
     counts = ", ".join(f"{number} {verdict}" for verdict, number in document["counts"].items())
-    say(f"{document['split']} on {document['mark']}: {counts}; {len(document['unexpected'])} unexpected")
+    logger.info(
+        f"{document['split']} on {document['mark']}: {counts}; {len(document['unexpected'])} unexpected"
+    )
     return int(bool(document["unexpected"]))
 
 

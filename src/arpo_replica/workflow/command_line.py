@@ -8,10 +8,9 @@ one place ahead of the tracebacks with which Snakemake answers a missing ``--con
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Collection
 
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.config.load import known_keys, read_yaml, require_file
 
 targets: list[str] = []
@@ -32,8 +31,7 @@ def check_command_line() -> None:
         for entry in options.config or ():
             check_entry(entry)
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
 
 
 def runs_here() -> bool:

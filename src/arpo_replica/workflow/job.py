@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import sys
@@ -17,8 +18,10 @@ from typing import IO, Any
 import psutil
 
 from arpo_replica.base.allocation import describe_allocation, record_allocation
-from arpo_replica.base.errors import DesktopError, Stopped, UserError
+from arpo_replica.base.errors import DesktopError, Stopped, UserError, refuse
 from arpo_replica.config import StudyConfig, parse_config
+
+logger = logging.getLogger(__name__)
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 TRY_AGAIN = 75
@@ -99,26 +102,20 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
                 record_allocation(Path("results") / config.name, snakemake.rule, str(snakemake.output[0]))
             yield config
         except UserError as error:
-            print(error, file=sys.stderr)
-            sys.exit(2)
+            refuse(error)
         except DesktopError as error:
-            print(
-                f"The desktops failed: {error}. What is finished is kept; 'arpo doctor' "
-                "names what this machine lacks.",
-                file=sys.stderr,
+            refuse(
+                f"The desktops failed: {error}. What is finished is kept; 'arpo doctor' names what this "
+                "machine lacks."
             )
-            sys.exit(2)
         except (Stopped, asyncio.CancelledError) as stop:
-            print(str(stop) or "Stopped by a signal; finished episodes are kept.", file=sys.stderr)
-            sys.exit(TRY_AGAIN)
+            refuse(str(stop) or "Stopped by a signal; finished episodes are kept.", status=TRY_AGAIN)
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            print(
+            refuse(
                 f"The disk is full ({error.filename or Path.cwd()}); free space there and run again: what is "
-                "finished is kept.",
-                file=sys.stderr,
+                "finished is kept."
             )
-            sys.exit(2)
         finally:
             sys.stdout, sys.stderr = stdout, stderr

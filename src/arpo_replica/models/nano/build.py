@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from importlib.metadata import version
@@ -11,9 +12,10 @@ from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.say import say
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, hash_weights, write_manifest
+
+logger = logging.getLogger(__name__)
 
 
 def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Manifest:
@@ -72,7 +74,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         )
     model = new_model(config, tokenizer, numbers)
     tokens = train.NumberTokens(tokenizer, numbers)
-    learned = train.train(model, conversations, screenshots, tokens, nano, progress=say)
+    learned = train.train(model, conversations, screenshots, tokens, nano, progress=logger.info)
     write_folder(model, tokenizer, policy, partial)
     partial.rename(out)
     weights, identity = hash_weights(out)
@@ -100,7 +102,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
     write_manifest(manifest, out / "manifest.json")
-    say(
+    logger.info(
         f"nano: {count_weights(model):,} weights, {tokenizer.get_vocab_size()} tokens, "
         f"{len(episodes)} demonstrations, model in {out}"
     )

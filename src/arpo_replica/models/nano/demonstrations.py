@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import random
 import time
 from collections import Counter, deque
@@ -53,6 +54,8 @@ from arpo_replica.suites.miniwob.pages import (
     script,
 )
 from arpo_replica.tasks.model import Task
+
+logger = logging.getLogger(__name__)
 
 MAX_LOST = 0.05
 """Largest share of episodes that may end without success before the recording counts as broken."""
@@ -246,7 +249,7 @@ async def record_demonstrations(
     config: StudyConfig,
     out: Path,
     provider: BrowserDesktopProvider,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = logger.info,
 ) -> Recording:
     """Record ``config.nano.demonstrations`` episodes under ``out`` on ``config.desktop.count`` desktops.
 

@@ -10,14 +10,16 @@ TCP, and some evaluators ask live sites. The metric that runs a policy's program
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.desktop import sandbox
+
+logger = logging.getLogger(__name__)
 
 ETC = (*sandbox.ETC, "resolv.conf", "hosts", "host.conf", "gai.conf", "services", "protocols", "pki", "ssl")
 VARIABLE = "ARPO_CONFINED"
@@ -77,7 +79,7 @@ def run_without_network(function: object, *args: object, **options: object) -> f
                 os._exit(0)
             os._exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) != 0)
         except BaseException as error:
-            print(f"evaluator: {error!r}", file=sys.stderr, flush=True)
+            logger.error(f"evaluator: {error!r}")
         os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:

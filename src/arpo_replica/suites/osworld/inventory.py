@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.tasks.model import Task
+
+logger = logging.getLogger(__name__)
 
 PATH = ROOT / "data" / "osworld" / "evaluators.json"
 ACCOUNT = {"googledrive", "login", "googledrive_file"}
@@ -135,7 +138,7 @@ def main(path: Path = PATH) -> None:
     """Write the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(make_inventory(), indent=1) + "\n")
-    print(f"wrote {path}")
+    logger.info(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import selectors
 import shutil
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from arpo_replica.base.environments import die_with_parent
+
+logger = logging.getLogger(__name__)
 
 IDLE_S = 60.0
 """Without a worker for so long, the server ends; the next client starts a new one."""
@@ -109,7 +112,7 @@ class Server:
         try:
             _, files, _, _ = socket.recv_fds(leash, 1, 1)
         except OSError as error:
-            print(f"bad request: {error}", file=sys.stderr)
+            logger.error(f"bad request: {error}")
         if len(files) != 1:
             leash.close()
             return
@@ -190,7 +193,7 @@ def become_worker(server: Server, parent: int, channel: int, folder: Path) -> No
         status = 0
     except BaseException as error:
         with contextlib.suppress(BaseException):
-            print(f"worker: {error!r}", file=sys.stderr, flush=True)
+            logger.error(f"worker: {error!r}")
     os._exit(status)
 
 

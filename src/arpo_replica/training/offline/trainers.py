@@ -8,6 +8,7 @@ collators for vision models turn into tokens and pixels. Only tokens of replies 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from typing import Any
 
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
-from arpo_replica.base.say import say
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL, checkpoints
 from arpo_replica.training.job import OfflineJob
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
+
+logger = logging.getLogger(__name__)
 
 NOT_LEARNT = -100
 """Label of a token that no loss is computed of (torch)."""
@@ -46,11 +48,13 @@ def train(job: OfflineJob) -> dict[str, Any]:
     rows = [to_row(sample, processor) for sample in samples]
     facts = {**count_tokens(samples, processor), "packages": {name: version(name) for name in PACKAGES}}
     write_atomically(job.facts_file, json.dumps(facts, indent=1).encode())
-    say(f"{job.method.method}: {facts['samples']} samples, {facts['inexact_replies']} not token-exact")
+    logger.info(
+        f"{job.method.method}: {facts['samples']} samples, {facts['inexact_replies']} not token-exact"
+    )
     done = checkpoints(job.work, PREFIX_TRL)
     begun = job.checkpoint(done[-1]) if done else None
     if begun is not None:
-        say(f"going on from the checkpoint of step {done[-1]}")
+        logger.info(f"going on from the checkpoint of step {done[-1]}")
     trainer = make_trainer(job, rows, processor, begun)
     trainer.train(resume_from_checkpoint=begun and str(begun))
     trainer.model.to(getattr(torch, _stored_dtype(job.parent_model)))
@@ -216,7 +220,7 @@ def _complete_callback() -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                say(f"update {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
+                logger.info(f"update {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
 
     return Complete()
 

@@ -7,6 +7,7 @@ Runs in the light environment; the training itself is ``launch`` in the heavy on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -35,6 +36,8 @@ from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.process.failures import explain, kernel_killed
 from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
 from arpo_replica.training.recipe import updates_within
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 GRACE_S = 3
@@ -278,7 +281,7 @@ class Attempt:
         if not self.job.save_file.exists():
             self._saved_before = max(saved, default=0)
             self.job.save_file.touch()
-            print("a signal asks the job to end", flush=True)
+            logger.info("a signal asks the job to end")
         newest = max(saved, default=0)
         if now or newest > self._saved_before or self.notice.over():
             raise Stopped(f"The training was stopped by a signal; a new run goes on after step {newest}.")
@@ -343,7 +346,7 @@ class Attempt:
         if new:
             write_atomically(self.job.out / "metrics.jsonl", to_jsonl(rows))
         for row in new:
-            print(self._line(row), flush=True)
+            logger.info(self._line(row))
 
     def _line(self, row: dict[str, Any]) -> str:
         job, steps = self.job, self.job.stage.steps

@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import gc
 import json
+import logging
 import os
 import runpy
 import selectors
@@ -36,6 +37,8 @@ from typing import Any, NoReturn
 
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.training.process import fork_client
+
+logger = logging.getLogger(__name__)
 
 FLAGS_WITH_VALUE = ("-X", "-W")
 """Options of the interpreter that take a value; other single options take none."""
@@ -155,7 +158,7 @@ class ForkServer:
         try:
             request, files = receive_request(connection)
         except (OSError, ValueError) as error:
-            print(f"fork server: bad request: {error}", file=sys.stderr)
+            logger.warning(f"fork server: bad request: {error}")
             connection.close()
             return
         connection.settimeout(None)

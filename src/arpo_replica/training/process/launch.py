@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -36,6 +37,8 @@ from arpo_replica.training.recipe import (
     to_arguments,
     verl_overrides,
 )
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINT = "verl.trainer.main_ppo"
 FIRST_RAY_JOB = "01000000"
@@ -147,7 +150,7 @@ def preload(accelerator: str) -> None:
         registry.register_model(architecture, getattr(importlib.import_module(module), architecture))
     for name in early:
         del os.environ[name]
-    print(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s", flush=True)
+    logger.info(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s")
 
 
 def unforkable() -> str | None:
@@ -175,7 +178,7 @@ def run_forked(job: Job, arguments: list[str]) -> int | None:
 
     preload(job.config.accelerator)
     if reason := unforkable():
-        print(f"the training's processes import everything themselves: {reason}", flush=True)
+        logger.info(f"the training's processes import everything themselves: {reason}")
         return None
     client = job.scratch / "python"
     source = Path(fork_client.__file__).read_text().splitlines(keepends=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from arpo_replica.base import supervisor
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.slurm import Ask, ask
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 300.0
 """Ray's first import from a shared file system may take minutes."""
@@ -202,7 +205,7 @@ def alive_nodes(address: str) -> int:
         try:
             nodes = GcsClient(address=address).get_all_node_info(timeout=5)
         except Exception as error:  # whatever Ray's library raises while the head starts: ask again
-            print(f"Ray's head at {address} does not answer yet: {error}", file=sys.stderr)
+            logger.info(f"Ray's head at {address} does not answer yet: {error}")
             return 0
         return sum(node.state == 0 for node in nodes.values())
     return 0
