@@ -4,7 +4,7 @@
 milliseconds until Debian's Chromium shows something and until everything is loaded, opened from disk in a new
 browser each time (goal: first view in 1,000). The rival is the same page with every episode as plain HTML, as
 pages without compression have it; both are written and opened in turn, so that other load meets both.
-FOLDER: an output of `make_synthetic` (tests/synthetic_full.py); without it one is made.
+FOLDER: an output of `make_full_study` (tests/synthetic_study.py); without it one is made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from arpo_replica.report.pack import pack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from synthetic_full import make_synthetic
+from synthetic_study import make_full_study
 
 ROUNDS = 3
 EVERYTHING = 10**12
@@ -115,7 +115,7 @@ def main() -> None:
         folder = options.study
         if folder is None:
             folder = Path(scratch) / "study"
-            make_synthetic(folder)
+            make_full_study(folder)
         json.dump(measure(folder), sys.stdout, indent=1)
         print()
 

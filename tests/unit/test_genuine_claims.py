@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare
 from arpo_replica.evaluation.records import ClaimResult, Claims, Curve, Interval, LeftOutRow, Summary
-from synthetic_full import RATES, make_paper_study
-from synthetic_study import PAPER
+from arpo_replica.report.publish import publish_report
+from synthetic_study import PAPER, RATES, make_paper_study, render
+from synthetic_study import Study as Made
 
 Study = tuple[StudyConfig, Summary]
 ARPO = "table1_arpo_standard"
@@ -19,11 +23,15 @@ GAIN = "table1_gain_over_grpo"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Invented: the paper's config and recipe, 369 tasks, five trainings, two trials, Table 1 as printed."""
-    made = make_paper_study(
+    return make_paper_study(
         tmp_path_factory.mktemp("paper"), trials=2, rates={"osworld_369": RATES["osworld_369"]}
     )
+
+
+@pytest.fixture(scope="module")
+def study(made: Made) -> Study:
     return made.config, Summary.model_validate_json((made.results / "summary.json").read_bytes())
 
 
@@ -241,6 +249,30 @@ def test_released_weights_count_as_they_are(study: Study) -> None:
     released = (study[0], summary)
     assert (judged(released).verdict, judged(released).trainings) == ("within prediction interval", 0)
     assert judged(released, "table1_dpo_arpo_standard").verdict == "not run"
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def test_a_judged_page_of_invented_numbers_is_marked_and_never_published(made: Made, tmp_path: Path) -> None:
+    """Verdicts are seen at work; every number of ours carries the mark; no hidden mark lets it out."""
+    page = render(made)
+    text = page.read_text("utf-8")
+    assert '<span class="verdict verdict-same-direction">' in text
+    assert "Nothing on this page was measured" in text
+    numbers = re.findall(r'<td class="num measured"[^>]*>(.*?)</td>', text, re.DOTALL)
+    assert sum("not run" not in cell for cell in numbers) > 10
+    assert all("invented" in cell for cell in numbers if "not run" not in cell)
+    results = tmp_path / "results"
+    shutil.copytree(made.results, results)
+    for hidden in ("", "summary.json", "claims.json"):
+        if hidden:
+            path = results / hidden
+            path.write_text(path.read_text().replace('"synthetic": true', '"synthetic": false'))
+        with pytest.raises(UserError, match="synthetic; invented data are never published"):
+            publish_report(made.config, results, page, tmp_path / "out", tmp_path / "out.zip")
+        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "out.zip").exists()
 
 
 # --- the words ---------------------------------------------------------------------------------------------

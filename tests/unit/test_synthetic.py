@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,28 +15,29 @@ from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.rollout.records import read_episode
-from synthetic_full import SyntheticStudy, make_synthetic
-from synthetic_study import PAPER, evaluate, make_study
+from synthetic_study import Study, evaluate, make_full_study, make_study
+
+SMALL: dict[str, Any] = {
+    "tasks": 12, "arms": ("base", "grpo", "arpo"), "trials": 2, "screen": (160, 90), "steps": 4,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> SyntheticStudy:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     root = tmp_path_factory.mktemp("synthetic")
-    return make_synthetic(
-        root, tasks=12, arms=("base", "grpo", "arpo"), trials=2, screen=(160, 90), updates=4, paper=PAPER
-    )
+    return make_full_study(root, **SMALL)
 
 
-def test_it_has_what_the_page_reads(study: SyntheticStudy) -> None:
+def test_it_has_what_the_page_reads(study: Study) -> None:
     names = {path.name for path in study.results.iterdir()}
-    assert {"scores.parquet", "summary.json", "claims.json", "provenance.json", "episodes", "tables"} <= names
+    assert {"scores.parquet", "summary.json", "claims.json", "provenance.json", "episodes"} <= names
     assert len(read_scores(study.results / "scores.parquet")) == 12 * 3 * 2
-    assert load_config(study.config_file).study == "synthetic"
+    assert load_config(study.root / "synthetic.yaml").study == "synthetic"
     record, steps = read_episode(next(path.parent for path in study.results.rglob("step_001.webp")))
     assert record.n_steps == len(steps)
 
 
-def test_every_layer_says_that_it_is_invented(study: SyntheticStudy) -> None:
+def test_every_layer_says_that_it_is_invented(study: Study) -> None:
     for path in study.results.rglob("episode.json"):
         assert json.loads(path.read_bytes())["synthetic"] is True
     assert read_scores(study.results / "scores.parquet")["synthetic"].all()
@@ -47,10 +50,8 @@ def test_every_layer_says_that_it_is_invented(study: SyntheticStudy) -> None:
 
 @pytest.mark.parametrize("hidden", [(), ("summary",), ("summary", "claims"), ("summary", "claims", "index")])
 def test_publishing_is_refused_wherever_the_mark_is_left(
-    study: SyntheticStudy, tmp_path: Path, hidden: tuple[str, ...]
+    study: Study, tmp_path: Path, hidden: tuple[str, ...]
 ) -> None:
-    import shutil
-
     results = tmp_path / "results"
     shutil.copytree(study.results, results)
     for name in ("summary", "claims"):
@@ -73,10 +74,8 @@ def test_a_measured_study_is_not_refused(tmp_path: Path) -> None:
         refuse_synthetic(real.results)
 
 
-def test_the_same_arguments_give_the_same_episodes(study: SyntheticStudy, tmp_path: Path) -> None:
-    again = make_synthetic(
-        tmp_path, tasks=12, arms=("base", "grpo", "arpo"), trials=2, screen=(160, 90), updates=4, paper=PAPER
-    )
+def test_the_same_arguments_give_the_same_episodes(study: Study, tmp_path: Path) -> None:
+    again = make_full_study(tmp_path, **SMALL)
     for path in study.results.rglob("step_00*.webp"):
         assert path.read_bytes() == (again.results / path.relative_to(study.results)).read_bytes()
     for path in study.results.rglob("episodes.jsonl"):
