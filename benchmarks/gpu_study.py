@@ -34,6 +34,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
+from arpo_replica.base.files import read_rows  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
 from arpo_replica.policy.manifest import read_manifest, register_model  # noqa: E402
@@ -48,7 +49,6 @@ from arpo_replica.rollout.run import (  # noqa: E402
 from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.desktops import load_provider  # noqa: E402
 from arpo_replica.training.gates import check_stage  # noqa: E402
-from arpo_replica.training.metrics import read_lines  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 from gpu_training import cards, versions  # noqa: E402
 
@@ -170,7 +170,7 @@ def train(config: StudyConfig, options: argparse.Namespace, models: Path, result
             )
             entry["gates"] = report.reason or "passed"
         finally:  # what was measured before is kept
-            steps = read_lines(place / "metrics.jsonl")
+            steps = read_rows(place / "metrics.jsonl")
             kept = [{key: row.get(key) for key in (*SELECTED, *FURTHER, *DIFFERENCE)} for row in steps]
             entry |= {"seconds": round(time.time() - started, 1), "steps": kept}
             options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -37,10 +37,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
 from arpo_replica.base.errors import Stopped, UserError  # noqa: E402  # noqa: E402
+from arpo_replica.base.files import read_rows  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.tasks.left_out import resolve  # noqa: E402
 from arpo_replica.training.job import Job, outline  # noqa: E402
-from arpo_replica.training.metrics import PARTS, read_lines  # noqa: E402
+from arpo_replica.training.metrics import PARTS  # noqa: E402
 from arpo_replica.training.process.attempt import (  # noqa: E402
     Attempt,
     Notice,
@@ -191,7 +192,7 @@ class StepEnds:
             self._look()
 
     def _look(self) -> None:
-        lines = len(read_lines(self.path))
+        lines = len(read_rows(self.path))
         self.times += [time.time()] * (lines - len(self.times))
 
     def __exit__(self, *error: object) -> None:
@@ -360,7 +361,7 @@ def measure(options: argparse.Namespace, folder: Path, scratch: Path) -> dict[st
             result["peak_main_memory_mb"] = round(attempt.peak_mb)
         except (RuntimeError, UserError, Stopped) as problem:  # what was measured before is kept
             error = str(problem)
-    entries = read_lines(job.verl_metrics)
+    entries = read_rows(job.verl_metrics)
     result["seconds"] = {
         "all": round(time.time() - began, 1),
         "until_step_ends": [round(end - began, 1) for end in ends.times],

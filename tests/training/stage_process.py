@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.files import read_rows
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import register_model
 from arpo_replica.tasks.splits import load_split
-from arpo_replica.training.metrics import read_lines
 from training.tiny_model import build_tiny_model
 
 RUN = """
@@ -93,7 +93,7 @@ class StageProcess:
     def logged(self, step: int) -> bool:
         """True if verl has logged the step (``metrics.jsonl`` follows half a second later)."""
         logs = (self.out / "checkpoints" / "logs").glob("verl_*.jsonl")
-        return any(row["step"] == step for path in logs for row in read_lines(path))
+        return any(row["step"] == step for path in logs for row in read_rows(path))
 
     def words(self) -> str:
         """What went wrong, for a failed assertion."""

@@ -12,8 +12,8 @@ import pytest
 pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(600)]
 pytest.importorskip("verl")
 
+from arpo_replica.base.files import read_rows  # noqa: E402
 from arpo_replica.rollout.records import finished_episodes, read_episode  # noqa: E402
-from arpo_replica.training.metrics import read_lines  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_stage import small_config  # noqa: E402
 
@@ -55,7 +55,7 @@ def logged(stage: StageProcess, step: int) -> dict[str, Any]:
     """verl's own metrics of a step."""
     logs = (stage.out / "checkpoints" / "logs").glob("verl_*.jsonl")
     data: dict[str, Any] = next(
-        line["data"] for path in logs for line in read_lines(path) if line["step"] == step
+        line["data"] for path in logs for line in read_rows(path) if line["step"] == step
     )
     return data
 

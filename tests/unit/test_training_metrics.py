@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from arpo_replica.training.metrics import KEYS, SECONDS, collect, read_lines, to_jsonl, unbroken
+from arpo_replica.base.files import read_rows
+from arpo_replica.training.metrics import KEYS, SECONDS, collect, to_jsonl, unbroken
 
 
 def write(logs: Path, attempt: int, steps: list[int], reward: float = 0.0, partial: str = "") -> None:
@@ -42,7 +43,7 @@ def test_later_steps_of_an_older_attempt_are_dropped(tmp_path: Path) -> None:
 def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
     write(tmp_path / "logs", 1, [1], partial='{"step": 2, "data": {"arpo/')
     assert rows(tmp_path) == [(1, 1)]
-    assert read_lines(tmp_path / "none.jsonl") == []
+    assert read_rows(tmp_path / "none.jsonl") == []
 
 
 def test_rows_are_complete_and_carry_the_steps_details(tmp_path: Path) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from arpo_replica.base.files import write_atomically
+
 COMPLETE_FILE = "complete.json"
 """Written last into a checkpoint: its files and their sizes."""
 REPLAY_FILE = "replay.json"
 """The replay store in a checkpoint of verl."""
 PREFIX_VERL = "global_step_"
 PREFIX_TRL = "checkpoint-"
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the list of a checkpoint's files and sizes, last: a killed writer leaves part of one."""
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE_FILE
+    }
+    write_atomically(folder / COMPLETE_FILE, json.dumps(sizes, indent=1).encode())
 
 
 def checkpoints(work: Path, prefix: str = PREFIX_VERL) -> list[int]:

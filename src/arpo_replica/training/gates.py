@@ -17,12 +17,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import read_rows, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.training.checkpoints import COMPLETE_FILE, REPLAY_FILE
-from arpo_replica.training.metrics import read_lines, unbroken
+from arpo_replica.training.metrics import unbroken
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def judge_stage(config: StudyConfig, arm: str, stage: str, manifest: Path) -> St
     """What the stage beside ``manifest`` shows of what it must show."""
     facts = read_manifest(manifest)
     recipe, steps = config.recipe(arm), config.stage(stage).steps
-    rows = read_lines(manifest.with_name("metrics.jsonl"))
+    rows = read_rows(manifest.with_name("metrics.jsonl"))
     work = manifest.parent / "checkpoints"
     gates = [
         _steps(rows, steps),

@@ -11,36 +11,20 @@ import math
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.files import read_rows
 from arpo_replica.training.replay import is_recorded
 
-# our key -> verl's key (0.9.1)
-KEYS = {
-    "reward_before": "arpo/reward_before",
-    "reward_after": "arpo/reward_after",
-    "score_before": "arpo/score_before",
-    "score_after": "arpo/score_after",
-    "success": "arpo/success",
-    "unparsable": "arpo/unparsable",
-    "turns": "arpo/turns",
-    "groups": "arpo/groups",
-    "rollouts": "arpo/rollouts",
-    "all_fail_groups": "arpo/all_fail_groups",
-    "all_success_groups": "arpo/all_success_groups",
-    "failed_groups": "arpo/failed_groups",
-    "varying_groups": "arpo/varying_groups",
-    "redrawn_groups": "arpo/redrawn_groups",
-    "sequences": "arpo/sequences",
-    "swapped_groups": "arpo/swapped_groups",
-    "buffer_size": "arpo/buffer_size",
-    "buffer_tasks": "arpo/buffer_tasks",
-    "replay_age": "arpo/replay_age",
-    "lost_rollouts": "arpo/lost_rollouts",
-    "env_errors": "arpo/env_errors",
-    "refilled_rollouts": "arpo/refilled_rollouts",
-    "lone_groups": "arpo/lone_groups",
-    "staleness_mean": "arpo/staleness_mean",
-    "staleness_max": "arpo/staleness_max",
-    "stale_rollouts": "arpo/stale_rollouts",
+MEANS = ("reward_before", "reward_after", "score_before", "score_after", "success", "unparsable", "turns")
+OURS = (
+    *MEANS,
+    *("groups", "rollouts", "all_fail_groups", "all_success_groups", "failed_groups", "varying_groups"),
+    *("redrawn_groups", "sequences", "swapped_groups", "buffer_size", "buffer_tasks", "replay_age"),
+    *("lost_rollouts", "env_errors", "refilled_rollouts", "lone_groups"),
+    *("staleness_mean", "staleness_max", "stale_rollouts"),
+)
+"""Metrics of the sampler, ``arpo/...`` in verl's log."""
+COUNTS = {*OURS} - {*MEANS, "replay_age", "staleness_mean"}
+KEYS = {name: f"arpo/{name}" for name in OURS} | {
     "entropy": "actor/entropy",
     "loss": "actor/pg_loss",
     "kl": "actor/ppo_kl",
@@ -57,30 +41,12 @@ KEYS = {
     "prompt_tokens": "prompt_length/mean",
     "response_tokens": "response_length/mean",
 }
+"""Our key -> verl's key (0.9.1)."""
 DIFFERENCES = ("probability_difference_mean", "probability_difference_max", "probability_correlation")
 SUMS = "actor/probs_"
 """How the keys of ``arithmetic.Differences`` begin."""
 PARTS = "arpo/seconds/"
 """Before the parts of a rollout's time, means over rollouts (``measure``)."""
-COUNTS = {
-    "groups",
-    "rollouts",
-    "all_fail_groups",
-    "all_success_groups",
-    "failed_groups",
-    "varying_groups",
-    "redrawn_groups",
-    "sequences",
-    "swapped_groups",
-    "buffer_size",
-    "buffer_tasks",
-    "lost_rollouts",
-    "env_errors",
-    "refilled_rollouts",
-    "lone_groups",
-    "staleness_max",
-    "stale_rollouts",
-}
 SECONDS = {
     "rollout": "timing_s/gen",
     "old_log_probs": "timing_s/old_log_prob",
@@ -91,19 +57,11 @@ SECONDS = {
 }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line.strip()]
-
-
 def collect(logs: Path, steps: Path) -> list[dict[str, Any]]:
     """All rows so far, by step. ``logs``: folder of ``verl_{attempt}.jsonl``; ``steps``: of step files."""
     rows: dict[int, dict[str, Any]] = {}
     for path in sorted(logs.glob("verl_*.jsonl")):
-        entries = read_lines(path)
+        entries = read_rows(path)
         if entries:
             first = entries[0]["step"]
             rows = {step: row for step, row in rows.items() if step < first}

@@ -16,7 +16,7 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
 from arpo_replica.tasks.left_out import split_size
 from arpo_replica.training.job import outline
-from arpo_replica.training.recipe import Speed, verl_overrides
+from arpo_replica.training.recipe import Speed
 
 FACTS = Path("data/paper/hyperparameters.yaml")
 SOURCES = {
@@ -128,15 +128,6 @@ def actual(row: Row, config: StudyConfig, arm: str | None = None) -> Value:
     for part in rest:
         value = value[int(part)] if part.lstrip("-").isdigit() else getattr(value, part)
     return list(value) if isinstance(value, tuple) else value
-
-
-def verl_values(config: StudyConfig) -> dict[str, Any]:
-    """verl's keys of the config's last stage, without Hydra's plus."""
-    arm = config.online_arms[-1]
-    stage = config.training.stages[-1]
-    job, nowhere = outline(config, arm, stage.name), Path("/nowhere")
-    overrides = verl_overrides(job, tasks=10**6, data=nowhere, agents=nowhere)
-    return {key.lstrip("+"): value for key, value in overrides.items()}
 
 
 def drift(root: Path = Path()) -> list[str]:

@@ -36,7 +36,7 @@ from verl.utils import tensordict_utils
 
 from arpo_replica.base.files import write_atomically
 from arpo_replica.rollout.records import episode_dir
-from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_VERL, REPLAY_FILE
+from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE, mark_complete
 from arpo_replica.training.items import ItemStore, Row, value_of
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.offline.data import read_rollout
@@ -466,16 +466,6 @@ def raise_crashes(scratch: Path) -> None:
     crashes = sorted(scratch.glob("crash_*.txt"))
     if crashes:
         raise RuntimeError(f"{len(crashes)} episodes crashed, the first one with:\n{crashes[0].read_text()}")
-
-
-def mark_complete(folder: Path) -> None:
-    """Write the list of a checkpoint's files and sizes, last."""
-    sizes = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != COMPLETE_FILE
-    }
-    write_atomically(folder / COMPLETE_FILE, json.dumps(sizes, indent=1).encode())
 
 
 def prune(job: Job, keep: int) -> list[Path]:

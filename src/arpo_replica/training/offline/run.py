@@ -18,7 +18,7 @@ from typing import Any
 
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import heavy_environment, run_module
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import read_rows, write_atomically
 from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
@@ -27,7 +27,6 @@ from arpo_replica.policy.manifest import Manifest, read_manifest, write_manifest
 from arpo_replica.rollout.run import sampled_as_in_training
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
 from arpo_replica.training.job import OfflineJob
-from arpo_replica.training.metrics import read_lines
 from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
 from arpo_replica.training.run import install_model
 
@@ -103,7 +102,7 @@ def publish(job: OfflineJob, recipe: dict[str, Any], stage: str, out: Path) -> M
     """Put the weights into ``model/`` and write learning curve and manifest."""
     hashes, identity = install_model(job.parent_model, job.weights, out / "model")
     facts = json.loads(job.facts_file.read_bytes())
-    history = read_lines(job.history_file)
+    history = read_rows(job.history_file)
     write_atomically(out / "learning.jsonl", job.history_file.read_bytes())
     manifest = Manifest(
         arm=job.arm,

@@ -18,7 +18,7 @@ from typing import Any
 
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
-from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL, checkpoints
+from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints, mark_complete
 from arpo_replica.training.job import OfflineJob
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
 
@@ -208,15 +208,12 @@ def kto_arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _complete_callback() -> Any:
-    """Marks a checkpoint as whole once all of it is written: a killed writer leaves part of one."""
+    """Marks a checkpoint as whole once all of it is written, and says how each update went."""
     from transformers import TrainerCallback
 
     class Complete(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            folder = Path(args.output_dir) / f"{PREFIX_TRL}{state.global_step}"
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-            write_atomically(folder / COMPLETE_FILE, json.dumps(sizes, sort_keys=True).encode())
+            mark_complete(Path(args.output_dir) / f"{PREFIX_TRL}{state.global_step}")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
