@@ -12,6 +12,7 @@ from PIL import Image
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.policy.interface import Reply
+from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.model import Task
 
 SCREEN = (168, 224)
@@ -31,6 +32,31 @@ def make_task(number: int = 0, func: str = "fake", domain: str = "fake") -> Task
     name = f"task-{number:03d}"
     evaluator = {"func": func}
     return Task(name, domain, f"Do {name}.", [], evaluator, {}, f"sha-of-{name}")
+
+
+def episode_record(task: Task | None = None, **changes: Any) -> EpisodeRecord:
+    """The record of a success of the base policy; ``changes``: its other values."""
+    task = task or make_task()
+    values = {
+        **{"task_id": task.id, "domain": task.domain, "task_sha256": task.sha256},
+        **{"instruction": task.instruction, "infeasible": False},
+        **{"arm": "base", "seed": 0, "stage": "base", "split": "test_in", "trial": 0},
+        **{"size": "nano", "desktop": "process", "checkpoint_sha256": "c", "sampling": {}},
+        **{"outcome": "success", "hard_score": 1.0, "standard_score": 1.0, "format_errors": 0},
+        **{"n_steps": 1, "attempts": 1, "errors": [], "final_screenshot": None},
+        **{"started_at": 0.0, "duration_s": 1.0},
+    }
+    return EpisodeRecord(**(values | changes))
+
+
+def step_record(index: int, text: str, **changes: Any) -> StepRecord:
+    """The record of a reply that was no action and took no time."""
+    values = {
+        **{"index": index, "text": text, "action": None, "action_id": None, "format_error": None},
+        **{"screenshot": f"step_{index:03d}.webp", "model_s": 0.0, "env_s": 0.0},
+        **{"prompt_tokens": 0, "completion_tokens": 0},
+    }
+    return StepRecord(**(values | changes))
 
 
 class FakeDesktop:

@@ -9,7 +9,9 @@ from typing import Any
 from PIL import Image
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_episode, write_index
+from arpo_replica.rollout.records import Outcome, write_episode, write_index
+from arpo_replica.tasks.model import Task
+from fakes import episode_record, step_record
 
 BASE_SHA256 = "b" * 64
 SCREEN = (84, 56)
@@ -58,45 +60,15 @@ def write_rollout(
     folder = root / f"trial_{trial}"
     images = {f"step_{i:03d}.webp": screenshot(f"{task}{i}") for i in range(len(texts) + 1)}
     steps = [
-        StepRecord(
-            index=index,
-            text=text,
-            action=None,
-            action_id=None,
-            format_error=None,
-            screenshot=f"step_{index:03d}.webp",
-            model_s=0.0,
-            env_s=0.0,
-            prompt_tokens=0,
-            completion_tokens=tokens[index] if tokens else 0,
-        )
+        step_record(index, text, completion_tokens=tokens[index] if tokens else 0)
         for index, text in enumerate(texts)
     ]
-    record = EpisodeRecord(
-        task_id=task,
-        domain="d",
-        task_sha256="a" * 64,
-        instruction=f"Press {task}.",
-        infeasible=False,
-        arm="base",
-        seed=0,
-        stage="base",
-        split="one",
-        trial=trial,
-        size="nano",
-        desktop="process",
-        checkpoint_sha256=checkpoint,
-        sampling={},
-        outcome=outcome,
-        hard_score=None if outcome == "env_error" else float(outcome == "success"),
-        standard_score=None if outcome == "env_error" else float(outcome == "success"),
-        format_errors=format_errors,
-        n_steps=len(steps),
-        attempts=1,
-        errors=[],
-        final_screenshot=f"step_{len(texts):03d}.webp",
-        started_at=0.0,
-        duration_s=1.0,
+    score = None if outcome == "env_error" else float(outcome == "success")
+    record = episode_record(
+        Task(task, "d", f"Press {task}.", [], {}, {}, "a" * 64),
+        **{"split": "one", "trial": trial, "checkpoint_sha256": checkpoint, "outcome": outcome},
+        **{"hard_score": score, "standard_score": score, "format_errors": format_errors},
+        **{"n_steps": len(steps), "final_screenshot": f"step_{len(texts):03d}.webp"},
     )
     return write_episode(folder, record.model_copy(update=fields), steps, images)
 

@@ -10,7 +10,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode
+from arpo_replica.rollout.records import to_webp, write_episode
+from arpo_replica.tasks.model import Task
+from fakes import episode_record, step_record
 
 SCREEN = (112, 84)
 
@@ -62,21 +64,14 @@ def write_demonstrations(root: Path, count: int, outcome: str = "success") -> Pa
             "Thought: Done.\nAction: finished(content='')",
         ]
         steps = [
-            StepRecord(
-                index=number, text=text, action={}, action_id=None, format_error=None,
-                screenshot=f"step_{number:03d}.webp", model_s=0, env_s=0,
-                prompt_tokens=0, completion_tokens=0,
-            )
+            step_record(number, text, action={})
             for number, text in enumerate(texts)
         ]  # fmt: skip
-        record = EpisodeRecord(
-            task_id=f"box-s{index:03d}", domain="miniwob", task_sha256="",
-            instruction=f"Click button {word}.", infeasible=False, arm="expert", seed=0,
-            stage="demonstrations", split="demonstrations", trial=0, size="nano", desktop="process",
-            checkpoint_sha256="", sampling={}, outcome=outcome, hard_score=1, standard_score=1,
-            format_errors=0, n_steps=2, attempts=1, errors=[], final_screenshot="step_001.webp",
-            started_at=0, duration_s=0,
-        )  # fmt: skip
+        task = Task(f"box-s{index:03d}", "miniwob", f"Click button {word}.", [], {}, {}, "")
+        final = "step_001.webp"
+        record = episode_record(
+            task, outcome=outcome, n_steps=2, checkpoint_sha256="", final_screenshot=final
+        )
         images = {"step_000.webp": webp(screenshot(box)), "step_001.webp": webp(screenshot(None))}
         write_episode(root, record, steps, images)
     return root

@@ -15,8 +15,9 @@ from arpo_replica.cli import main
 from arpo_replica.config import load_config
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.scores import score_episodes
-from arpo_replica.rollout.records import EpisodeRecord, StepRecord, write_episode, write_index
+from arpo_replica.rollout.records import StepRecord, write_episode, write_index
 from arpo_replica.tasks.splits import load_split
+from fakes import episode_record, step_record
 
 ROOT = Path(__file__).parents[2]
 # Outcome, infeasible, hard score, standard score of the split's tasks; the last one has no episode.
@@ -45,26 +46,15 @@ def png(shade):
 
 def record(task, outcome, infeasible, hard, standard, **more):
     steps = 0 if outcome == "env_error" else 4
-    return EpisodeRecord(
-        task_id=task.id,
-        domain=task.domain,
-        task_sha256=task.sha256,
-        instruction=task.instruction,
-        infeasible=infeasible,
-        **{"arm": "arpo", "seed": 0, "stage": "train_4", "split": "test_in", "trial": 1},
-        **({"size": "nano", "desktop": "container", "checkpoint_sha256": "0" * 64, "sampling": {}} | more),
-        outcome=outcome,
-        hard_score=hard,
-        standard_score=standard,
-        format_errors=1,
-        n_steps=steps,
-        attempts=1,
-        errors=["desktop: it ended"] * (outcome == "env_error"),
-        final_screenshot=f"step_{steps:03d}.webp",
-        started_at=1_700_000_000.0,
-        duration_s=30.0,
-        evaluate_s=2.0,
-    )
+    errors = ["desktop: it ended"] * (outcome == "env_error")
+    fixed = {
+        **{"arm": "arpo", "stage": "train_4", "trial": 1, "desktop": "container"},
+        **{"checkpoint_sha256": "0" * 64, "format_errors": 1, "n_steps": steps, "errors": errors},
+        **{"final_screenshot": f"step_{steps:03d}.webp", "started_at": 1_700_000_000.0},
+        **{"duration_s": 30.0, "evaluate_s": 2.0},
+    }
+    scores = {"outcome": outcome, "hard_score": hard, "standard_score": standard}
+    return episode_record(task, infeasible=infeasible, **scores, **(fixed | more))
 
 
 def steps(outcome):
@@ -74,17 +64,13 @@ def steps(outcome):
     last = {"success": Finished(), "failure": Fail(), "truncated": None}[outcome]
     actions = [Click(3, 4), TypeText('é"<'), Wait(), last]
     return [
-        StepRecord(
-            index=index,
-            text=f"Thought: {index}\u2028\nAction: x",
+        step_record(
+            index,
+            f"Thought: {index}\u2028\nAction: x",
             action=None if action is None else action.to_json(),
             action_id=str(index),
             format_error="no action" if action is None else None,
-            screenshot=f"step_{index:03d}.webp",
-            model_s=1.0,
-            env_s=0.5,
-            prompt_tokens=1,
-            completion_tokens=1,
+            **{"model_s": 1.0, "env_s": 0.5, "prompt_tokens": 1, "completion_tokens": 1},
         )
         for index, action in enumerate(actions)
     ]

@@ -27,53 +27,17 @@ from arpo_replica.rollout.records import (
     write_episode,
     write_index,
 )
-from fakes import make_task, png
+from fakes import episode_record, make_task, png, step_record
 
 
 def make_record(number: int = 0, **changes) -> EpisodeRecord:
-    task = make_task(number)
-    values = {
-        "task_id": task.id,
-        "domain": task.domain,
-        "task_sha256": task.sha256,
-        "instruction": task.instruction,
-        "infeasible": False,
-        "arm": "base",
-        "seed": 0,
-        "stage": "base",
-        "split": "test_in",
-        "trial": 0,
-        "size": "nano",
-        "desktop": "fake",
-        "checkpoint_sha256": "c",
-        "sampling": {"temperature": 0.6},
-        "outcome": "success",
-        "hard_score": 1.0,
-        "standard_score": 1.0,
-        "format_errors": 0,
-        "n_steps": 1,
-        "attempts": 1,
-        "errors": [],
-        "final_screenshot": "step_001.webp",
-        "started_at": 1.0,
-        "duration_s": 2.0,
-    }
-    return EpisodeRecord(**(values | changes))
+    fixed = {"desktop": "fake", "sampling": {"temperature": 0.6}, "final_screenshot": "step_001.webp"}
+    return episode_record(make_task(number), **(fixed | changes))
 
 
 def make_step(text: str = "Action: wait()") -> StepRecord:
-    return StepRecord(
-        index=0,
-        text=text,
-        action={"type": "wait"},
-        action_id="a",
-        format_error=None,
-        screenshot="step_000.webp",
-        model_s=0.1,
-        env_s=0.1,
-        prompt_tokens=1,
-        completion_tokens=2,
-    )
+    took = {"model_s": 0.1, "env_s": 0.1, "prompt_tokens": 1, "completion_tokens": 2}
+    return step_record(0, text, action={"type": "wait"}, action_id="a", **took)
 
 
 def write(root: Path, number: int = 0, **changes) -> Path:

@@ -11,7 +11,7 @@ from arpo_replica.actions.types import Click, Finished, TypeText
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import Page as DevToolsPage
 from arpo_replica.models.nano.demonstrations import _keep_valid, draw_tasks
-from arpo_replica.rollout.records import EpisodeRecord, finished_episodes, write_episode
+from arpo_replica.rollout.records import finished_episodes, write_episode
 from arpo_replica.suites.miniwob.expert import Expert
 from arpo_replica.suites.miniwob.pages import (
     END_COLOR,
@@ -21,6 +21,7 @@ from arpo_replica.suites.miniwob.pages import (
     page_url,
     script,
 )
+from fakes import episode_record
 
 TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
 FRAME = Frame("absolute", (1920, 1080), (1932, 1092))
@@ -126,16 +127,6 @@ async def test_fewer_demonstrations_are_the_first_of_more_and_unusable_seeds_are
     assert [task.id for task in few] == [task.id for task in many[:15]]
 
 
-def record(task, outcome):
-    return EpisodeRecord(
-        task_id=task.id, domain=task.domain, task_sha256=task.sha256, instruction=task.instruction,
-        infeasible=False, arm="expert", seed=0, stage="demonstrations", split="demonstrations", trial=0,
-        size="nano", desktop="process", checkpoint_sha256="", sampling={}, outcome=outcome, hard_score=1.0,
-        standard_score=1.0, format_errors=0, n_steps=0, attempts=1, errors=[], final_screenshot=None,
-        started_at=0.0, duration_s=0.0,
-    )  # fmt: skip
-
-
 def test_only_episodes_of_this_very_recording_are_kept(tmp_path):
     tasks = [make_task("click-tab", 2_000_000 + index, "Click on Tab #1.") for index in range(4)]
     other = make_task("click-tab", 2_000_002, "Click on Tab #3.")
@@ -147,7 +138,7 @@ def test_only_episodes_of_this_very_recording_are_kept(tmp_path):
         (other, "success"),
         (tasks[3], "success"),
     ]:
-        write_episode(tmp_path, record(task, outcome), [], {})
+        write_episode(tmp_path, episode_record(task, outcome=outcome), [], {})
     kept = _keep_valid(tmp_path, tasks[:3], made_with)
     assert list(kept) == [("miniwob", tasks[0].id)], "no failure, no other text, no surplus task"
     assert finished_episodes(tmp_path) == kept

@@ -9,15 +9,12 @@ import pytest
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.throughput import outputs_of, point_of
 from arpo_replica.tasks.model import Task
+from fakes import episode_record
 
 
 def record(started_at: float, duration_s: float) -> EpisodeRecord:
-    return EpisodeRecord(
-        task_id="t", domain="d", task_sha256="a", instruction="i", infeasible=False, arm="base", seed=0,
-        stage="base", split="s", trial=0, size="nano", desktop="process", checkpoint_sha256="b",
-        sampling={}, outcome="failure", hard_score=0.0, standard_score=0.0, format_errors=0, n_steps=3,
-        attempts=1, errors=[], final_screenshot=None, started_at=started_at, duration_s=duration_s,
-    )  # fmt: skip
+    times = {"started_at": started_at, "duration_s": duration_s}
+    return episode_record(outcome="failure", hard_score=0.0, standard_score=0.0, n_steps=3, **times)
 
 
 def test_a_point_by_hand() -> None:

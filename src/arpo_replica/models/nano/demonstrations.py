@@ -26,14 +26,14 @@ from typing import Protocol
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action, Click, TypeText
-from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
+from arpo_replica.models.nano.model import check_screen
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from arpo_replica.rollout.records import (
-    EpisodeRecord,
     clear_unfinished,
     discard_episode,
     finished_episodes,
@@ -43,7 +43,6 @@ from arpo_replica.rollout.records import (
 )
 from arpo_replica.suites.miniwob.expert import Expert
 from arpo_replica.suites.miniwob.pages import (
-    AREA,
     DEMONSTRATION_SEEDS,
     SCRIPTS,
     TRAINED_PAGES,
@@ -169,6 +168,15 @@ class _Recorder:
     def __post_init__(self) -> None:
         self.parser = UITarsParser.of(self.config.policy, self.config.desktop.screen)
         self.frame = Frame.of(self.config.policy, self.config.desktop.screen)
+        self.labels = Labels(
+            arm="expert",
+            seed=self.config.nano.seed,
+            stage="demonstrations",
+            size=self.config.size,
+            desktop=self.config.desktop.provider,
+            checkpoint_sha256="",
+            sampling={},
+        )
         self.limits = EpisodeLimits(
             max_steps=self.config.policy.max_steps,
             success_above=self.config.evaluation.success_above,
@@ -180,7 +188,7 @@ class _Recorder:
         try:
             while self.queue:
                 task = self.queue.popleft()
-                began, wall, errors = time.monotonic(), time.time(), []
+                began, errors = time.time(), []
                 result: EpisodeResult | None = None
                 for attempt in range(1 + self.config.rollout.env_error_retries):
                     try:
@@ -193,38 +201,21 @@ class _Recorder:
                         break
                     except DesktopError as error:
                         errors.append(str(error))
-                await self._write(task, result, errors, wall, time.monotonic() - began)
+                await self._write(task, result, errors, began)
         finally:
             await desktop.close()
 
     async def _write(
-        self, task: Task, result: EpisodeResult | None, errors: list[str], wall: float, seconds: float
+        self, task: Task, result: EpisodeResult | None, errors: list[str], started_at: float
     ) -> None:
-        record = EpisodeRecord(
-            task_id=task.id,
-            domain=task.domain,
-            task_sha256=task.sha256,
-            instruction=task.instruction,
-            infeasible=task.infeasible,
-            arm="expert",
-            seed=self.config.nano.seed,
-            stage="demonstrations",
+        record = make_record(
+            task,
+            result,
+            self.labels,
             split="demonstrations",
             trial=0,
-            size=self.config.size,
-            desktop=self.config.desktop.provider,
-            checkpoint_sha256="",
-            sampling={},
-            outcome=result.outcome if result else "env_error",
-            hard_score=result.hard_score if result else None,
-            standard_score=result.standard_score if result else None,
-            format_errors=result.format_errors if result else 0,
-            n_steps=result.taken if result else 0,
-            attempts=len(errors) + (result is not None),
             errors=errors,
-            final_screenshot=result.final_screenshot if result else None,
-            started_at=wall,
-            duration_s=round(seconds, 3),
+            started_at=started_at,
         )
         steps = result.steps if result else []
         screenshots = result.screenshots if result else {}
@@ -256,11 +247,7 @@ async def record_demonstrations(
     Raises ``UserError`` if the screen cannot show a page, ``DesktopError`` if desktops do not start or
     more than a twentieth of the episodes is no success: the expert is right unless something is broken.
     """
-    width, height = config.desktop.screen
-    if width < AREA[0] or height < AREA[1]:
-        raise UserError(
-            f"desktop.screen is {width}x{height}; MiniWoB++ pages need {AREA[0]}x{AREA[1]} or more."
-        )
+    check_screen(config)
     began = time.monotonic()
     clear_unfinished(out)
     recorder = _Recorder(config, out, provider, progress)

@@ -185,16 +185,21 @@ def coordinate_count(config: StudyConfig) -> int:
     return min(1000, max(Frame.of(config.policy, config.desktop.screen).extent) + 1)
 
 
-def check_nano(config: StudyConfig) -> None:
-    """Refuse what no nano policy can be built with, before its demonstrations are recorded.
-
-    Raises ``UserError``.
-    """
+def check_screen(config: StudyConfig) -> None:
+    """Refuse a screen that cannot show a page. Raises ``UserError``."""
     width, height = config.desktop.screen
     if width < AREA[0] or height < AREA[1]:
         raise UserError(
             f"desktop.screen is {width}x{height}; MiniWoB++ pages need {AREA[0]}x{AREA[1]} or more."
         )
+
+
+def check_nano(config: StudyConfig) -> None:
+    """Refuse what no nano policy can be built with, before its demonstrations are recorded.
+
+    Raises ``UserError``.
+    """
+    check_screen(config)
     try:
         check_sizes(config.nano)
         choose_vocabulary((), coordinate_count(config), config.nano.vocabulary, config.policy.language)
