@@ -9,7 +9,7 @@ import pytest
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
 from arpo_replica.config import load_config
-from arpo_replica.policy.manifest import hash_weights, read_manifest, register_model
+from arpo_replica.policy.manifest import hash_weights, read_manifest, register_model, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,3 +65,14 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path):
         read_manifest(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_manifest(tmp_path / "none.json")
+
+
+def test_a_model_that_was_built_here_keeps_its_recipe(folder, config, tmp_path):
+    """The nano policy's own manifest says how it was trained, and names no source."""
+    built = register_model(config, folder, tmp_path / "first.json").model_copy(
+        update={"model": ".", "recipe": {"nano.seed": 0}, "versions": {"torch": "1"}}
+    )
+    write_manifest(built, folder / "manifest.json")
+    base = register_model(config, folder, tmp_path / "base.json")
+    assert (base.recipe, base.versions) == (built.recipe, built.versions)
+    assert base.sha256 == built.sha256 == hash_weights(folder)[1]

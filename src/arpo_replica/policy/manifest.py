@@ -102,8 +102,9 @@ def write_base(
 ) -> Manifest:
     """Write an untrained policy's manifest. ``folder`` holds its weights; None: nobody here can hash them."""
     weights: dict[str, str] = {}
-    identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
-    if folder is not None:
+    if folder is None:
+        identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
+    else:
         weights, identity = hash_weights(folder)
     manifest = Manifest(
         arm="base",
