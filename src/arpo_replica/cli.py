@@ -323,9 +323,14 @@ def add_page_commands(commands: Any) -> None:
     docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
     docs.set_defaults(run=run_docs)
     make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
-    make.add_argument("--data", type=Path, default=Path("data"))
+    make.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder with the plan splits/miniwob.yaml (docs/tasks.md), where tasks/ and splits/ are written",
+    )
     make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
-    make.set_defaults(run=lambda options: asyncio.run(make_tasks(options.data, only_check=options.check)))
+    make.set_defaults(run=lambda options: asyncio.run(make_tasks(options)))
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -371,22 +376,24 @@ def run_docs(options: argparse.Namespace) -> int:
     return 0
 
 
-async def make_tasks(data: Path, *, only_check: bool) -> int:
+async def make_tasks(options: argparse.Namespace) -> int:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
     from arpo_replica.config.desktop import DesktopConfig
     from arpo_replica.providers.process import ProcessProvider
-    from arpo_replica.suites.miniwob.make_tasks import make_files, refuse_drift, write_files
+    from arpo_replica.suites.miniwob.make_tasks import PLAN, make_files, read_plan, refuse_drift, write_files
     from arpo_replica.suites.miniwob.pages import blank_task
 
+    data = options.data
+    plan = read_plan(data / PLAN)
     provider = ProcessProvider(DesktopConfig(screen=(168, 224)))
     provider.check()
     desktop = await provider.start("make-tasks")
     try:
         await desktop.reset(blank_task())
-        files = await make_files(desktop.devtools)
+        files = await make_files(desktop.devtools, plan)
     finally:
         await desktop.close()
-    if only_check:
+    if options.check:
         refuse_drift(files, data)
         print(f"{len(files)} files under {data} are what the pages say")
     else:

@@ -15,13 +15,15 @@ from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.rollout.episode import EpisodeLimits, run_episode
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from arpo_replica.suites.miniwob.expert import Expert
-from arpo_replica.suites.miniwob.make_tasks import PLAN, drift, make_files
+from arpo_replica.suites.miniwob.make_tasks import PLAN, drift, make_files, read_plan
 from arpo_replica.suites.miniwob.pages import (
     HELD_OUT_PAGES,
+    MORE_PAGES,
     TRAINED_PAGES,
     blank_task,
     make_task,
     page_url,
+    read_instructions,
     start_page,
 )
 from arpo_replica.tasks.splits import load_split
@@ -63,13 +65,26 @@ async def expert_action(desktop, config, task):
 
 async def test_committed_files_are_what_the_pages_say(desktop):
     await desktop.reset(blank_task())
-    assert drift(await make_files(desktop.devtools), DATA) == []
+    assert drift(await make_files(desktop.devtools, read_plan(DATA / PLAN)), DATA) == []
+
+
+async def test_the_expert_solves_the_pages_that_a_plan_may_name_too(desktop, config):
+    for page in MORE_PAGES:
+        await desktop.reset(blank_task())
+        texts = await read_instructions(desktop.devtools, page, [600, 601, 602, 603])
+        assert texts, page
+        for seed, text in list(texts.items())[:2]:
+            expert, parser = teacher(desktop, config)
+            result = await run_episode(
+                make_task(page, seed, text), SteadyDesktop(desktop), expert, parser, LIMITS
+            )
+            assert (result.outcome, result.format_errors) == ("success", 0), (page, seed, result.steps)
 
 
 async def test_the_expert_solves_every_task_file(provider, config):
     tasks = {
         task.id: task
-        for name in PLAN
+        for name in read_plan(DATA / PLAN).splits
         for task in load_split(DATA / f"splits/miniwob_{name}.json", DATA / "tasks")
     }
     assert {task_id.rpartition("-s")[0] for task_id in tasks} == {*TRAINED_PAGES, *HELD_OUT_PAGES}

@@ -29,16 +29,19 @@ from arpo_replica.tasks.left_out import resolve
 from arpo_replica.training.run import train_stage
 folder = Path(sys.argv[1])
 config = StudyConfig.model_validate_json((folder / "config.json").read_bytes())
-train_stage(config, arm="arpo", seed=5, stage="train_4", parent=folder / "base" / "manifest.json",
-            split=resolve(config, "train_4"), out=folder / "stage", **json.loads(sys.argv[2]))
+options = {"stage": "train_4", "parent": "base/manifest.json", "out": "stage", **json.loads(sys.argv[2])}
+paths = {name: folder / options.pop(name) for name in ("parent", "out")}
+episodes = [folder / path for path in options.pop("episodes", ())]
+train_stage(config, arm="arpo", seed=5, split=resolve(config, config.stage(options["stage"]).split),
+            episodes=episodes, **paths, **options)
 """
 
 
 class StageProcess:
     """The study and its stage."""
 
-    def __init__(self, folder: Path, config: StudyConfig, **options: str) -> None:
-        """``options``: further arguments of ``train_stage``."""
+    def __init__(self, folder: Path, config: StudyConfig, **options: Any) -> None:
+        """``options``: further arguments of ``train_stage``; paths relative to ``folder``."""
         folder.mkdir(exist_ok=True)
         self.folder, self.out, self.config, self.options = folder, folder / "stage", config, options
         self.variables: dict[str, str] = {}

@@ -36,6 +36,7 @@ JOBS: dict[str, dict[str, str]] = {
 VALUES: dict[str, Any] = {
     "arms": {"base": {}, "arpo": {}, "dpo": {"offline": {"method": "dpo"}}, "more": {}},
     "desktop.provider": "osworld",
+    "nano.pages": {"click-tab": None},
     "tasks.leave_out": [Path("x.yaml")],
     "training.tasks_per_step": 8,
     "training.loggers": ["wandb"],

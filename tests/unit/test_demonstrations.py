@@ -76,8 +76,8 @@ def test_desktops_that_do_not_start_are_named_and_the_others_closed(tmp_path):
 def test_what_ends_a_recording_is_one_error(tmp_path, monkeypatch):
     """Not a group of them, which the job would show as a traceback."""
 
-    async def draw(devtools, count, seed):
-        return [make_task(number) for number in range(count)]
+    async def draw(devtools, nano):
+        return [make_task(number) for number in range(nano.demonstrations)]
 
     def gone(event, desktop):
         if event == "reset" and desktop.task is not None and desktop.task.id.startswith("task-"):

@@ -9,6 +9,7 @@ from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished, TypeText
 from arpo_replica.base.errors import DesktopError
+from arpo_replica.config.models import NanoConfig
 from arpo_replica.desktop.devtools import Page as DevToolsPage
 from arpo_replica.models.nano.demonstrations import _keep_valid, draw_tasks
 from arpo_replica.rollout.records import finished_episodes, write_episode
@@ -118,8 +119,8 @@ async def test_fewer_demonstrations_are_the_first_of_more_and_unusable_seeds_are
         refused.update(seed for seed in seeds if seed % 5 == 0)
         return [None if seed % 5 == 0 else f"say {seed}" for seed in seeds]
 
-    many = await draw_tasks(Page(answer), 40, seed=3)
-    few = await draw_tasks(Page(answer), 15, seed=3)
+    many = await draw_tasks(Page(answer), NanoConfig(demonstrations=40, seed=3))
+    few = await draw_tasks(Page(answer), NanoConfig(demonstrations=15, seed=3))
     assert refused
     assert len({task.id for task in many}) == 40
     assert [page_of(task) for task in many[:12]] == list(TRAINED_PAGES)

@@ -25,16 +25,18 @@ use rule * from arpo_replica"""
 """What snakedeploy 0.17 writes."""
 REMOTE = "https://github.com/someone/arpo-replica"
 CONFIGS = ROOT / "configs"
-FOR_THE_PAPER = {"shapes", "offline.yaml"}
+FOR_THE_PAPER = {f"shapes/{name}.yaml" for name in ("full_set", "released_code", "staged")} | {
+    "arms/offline.yaml"
+}
 """Overlays that are laid over configs/paper.yaml; all others fit the demo."""
 COMMITTED = [
     *([path.name] for path in sorted(CONFIGS.glob("*.yaml"))),
     *(
         [
-            "paper.yaml" if FOR_THE_PAPER & {path.name, path.parent.name} else "demo.yaml",
-            f"{path.parent.name}/{path.name}",
+            "paper.yaml" if overlay in FOR_THE_PAPER else "demo.yaml",
+            overlay,
         ]
-        for path in sorted(CONFIGS.glob("*/*.yaml"))
+        for overlay in sorted(f"{path.parent.name}/{path.name}" for path in CONFIGS.glob("*/*.yaml"))
     ),
 ]
 

@@ -96,7 +96,7 @@ DECIDES = (
     Row("tasks", "osworld.*", PLACE, "", "source"),  # the bytes are compared, wherever they come from
     # --- the policy
     Row("nano", "*", TRAINING, "build_nano_model", "recipe"),
-    Row("nano", "demonstrations seed", TRAINING, "record_demonstrations build_nano_model", "lessons"),
+    Row("nano", "demonstrations pages seed", TRAINING, "record_demonstrations build_nano_model", "lessons"),
     Row("model", "*", TRAINING, "fetch_model", "weights"),
     Row("policy", "*", TRAINING, ASKING, "conversation"),
     Row("policy", "max_steps coordinates", TRAINING, f"record_demonstrations {ASKING}", "conversation"),

@@ -24,6 +24,9 @@ class NanoConfig(Section):
 
     demonstrations: Positive = 1200
     """Episodes that the scripted expert records in the real desktop."""
+    pages: dict[str, Annotated[int, Field(ge=0)] | None] = Field(default_factory=dict)
+    """MiniWoB++ page type -> its demonstrations; null: an equal share of the others. None at all: the twelve
+    page types of `miniwob_train_32`, equally (docs/tasks.md)."""
     seed: int = 0
     """Seed of demonstrations, weights and training order."""
     epochs: Positive = 2
@@ -42,6 +45,19 @@ class NanoConfig(Section):
     """Depth of the vision tower."""
     vocabulary: Annotated[int, Field(ge=400)] = 1024
     """Largest vocabulary: special tokens, bytes, coordinates, phrases, words."""
+
+    @model_validator(mode="after")
+    def _pages_share_all(self) -> NanoConfig:
+        named = [count for count in self.pages.values() if count is not None]
+        if self.pages and (
+            sum(named) > self.demonstrations
+            or (len(named) == len(self.pages) and sum(named) != self.demonstrations)
+        ):
+            raise ValueError(
+                f"nano.pages names {sum(named)} demonstrations, but nano.demonstrations is "
+                f"{self.demonstrations}; give both the same number, or null to a page type for the rest"
+            )
+        return self
 
 
 class ModelConfig(Section):

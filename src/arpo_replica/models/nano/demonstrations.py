@@ -28,7 +28,7 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action, Click, TypeText
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.base.files import write_atomically
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import NanoConfig, StudyConfig
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.models.nano.model import check_screen
@@ -133,17 +133,21 @@ def page_seeds(page: str, seed: int) -> Iterator[int]:
             yield value
 
 
-def page_counts(count: int) -> dict[str, int]:
-    """Demonstrations per page type: equal, but for one more of the first ones."""
-    share, rest = divmod(count, len(TRAINED_PAGES))
-    return {page: share + (index < rest) for index, page in enumerate(TRAINED_PAGES)}
+def page_counts(nano: NanoConfig) -> dict[str, int]:
+    """Demonstrations per page type: what it is given, else an equal share, but for one more of the first."""
+    pages = nano.pages or dict.fromkeys(TRAINED_PAGES)
+    named = {page: count for page, count in pages.items() if count is not None}
+    others = [page for page in pages if page not in named]
+    share, rest = divmod(nano.demonstrations - sum(named.values()), max(len(others), 1))
+    equal = {page: share + (index < rest) for index, page in enumerate(others)}
+    return {page: {**named, **equal}[page] for page in pages}
 
 
-async def draw_tasks(devtools: DevTools, count: int, seed: int) -> list[Task]:
-    """The tasks of ``count`` demonstrations, page types in turn, with what the pages say."""
+async def draw_tasks(devtools: DevTools, nano: NanoConfig) -> list[Task]:
+    """The tasks of all demonstrations, page types in turn, with what the pages say."""
     by_page: list[list[Task]] = []
-    for page, wanted in page_counts(count).items():
-        source = page_seeds(page, seed)
+    for page, wanted in page_counts(nano).items():
+        source = page_seeds(page, nano.seed)
         texts: dict[int, str] = {}
         while len(texts) < wanted:
             seeds = [next(source) for _ in range(wanted - len(texts))]
@@ -254,7 +258,7 @@ async def record_demonstrations(
     desktops = await _start(provider, min(config.desktop.count, config.nano.demonstrations))
     try:
         await desktops[0].reset(blank_task())
-        tasks = await draw_tasks(desktops[0].devtools, config.nano.demonstrations, config.nano.seed)
+        tasks = await draw_tasks(desktops[0].devtools, config.nano)
         done = _keep_valid(out, tasks, _made_with(config, recorder.frame))
     except BaseException:
         await asyncio.gather(*(desktop.close() for desktop in desktops))

@@ -26,7 +26,7 @@ from arpo_replica.models.nano.tokenizer import (
     choose_vocabulary,
     tokenizer_config,
 )
-from arpo_replica.suites.miniwob.pages import AREA
+from arpo_replica.suites.miniwob.pages import AREA, check_pages
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +200,7 @@ def check_nano(config: StudyConfig) -> None:
     Raises ``UserError``.
     """
     check_screen(config)
+    check_pages(config.nano.pages, "nano.pages")
     try:
         check_sizes(config.nano)
         choose_vocabulary((), coordinate_count(config), config.nano.vocabulary, config.policy.language)

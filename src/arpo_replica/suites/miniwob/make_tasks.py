@@ -1,4 +1,4 @@
-"""Makes the task files and splits of the MiniWoB++ pages: the same bytes on every machine.
+"""Makes the task files and splits of the MiniWoB++ pages by a plan: the same bytes on every machine.
 
 The instruction of a task is what its page says, so a desktop (DevTools) is needed. Files are made once
 and committed; ``drift`` says whether they still are what the pages say.
@@ -7,81 +7,96 @@ and committed; ``drift`` says whether they still are what the pages say.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, ValidationError
 
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.config.load import describe, read_yaml
+from arpo_replica.config.section import Positive, Section
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.suites.miniwob.pages import (
     DOMAIN,
     SPLIT_SEEDS,
+    check_pages,
     read_instructions,
     task_id,
     task_json,
     to_bytes,
 )
 
-PAIRS = dict[str, dict[str, list[int]]]
-"""Split -> page -> seeds."""
-
-_THRICE = (
-    "click-test-2",
-    "click-dialog-2",
-    "click-tab",
-    "click-color",
-    "identify-shape",
-    "focus-text-2",
-    "click-widget",
-    "click-button-sequence",
-)
-_TWICE = ("click-dialog", "focus-text", "click-collapsible", "enter-text")
-_FIRST_FOUR = ("click-test-2", "click-color", "focus-text-2", "click-collapsible")
-
-# Split -> (first seed that may be used, tasks per page). Seeds of the splits never meet.
-_TRAIN, _TEST = 0, 500
-PLAN: dict[str, tuple[int, dict[str, int]]] = {
-    "train_4": (_TRAIN, dict.fromkeys(_FIRST_FOUR, 1)),
-    "train_32": (_TRAIN, dict.fromkeys(_THRICE, 3) | dict.fromkeys(_TWICE, 2)),
-    "test_in": (_TEST, dict.fromkeys(_THRICE, 2) | dict.fromkeys(_TWICE, 1)),
-    "test_out": (
-        _TEST,
-        {"click-test": 3, "click-button": 3, "click-option": 2, "enter-text-dynamic": 2},
-    ),
-}
-_SOURCES = {
-    "train_4": "ours: stage 1 of training, one seed of four page types, all of them in train_32",
-    "train_32": "ours: stage 2 of training, two or three seeds of each trained page type",
-    "test_in": "ours: the trained page types with seeds that no training uses",
-    "test_out": "ours: page types that neither training nor demonstrations show",
-}
+PLAN = "splits/miniwob.yaml"
+"""The plan, below the folder that its files are written to."""
+SPARE = 4
+"""Seeds that are looked at for each task: on some pages the target cannot be clicked."""
 
 
-async def make_files(devtools: DevTools) -> dict[str, bytes]:
+class PlannedSplit(Section):
+    """Tasks of a split."""
+
+    source: str
+    """What it is, as its list says."""
+    first_seed: int = Field(ge=0)
+    """The tasks of a page type have the first seeds from here on with which it can be solved."""
+    pages: dict[str, Positive] = Field(min_length=1)
+    """Page type -> tasks."""
+
+
+class TaskPlan(Section):
+    """Which pages become tasks: splits of other first seeds share none."""
+
+    splits: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], PlannedSplit] = Field(min_length=1)
+    """Name of a split, without ``miniwob_`` -> its tasks."""
+
+
+def read_plan(path: Path) -> TaskPlan:
+    """The plan in a YAML file. Raises ``UserError`` with the key at fault."""
+    what = f"The plan {path}"
+    try:
+        plan = TaskPlan.model_validate(read_yaml(path, what))
+    except ValidationError as error:
+        raise UserError(f"{what}: {describe(error, TaskPlan, 'docs/tasks.md')}") from error
+    starts = [*sorted({split.first_seed for split in plan.splits.values()}), SPLIT_SEEDS.stop]
+    for name, split in plan.splits.items():
+        check_pages(split.pages, f"{what}: splits.{name}.pages")
+        end = starts[starts.index(split.first_seed) + 1] if split.first_seed < SPLIT_SEEDS.stop else 0
+        page, most = max(split.pages.items(), key=lambda entry: entry[1])
+        if split.first_seed + SPARE * most > end:
+            raise UserError(
+                f"{what}: splits.{name}.pages.{page} is {most}, but the {SPARE * most} seeds from "
+                f"{split.first_seed} on that this may need go beyond {end}, where others begin; lower it, or "
+                "move first_seed."
+            )
+    return plan
+
+
+async def make_files(devtools: DevTools, plan: TaskPlan) -> dict[str, bytes]:
     """Path below ``data`` -> content of every task file and split, read from the pages."""
     chosen: dict[tuple[str, int], dict[int, str]] = {}
     needed: dict[tuple[str, int], int] = {}
-    for start, pages in PLAN.values():
-        for page, count in pages.items():
-            needed[page, start] = max(needed.get((page, start), 0), count)
+    for split in plan.splits.values():
+        for page, count in split.pages.items():
+            needed[page, split.first_seed] = max(needed.get((page, split.first_seed), 0), count)
     for (page, start), count in needed.items():
         chosen[page, start] = await _usable(devtools, page, start, count)
     files: dict[str, bytes] = {}
     for (page, _), texts in chosen.items():
         for seed, text in texts.items():
             files[f"tasks/{DOMAIN}/{task_id(page, seed)}.json"] = to_bytes(task_json(page, seed, text))
-    for name, (start, pages) in PLAN.items():
+    for name, split in plan.splits.items():
         ids = [
-            task_id(page, seed) for page, count in pages.items() for seed in list(chosen[page, start])[:count]
+            task_id(page, seed)
+            for page, count in split.pages.items()
+            for seed in list(chosen[page, split.first_seed])[:count]
         ]
-        split: dict[str, Any] = {"name": f"miniwob_{name}", "source": _SOURCES[name], "tasks": {DOMAIN: ids}}
-        files[f"splits/miniwob_{name}.json"] = to_bytes(split)
+        listed = {"name": f"miniwob_{name}", "source": split.source, "tasks": {DOMAIN: ids}}
+        files[f"splits/miniwob_{name}.json"] = to_bytes(listed)
     return files
 
 
 async def _usable(devtools: DevTools, page: str, first: int, count: int) -> dict[int, str]:
     """Seed -> instruction of the first ``count`` seeds whose target can be clicked."""
-    seeds = [first + offset for offset in range(4 * count)]
-    if seeds[-1] not in SPLIT_SEEDS:
-        raise ValueError(f"seeds from {first} leave the range of task files")
+    seeds = [first + offset for offset in range(SPARE * count)]
     usable = await read_instructions(devtools, page, seeds)
     if len(usable) < count:
         raise DesktopError(f"the page {page} has too few usable seeds from {first} on")

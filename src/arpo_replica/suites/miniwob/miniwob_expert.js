@@ -13,11 +13,13 @@
   const byText = (selector, text) => all(selector).find((e) => visible(e) && e.textContent.trim() === text);
   const button = (text) => click(byText("#area button", text), "Click " + text + ".");
 
-  // Ends of an entry task: focus the field, type the word, submit.
-  const enter = (field, text) => {
-    if (field.value === text) return click(one("#subbtn"), "Click Submit.");
+  // Entry tasks: focus the first field that lacks its word, type the word; at the end submit.
+  const enter = (...wanted) => {
+    const next = wanted.find(([field, text]) => field.value !== text);
+    if (!next) return click(one("#subbtn"), "Click " + one("#subbtn").textContent.trim() + ".");
+    const [field, text, name] = next;
     if (document.activeElement === field) return { kind: "type", text, thought: "Type " + text + "." };
-    return click(field, "Click the text field.");
+    return click(field, "Click the " + (name || "text") + " field.");
   };
 
   const plans = {
@@ -67,8 +69,24 @@
       const box = label && label.querySelector("input");
       return box && box.checked ? click(one("#subbtn"), "Click Submit.") : click(box, "Select " + name + ".");
     },
-    "enter-text": () => enter(one("#tt"), quoted()),
-    "enter-text-dynamic": () => enter(one("#tt"), quoted()),
+    "enter-text": () => enter([one("#tt"), quoted()]),
+    "enter-text-dynamic": () => enter([one("#tt"), quoted()]),
+    "enter-password": () =>
+      enter([one("#password"), quoted(), "first text"], [one("#verify"), quoted(), "second text"]),
+    "login-user": () => {
+      const [, user, password] = /username "(.*)" and the password "(.*)" into/.exec(query);
+      return enter([one("#username"), user, "username"], [one("#password"), password, "password"]);
+    },
+    "simple-arithmetic": () => {
+      const [, a, sign, b] = /(\d) ([-+x]) (\d)/.exec(one("#math-problem").textContent);
+      const result = { "+": +a + +b, "-": a - b, x: a * b }[sign];
+      return enter([one("#math-answer"), String(result)]);
+    },
+    "click-link": () => click(byText("#area .alink", quoted()), "Click " + quoted() + "."),
+    "grid-coordinate": () => {
+      const point = /\(-?\d,-?\d\)/.exec(query)[0];
+      return click(document.getElementById(point), "Click " + point + ".");
+    },
   };
 
   // Where the page lies on the screen: all over it, or below the browser's frame (equal borders left,

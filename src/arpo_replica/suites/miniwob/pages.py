@@ -7,9 +7,11 @@ page's own reward of that episode. The package itself is never imported: it pull
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,26 @@ TRAINED_PAGES = (
     "click-collapsible",
     "enter-text",
 )
-"""Page types of the demonstrations, the training splits and ``test_in``."""
+"""Page types of the training splits and ``test_in``, and of the demonstrations (``nano.pages``)."""
 
 HELD_OUT_PAGES = ("click-test", "click-button", "click-option", "enter-text-dynamic")
 """Page types of ``test_out`` only: like the trained ones, never shown to the policy before."""
+MORE_PAGES = ("enter-password", "login-user", "simple-arithmetic", "click-link", "grid-coordinate")
+"""Page types of no committed split, for plans and demonstrations of one's own."""
+KNOWN_PAGES = (*TRAINED_PAGES, *HELD_OUT_PAGES, *MORE_PAGES)
+"""Page types that the expert can solve (``miniwob_expert.js``); only these become tasks or demonstrations."""
+
+
+def check_pages(pages: Iterable[str], where: str) -> None:
+    """Raises ``UserError`` for a page type that the expert does not know. ``where``: the key with them."""
+    for page in pages:
+        if page not in KNOWN_PAGES:
+            close = difflib.get_close_matches(page, KNOWN_PAGES, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it knows {', '.join(KNOWN_PAGES)}."
+            raise UserError(
+                f"{where} has the page type '{page}', which the scripted expert does not know; {hint}"
+            )
+
 
 _LAUNCH = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}
 
