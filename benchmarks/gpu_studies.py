@@ -82,6 +82,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bases", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", metavar="REGIME", help="of the file's regimes")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the regimes' seeds")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which all runs are ended")
     parser.add_argument("--gather", action="store_true", help="start nothing, write what --folder holds")
@@ -99,9 +101,12 @@ def plan(options: argparse.Namespace) -> list[Run]:
     asked = yaml.safe_load(options.runs.read_text())
     runs: list[Run] = []
     for regime, row in asked["regimes"].items():
+        seeds = [seed for seed in row["seeds"] if seed in (options.seeds or row["seeds"])]
+        if options.only and regime not in options.only:
+            continue
         folder = options.folder.absolute() / regime
         folder.mkdir(parents=True, exist_ok=True)
-        for place, seed in enumerate(row["seeds"]):
+        for place, seed in enumerate(seeds):
             for arm in row["arms"]:
                 name = f"{regime}_{arm}_{seed}"
                 base = options.bases.absolute() / str(row["base"]) / "manifest.json"

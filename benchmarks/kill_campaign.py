@@ -178,10 +178,14 @@ class Study:
             for path in self.folder.glob("results/*/episodes/**/steps.jsonl")
         }
 
-    def manifests(self) -> dict[str, str]:
-        """Manifest of a model -> its text."""
-        paths = self.folder.glob("results/*/**/manifest.json")
-        return {str(path.relative_to(self.folder)): path.read_text() for path in paths}
+    def manifests(self) -> dict[str, Any]:
+        """Manifest of a model -> what it says, but for the commit: a campaign may go on after one."""
+        found = {}
+        for path in self.folder.glob("results/*/**/manifest.json"):
+            said = json.loads(path.read_text())
+            said.get("versions", {}).pop("arpo-replica", None)
+            found[str(path.relative_to(self.folder))] = said
+        return found
 
 
 def end_all(pids: Iterable[int]) -> None:

@@ -18,9 +18,10 @@ import transformers  # noqa: E402
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase  # noqa: E402
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder  # noqa: E402
 
-from arpo_replica.base.errors import PolicyError, RefusedError  # noqa: E402
+from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError  # noqa: E402
 from arpo_replica.config.models import PolicyConfig  # noqa: E402
 from arpo_replica.policy.prompt import build_messages  # noqa: E402
+from arpo_replica.training import agent_loop  # noqa: E402
 from arpo_replica.training.conversation import (  # noqa: E402
     FORGOTTEN,
     TokenConversation,
@@ -233,6 +234,28 @@ def test_requests_carry_seeds_that_depend_on_the_turn_alone(processor: Any) -> N
     ]
     assert seeds[0] == seeds[1]
     assert seeds[0][0] != seeds[0][1]
+
+
+def test_a_rollout_whose_desktop_died_draws_the_same_again_and_a_refill_anew(monkeypatch: Any) -> None:
+    begun: list[dict[str, Any]] = []
+
+    def begin(*_: Any, **given: Any) -> SimpleNamespace:
+        begun.append(given)
+        return SimpleNamespace(seconds={"wait": 0.0})
+
+    def desktop() -> None:
+        raise DesktopError("it is gone")
+
+    monkeypatch.setattr(agent_loop, "TokenConversation", begin)
+    job = SimpleNamespace(seed=0, stage_name="a", config=SimpleNamespace(policy=None))
+    place: Any = SimpleNamespace(job=job, pool=SimpleNamespace(desktop=desktop), named=False)
+    rollout = agent_loop.Attempts(task=make_task(1), step=2, rollout=3, started=0.0, errors=[])
+    loop: Any = None
+    for refill in (0, 1):
+        asyncio.run(agent_loop.DesktopAgentLoop._round(loop, place, {}, rollout, refill, 2))
+    first, again, refilled, _ = (given["seed_parts"] for given in begun)
+    assert first == again != refilled
+    assert [given["attempt"] for given in begun] == [0, 1, 2, 3]  # each has requests of its own
 
 
 @pytest.mark.parametrize("max_images", [9, 1])

@@ -22,7 +22,6 @@ import os
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -189,26 +188,31 @@ class DesktopAgentLoop(AgentLoopBase):
         attempts = job.config.rollout.env_error_retries + 1
         first = place.first_round[step]
         with first:
-            await self._round(place, sampling, rollout, range(attempts))
+            await self._round(place, sampling, rollout, 0, attempts)
         for refill in range(1, job.recipe.lost_rollout_refills + 1):
             if rollout.result is None:
                 await first.over.wait()
-                await self._round(place, sampling, rollout, range(refill * attempts, (refill + 1) * attempts))
+                await self._round(place, sampling, rollout, refill, attempts)
         return rollout
 
     async def _round(
-        self, place: Workplace, sampling: dict[str, Any], rollout: Attempts, attempts: Iterable[int]
+        self, place: Workplace, sampling: dict[str, Any], rollout: Attempts, refill: int, attempts: int
     ) -> None:
-        """Attempts (their numbers) until one gives a result, which ``rollout`` then has."""
+        """At most so many attempts until one gives a result, which ``rollout`` then has.
+
+        All of them draw the same numbers, as in an evaluation: a desktop that dies changes no training. A
+        refill draws others, in case it was the replies that no desktop survives.
+        """
         job, policy = place.job, place.job.config.policy
         name = f"{rollout.task.domain}/{rollout.task.id}"
-        for attempt in attempts:
+        for _ in range(attempts):
             conversation = TokenConversation(
                 self,
                 rollout.task,
                 sampling=sampling,
                 # The arm is left out on purpose: both arms draw the same numbers.
-                seed_parts=(job.seed, job.stage_name, rollout.step, name, rollout.rollout, attempt),
+                seed_parts=(job.seed, job.stage_name, rollout.step, name, rollout.rollout, refill),
+                attempt=rollout.count,
                 policy=policy,
                 named=place.named,
             )
@@ -228,7 +232,7 @@ class DesktopAgentLoop(AgentLoopBase):
             except (DesktopError, PolicyError) as error:
                 rollout.errors.append(f"{type(error).__name__}: {error}")
                 logger.warning(
-                    f"env_error in {name}, rollout {rollout.rollout}, attempt {attempt + 1}: {error}"
+                    f"env_error in {name}, rollout {rollout.rollout}, attempt {rollout.count}: {error}"
                 )
 
 

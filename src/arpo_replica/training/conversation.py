@@ -103,11 +103,13 @@ class TokenConversation:
         *,
         sampling: dict[str, Any],
         seed_parts: tuple[object, ...],
+        attempt: int = 0,
         policy: PolicyConfig,
         named: bool = False,
     ) -> None:
         """``loop``: the verl agent loop, whose token builder and server are used.
 
+        ``attempt``: sets apart the requests of two conversations of the same seeds.
         ``named``: the server is ours (``rollout_server``) and keeps screenshots by name.
         """
         self.loop = loop
@@ -115,7 +117,7 @@ class TokenConversation:
         self.sampling = sampling
         self.seed_parts = seed_parts
         self.policy = policy
-        self.request_id = hashlib.sha256(repr((task.id, seed_parts)).encode()).hexdigest()
+        self.request_id = hashlib.sha256(repr((task.id, seed_parts, attempt)).encode()).hexdigest()
         self.images: list[Image.Image] = []
         """All screenshots."""
         self.pngs: list[bytes] = []
