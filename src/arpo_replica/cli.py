@@ -361,7 +361,7 @@ def run_docs(options: argparse.Namespace) -> int:
     from arpo_replica.actions.compared import write_actions_page
     from arpo_replica.config.docs import render_docs, render_reruns
     from arpo_replica.doctor.examine import fill
-    from arpo_replica.evaluation.docs import write_results_docs
+    from arpo_replica.evaluation.tables import write_results_docs
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page
 

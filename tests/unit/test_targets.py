@@ -12,7 +12,7 @@ from PIL import Image
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, TargetsConfig
-from arpo_replica.evaluation.docs import render_schema
+from arpo_replica.evaluation.tables import render_schema
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, missing_keys, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
 from synthetic_study import PAPER, Study, make_study

@@ -72,7 +72,6 @@ class InputFile(Document):
 
 
 Subset = Literal["feasible", "infeasible", "trained_on", "not_trained_on"]
-Change = Literal["gained", "lost", "kept_solved", "kept_failed", "mixed"]
 
 
 class SourceFile(Document):
@@ -84,6 +83,34 @@ class SourceFile(Document):
     """None where only the hash was handed on."""
     rule: str
     """Rule of the workflow that writes it."""
+
+
+class Place(Document):
+    """Where a row of results belongs."""
+
+    arm: str
+    stage: str
+    split: str
+    protocol: Protocol
+
+
+class PairPlace(Document):
+    """Where a row belongs that compares two arms on the same tasks."""
+
+    arm: str
+    reference: str
+    stage: str
+    reference_stage: str
+    split: str
+    protocol: Protocol
+
+
+class Training(Document):
+    """One training: an arm and a seed through a stage."""
+
+    arm: str
+    seed: int
+    stage: str
 
 
 class LeftOutRow(Document):
@@ -101,13 +128,9 @@ class LeftOutRow(Document):
     """The list that says so."""
 
 
-class DomainRow(Document):
+class DomainRow(Place):
     """Success of one arm on the tasks of one domain, all seeds together."""
 
-    arm: str
-    stage: str
-    split: str
-    protocol: Protocol
     domain: str
     tasks: int
     """Tasks of the domain in the split that the study runs."""
@@ -117,15 +140,9 @@ class DomainRow(Document):
     """None without a valid episode."""
 
 
-class DomainDifferenceRow(Document):
+class DomainDifferenceRow(PairPlace):
     """Paired difference of two arms on one domain; the tests of a split are one family."""
 
-    arm: str
-    reference: str
-    stage: str
-    reference_stage: str
-    split: str
-    protocol: Protocol
     domain: str
     tasks: int
     difference: Interval
@@ -135,13 +152,9 @@ class DomainDifferenceRow(Document):
     """The same, adjusted by Holm over the domains of this split, pair of arms and protocol."""
 
 
-class SubsetRow(Document):
+class SubsetRow(Place):
     """Success of one arm on a part of a split, all seeds together."""
 
-    arm: str
-    stage: str
-    split: str
-    protocol: Protocol
     subset: Subset
     """``infeasible``: only a final FAIL wins. ``trained_on``: a stage of training has this very task."""
     tasks: int
@@ -150,13 +163,9 @@ class SubsetRow(Document):
     rate: Interval | None
 
 
-class PassRow(Document):
+class PassRow(Place):
     """Chance that at least one of k runs solves a task (unbiased estimate), all seeds together."""
 
-    arm: str
-    stage: str
-    split: str
-    protocol: Protocol
     k: int
     tasks: int
     """Tasks with at least k valid runs."""
@@ -165,19 +174,13 @@ class PassRow(Document):
     rate: Interval
 
 
-class FlipRow(Document):
+class FlipRow(PairPlace):
     """Tasks whose result differs between two arms, by the majority of their valid runs.
 
     ``solved``: more than half of the runs succeed; ``failed``: fewer than half; exactly half on either side
     is ``mixed``.
     """
 
-    arm: str
-    reference: str
-    stage: str
-    reference_stage: str
-    split: str
-    protocol: Protocol
     gained: list[str]
     """Failed by the reference, solved by the arm: ``domain/task``."""
     lost: list[str]
@@ -189,12 +192,9 @@ class FlipRow(Document):
     """Tasks that one side has no valid run of."""
 
 
-class ReplayRow(Document):
+class ReplayRow(Training):
     """When replay fired in one training, and with how old trajectories."""
 
-    arm: str
-    seed: int
-    stage: str
     steps: int
     """Updates."""
     groups: int | None
@@ -272,12 +272,9 @@ class OfflinePoint(Document):
     """Every further number that TRL wrote."""
 
 
-class OfflineTraining(Document):
+class OfflineTraining(Training):
     """The one training of an offline arm and seed: it learns from records, so there is no reward."""
 
-    arm: str
-    seed: int
-    stage: str
     method: str
     source: str
     learnt_from: dict[str, Any] = Field(default_factory=dict)
@@ -307,12 +304,12 @@ class ThroughputRow(Document):
     per_desktop_hour: float | None
     desktop_hours: float | None
     """Desktops x rollout hours: what a bill would count."""
-    desktop_busy: float | None
+    desktop_busy: float | None = None
     """Share of the desktop hours in which an episode ran; None for training."""
-    steps: int | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    minutes_per_trajectory: float | None
+    steps: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    minutes_per_trajectory: float | None = None
     """Mean duration of an episode with all its attempts; None for training."""
 
 
@@ -508,22 +505,16 @@ class CurvePoint(Document):
     """Every further number the trainer wrote."""
 
 
-class Curve(Document):
+class Curve(Training):
     """Training of one arm and seed through one stage."""
 
-    arm: str
-    seed: int
-    stage: str
     source: str
     points: list[CurvePoint]
 
 
-class ModelFacts(Document):
+class ModelFacts(Training):
     """What the manifest of a finished stage says."""
 
-    arm: str
-    seed: int
-    stage: str
     step: int
     """Updates of this stage; 0 for the untrained policy."""
     manifest: str
@@ -761,160 +752,23 @@ class TargetDocument(Document):
     dirty: bool | None = None
 
 
-# --- tables/: rows that are no rows of summary.json or claims.json --------------------------------------
+# --- scores.parquet ---------------------------------------------------------------------------------------
 
 
-class FlipTask(Document):
-    """A task whose result differs between two arms, or cannot be compared."""
-
-    arm: str
-    reference: str
-    stage: str
-    reference_stage: str
-    split: str
-    protocol: Protocol
-    task: str
-    """``domain/task``."""
-    change: Change | str
-    """``gained``, ``lost``, ``mixed`` or ``not_comparable``; see the table flips."""
-
-
-class OfflineUpdate(Document):
-    """One update of one offline arm."""
-
-    arm: str
-    seed: int
-    stage: str
-    method: str
-    step: int
-    loss: float | None
-    """Of the arm's own method; losses of different methods do not compare."""
-    other: dict[str, float]
-    """Every further number that TRL wrote."""
-
-
-class ReplayEvent(Document):
-    """One replayed trajectory."""
-
-    arm: str
-    seed: int
-    stage: str
-    step: int
-    """Update at which it took a failure's place."""
-    task: str
-    age: int
-    """Updates since it was made."""
-    name: str
-    """Name of the stored trajectory."""
-    rollout: int | None
-    """Rollout of the group that gave way, from 0."""
-
-
-class CurveTask(CurvePoint):
-    """One update of one training."""
-
-    arm: str = ""
-    seed: int = 0
-    stage: str = ""
-
-
-class GateRow(Document):
-    """One gate of one finished stage of training (`training.gates`)."""
-
-    arm: str
-    seed: int
-    stage: str
-    gate: str
-    key: str
-    """Key of the config that sets it."""
-    state: Literal["passed", "failed", "off"]
-    """``off``: not asked for, or it does not apply."""
-    says: str
-    """What was found."""
-
-
-class SplitTable(SplitFacts):
-    """A list of tasks."""
-
-    split: str
-
-
-class PublishedNumber(Document):
-    """A published number and the claim that it stands in."""
-
-    claim: str
-    number: str
-    """Id in data/paper/results.yaml."""
-    value: float
-    unit: str
-    n: int | None
-    """Tasks behind it."""
-    model: str
-    arm: str | None
-    protocol: str
-    place: str
-    grade: str
-    """P: printed in the paper; P-plot: read off a plot; R: the README."""
-
-
-class ContradictionRow(Document):
-    """One side of a contradiction in the published material."""
-
-    contradiction: str
-    number: int
-    subject: str
-    says: str
-    place: str
-    reading: str
-    here: str
-    key: str | None
-    value: Any
-    """What this study sets."""
-
-
-class EpisodeRow(Document):
-    """One episode."""
-
-    arm: str
-    stage: str
-    seed: int
-    split: str
-    trial: int
-    domain: str
-    task_id: str
-    infeasible: bool
-    outcome: str
-    """success, failure, truncated or env_error (no score, never 0)."""
-    hard_score: float | None
-    standard_score: float | None
-    success_hard: bool | None
-    success_standard: bool | None
-    n_steps: int
-    format_errors: int
-    attempts: int
-    duration_s: float
-    model_s: float | None
-    env_s: float | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    checkpoint_sha256: str
-    index: str
-    """File that lists the episode."""
-    index_sha256: str
-    directory: str
-    """Folder of the episode, below the study's folder of episodes."""
-
-
-class Mark(Document):
-    """The first columns of every table."""
-
-    study: str
-    size: str
-    """Size mark."""
-    desktop: str
-    """Kind of desktops."""
-    synthetic: bool
-    """True: invented, not measured."""
+EPISODE_COLUMNS = {
+    "study": "string", "size": "string", "desktop": "string", "desktop_mark": "string", "arm": "string",
+    "stage": "string", "seed": "int64", "split": "string", "trial": "int64", "domain": "string",
+    "task_id": "string", "task_sha256": "string", "instruction": "string", "infeasible": "bool",
+    "checkpoint_sha256": "string", "sampling": "string", "outcome": "string", "valid": "bool",
+    "hard_score": "Float64", "standard_score": "Float64", "success_hard": "boolean",
+    "success_standard": "boolean", "format_errors": "int64", "n_steps": "int64", "attempts": "int64",
+    "failed_attempts": "int64", "model_s": "Float64", "env_s": "Float64", "prompt_tokens": "Int64",
+    "completion_tokens": "Int64", "started_at": "float64", "duration_s": "float64", "directory": "string",
+    "synthetic": "bool", "errors": "string", "refusal": "string", "index": "string", "index_sha256": "string",
+}  # fmt: skip
+"""Columns of the table of episodes, in order, with pandas' types. ``directory`` is relative to the study's
+folder of episodes; ``errors`` is a JSON list, one message for each attempt that failed; ``index`` is the file
+that the row was read from."""
 
 
 # --- files -----------------------------------------------------------------------------------------------

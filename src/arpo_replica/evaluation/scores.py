@@ -14,54 +14,13 @@ from pydantic import ValidationError
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.records import EPISODE_COLUMNS as COLUMNS
 from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.left_out import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""
-COLUMNS: dict[str, str] = {
-    "study": "string",
-    "size": "string",
-    "desktop": "string",
-    "desktop_mark": "string",
-    "arm": "string",
-    "stage": "string",
-    "seed": "int64",
-    "split": "string",
-    "trial": "int64",
-    "domain": "string",
-    "task_id": "string",
-    "task_sha256": "string",
-    "instruction": "string",
-    "infeasible": "bool",
-    "checkpoint_sha256": "string",
-    "sampling": "string",
-    "outcome": "string",
-    "valid": "bool",
-    "hard_score": "Float64",
-    "standard_score": "Float64",
-    "success_hard": "boolean",
-    "success_standard": "boolean",
-    "format_errors": "int64",
-    "n_steps": "int64",
-    "attempts": "int64",
-    "failed_attempts": "int64",
-    "model_s": "Float64",
-    "env_s": "Float64",
-    "prompt_tokens": "Int64",
-    "completion_tokens": "Int64",
-    "started_at": "float64",
-    "duration_s": "float64",
-    "directory": "string",
-    "synthetic": "bool",
-    "errors": "string",
-    "refusal": "string",
-    "index": "string",
-    "index_sha256": "string",
-}
-"""Columns of the table. ``directory`` is relative to the study's folder of episodes; ``errors`` is a JSON
-list, one message for each attempt that failed; ``index`` is the file that the row was read from."""
 ADDED: dict[str, Any] = {"synthetic": False, "errors": "[]", "refusal": "", "index": "", "index_sha256": ""}
 """What a table written before these columns existed is read with."""
 

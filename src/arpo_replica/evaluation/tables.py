@@ -1,58 +1,66 @@
-"""Every table of a study as CSV and JSON, for readers who want the numbers (``tables/`` of the results).
+"""Every table of a study as CSV and JSON (``tables/`` of the results), and ``docs/results.md`` about them.
 
-Columns are taken from the models of ``summary.json`` and ``claims.json``: their names are stable, their
-meanings stand in docs/results.md, which is generated from here. An interval becomes five columns: the value
-under the field's own name, then ``_low``, ``_high``, ``_method`` and ``_about``.
+Columns are taken from the models of ``summary.json`` and ``claims.json``: their names are stable, and the
+page and the JSON schemas are generated from the same models, so that neither can drift from the files. An
+interval becomes five columns: the value under the field's own name, then ``_low``, ``_high``, ``_method``
+and ``_about``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-import pandas as pd
 from pydantic import BaseModel
 
 from arpo_replica.base.files import write_atomically
-from arpo_replica.evaluation.records import (
-    ClaimResult,
-    Claims,
-    ContradictionRow,
-    CurveTask,
-    DifferenceRow,
-    Document,
-    DomainDifferenceRow,
-    DomainRow,
-    EffortRow,
-    EnvErrorRow,
-    EpisodeRow,
-    FlipRow,
-    FlipTask,
-    GateRow,
-    Interval,
-    LeftOutRow,
-    Mark,
-    ModelFacts,
-    OfflineUpdate,
-    OwnMeasurement,
-    PassRow,
-    PublishedNumber,
-    RateRow,
-    Reach,
-    ReplayEffect,
-    ReplayEvent,
-    ReplayRow,
-    SourceFile,
-    SplitTable,
-    SubsetRow,
-    Summary,
-    ThroughputRow,
-    TrainingOutcome,
-)
-from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation import records as r
+from arpo_replica.evaluation.targets import TARGETS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARK = ("study", "size", "desktop", "synthetic")
+"""The first columns of every table: no number leaves its study without them."""
+SCHEMAS: dict[str, type[BaseModel]] = {"summary": r.Summary, "claims": r.Claims, "target": r.TargetDocument}
+COMMON = {
+    "arm": "Arm of the study (`arms` of the config).",
+    "reference": "Arm that it is compared with, on the same tasks.",
+    "stage": "Stage of training; `base`: untrained.",
+    "reference_stage": "Stage of the reference.",
+    "split": "List of tasks.",
+    "domain": "Application or folder of the task.",
+    "protocol": "hard: the state as it was left; standard: an episode cut at the step limit counts as FAIL.",
+    "tasks": "Number of tasks.",
+    "valid": "Runs with a score.",
+    "successes": "Runs with success.",
+    "seed": "Training seed.",
+    "trial": "Repeat of the task, from 0.",
+    "step": "Update.",
+    "steps": "Steps of episodes.",
+    "path": "Relative to the repository.",
+    "outcome": "success, failure, truncated or env_error (no score, never 0).",
+    "index": "File that lists the episode.",
+    "directory": "Folder of the episode, below the study's folder of episodes.",
+}
+"""Meanings of columns that many tables share and whose models say nothing of their own."""
+EPISODE = (
+    "arm", "stage", "seed", "split", "trial", "domain", "task_id", "infeasible", "outcome", "hard_score",
+    "standard_score", "success_hard", "success_standard", "n_steps", "format_errors", "attempts",
+    "duration_s", "model_s", "env_s", "prompt_tokens", "completion_tokens", "checkpoint_sha256", "index",
+    "index_sha256", "directory",
+)  # fmt: skip
+"""Columns of the table of episodes that are published as a table."""
+KINDS = {
+    "string": "text", "bool": "true or false", "boolean": "true or false", "int64": "whole number",
+    "Int64": "whole number", "float64": "number", "Float64": "number",
+}  # fmt: skip
+"""Type of a column of the table of episodes -> what the page calls it."""
+PAGE = Path(__file__).with_name("results_page.md")
+"""The page's text; what follows from the models is put in its two places."""
 
 
 @dataclass(frozen=True)
@@ -60,204 +68,49 @@ class Column:
     """A column of a table."""
 
     name: str
-    kind: str
-    meaning: str
+    kind: str = "text"
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name is its file's, its row is a model."""
+    """A table: its name is its file's."""
 
     name: str
-    row: type[Document]
-    without: frozenset[str] = frozenset()
+    about: str
+    own: tuple[Column, ...]
+    """Its columns after those of ``MARK``."""
 
-    def columns(self) -> list[Column]:
-        """Its columns in order, the mark's first."""
-        found = [column for column in columns_of(self.row) if column.name not in self.without]
-        return [*columns_of(Mark), *(column for column in found if column.name not in Mark.model_fields)]
-
-
-TABLES = (
-    Table("rates", RateRow),
-    Table("differences", DifferenceRow),
-    Table("domains", DomainRow),
-    Table("domain_differences", DomainDifferenceRow),
-    Table("subsets", SubsetRow),
-    Table("pass_at_k", PassRow),
-    Table("flips", FlipRow),
-    Table("flip_tasks", FlipTask),
-    Table("claims", ClaimResult, frozenset({"published"})),
-    Table("published", PublishedNumber),
-    Table("contradictions", ContradictionRow),
-    Table("own_measurements", OwnMeasurement),
-    Table("learning_curves", CurveTask, frozenset({"swaps"})),
-    Table("offline_curves", OfflineUpdate),
-    Table("gates", GateRow),
-    Table("replay", ReplayRow),
-    Table("replay_events", ReplayEvent),
-    Table("trainings", TrainingOutcome),
-    Table("replay_effects", ReplayEffect),
-    Table("throughput", ThroughputRow),
-    Table("effort", EffortRow),
-    Table("env_errors", EnvErrorRow),
-    Table("models", ModelFacts),
-    Table("splits", SplitTable),
-    Table("left_out", LeftOutRow),
-    Table("sources", SourceFile),
-    Table("episodes", EpisodeRow),
-)
+    @property
+    def names(self) -> list[str]:
+        """All columns in order, the mark's first."""
+        return [*MARK, *(column.name for column in self.own)]
 
 
-def write_tables(summary: Path, claims: Path, scores: Path, folder: Path) -> list[Path]:
-    """Write every table as CSV and JSON into ``folder``; the same inputs give the same bytes."""
-    numbers = Summary.model_validate_json(summary.read_bytes())
-    judged = Claims.model_validate_json(claims.read_bytes())
-    rows = table_rows(numbers, judged, read_scores(scores))
-    mark = Mark(
-        study=numbers.study, size=numbers.size, desktop=numbers.desktop, synthetic=numbers.synthetic
-    ).model_dump()
-    written = []
-    for table in TABLES:
-        names = [column.name for column in table.columns()]
-        flat = [{name: {**mark, **row}.get(name) for name in names} for row in map(flatten, rows[table.name])]
-        for suffix, data in (("csv", as_csv(names, flat)), ("json", as_json(table, flat))):
-            path = folder / f"{table.name}.{suffix}"
-            write_atomically(path, data)
-            written.append(path)
-    return written
-
-
-def table_rows(summary: Summary, claims: Claims, scores: pd.DataFrame) -> dict[str, Sequence[BaseModel]]:
-    """Table -> rows."""
-    rows: dict[str, Sequence[BaseModel]] = {
-        "rates": summary.rates,
-        "differences": summary.differences,
-        "domains": summary.domains,
-        "domain_differences": summary.domain_differences,
-        "subsets": summary.subsets,
-        "pass_at_k": summary.pass_at_k,
-        "flips": summary.flips,
-        "flip_tasks": list(_flip_tasks(summary.flips)),
-        "claims": claims.claims,
-        "published": list(_published(claims.claims)),
-        "contradictions": list(_contradictions(claims)),
-        "own_measurements": claims.own_measurements,
-        "learning_curves": [
-            CurveTask(arm=curve.arm, seed=curve.seed, stage=curve.stage, **point.model_dump())
-            for curve in summary.curves
-            for point in curve.points
-        ],
-        "offline_curves": [
-            OfflineUpdate(
-                **training.model_dump(include={"arm", "seed", "stage", "method"}), **point.model_dump()
-            )
-            for training in summary.offline
-            for point in training.points
-        ],
-        "gates": list(gate_rows(summary)),
-        "replay": summary.replay,
-        "replay_events": list(_replay_events(summary)),
-        "trainings": summary.trainings,
-        "replay_effects": summary.replay_effects,
-        "throughput": summary.throughput,
-        "effort": summary.effort,
-        "env_errors": summary.env_errors,
-        "models": summary.models,
-        "splits": [SplitTable(split=name, **facts.model_dump()) for name, facts in summary.splits.items()],
-        "left_out": summary.left_out,
-        "sources": summary.files,
-    }
-    known = scores.astype(object).where(scores.notna(), None)
-    fields = set(EpisodeRow.model_fields)
-    rows["episodes"] = [
-        EpisodeRow(**{str(name): value for name, value in row.items() if name in fields})
-        for row in known.to_dict("records")
-    ]
-    return rows
-
-
-def _flip_tasks(flips: Iterable[FlipRow]) -> Iterator[FlipTask]:
-    for row in flips:
-        place = row.model_dump(include={"arm", "reference", "stage", "reference_stage", "split", "protocol"})
-        for change in ("gained", "lost", "mixed", "not_comparable"):
-            for task in getattr(row, change):
-                yield FlipTask(**place, task=task, change=change)
-
-
-def _published(claims: Iterable[ClaimResult]) -> Iterator[PublishedNumber]:
-    names = set(PublishedNumber.model_fields)
-    for claim in claims:
-        for number in claim.published:
-            values = {key: value for key, value in number.items() if key in names}
-            yield PublishedNumber(claim=claim.id, number=str(number["id"]), **values)
-
-
-def _contradictions(claims: Claims) -> Iterator[ContradictionRow]:
-    for entry in claims.contradictions:
-        for side in entry.sides:
-            yield ContradictionRow(
-                contradiction=entry.id,
-                says=side.says,
-                place=side.place,
-                **entry.model_dump(include={"number", "subject", "reading", "here", "key", "value"}),
-            )
-
-
-def gate_rows(summary: Summary) -> Iterator[GateRow]:
-    """Gate by gate what each finished stage was judged by, in the summary's order."""
-    for report in summary.gates:
-        for gate in report.gates:
-            yield GateRow(
-                arm=report.arm,
-                seed=report.seed,
-                stage=report.stage,
-                gate=gate.name,
-                **gate.model_dump(exclude={"name"}),
-            )
-
-
-def _replay_events(summary: Summary) -> Iterator[ReplayEvent]:
-    for curve in summary.curves:
-        for point in curve.points:
-            for swap in point.swaps:
-                yield ReplayEvent(
-                    arm=curve.arm, seed=curve.seed, stage=curve.stage, step=point.step, **swap.model_dump()
-                )
-
-
-# --- rows to columns -----------------------------------------------------------------------------------
-
-
-def columns_of(model: type[BaseModel], prefix: str = "") -> list[Column]:
-    """The columns that a row of this model has, whatever its values."""
+def columns_of(model: type[BaseModel], prefix: str = "") -> dict[str, Column]:
+    """Name -> column of all that a record of this model has, whatever its values."""
     found = []
-    for name, field in model.model_fields.items():
-        full = f"{prefix}{name}"
-        meaning = " ".join((field.description or "").split())
-        nested = _nested(field.annotation)
-        if nested is Interval:
-            found.append(Column(full, "number", meaning or "The value."))
-            found.append(Column(f"{full}_low", "number", f"Lower end of the 95 % interval of {full}."))
-            found.append(Column(f"{full}_high", "number", "Upper end."))
-            found.append(Column(f"{full}_method", "text", "How the interval was made."))
-            found.append(Column(f"{full}_about", "text", "What would be drawn anew."))
-        elif nested is Reach:
-            found += columns_of(Reach, f"{full}_")
+    for field_name, field in model.model_fields.items():
+        name, meaning = f"{prefix}{field_name}", " ".join((field.description or "").split())
+        kinds = (field.annotation, *get_args(field.annotation))
+        if r.Interval in kinds:
+            found += [
+                Column(name, "number", meaning or "The value."),
+                Column(f"{name}_low", "number", f"Lower end of the 95 % interval of {name}."),
+                Column(f"{name}_high", "number", "Upper end."),
+                Column(f"{name}_method", "text", "How the interval was made."),
+                Column(f"{name}_about", "text", "What would be drawn anew."),
+            ]
+        elif r.Reach in kinds:
+            found += columns_of(r.Reach, f"{name}_").values()
         else:
-            found.append(Column(full, _kind(field.annotation), meaning))
-    return found
-
-
-def _nested(annotation: Any) -> type[Interval] | type[Reach] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if candidate in (Interval, Reach):
-            found: type[Interval] | type[Reach] = candidate
-            return found
-    return None
+            found.append(Column(name, _kind(field.annotation), meaning or COMMON.get(name, "")))
+    return {column.name: column for column in found}
 
 
 def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "text"
     text = str(annotation)
     for word, kind in (("list", "list"), ("dict", "mapping"), ("bool", "true or false"), ("float", "number")):
         if word in text:
@@ -265,26 +118,189 @@ def _kind(annotation: Any) -> str:
     return "whole number" if "int" in text else "text"
 
 
+def _of(model: type[BaseModel], without: str = "") -> tuple[Column, ...]:
+    return tuple(c for name, c in columns_of(model).items() if name not in (*MARK, without))
+
+
+def _records(name: str, model: type[BaseModel], without: str = "") -> Table:
+    return Table(name, " ".join((model.__doc__ or "").split()), _of(model, without))
+
+
+def _named(names: str) -> tuple[Column, ...]:
+    """Columns of text whose meaning, if they need one, is common to many tables."""
+    return tuple(Column(name, meaning=COMMON.get(name, "")) for name in names.split())
+
+
+TRAINING, PAIR, SPLIT, PROTOCOL = _of(r.Training), _of(r.PairPlace), *_named("split protocol")
+STEP = columns_of(r.CurvePoint)["step"]
+TABLES = (
+    _records("rates", r.RateRow),
+    _records("differences", r.DifferenceRow),
+    _records("domains", r.DomainRow),
+    _records("domain_differences", r.DomainDifferenceRow),
+    _records("subsets", r.SubsetRow),
+    _records("pass_at_k", r.PassRow),
+    _records("flips", r.FlipRow),
+    Table(
+        "flip_tasks",
+        "A task whose result differs between two arms, or cannot be compared.",
+        (
+            *PAIR,
+            Column("task", meaning="``domain/task``."),
+            Column("change", meaning="``gained``, ``lost``, ``mixed`` or ``not_comparable``; see flips."),
+        ),
+    ),
+    _records("claims", r.ClaimResult, without="published"),
+    Table(
+        "published",
+        "A published number and the claim that it stands in.",
+        (
+            Column("claim"),
+            Column("number", meaning="Id in data/paper/results.yaml."),
+            Column("value", "number"),
+            Column("unit"),
+            Column("n", "whole number", "Tasks behind it."),
+            *_named("model arm protocol place"),
+            Column("grade", meaning="P: printed in the paper; P-plot: read off a plot; R: the README."),
+        ),
+    ),
+    Table(
+        "contradictions",
+        "One side of a contradiction in the published material.",
+        (
+            Column("contradiction"),
+            Column("number", "whole number"),
+            *_named("subject says place reading here key"),
+            Column("value", meaning="What this study sets."),
+        ),
+    ),
+    _records("own_measurements", r.OwnMeasurement),
+    Table("learning_curves", "One update of one training.", (*_of(r.CurvePoint, "swaps"), *TRAINING)),
+    Table(
+        "offline_curves",
+        "One update of one offline arm.",
+        (*TRAINING, Column("method"), *_of(r.OfflinePoint)),
+    ),
+    Table(
+        "gates",
+        "One gate of one finished stage of training (`training.gates`).",
+        (
+            *TRAINING,
+            Column("gate"),
+            Column("key", meaning="Key of the config that sets it."),
+            Column(
+                "state", meaning="``passed``, ``failed``, or ``off``: not asked for, or it does not apply."
+            ),
+            Column("says", meaning="What was found."),
+        ),
+    ),
+    _records("replay", r.ReplayRow),
+    Table("replay_events", "One replayed trajectory.", (*TRAINING, STEP, *_of(r.SwapFact))),
+    _records("trainings", r.TrainingOutcome),
+    _records("replay_effects", r.ReplayEffect),
+    _records("throughput", r.ThroughputRow),
+    _records("effort", r.EffortRow),
+    _records("env_errors", r.EnvErrorRow),
+    _records("models", r.ModelFacts),
+    Table("splits", "A list of tasks.", (*_of(r.SplitFacts), SPLIT)),
+    _records("left_out", r.LeftOutRow),
+    _records("sources", r.SourceFile),
+    Table(
+        "episodes",
+        "One episode.",
+        tuple(Column(name, KINDS[r.EPISODE_COLUMNS[name]], COMMON.get(name, "")) for name in EPISODE),
+    ),
+)
+
+
+AS_THEY_ARE = (
+    "rates", "differences", "domains", "domain_differences", "subsets", "pass_at_k", "flips", "replay",
+    "trainings", "replay_effects", "throughput", "effort", "env_errors", "models", "left_out",
+)  # fmt: skip
+"""Tables that are lists of the summary."""
+
+
+def table_files(folder: str | Path) -> list[str]:
+    """All files of ``write_tables``."""
+    return [f"{folder}/{table.name}.{suffix}" for table in TABLES for suffix in ("csv", "json")]
+
+
+def write_tables(summary: Path, claims: Path, scores: Path, folder: Path) -> list[Path]:
+    """Write every table as CSV and JSON into ``folder``; the same inputs give the same bytes."""
+    from arpo_replica.evaluation.scores import read_scores
+
+    numbers = r.Summary.model_validate_json(summary.read_bytes())
+    judged = r.Claims.model_validate_json(claims.read_bytes())
+    rows = table_rows(numbers, judged, read_scores(scores))
+    mark = {name: getattr(numbers, name) for name in MARK}
+    for table in TABLES:
+        flat = [{name: (row | mark).get(name) for name in table.names} for row in rows[table.name]]
+        write_atomically(folder / f"{table.name}.csv", as_csv(table.names, flat))
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False, default=str) for row in flat)
+        document = f'{{"table": "{table.name}", "rows": [\n{lines}\n]}}\n'
+        write_atomically(folder / f"{table.name}.json", document.encode())
+    return [Path(path) for path in table_files(folder)]
+
+
+def table_rows(summary: r.Summary, claims: r.Claims, scores: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Table -> rows, which may hold more than the table's columns."""
+    own = {name: [flatten(row) for row in getattr(summary, name)] for name in AS_THEY_ARE}
+    updates = [(flatten(curve), point) for curve in summary.curves for point in curve.points]
+    return own | {
+        "flip_tasks": [
+            {**flatten(row), "task": task, "change": change}
+            for row in summary.flips
+            for change in ("gained", "lost", "mixed", "not_comparable")
+            for task in getattr(row, change)
+        ],
+        "claims": [flatten(claim) for claim in claims.claims],
+        "published": [
+            {**number, "number": number["id"], "claim": claim.id}
+            for claim in claims.claims
+            for number in claim.published
+        ],
+        "contradictions": [
+            {**flatten(entry), **flatten(side), "contradiction": entry.id}
+            for entry in claims.contradictions
+            for side in entry.sides
+        ],
+        "own_measurements": [flatten(row) for row in claims.own_measurements],
+        "learning_curves": [training | flatten(point) for training, point in updates],
+        "offline_curves": [
+            flatten(training) | flatten(point) for training in summary.offline for point in training.points
+        ],
+        "gates": [
+            flatten(report) | flatten(gate) | {"gate": gate.name}
+            for report in summary.gates
+            for gate in report.gates
+        ],
+        "replay_events": [
+            {**training, "step": point.step, **flatten(swap)}
+            for training, point in updates
+            for swap in point.swaps
+        ],
+        "splits": [{**flatten(facts), "split": name} for name, facts in summary.splits.items()],
+        "sources": [flatten(file) for file in summary.files],
+        "episodes": [
+            {str(name): value for name, value in row.items()}
+            for row in scores.astype(object).where(scores.notna(), None).to_dict("records")
+        ],
+    }
+
+
 def flatten(row: BaseModel) -> dict[str, Any]:
-    """A row as columns."""
+    """A record as columns."""
     flat: dict[str, Any] = {}
     for name in type(row).model_fields:
         value = getattr(row, name)
-        if isinstance(value, Interval):
+        if isinstance(value, r.Interval):
             flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
             flat |= {f"{name}_method": value.method, f"{name}_about": value.about}
-        elif isinstance(value, Reach):
+        elif isinstance(value, r.Reach):
             flat |= {f"{name}_{key}": part for key, part in value.model_dump().items()}
         else:
             flat[name] = value
     return flat
-
-
-def as_json(table: Table, rows: list[dict[str, Any]]) -> bytes:
-    """``{table, rows}`` with one row per line."""
-    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
-    body = ",\n".join(lines)
-    return f'{{"table": "{table.name}", "rows": [\n{body}\n]}}\n'.encode()
 
 
 def as_csv(names: list[str] | None, rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -292,6 +308,8 @@ def as_csv(names: list[str] | None, rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     ``names``: the columns; None: those of the rows, as they come.
     """
+    import pandas as pd
+
     # dtype object: a column of whole numbers with a gap would become one of decimals.
     frame = pd.DataFrame(rows, columns=names, dtype=object)
     return frame.map(_cell).to_csv(index=False, lineterminator="\n").encode()
@@ -308,3 +326,39 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value
+
+
+# --- docs/results.md and the JSON schemas ----------------------------------------------------------------
+
+
+def render_results() -> str:
+    """The page ``docs/results.md``."""
+    rows = []
+    for target in TARGETS.values():
+        roles = [*target.roles, *target.curves, *(["environments"] if target.throughput else [])]
+        rows.append(f"| `{target.name}` | {target.place} | {', '.join(target.arms)} | {', '.join(roles)} |\n")
+    text = PAGE.read_text(encoding="utf-8").replace("<!-- targets -->\n", "".join(rows))
+    return text.replace("<!-- tables -->\n", "".join(map(_described, TABLES)))
+
+
+def _described(table: Table) -> str:
+    lines = [f"\n### {table.name}\n\n{table.about}\n\n| column | type | meaning |\n| --- | --- | --- |\n"]
+    for column in table.own:
+        meaning = column.meaning.replace("|", "\\|")
+        lines.append(f"| `{column.name}` | {column.kind} | {meaning} |\n")
+    return "".join(lines)
+
+
+def render_schema(name: str) -> str:
+    """One of ``SCHEMAS`` as JSON Schema."""
+    schema = SCHEMAS[name].model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_results_docs(folder: Path) -> None:
+    """Write the page and the schemas below ``folder`` (``docs``)."""
+    (folder / "schemas").mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(render_results(), encoding="utf-8")
+    for name in SCHEMAS:
+        (folder / "schemas" / f"{name}.schema.json").write_text(render_schema(name), encoding="utf-8")

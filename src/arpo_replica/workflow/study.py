@@ -15,7 +15,7 @@ from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.policy import SERVED
-from arpo_replica.evaluation.table_files import table_files
+from arpo_replica.evaluation.tables import table_files
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
 from arpo_replica.models.nano.model import check_nano
 from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
