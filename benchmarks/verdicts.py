@@ -38,7 +38,7 @@ FAMILY = {"table1": 6, "readme128": 3}
 
 def table(studies: int) -> list[dict[str, Any]]:
     """A row per claim, truth and spread."""
-    claims, published = load_claims(ROOT / "data/paper/claims.yaml")
+    claims, published = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
     rows = []
     for claim in (claim for name in HEADLINES for claim in claims if claim.id == name):
         numbers = [published[name] for name in claim.published]

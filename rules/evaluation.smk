@@ -44,6 +44,7 @@ rule compare_claims:
         claims=find("data/paper/claims.yaml"),
         published=find("data/paper/results.yaml"),
         contradictions=find("data/paper/contradictions.yaml"),
+        hyperparameters=find("data/paper/hyperparameters.yaml"),
         lists=study.committed_lists(),
     output:
         "<results>/claims.json",

@@ -29,6 +29,9 @@ rule make_target:
         unpack(target_files),
         claims=find("data/paper/claims.yaml"),
         published=find("data/paper/results.yaml"),
+        contradictions=find("data/paper/contradictions.yaml"),
+        hyperparameters=find("data/paper/hyperparameters.yaml"),
+        lists=study.committed_lists(),
     output:
         multiext("<results>/targets/{target}/{target}", ".csv", ".json", ".svg", ".png"),
     log:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from arpo_replica.evaluation.claims import compare_claims
+from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
@@ -10,7 +11,7 @@ with job(snakemake) as config:
     compare_claims(
         config,
         Path(snakemake.input.summary),
-        Path(snakemake.input.claims),
+        PaperFiles.of(snakemake.input),
         Path(snakemake.output[0]),
         Path(measured["path"]) if measured else None,
     )

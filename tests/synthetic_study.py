@@ -30,6 +30,7 @@ from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare_claims
 from arpo_replica.evaluation.provenance import write_provenance
+from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import as_table, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
@@ -197,7 +198,8 @@ def judge(study: Study) -> Summary:
         reports=study.reports,
         learning=study.learning,
     )
-    compare_claims(study.config, results / "summary.json", PAPER / "claims.yaml", results / "claims.json")
+    paper = PaperFiles.below(PAPER.parent)
+    compare_claims(study.config, results / "summary.json", paper, results / "claims.json")
     write_origin(study)
     return summary
 

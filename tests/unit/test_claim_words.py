@@ -10,7 +10,7 @@ from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
 from arpo_replica.report.claim_words import amount, bounds, chances, needed, published_gap, signed
 from synthetic_study import PAPER
 
-CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml")
+CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")
 MINUS = "\N{MINUS SIGN}"
 
 

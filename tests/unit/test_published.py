@@ -12,7 +12,7 @@ from arpo_replica.evaluation.published import load_claims, load_contradictions
 from arpo_replica.evaluation.targets import TARGETS
 from synthetic_study import PAPER
 
-CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml")
+CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")
 CONTRADICTIONS = load_contradictions(PAPER / "contradictions.yaml", NUMBERS)
 
 
@@ -109,7 +109,8 @@ def edited(folder: Path, file: str, change: dict[str, object], index: int = 0) -
 )
 def test_a_mistake_names_file_and_id(tmp_path: Path, file: str, change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_claims(edited(tmp_path, file, change))
+        edited(tmp_path, file, change)
+        load_claims(tmp_path / "claims.yaml", tmp_path / "results.yaml")
 
 
 def test_a_contradiction_about_an_unknown_number_is_refused(tmp_path: Path) -> None:

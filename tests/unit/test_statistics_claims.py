@@ -8,7 +8,8 @@ import yaml
 
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.errors import UserError
-from arpo_replica.evaluation.claims import compare_claims, load_claims
+from arpo_replica.evaluation.claims import compare_claims
+from arpo_replica.evaluation.published import PaperFiles, load_claims
 from arpo_replica.evaluation.records import Claims, Summary
 from synthetic_study import PAPER, Study, evaluate, make_study, write_origin
 
@@ -21,7 +22,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_committed_numbers_are_in_order() -> None:
-    claims, published = load_claims(PAPER / "claims.yaml")
+    claims, published = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")
     assert published["t1_arpo_standard"].value == 29.9
     assert published["readme_arpo_128"].grade == "R"
     used = {name for claim in claims for name in claim.published}
@@ -30,7 +31,7 @@ def test_committed_numbers_are_in_order() -> None:
 
 
 def test_table1_gains_are_what_the_statements_say() -> None:
-    claims, published = load_claims(PAPER / "claims.yaml")
+    claims, published = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")
     by_id = {claim.id: claim for claim in claims}
     for name, gain in (
         ("table1_gain_over_base", 6.4),
@@ -44,7 +45,7 @@ def test_table1_gains_are_what_the_statements_say() -> None:
 
 def test_a_nano_study_is_never_compared(study: Study) -> None:
     found = Claims.model_validate_json((study.results / "claims.json").read_bytes())
-    assert len(found.claims) == len(load_claims(PAPER / "claims.yaml")[0])
+    assert len(found.claims) == len(load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")[0])
     assert {claim.verdict for claim in found.claims} == {"not run"}
     assert {claim.measured for claim in found.claims} == {None}
     planner = [claim for claim in found.claims if "GPT-4o" in claim.statement]
@@ -59,7 +60,7 @@ def study_rows(study: Study) -> list:
     return [*[row for row in summary.rates if row.of_valid], *summary.differences]
 
 
-def write_claims(folder: Path, **change: object) -> Path:
+def write_claims(folder: Path, **change: object) -> PaperFiles:
     """A claim that the synthetic study itself may speak about (as if the paper were about nano)."""
     claim = {
         "id": "c",
@@ -80,12 +81,12 @@ def write_claims(folder: Path, **change: object) -> Path:
     }
     (folder / "results.yaml").write_text(yaml.safe_dump(numbers))
     (folder / "claims.yaml").write_text(yaml.safe_dump({"claims": [claim]}))
-    return folder / "claims.yaml"
+    return PaperFiles(folder / "claims.yaml", folder / "results.yaml")
 
 
 def judged(study: Study, tmp_path: Path, **change: object) -> Claims:
-    path = write_claims(tmp_path, **change)
-    return compare_claims(study.config, study.results / "summary.json", path, tmp_path / "claims.json")
+    paper = write_claims(tmp_path, **change)
+    return compare_claims(study.config, study.results / "summary.json", paper, tmp_path / "claims.json")
 
 
 def test_a_rate_of_an_untrained_policy_is_judged_by_its_runs(study: Study, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, TargetsConfig
+from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.tables import render_schema
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, missing_keys, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
@@ -55,7 +56,8 @@ def files_of(study: Study, name: str, folder: Path) -> TargetFiles:
         "trajectories_per_hour": 320.0,
     }
     throughput.write_text(json.dumps({"points": [{"desktops": count, **point} for count in (2, 4)]}))
-    return TargetFiles(indexes, metrics, throughput if target.throughput else None, PAPER / "claims.yaml")
+    paper = PaperFiles.below(PAPER.parent)
+    return TargetFiles(paper, indexes, metrics, throughput=throughput if target.throughput else None)
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "fig6"])

@@ -1,24 +1,116 @@
-"""The results broken down: by domain, by kind of task, by number of tries, and task by task between arms."""
+"""From episodes and curves to rows of the summary: results broken down, and what they took.
+
+By domain, by kind of task, by number of tries, task by task between arms; throughput, machine time,
+environment failures, and when replay fired. ``Checkpoint`` and ``select`` say which episodes stand behind a
+number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
-from arpo_replica.evaluation.records import (
-    PROTOCOLS,
-    DomainDifferenceRow,
-    DomainRow,
-    FlipRow,
-    PassRow,
-    Subset,
-    SubsetRow,
-)
-from arpo_replica.evaluation.selection import Checkpoint, Runs, pairs_of, runs_of, select
+from arpo_replica.evaluation.records import PROTOCOLS, Protocol
 from arpo_replica.tasks.model import Task
+
+UNTRAINED = "base"
+"""Arm and stage of the policy before training."""
+Runs = dict[str, list[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An arm at a stage, with the training seeds it is measured for."""
+
+    arm: str
+    stage: str
+    seeds: tuple[int, ...]
+
+    def place(self, split: str, protocol: Protocol) -> dict[str, Any]:
+        """The fields by which a row of results says where it belongs."""
+        return {"arm": self.arm, "stage": self.stage, "split": split, "protocol": protocol}
+
+    def place_against(self, theirs: Checkpoint, split: str, protocol: Protocol) -> dict[str, Any]:
+        """The same for a row that compares it with another checkpoint."""
+        return self.place(split, protocol) | {"reference": theirs.arm, "reference_stage": theirs.stage}
+
+    def seed_groups(self) -> list[int | None]:
+        """Each seed by itself; with several also all together (None), first."""
+        return [None, *self.seeds] if len(self.seeds) > 1 else list(self.seeds)
+
+
+def checkpoints_of(config: StudyConfig, table: pd.DataFrame) -> Iterator[Checkpoint]:
+    """What was measured, and what the config wants measured: each trained arm after its last stage."""
+    for arm in config.arms:
+        episodes = table[table["arm"] == arm]
+        stages = {str(stage) for stage in episodes["stage"]}
+        if arm == UNTRAINED:
+            stages = stages or {UNTRAINED}
+        else:
+            stages.add(config.training.stages[-1].name)
+        for stage in sorted(stages, key=lambda name: stage_order(config, name)):
+            seeds = {int(seed) for seed in episodes[episodes["stage"] == stage]["seed"]}
+            wanted = set(config.seeds) if arm != UNTRAINED else set()
+            yield Checkpoint(arm, stage, tuple(sorted(seeds | wanted)) or (config.seeds[0],))
+
+
+def pairs_of(checkpoints: list[Checkpoint]) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+    """Every trained arm against base; arpo against every other trained arm at the same stage."""
+    for ours in checkpoints:
+        for theirs in checkpoints:
+            against_base = ours.arm != UNTRAINED and theirs.arm == UNTRAINED
+            others = theirs.arm not in (UNTRAINED, "arpo")
+            replay = ours.arm == "arpo" and others and ours.stage == theirs.stage
+            if against_base or replay:
+                yield ours, theirs
+
+
+def select(table: pd.DataFrame, checkpoint: Checkpoint, seed: int | None, split: str) -> pd.DataFrame:
+    """Episodes of a checkpoint on a split; ``seed`` None: of all its seeds."""
+    mask = (table["arm"] == checkpoint.arm) & (table["stage"] == checkpoint.stage) & (table["split"] == split)
+    return table[mask] if seed is None else table[mask & (table["seed"] == seed)]
+
+
+def runs_of(episodes: pd.DataFrame, protocol: Protocol) -> Runs:
+    """Task (``domain/task``) -> success of each valid episode. Tasks without a valid episode are absent."""
+    runs: Runs = {}
+    valid = episodes[episodes["valid"]]
+    for domain, task, success in zip(
+        valid["domain"], valid["task_id"], valid[f"success_{protocol}"], strict=True
+    ):
+        runs.setdefault(f"{domain}/{task}", []).append(bool(success))
+    return runs
+
+
+def sources_of(*episodes: pd.DataFrame) -> list[str]:
+    """Paths of the indexes that the episodes were read from."""
+    return sorted({str(path) for part in episodes for path in part["index"].unique() if path})
+
+
+def arm_order(config: StudyConfig, arm: str) -> int:
+    """Place of an arm in the config; unknown ones last."""
+    arms = list(config.arms)
+    return arms.index(arm) if arm in arms else len(arms)
+
+
+def stage_order(config: StudyConfig, stage: str) -> int:
+    """Place of a stage in the config; the untrained policy first."""
+    names = [s.name for s in config.training.stages]
+    return names.index(stage) if stage in names else -1
+
+
+# --- breakdowns -------------------------------------------------------------------------------------------
 
 Splits = dict[str, list[Task]]
 CHANGES = {
@@ -83,16 +175,16 @@ def _counted(runs: Runs, names: Collection[str]) -> dict[str, Any]:
     }
 
 
-def domain_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[DomainRow]:
+def domain_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.DomainRow]:
     """Success per domain."""
     for place, tasks, runs in _cells(table, splits, checkpoints):
         for domain, names in _by_domain(tasks).items():
-            yield DomainRow(**place, domain=domain, **_counted(runs, names))
+            yield r.DomainRow(**place, domain=domain, **_counted(runs, names))
 
 
 def domain_difference_rows(
     table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
-) -> Iterator[DomainDifferenceRow]:
+) -> Iterator[r.DomainDifferenceRow]:
     """Paired differences per domain, p-values adjusted by Holm over the domains of a split."""
     for place, tasks, arm, reference in _pairs(table, splits, checkpoints):
         found = {
@@ -102,7 +194,7 @@ def domain_difference_rows(
         }
         adjusted = st.holm([difference.p_value for difference in found.values()])
         for (domain, difference), p_holm in zip(found.items(), adjusted, strict=True):
-            yield DomainDifferenceRow(
+            yield r.DomainDifferenceRow(
                 **place,
                 domain=domain,
                 tasks=difference.tasks,
@@ -114,10 +206,10 @@ def domain_difference_rows(
 
 def subset_rows(
     table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint], trained: Collection[str]
-) -> Iterator[SubsetRow]:
+) -> Iterator[r.SubsetRow]:
     """Feasible and infeasible tasks apart, and tasks that some stage trains on apart from the others."""
     for place, tasks, runs in _cells(table, splits, checkpoints):
-        subsets: dict[Subset, set[str]] = {
+        subsets: dict[r.Subset, set[str]] = {
             "feasible": {name_of(task) for task in tasks if not task.infeasible},
             "infeasible": {name_of(task) for task in tasks if task.infeasible},
             "trained_on": {name_of(task) for task in tasks if name_of(task) in trained},
@@ -125,10 +217,10 @@ def subset_rows(
         }
         for subset, names in subsets.items():
             if names:
-                yield SubsetRow(**place, subset=subset, **_counted(runs, names))
+                yield r.SubsetRow(**place, subset=subset, **_counted(runs, names))
 
 
-def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[PassRow]:
+def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.PassRow]:
     """pass@k for k = 1, 2, 4 ... and the number of runs; none where every task has one run."""
     for place, _, runs in _cells(table, splits, checkpoints):
         most = max(map(len, runs.values()), default=0)
@@ -136,7 +228,7 @@ def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
             enough = {task: outcomes for task, outcomes in runs.items() if len(outcomes) >= k}
             found = st.pass_at_k(enough, k)
             if found is not None:
-                yield PassRow(
+                yield r.PassRow(
                     **place,
                     k=k,
                     tasks=len(enough),
@@ -145,14 +237,14 @@ def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
                 )
 
 
-def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[FlipRow]:
+def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.FlipRow]:
     """Which tasks an arm gained and lost against another."""
     for place, tasks, arm, reference in _pairs(table, splits, checkpoints):
         if arm and reference:
             kinds: dict[str, list[str]] = {kind: [] for kind in FLIPS}
             for name in map(name_of, tasks):
                 kinds[change_of(reference.get(name), arm.get(name))].append(name)
-            yield FlipRow(
+            yield r.FlipRow(
                 **place,
                 gained=kinds["gained"],
                 lost=kinds["lost"],
@@ -174,3 +266,165 @@ def solved(outcomes: list[bool]) -> str:
     """``solved`` or ``failed`` by the majority of runs, ``mixed`` for exactly half."""
     twice = 2 * sum(outcomes)
     return "mixed" if twice == len(outcomes) else "solved" if twice > len(outcomes) else "failed"
+
+
+# --- what it took -----------------------------------------------------------------------------------------
+
+KIND = re.compile(r"[:\d]")
+"""Ends the kind of an error message; what follows differs from case to case."""
+
+
+def _by_place(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """The episodes of each arm, stage and split, trials and seeds together."""
+    names = ["arm", "stage", "split"]
+    for values, episodes in table.groupby(names, sort=True):
+        yield dict(zip(names, map(str, values), strict=True)), episodes
+
+
+def effort_rows(table: pd.DataFrame) -> Iterator[r.EffortRow]:
+    """Sums over the episodes of each arm, stage and split."""
+    for place, episodes in _by_place(table):
+        yield r.EffortRow(
+            **place,
+            episodes=len(episodes),
+            steps=int(episodes["n_steps"].sum()),
+            format_errors=int(episodes["format_errors"].sum()),
+            retried=int((episodes["attempts"] > 1).sum()),
+            failed_attempts=int(episodes["failed_attempts"].sum()),
+            episode_seconds=round(float(episodes["duration_s"].sum()), 3),
+            model_seconds=round(float(episodes["model_s"].sum()), 3),
+            env_seconds=round(float(episodes["env_s"].sum()), 3),
+            completion_tokens=int(episodes["completion_tokens"].sum()),
+        )
+
+
+def replay_rows(curves: Sequence[r.Curve]) -> Iterator[r.ReplayRow]:
+    """When replay fired in each training, for which tasks, how old the trajectories were."""
+    for curve in curves:
+        swaps = [(point.step, swap) for point in curve.points for swap in point.swaps]
+        ages = [swap.age for _, swap in swaps]
+        yield r.ReplayRow(
+            **curve.place,
+            steps=len(curve.points),
+            groups=_total(curve.points, "groups"),
+            all_fail_groups=_sum(point.all_fail_groups for point in curve.points),
+            fired=len(swaps),
+            first_step=swaps[0][0] if swaps else None,
+            tasks=dict(sorted(Counter(swap.task for _, swap in swaps).items())),
+            age_mean=statistics.fmean(ages) if ages else None,
+            age_median=float(statistics.median(ages)) if ages else None,
+            age_max=max(ages, default=None),
+            buffer_size=_sum([curve.points[-1].buffer_size]) if curve.points else None,
+            source=curve.source,
+        )
+
+
+def throughput_rows(
+    config: StudyConfig, table: pd.DataFrame, curves: Sequence[r.Curve]
+) -> Iterator[r.ThroughputRow]:
+    """Trajectories per hour of training rollouts and of evaluations, and the desktop hours."""
+    desktops = config.desktop.count
+    for curve in curves:
+        yield r.ThroughputRow(
+            phase="training",
+            **curve.place,
+            split=None,
+            total_hours=_hours(curve.points, "total"),
+            **_rates(_total(curve.points, "rollouts"), _hours(curve.points, "rollout"), desktops),
+        )
+    for place, episodes in _by_place(table):
+        # Trials and seeds may run on different days: idle time between folders of episodes is no time of
+        # theirs. They may also run side by side: that time counts once.
+        spans = [
+            (float(part["started_at"].min()), float((part["started_at"] + part["duration_s"]).max()))
+            for _, part in episodes.groupby(["seed", "trial"])
+        ]
+        hours = covered(spans) / 3600
+        busy = float(episodes["duration_s"].sum()) / 3600
+        yield r.ThroughputRow(
+            phase="evaluation",
+            **place,
+            seed=None,
+            total_hours=hours,
+            **_rates(len(episodes), hours, desktops),
+            desktop_busy=min(1.0, busy / (hours * desktops)) if hours > 0 else None,
+            steps=int(episodes["n_steps"].sum()),
+            prompt_tokens=int(episodes["prompt_tokens"].sum()),
+            completion_tokens=int(episodes["completion_tokens"].sum()),
+            minutes_per_trajectory=float(episodes["duration_s"].mean()) / 60,
+        )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of what spans of time (begin, end) cover together; overlaps count once, gaps not at all."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def env_error_rows(table: pd.DataFrame, curves: Sequence[r.Curve]) -> Iterator[r.EnvErrorRow]:
+    """Environment failures by arm, stage, split and kind; those of training as one row each."""
+    for place, episodes in _by_place(table):
+        kinds: dict[str, list[tuple[str, str, bool]]] = {}
+        for row in episodes.itertuples():
+            errors = [str(error) for error in json.loads(str(row.errors))]
+            for number, error in enumerate(errors, start=1):
+                given_up = number == len(errors) and not row.valid
+                kinds.setdefault(kind_of(error), []).append((f"{row.domain}/{row.task_id}", error, given_up))
+        for kind, met in sorted(kinds.items()):
+            yield r.EnvErrorRow(
+                phase="evaluation",
+                **place,
+                kind=kind,
+                attempts=len(met),
+                lost=sum(given_up for _, _, given_up in met),
+                tasks=len({task for task, _, _ in met}),
+                example=met[0][1][:300],
+            )
+    for curve in curves:
+        attempts = _sum(point.env_errors for point in curve.points) or 0
+        lost = _sum(point.lost_rollouts for point in curve.points) or 0
+        if attempts or lost:
+            yield r.EnvErrorRow(
+                phase="training",
+                arm=curve.arm,
+                stage=curve.stage,
+                split=None,
+                kind="any",
+                attempts=attempts,
+                lost=lost,
+                tasks=0,
+                example=f"training of {curve.arm}, seed {curve.seed}: its log names each",
+            )
+
+
+def kind_of(message: str) -> str:
+    """``desktop: the guest ...`` -> ``desktop``; at most 60 characters."""
+    return KIND.split(message, maxsplit=1)[0].strip()[:60] or "unnamed"
+
+
+def _rates(trajectories: int | None, hours: float | None, desktops: int) -> dict[str, Any]:
+    found = {"desktops": desktops, "trajectories": trajectories or 0, "rollout_hours": hours}
+    if not trajectories or not hours:
+        return found
+    return found | {
+        "trajectories_per_hour": trajectories / hours,
+        "per_desktop_hour": trajectories / hours / desktops,
+        "desktop_hours": hours * desktops,
+    }
+
+
+def _hours(points: Sequence[r.CurvePoint], phase: str) -> float | None:
+    found = [point.seconds[phase] for point in points if phase in point.seconds]
+    return sum(found) / 3600 if found else None
+
+
+def _total(points: Sequence[r.CurvePoint], name: str) -> int | None:
+    return _sum(point.other.get(name) for point in points)
+
+
+def _sum(values: Iterable[float | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known)) if known else None

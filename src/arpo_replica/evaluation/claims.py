@@ -1,25 +1,33 @@
 """The paper's claims against the study: ``claims.json``.
 
 A claim is compared only with results of the size, desktops, model, tasks, recipe, training and step limit
-that it is about (``findings.obstacles``). Everything else is "not run", with the first difference: a nano
-study or a container's result never stands beside a number of the paper, nor does a training that did
-something else. What such a study measured is listed apart (``own_measurements``), with its mark. Invented
-results are judged, so that the page can be looked at, and carry their mark everywhere.
+that it is about (``obstacles``). Everything else is "not run", with the first difference: a nano study or a
+container's result never stands beside a number of the paper, nor does a training that did something else.
+What such a study measured is listed apart (``own_measurements``), with its mark. Invented results are judged,
+so that the page can be looked at, and carry their mark everywhere.
 
 The training is the unit: an arm that is trained is judged by its trainings, five or more; with fewer there
-is a number and no verdict.
+is a number and no verdict. The paper shows one learning curve each, read off a plot, so its noise can be
+neither known nor bounded: a curve counts as contradicted only where ours is shown to differ by more than the
+margin.
 """
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation import records as r
+from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.comparison import (
     MANY,
     WIDEST,
@@ -30,35 +38,19 @@ from arpo_replica.evaluation.comparison import (
     published_noise,
     tests,
 )
-from arpo_replica.evaluation.curve_claims import find_curve, find_throughput
-from arpo_replica.evaluation.findings import (
-    NO_NOISE,
-    Finding,
-    arms_of,
-    is_released,
-    lookup,
-    not_run,
-    obstacles,
-    too_few,
-)
 from arpo_replica.evaluation.power import Plan, reach
-from arpo_replica.evaluation.published import Claim, Measure, Published, load_claims, load_contradictions
-from arpo_replica.evaluation.records import (
-    ClaimResult,
-    Claims,
-    DifferenceRow,
-    Interval,
-    OwnMeasurement,
-    RateRow,
-    Reach,
-    Summary,
-    input_file,
-    write_document,
+from arpo_replica.evaluation.published import (
+    Claim,
+    CurveRole,
+    Measure,
+    PaperFiles,
+    Published,
+    load_claims,
+    load_contradictions,
 )
 from arpo_replica.evaluation.replay_effect import no_test
-from arpo_replica.evaluation.statistics import FEWEST_TRAININGS, holm
 from arpo_replica.tasks.left_out import split_size
-from arpo_replica.training.parity import Facts
+from arpo_replica.training.parity import Facts, actual
 
 QUESTIONS = ("same", "opposite", "outside", "equal")
 Family = tuple[str, str, str]
@@ -66,41 +58,36 @@ Family = tuple[str, str, str]
 
 
 def compare_claims(
-    config: StudyConfig, summary: Path, claims_yaml: Path, out_json: Path, throughput: Path | None = None
-) -> Claims:
-    """Write ``claims.json``: every claim of ``claims_yaml`` with its verdict.
+    config: StudyConfig, summary: Path, paper: PaperFiles, out_json: Path, throughput: Path | None = None
+) -> r.Claims:
+    """Write ``claims.json``: every claim of the paper with its verdict.
 
-    ``results.yaml``, ``contradictions.yaml`` and ``hyperparameters.yaml`` are read beside it (the latter two
-    may be missing); ``throughput`` is what ``measure_throughput`` wrote, if it did. Raises ``UserError`` for
-    a file that is not in order, e.g. a claim that names an unknown number.
+    ``throughput`` is what ``measure_throughput`` wrote, if it did. Raises ``UserError`` for a file that is
+    not in order, e.g. a claim that names an unknown number.
     """
-    beside = [claims_yaml.with_name(name) for name in ("contradictions.yaml", "hyperparameters.yaml")]
-    files = [summary, claims_yaml, claims_yaml.with_name("results.yaml"), *(p for p in beside if p.is_file())]
-    files += [throughput] if throughput else []
-    numbers = Summary.model_validate_json(summary.read_bytes())
-    result = compare(config, numbers, claims_yaml, throughput)
-    result.inputs = [input_file(path) for path in files]
-    write_document(result, out_json)
+    result = compare(config, r.Summary.model_validate_json(summary.read_bytes()), paper, throughput)
+    files = (summary, paper.claims, paper.published, paper.contradictions, paper.hyperparameters, throughput)
+    result.inputs = [r.input_file(path) for path in files if path is not None]
+    r.write_document(result, out_json)
     return result
 
 
 def compare(
-    config: StudyConfig, summary: Summary, claims_yaml: Path, throughput: Path | None = None
-) -> Claims:
+    config: StudyConfig, summary: r.Summary, paper: PaperFiles, throughput: Path | None = None
+) -> r.Claims:
     """The same from a summary, without writing."""
-    claims, published = load_claims(claims_yaml)
-    file = claims_yaml.with_name("contradictions.yaml")
-    contradictions = load_contradictions(file, published) if file.is_file() else []
+    claims, published = load_claims(paper.claims, paper.published)
+    contradictions = load_contradictions(paper.contradictions, published) if paper.contradictions else []
     resolved = config.model_dump(mode="json")
     for entry in contradictions:
         entry.value = None if entry.key is None else lookup(resolved, entry.key)
-    recipes = claims_yaml.with_name("hyperparameters.yaml")
-    facts = Facts.model_validate(load_yaml(recipes.read_text("utf-8"))) if recipes.is_file() else None
+    facts = None
+    if paper.hyperparameters is not None:
+        facts = Facts.model_validate(load_yaml(paper.hyperparameters.read_text("utf-8")))
     numbers = {claim.id: [published[name] for name in claim.published] for claim in claims}
-    lists = claims_yaml.parents[1] / "splits"
     findings = {
         claim.id: find(
-            config, summary, claim, numbers[claim.id], throughput=throughput, lists=lists, facts=facts
+            config, summary, claim, numbers[claim.id], throughput=throughput, lists=paper.lists, facts=facts
         )
         for claim in claims
     }
@@ -119,7 +106,7 @@ def compare(
         )
         for claim in claims
     ]
-    return Claims(
+    return r.Claims(
         study=config.name,
         size=config.size,
         synthetic=summary.synthetic,
@@ -138,7 +125,7 @@ def family_of(claim: Claim) -> Family:
     return str(claim.target), kind, str(claim.needs.model)
 
 
-def mark_of(config: StudyConfig, summary: Summary) -> str:
+def mark_of(config: StudyConfig, summary: r.Summary) -> str:
     """Size, model, desktops in words: what every number of this study carries."""
     desktops = ", ".join(summary.desktops) or config.desktop.kind
     model = "" if config.policy.model == "nano" else f" ({Path(config.policy.model).name})"
@@ -157,15 +144,15 @@ def _adjusted(claims: Sequence[Claim], findings: dict[str, Finding]) -> dict[str
             members.setdefault(family_of(claim), {})[claim.id] = raw
     adjusted: dict[str, Tests] = {}
     for family in members.values():
-        questions = (holm([float(getattr(raw, name)) for raw in family.values()]) for name in QUESTIONS)
+        questions = (st.holm([float(getattr(raw, name)) for raw in family.values()]) for name in QUESTIONS)
         adjusted |= {
             name: Tests(*row) for name, row in zip(family, zip(*questions, strict=True), strict=True)
         }
     return adjusted
 
 
-def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Tests | None) -> ClaimResult:
-    result = ClaimResult(
+def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Tests | None) -> r.ClaimResult:
+    result = r.ClaimResult(
         id=claim.id,
         statement=claim.statement,
         published=[number.model_dump(mode="json") for number in numbers],
@@ -189,7 +176,7 @@ def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Test
     words, digits = ("points", 1) if scale == 100 else ("", 3)
     informative = found.noise is not None and (high - low) / 2 <= WIDEST * claim.margin
     result.verdict = answer(tested, len(numbers) == 2, informative)
-    result.gap = Interval(
+    result.gap = r.Interval(
         value, low, high, f"{found.estimate.method}; bound of the paper's noise", "both studies"
     )
     result.fit = None if found.noise is None else "within" if low <= 0 <= high else "outside"
@@ -205,8 +192,8 @@ def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Test
 
 
 def _reach(
-    config: StudyConfig, summary: Summary, claim: Claim, numbers: list[Published], family: int
-) -> Reach | None:
+    config: StudyConfig, summary: r.Summary, claim: Claim, numbers: list[Published], family: int
+) -> r.Reach | None:
     n, measure = numbers[0].n, claim.measure
     if n is None or measure is None or measure.kind not in ("rate", "difference"):
         return None
@@ -221,14 +208,211 @@ def _reach(
     return reach(plan, config.evaluation.trials, len(config.seeds))
 
 
+# --- which studies may speak about a claim ----------------------------------------------------------------
+
+NO_NOISE = "no noise was seen, which is not the same as no noise."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A result on a claim. Without ``estimate`` the verdict is already known, else it is made of it."""
+
+    reason: str
+    verdict: r.Verdict | None = None
+    measured: r.Interval | None = None
+    estimate: Estimate | None = None
+    published: float = 0.0
+    """The printed value, or first minus second, in the estimate's unit."""
+    noise: float | None = None
+    """Bound of its noise; None: unknown."""
+    trainings: int = 0
+    mean_score: float | None = None
+    sources: list[str] = field(default_factory=list)
+    row: Any = None
+    """The row of the summary that it rests on."""
+
+
+def not_run(reason: str) -> Finding:
+    """No result at all, and why."""
+    return Finding(reason, "not run")
+
+
+def too_few(
+    measured: r.Interval, trainings: int, sources: list[str], more: str = "", **other: Any
+) -> Finding:
+    """A number without a verdict: how much trainings differ cannot be seen."""
+    count = trainings_words(trainings)
+    words = f"{count}: it takes {st.FEWEST_TRAININGS} to see how much trainings differ. {more}"
+    return Finding(
+        words.strip(), "too few trainings", measured, trainings=trainings, sources=sources, **other
+    )
+
+
+def trainings_words(count: int) -> str:
+    """``One training (n = 1)``, ``3 trainings (n = 3)``."""
+    return f"{'One training' if count == 1 else f'{count} trainings'} (n = {count})"
+
+
+def obstacles(
+    config: StudyConfig,
+    summary: r.Summary,
+    claim: Claim,
+    measure: Measure,
+    *,
+    lists: Sequence[Path],
+    facts: Facts | None,
+) -> Iterator[str]:
+    """Why this study cannot speak about the claim, the size mark first; nothing if it can.
+
+    ``lists``: the committed lists of tasks; ``facts``: the recipes' values.
+    """
+    needs = claim.needs
+    if config.size != needs.size:
+        yield f"This study has the size mark “{config.size}”; the claim is about {needs.size}."
+    for name in [config.desktop.kind, *summary.desktops]:
+        if name != needs.desktop:
+            yield f"This study's desktops are “{name}”; the claim is about {needs.desktop}."
+    folder = Path(config.policy.model)
+    if needs.model and not any(part.endswith(needs.model) for part in folder.parts):
+        yield f"This study's policy.model is “{folder.name}”; the claim is about {needs.model}."
+    if config.policy.max_steps != needs.max_steps:
+        yield f"This study allows {config.policy.max_steps} steps; the claim is about {needs.max_steps}."
+    if measure.kind in ("rate", "difference"):
+        yield from _split_obstacles(config, summary, claim, lists)
+    if measure.kind != "throughput":
+        yield from _arm_obstacles(config, summary, claim, measure, facts)
+
+
+def _arm_obstacles(
+    config: StudyConfig, summary: r.Summary, claim: Claim, measure: Measure, facts: Facts | None
+) -> Iterator[str]:
+    """What the claim's arms are and did."""
+    needs = claim.needs
+    for key, allowed in needs.settings.items():
+        if (value := lookup(config, key)) not in allowed:
+            yield f"This study has {key} = {value}; the claim is about {' or '.join(map(str, allowed))}."
+    arms = sorted(arms_of(config, measure))
+    for arm in arms:
+        if arm not in config.arms:
+            yield f"This study has no arm {arm}."
+            return
+    released = {arm for arm in arms if arm != "base" and is_released(summary, arm)}
+    for arm in released:
+        if "released" not in needs.weights:
+            yield f"The weights of {arm} were not trained here; the claim is about a training."
+    trained = [arm for arm in arms if arm in config.online_arms and arm not in released]
+    split = config.training.stages[-1].split
+    if trained and needs.trained_on and split != needs.trained_on:
+        yield f"This study's training ends on {split}; the claim is about training on {needs.trained_on}."
+    if facts is not None and needs.recipe:
+        for arm in dict.fromkeys([*trained, "base"]):
+            yield from _recipe_obstacles(config, claim, arm, facts)
+    for arm in trained:
+        yield from _training_obstacles(config, summary, arm)
+
+
+def _split_obstacles(
+    config: StudyConfig, summary: r.Summary, claim: Claim, lists: Sequence[Path]
+) -> Iterator[str]:
+    needs = claim.needs
+    committed = next((path for path in lists if path.stem == needs.split), None)
+    facts = summary.splits.get(needs.split)
+    if needs.split not in config.evaluation.splits or facts is None:
+        yield f"The split {needs.split} is not evaluated in this study."
+    elif needs.tasks is not None and facts.tasks != needs.tasks:
+        yield f"The split {needs.split} has {facts.tasks} tasks here; the claim is about {needs.tasks}."
+    elif committed is not None and file_sha256(committed) != facts.list_sha256:
+        yield f"This study's list of {needs.split} is not the committed {committed.name}."
+
+
+def _recipe_obstacles(config: StudyConfig, claim: Claim, arm: str, facts: Facts) -> Iterator[str]:
+    """The first value by which an arm is no arm of the nearest recipe that the claim allows."""
+    found = [
+        list(_differences(config, claim.needs.differs, arm, recipe, facts)) for recipe in claim.needs.recipe
+    ]
+    nearest = min(found, key=len)
+    if nearest:
+        yield nearest[0]
+
+
+def _differences(
+    config: StudyConfig, differs: Mapping[str, Any], arm: str, recipe: str, facts: Facts
+) -> Iterator[str]:
+    for row in facts.rows:
+        if row.key is None or not row.claims:
+            continue
+        replay = row.key.startswith("training.replay.")
+        # An arm without training has what it sees and says alone; one without replay has no settings of it.
+        if (arm == "base" and row.key.startswith("training.")) or (
+            replay and arm != "arpo" and row.key != "training.replay.enabled"
+        ):
+            continue
+        expected = row.expected(recipe)
+        if row.key == "training.replay.enabled":
+            expected = arm == "arpo"
+        if row.key in differs:
+            if differs[row.key] is None:
+                continue
+            expected = differs[row.key]
+        value = actual(row, config, arm)
+        if value != expected:
+            whose = "This study" if arm == "base" else f"The arm {arm}"
+            theirs = f"the recipe {recipe} has {_shown(expected)}"
+            yield f"{whose} has {row.key} = {_shown(value)}; {theirs} ({row.name})."
+
+
+def _training_obstacles(config: StudyConfig, summary: r.Summary, arm: str) -> Iterator[str]:
+    """Every training of the arm must have ended, passed its gates and, for replay, rescued something."""
+    stage = config.training.stages[-1]
+    for seed in config.seeds:
+        place = (arm, seed, stage.name)
+        name = f"The training of {arm}, seed {seed}, stage {stage.name},"
+        steps = [len(c.points) for c in summary.curves if (c.arm, c.seed, c.stage) == place]
+        if not steps or steps[0] < stage.steps:
+            yield f"{name} has {steps[0] if steps else 0} of {stage.steps} updates on record."
+        reports = [r for r in summary.gates if (r.arm, r.seed, r.stage) == place]
+        if not reports or not reports[0].passed:
+            yield f"{name} {'did not pass its gates' if reports else 'has no report of its gates'}."
+        if config.recipe(arm).replay.enabled:
+            fired = [r.fired for r in summary.replay if (r.arm, r.seed, r.stage) == place]
+            if not fired or not fired[0]:
+                yield f"{name} never used replay: no group was rescued, so it is a training without."
+
+
+def arms_of(config: StudyConfig, measure: Measure) -> set[str]:
+    """The arms that a measure names, those of `targets` included."""
+    named = [getattr(config.targets, role) for role in (measure.role, measure.reference_role) if role]
+    return measure.arms() | {curve.arm for curve in named if curve is not None}
+
+
+def is_released(summary: r.Summary, arm: str) -> bool:
+    """Whether the arm's weights were registered, not trained here: their manifests name no parent."""
+    models = [model for model in summary.models if model.arm == arm]
+    return bool(models) and all(model.parent is None for model in models)
+
+
+def lookup(config: Any, dotted: str) -> Any:
+    """The value of a key like ``evaluation.temperature``, of a model or of its dump."""
+    for part in dotted.split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
+
+
+def _shown(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+# --- what the study found ---------------------------------------------------------------------------------
+
+
 def find(
     config: StudyConfig,
-    summary: Summary,
+    summary: r.Summary,
     claim: Claim,
     published: list[Published],
     *,
     throughput: Path | None,
-    lists: Path,
+    lists: Sequence[Path],
     facts: Facts | None,
 ) -> Finding:
     """What this study found on a claim."""
@@ -250,7 +434,7 @@ def find(
     return replace(found, reason=" ".join(filter(None, known)))
 
 
-def _untrained(config: StudyConfig, summary: Summary, measure: Measure) -> str:
+def _untrained(config: StudyConfig, summary: r.Summary, measure: Measure) -> str:
     """Which tasks training did without, in words: no bound is known for what they would have taught."""
     counts = Counter(
         (row.split, row.tasks) for row in summary.left_out if row.split in config.training_splits
@@ -261,9 +445,9 @@ def _untrained(config: StudyConfig, summary: Summary, measure: Measure) -> str:
     return f"Training left out {' and '.join(parts)} (tasks.leave_out)."
 
 
-def _find_rate(summary: Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
+def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
     row = _row(summary, summary.rates, claim, measure)
-    if not isinstance(row, RateRow) or row.of_valid is None or published.n is None:
+    if not isinstance(row, r.RateRow) or row.of_valid is None or published.n is None:
         return not_run(f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
     trained = measure.arm != "base" and not is_released(summary, str(measure.arm))
     shown = row.over_trainings or row.conditional or row.of_valid
@@ -292,18 +476,18 @@ def _find_rate(summary: Summary, claim: Claim, measure: Measure, published: Publ
 
 
 def _no_estimate(
-    row: RateRow | DifferenceRow, shown: Interval, trained: bool, common: dict[str, Any]
+    row: r.RateRow | r.DifferenceRow, shown: r.Interval, trained: bool, common: dict[str, Any]
 ) -> Finding | None:
     """A finding without a test: too few trainings, or trainings that do not differ at all."""
     if not trained or row.training_error is not None:
         return None
-    if row.trainings < FEWEST_TRAININGS:
+    if row.trainings < st.FEWEST_TRAININGS:
         return too_few(shown, row.trainings, **common)
     words = f"All {row.trainings} trainings gave the same: {NO_NOISE}"
     return Finding(words, "inconclusive", shown, trainings=row.trainings, **common)
 
 
-def _rate_estimate(row: RateRow, trained: bool) -> Estimate:
+def _rate_estimate(row: r.RateRow, trained: bool) -> Estimate:
     """Over trainings; else run-to-run noise where there are repeats (the tasks are the paper's own); else the
     bound for independent tasks, as for the paper."""
     assert row.of_valid is not None
@@ -320,10 +504,12 @@ def _rate_estimate(row: RateRow, trained: bool) -> Estimate:
     return Estimate(value, published_noise([value], tasks), MANY, "noise of independent tasks")
 
 
-def _find_difference(summary: Summary, claim: Claim, measure: Measure, published: list[Published]) -> Finding:
+def _find_difference(
+    summary: r.Summary, claim: Claim, measure: Measure, published: list[Published]
+) -> Finding:
     row = _row(summary, summary.differences, claim, measure)
     n = published[0].n
-    if not isinstance(row, DifferenceRow) or n is None:
+    if not isinstance(row, r.DifferenceRow) or n is None:
         pair = f"{measure.arm} and {measure.reference}"
         return not_run(f"There is no result of both {pair} on {claim.needs.split}.")
     arms = [arm for arm in (str(measure.arm), str(measure.reference)) if arm != "base"]
@@ -365,33 +551,33 @@ def _find_difference(summary: Summary, claim: Claim, measure: Measure, published
 
 
 def _row(
-    summary: Summary, rows: Sequence[RateRow] | Sequence[DifferenceRow], claim: Claim, measure: Measure
-) -> RateRow | DifferenceRow | None:
+    summary: r.Summary, rows: Sequence[r.RateRow] | Sequence[r.DifferenceRow], claim: Claim, measure: Measure
+) -> r.RateRow | r.DifferenceRow | None:
     """The row of a claim: all seeds together, the last stage."""
     found = [
         row
         for row in rows
         if (row.arm, row.split, row.protocol) == (measure.arm, claim.needs.split, measure.protocol)
-        and (isinstance(row, RateRow) or row.reference == measure.reference)
+        and (isinstance(row, r.RateRow) or row.reference == measure.reference)
     ]
     pooled = [row for row in found if row.seed is None] or found
     return pooled[-1] if pooled else None
 
 
-def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeasurement]:
+def _own(config: StudyConfig, summary: r.Summary, used: list[Any]) -> list[r.OwnMeasurement]:
     """What was measured and answers no claim."""
     mark = mark_of(config, summary)
     taken = {id(row) for row in used}
     notes = {(effect.arm, effect.reference): no_test(effect) for effect in summary.replay_effects}
     found = []
-    rows: list[RateRow | DifferenceRow] = [*summary.rates, *summary.differences]
+    rows: list[r.RateRow | r.DifferenceRow] = [*summary.rates, *summary.differences]
     for row in rows:
-        measured = row.of_valid if isinstance(row, RateRow) else row.difference
+        measured = row.of_valid if isinstance(row, r.RateRow) else row.difference
         if id(row) in taken or measured is None:
             continue
-        reference = row.reference if isinstance(row, DifferenceRow) else None
+        reference = row.reference if isinstance(row, r.DifferenceRow) else None
         found.append(
-            OwnMeasurement(
+            r.OwnMeasurement(
                 mark=f"{mark}, {row.split} ({summary.splits[row.split].size})",
                 what="success rate" if reference is None else f"{row.arm} minus {reference}",
                 arm=row.arm,
@@ -410,7 +596,7 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
     for effect in summary.replay_effects:
         if effect.area is not None:
             found.append(
-                OwnMeasurement(
+                r.OwnMeasurement(
                     mark=f"{mark}, rollouts of the trainings",
                     what=f"area under the training curve, {effect.arm} minus {effect.reference}",
                     arm=effect.arm,
@@ -428,3 +614,102 @@ def _own(config: StudyConfig, summary: Summary, used: list[Any]) -> list[OwnMeas
                 )
             )
     return found
+
+
+# --- curves and throughput --------------------------------------------------------------------------------
+
+SPAN = 2.0
+"""From the lowest reward of a trajectory (no success, unparsable, full format weight) to the highest."""
+
+
+def find_curve(
+    config: StudyConfig, summary: r.Summary, measure: Measure, published: list[Published]
+) -> Finding:
+    """The mean of a metric over the first or last updates, one value per training."""
+    pair = measure.reference is not None or measure.reference_role is not None
+    try:
+        ours = _per_seed(config, summary, measure, measure.arm, measure.role)
+        reference = str(measure.reference) if pair else None
+        other = _per_seed(config, summary, measure, reference, measure.reference_role) if pair else {}
+    except UserError as missing:
+        return not_run(str(missing))
+    seeds = sorted(set(ours) & set(other)) if pair else sorted(ours)
+    values = [ours[seed][0] - (other[seed][0] if pair else 0.0) for seed in seeds]
+    if not values:
+        return not_run("There is no training curve of what the claim is about.")
+    sources = sorted({path for side in (ours, other) for seed, (_, path) in side.items() if seed in seeds})
+    mean, known = statistics.fmean(values), "The paper shows one curve; its noise is unknown."
+    found = st.over_trainings(values)
+    if found is None:
+        shown = r.Interval(mean, mean, mean, "no interval", "training seeds")
+        if len(values) < st.FEWEST_TRAININGS:
+            return too_few(shown, len(values), sources, known)
+        words = f"Each of {len(values)} trainings gave {mean:.3f}: {NO_NOISE}"
+        return Finding(words, "inconclusive", shown, trainings=len(values), sources=sources)
+    target = published[0].value - (published[1].value if pair else 0.0)
+    roles = [measure.role, *([measure.reference_role] if pair else [])]
+    shift = SPAN * sum(_left_out(config, summary, role) for role in roles)
+    left = f" Tasks that are left out could move it by {shift:.3f}; the verdict counts that." if shift else ""
+    estimate = Estimate(
+        mean,
+        found.error,
+        found.degrees,
+        found.interval.method,
+        (mean - shift, mean + shift) if shift else None,
+    )
+    return Finding(
+        known + left, None, found.interval, estimate, target, trainings=len(values), sources=sources
+    )  # fmt: skip
+
+
+def _left_out(config: StudyConfig, summary: r.Summary, role: CurveRole | None) -> float:
+    """Share of the tasks of a curve's stage that its training did without."""
+    named = None if role is None else getattr(config.targets, role)
+    split = (config.training.stages[-1] if named is None else config.stage(named.stage)).split
+    rows = [row for row in summary.left_out if row.split == split]
+    return len(rows) / rows[0].tasks if rows else 0.0
+
+
+def _per_seed(
+    config: StudyConfig, summary: r.Summary, measure: Measure, arm: str | None, role: CurveRole | None
+) -> dict[int, tuple[float, str]]:
+    """Seed -> (mean of the metric, metrics file). Raises ``UserError`` if the config names no such curve."""
+    stage = config.training.stages[-1].name
+    if role is not None:
+        named = getattr(config.targets, role)
+        if named is None:
+            raise UserError(f"The config has no targets.{role}.")
+        arm, stage = named.arm, named.stage
+    found = {}
+    for curve in summary.curves:
+        if (curve.arm, curve.stage) == (arm, stage):
+            values = _values(curve, str(measure.metric))
+            part = values[: measure.last] if measure.place == "start" else values[-measure.last :]
+            if part:
+                found[curve.seed] = (statistics.fmean(part), curve.source)
+    return found
+
+
+def _values(curve: r.Curve, metric: str) -> list[float]:
+    known = [getattr(point, metric, None) if metric in type(point).model_fields else point.other.get(metric)
+             for point in curve.points]  # fmt: skip
+    return [float(value) for value in known if value is not None]
+
+
+def find_throughput(measure: Measure, published: list[Published], throughput: Path | None) -> Finding:
+    """Hours of rollouts per 1,024 trajectories with so many desktops; other hardware, so never judged."""
+    if throughput is None or not throughput.is_file():
+        return not_run("The throughput was not measured in this study (`snakemake fig7`).")
+    points = {row["desktops"]: row for row in json.loads(throughput.read_bytes())["points"]}
+    counts = [measure.environments, measure.reference] if measure.reference else [measure.environments]
+    missing = [str(count) for count in counts if count not in points]
+    if missing:
+        return not_run(f"targets.environments of this study lacks {' and '.join(missing)}.")
+    values = [float(points[count]["hours_per_epoch"]) for count in counts]
+    value = values[0] - (values[1] if len(values) > 1 else 0.0)
+    target = published[0].value - (published[1].value if len(published) > 1 else 0.0)
+    measured = r.Interval(value, value, value, "one measurement, no interval")
+    words = (
+        f"Ours is {value:.2f} h, published {target:.2f} h, on other hardware and from one measurement each."
+    )
+    return Finding(words, "inconclusive", measured, sources=[throughput.as_posix()])

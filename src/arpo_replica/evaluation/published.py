@@ -5,7 +5,8 @@ Loading checks the files against these models; a mistake becomes one sentence th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,42 @@ from arpo_replica.config.load import describe, load_yaml
 from arpo_replica.evaluation.records import Contradiction, Document, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]
+
+
+@dataclass(frozen=True)
+class PaperFiles:
+    """The files that say what was published, and what a claim asks of a study."""
+
+    claims: Path
+    published: Path
+    """``results.yaml``: the printed numbers."""
+    contradictions: Path | None = None
+    hyperparameters: Path | None = None
+    lists: Sequence[Path] = ()
+    """The committed lists of tasks that claims are about."""
+
+    @classmethod
+    def below(cls, data: Path) -> PaperFiles:
+        """The committed ones; ``data``: the repository's folder of that name."""
+        paper, lists = data / "paper", sorted((data / "splits").glob("*.json"))
+        return cls(
+            paper / "claims.yaml",
+            paper / "results.yaml",
+            paper / "contradictions.yaml",
+            paper / "hyperparameters.yaml",
+            lists,
+        )
+
+    @classmethod
+    def of(cls, inputs: Any) -> PaperFiles:
+        """Those that a rule hands to its script under these names."""
+        return cls(
+            Path(inputs.claims),
+            Path(inputs.published),
+            Path(inputs.contradictions),
+            Path(inputs.hyperparameters),
+            [Path(path) for path in inputs.lists],
+        )
 
 
 class Published(Document):
@@ -185,9 +222,8 @@ class ContradictionsFile(Document):
 Loaded = TypeVar("Loaded", bound=Document)
 
 
-def load_claims(claims_yaml: Path) -> tuple[list[Claim], dict[str, Published]]:
-    """The claims, and id -> published number of ``results.yaml`` beside them. Raises ``UserError``."""
-    results_yaml = claims_yaml.with_name("results.yaml")
+def load_claims(claims_yaml: Path, results_yaml: Path) -> tuple[list[Claim], dict[str, Published]]:
+    """The claims, and id -> published number. Raises ``UserError``."""
     numbers = _load(results_yaml, PublishedFile, "results")
     claims = _load(claims_yaml, ClaimsFile, "claims").claims
     published = {number.id: number for number in numbers.results}

@@ -112,6 +112,11 @@ class Training(Document):
     seed: int
     stage: str
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """These three alone."""
+        return {"arm": self.arm, "seed": self.seed, "stage": self.stage}
+
 
 class LeftOutRow(Document):
     """A task that a split names and the study does not run (`tasks.leave_out`)."""
@@ -299,10 +304,10 @@ class ThroughputRow(Document):
     several at once counted once."""
     total_hours: float | None
     """Training: with the updates. Evaluation: the same as ``rollout_hours``."""
-    trajectories_per_hour: float | None
+    trajectories_per_hour: float | None = None
     """Of rollout time."""
-    per_desktop_hour: float | None
-    desktop_hours: float | None
+    per_desktop_hour: float | None = None
+    desktop_hours: float | None = None
     """Desktops x rollout hours: what a bill would count."""
     desktop_busy: float | None = None
     """Share of the desktop hours in which an episode ran; None for training."""

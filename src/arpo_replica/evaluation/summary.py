@@ -17,17 +17,20 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation import breakdowns as b
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.breakdowns import (
-    domain_difference_rows,
-    domain_rows,
-    flip_rows,
+    UNTRAINED,
+    Checkpoint,
+    Runs,
+    arm_order,
     name_of,
-    pass_rows,
-    subset_rows,
+    runs_of,
+    select,
+    sources_of,
+    stage_order,
 )
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
-from arpo_replica.evaluation.effort import effort_rows, env_error_rows, replay_rows, throughput_rows
 from arpo_replica.evaluation.provenance import source_files
 from arpo_replica.evaluation.records import (
     PROTOCOLS,
@@ -47,18 +50,6 @@ from arpo_replica.evaluation.records import (
 )
 from arpo_replica.evaluation.replay_effect import replay_effects, training_outcomes
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.evaluation.selection import (
-    UNTRAINED,
-    Checkpoint,
-    Runs,
-    arm_order,
-    checkpoints_of,
-    pairs_of,
-    runs_of,
-    select,
-    sources_of,
-    stage_order,
-)
 from arpo_replica.tasks.left_out import kept, left_out_of, read_left_out, split_size
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split, read_split
@@ -127,7 +118,7 @@ def summarise(
         for domain, ids in read_split(config.tasks.splits[split]).tasks.items()
         for task_id in ids
     } - set(read_left_out(config))
-    checkpoints = list(checkpoints_of(config, table))
+    checkpoints = list(b.checkpoints_of(config, table))
     rates = [row for checkpoint in checkpoints for row in _rates(config, table, lists, checkpoint)]
     curves = sorted(
         (read_curve(path) for path in metrics),
@@ -146,7 +137,7 @@ def summarise(
         distinct_tasks=len({name_of(task) for tasks in splits.values() for task in tasks}),
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
-        effort=sorted(effort_rows(table), key=lambda row: arm_order(config, row.arm)),
+        effort=sorted(b.effort_rows(table), key=lambda row: arm_order(config, row.arm)),
         curves=curves,
         models=sorted(
             map(read_model, manifests),
@@ -166,19 +157,19 @@ def summarise(
             str(name): int(count) for name, count in table["desktop"].value_counts().sort_index().items()
         },
         desktop_marks={str(name): desktop_mark(str(name)) for name in sorted(set(table["desktop"]))},
-        domains=list(domain_rows(table, splits, checkpoints)),
-        domain_differences=list(domain_difference_rows(table, splits, checkpoints)),
-        subsets=list(subset_rows(table, splits, checkpoints, trained)),
-        pass_at_k=list(pass_rows(table, splits, checkpoints)),
-        flips=list(flip_rows(table, splits, checkpoints)),
-        replay=list(replay_rows(curves)),
+        domains=list(b.domain_rows(table, splits, checkpoints)),
+        domain_differences=list(b.domain_difference_rows(table, splits, checkpoints)),
+        subsets=list(b.subset_rows(table, splits, checkpoints, trained)),
+        pass_at_k=list(b.pass_rows(table, splits, checkpoints)),
+        flips=list(b.flip_rows(table, splits, checkpoints)),
+        replay=list(b.replay_rows(curves)),
         trainings=trainings,
         replay_effects=list(replay_effects(config, trainings)),
         throughput=sorted(
-            throughput_rows(config, table, curves),
+            b.throughput_rows(config, table, curves),
             key=lambda row: (row.phase != "training", arm_order(config, row.arm)),
         ),
-        env_errors=list(env_error_rows(table, curves)),
+        env_errors=list(b.env_error_rows(table, curves)),
         commit=code["commit"],
         dirty=code["dirty"],
         files=source_files(table, inputs, config.offline_arms),
@@ -238,7 +229,7 @@ def _differences(
     table: pd.DataFrame, splits: list[str], checkpoints: list[Checkpoint]
 ) -> Iterator[DifferenceRow]:
     """Paired differences of every pair of arms, for each seed and for all together."""
-    for ours, theirs in pairs_of(checkpoints):
+    for ours, theirs in b.pairs_of(checkpoints):
         for split in splits:
             for seed in ours.seed_groups():
                 # Base is the same policy for every training seed: all its episodes count.

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
+from arpo_replica.evaluation.claims import trainings_words
 from arpo_replica.evaluation.comparison import square_and_add
-from arpo_replica.evaluation.findings import trainings_words
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment

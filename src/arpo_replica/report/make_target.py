@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.checkout import git_state
-from arpo_replica.base.environments import ROOT, find
+from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.curves import read_curve
+from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import (
     Curve,
     InputFile,
@@ -38,24 +39,17 @@ PROTOCOL_ORDER = ("hard", "standard")
 class TargetFiles:
     """What a target is made from."""
 
+    paper: PaperFiles
     indexes: Sequence[Path] = ()
     metrics: Sequence[Path] = ()
-    throughput: Path | None = None
-    claims: Path = field(default_factory=lambda: find("data/paper/claims.yaml"))
     reports: Sequence[Path] = ()
     """What the stages of these trainings had to show."""
+    throughput: Path | None = None
 
     def all(self) -> list[Path]:
         """Every file, the paper's included."""
-        results = self.claims.with_name("results.yaml")
-        return [
-            *self.indexes,
-            *self.metrics,
-            *self.reports,
-            *filter(None, [self.throughput]),
-            self.claims,
-            results,
-        ]
+        measured = [*self.indexes, *self.metrics, *self.reports, *filter(None, [self.throughput])]
+        return [*measured, self.paper.claims, self.paper.published]
 
 
 def make_target(config: StudyConfig, name: str, files: TargetFiles, folder: Path) -> TargetDocument:
@@ -96,7 +90,7 @@ def _document(
         rows = list(_curve_rows(config, target, files.metrics))
         named = {role: getattr(config.targets, role) for role in target.curves}
         parts = {role: f"{curve.arm}, stage {curve.stage}" for role, curve in named.items()}
-    claims = compare(config, summary, files.claims, files.throughput)
+    claims = compare(config, summary, files.paper, files.throughput)
     mine = [claim for claim in claims.claims if claim.target == target.name]
     compared = [claim for claim in mine if claim.verdict != "not run"]
     reasons = Counter(claim.reason for claim in mine if claim.verdict == "not run")

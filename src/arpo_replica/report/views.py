@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.findings import trainings_words
+from arpo_replica.evaluation.claims import trainings_words
 from arpo_replica.evaluation.records import (
     PROTOCOLS,
     ClaimResult,
