@@ -28,8 +28,7 @@ from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
-from arpo_replica.validation.oracles import Oracle, find_oracles
-from arpo_replica.validation.scripted import ScriptedOracle, screen_parser
+from arpo_replica.validation.scripted import Oracle, ScriptedOracle, find_oracles, screen_parser
 from arpo_replica.validation.validate import MAX_STEPS, make_labels
 
 AFTER_RESET_S, AFTER_ACTION_S, BEFORE_EVALUATION_S = 60, 2, 20

@@ -274,7 +274,7 @@ def run_validation(options: argparse.Namespace) -> int:
 
 def run_comparison(options: argparse.Namespace) -> int:
     """Compare, write, say where the two differ."""
-    from arpo_replica.validation.agreement import compare_validations
+    from arpo_replica.validation.validate import compare_validations
 
     document = compare_validations(options.first, options.second)
     if options.out is not None:

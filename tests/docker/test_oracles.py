@@ -11,8 +11,7 @@ from arpo_replica.config import load_config
 from arpo_replica.providers import osworld_host
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.left_out import resolve
-from arpo_replica.validation.agreement import compare_validations
-from arpo_replica.validation.validate import validate_tasks
+from arpo_replica.validation.validate import compare_validations, validate_tasks
 from real_tasks import EXAMPLES, MISSING
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]

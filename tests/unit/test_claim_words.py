@@ -7,7 +7,7 @@ import pytest
 from arpo_replica.evaluation.power import Plan, reach
 from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
-from arpo_replica.report.claim_words import amount, bounds, chances, needed, published_gap, signed
+from arpo_replica.report.words import amount, bounds, chances, needed, published_gap, signed
 from synthetic_study import PAPER
 
 CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")

@@ -18,11 +18,10 @@ from arpo_replica.actions.types import Click, Drag, Scroll, TypeText, Wait
 from arpo_replica.base.errors import UserError
 from arpo_replica.evaluation.records import CurvePoint
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report.effort import job_rows
-from arpo_replica.report.gallery import build_gallery, natural
-from arpo_replica.report.overlay import drawing, mark_of
-from arpo_replica.report.svg import embed
-from arpo_replica.report.views import duration, first_and_last, percent, points
+from arpo_replica.report.figures import embed
+from arpo_replica.report.gallery import build_gallery, drawing, mark_of, natural
+from arpo_replica.report.views import first_and_last, job_rows
+from arpo_replica.report.words import duration, percent, points
 from synthetic_study import SCREEN, Study, evaluate, make_study, render
 
 HOSTILE = [

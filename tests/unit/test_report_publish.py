@@ -18,9 +18,8 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import wilson
-from arpo_replica.report.archive import files_of
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
-from arpo_replica.report.publish import publish_report
+from arpo_replica.report.publish import files_of, publish_report
 from synthetic_study import Study, evaluate, make_study, render
 
 

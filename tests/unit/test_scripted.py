@@ -16,12 +16,22 @@ from arpo_replica.suites.noise import make_noisy
 from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
-from arpo_replica.validation.agreement import compare_validations
-from arpo_replica.validation.oracles import FOLDER, Oracle, find_oracles, load_oracle
-from arpo_replica.validation.scripted import DONE, FAIL, PATIENCE, EndsAtOnce, ScriptedOracle, screen_parser
+from arpo_replica.validation.scripted import (
+    DONE,
+    FAIL,
+    FOLDER,
+    PATIENCE,
+    EndsAtOnce,
+    Oracle,
+    ScriptedOracle,
+    find_oracles,
+    load_oracle,
+    screen_parser,
+)
 from arpo_replica.validation.validate import (
     KNOWN_ISSUES,
     Attempt,
+    compare_validations,
     judge,
     load_known_issues,
     tell,

@@ -11,9 +11,9 @@ import pytest
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.report.publish import refuse_synthetic
 from arpo_replica.rollout.records import read_episode
 from synthetic_study import Study, evaluate, make_full_study, make_study
 

@@ -17,7 +17,7 @@ from arpo_replica.evaluation.comparison import square_and_add
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
-from arpo_replica.report.views import percent, points
+from arpo_replica.report.words import percent, points
 
 Key = tuple[str, str, str]
 """Split, arm, protocol."""

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from rocrate.model.contextentity import ContextEntity
+from rocrate.rocrate import ROCrate
 
 from arpo_replica.base.checkout import CHANGED, require_clean
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import file_sha256
 from arpo_replica.base.unfinished import ASIDE
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.genuine import refuse_synthetic
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import write_tables
-from arpo_replica.report.archive import write_hashes, write_zip
-from arpo_replica.report.crate import write_crate
 from arpo_replica.report.render import FULL_SET, read_input
 from arpo_replica.report.views import banner
 
@@ -145,3 +151,185 @@ def _readme(config: StudyConfig, mark: str, commit: str | None) -> str:
         "ro-crate-metadata.json   the same list for machines (RO-Crate)\n"
         "SHA256SUMS               check a download with: sha256sum -c SHA256SUMS\n"
     )
+
+
+# --- invented data is never published ---
+
+
+def refuse_synthetic(results: Path) -> None:
+    """Raise ``UserError`` if anything in a study's folder says that it was invented.
+
+    Looks at the summary and the claims, at every index of episodes, at every episode's own record and at the
+    models' manifests, so that removing the mark in one place hides nothing. A broken file hides nothing
+    either: what cannot be read is refused as well.
+    """
+    for path, mark in _marks(results):
+        if mark:
+            raise UserError(
+                f"{path} says that its data is synthetic; invented data are never published: publish a "
+                "measured study."
+            )
+
+
+def _marks(results: Path) -> Iterator[tuple[Path, bool]]:
+    for name in ("summary.json", "claims.json"):
+        path = results / name
+        if path.is_file():
+            yield path, bool(_object(path, path.read_bytes()).get("synthetic"))
+    for path in sorted(results.rglob("episodes.jsonl")):
+        for line in path.read_bytes().split(b"\n"):
+            if line:
+                yield path, bool(_object(path, line).get("synthetic"))
+    for path in sorted(results.rglob("episode.json")):
+        yield path, bool(_object(path, path.read_bytes()).get("synthetic"))
+    for path in sorted(results.rglob("manifest.json")):
+        recipe = _object(path, path.read_bytes()).get("recipe")
+        yield path, isinstance(recipe, dict) and bool(recipe.get("synthetic"))
+
+
+def _object(path: Path, data: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON, so nothing says that it was measured; make it again.") from error
+    return found if isinstance(found, dict) else {}
+
+
+# --- what is in the folder, for machines: RO-Crate, hashes, a zip ---
+
+METADATA = "ro-crate-metadata.json"
+KINDS = {
+    ".html": "text/html", ".json": "application/json", ".jsonl": "application/jsonl", ".csv": "text/csv",
+    ".yaml": "application/yaml", ".webp": "image/webp", ".png": "image/png", ".txt": "text/plain",
+    ".parquet": "application/vnd.apache.parquet", ".md": "text/markdown",
+}  # fmt: skip
+DESCRIPTIONS = {
+    "index.html": "The report: verdicts, figures, trajectories, provenance. Opens without a network.",
+    "data/summary.json": "Every rate, difference and curve with its interval.",
+    "data/claims.json": "Verdict on each claim of the paper.",
+    "data/provenance.json": "Commit, config, packages, hardware, hashes of tasks and models.",
+    "data/config.resolved.yaml": "The study's config with every default.",
+    "data/scores.csv": "One row per episode.",
+}
+PAPER = "https://arxiv.org/abs/2505.16282"
+FOLDERS = ("trajectories/", "screenshots/", "osworld/", "offline/")
+"""Listed as folders: they may hold very many files."""
+
+
+def write_crate(
+    folder: Path, *, study: str, mark: str, commit: str | None, finished: float, citation: Path
+) -> Path:
+    """Write ``ro-crate-metadata.json`` into ``folder``; it lists every file there is.
+
+    ``finished``: Unix time of the last episode, taken as the date of publication, so that the same results
+    give the same bytes. ``citation``: the repository's CITATION.cff. Large sets of trajectories are listed
+    as folders.
+    """
+    software = load_yaml(citation.read_text(encoding="utf-8")) if citation.is_file() else {}
+    crate = ROCrate()
+    crate.name = f"ARPO replication: study {study} ({mark})"
+    crate.description = (
+        f"Results of the study “{study}” ({mark}) of a pipeline that checks ARPO, GRPO with experience "
+        "replay for computer-use agents. The mark says how large the model was and what kind of desktop it "
+        "used: a number with another mark than the paper's is no result about the paper."
+    )
+    crate.datePublished = datetime.fromtimestamp(finished, tz=UTC)
+    crate.license = str(software.get("license", "Apache-2.0"))
+    crate.keywords = list(software.get("keywords", []))
+    program = crate.add(
+        ContextEntity(
+            crate,
+            "#arpo-replica",
+            properties={
+                "@type": "SoftwareApplication",
+                "name": str(software.get("title", "arpo-replica")),
+                "version": commit or "unknown",
+            },
+        )
+    )
+    paper = crate.add(
+        ContextEntity(
+            crate, PAPER, properties={"@type": "ScholarlyArticle", "name": "ARPO, arXiv 2505.16282"}
+        )
+    )
+    crate.root_dataset["isBasedOn"] = paper
+    crate.root_dataset["mentions"] = program
+    for path in files_of(folder):
+        name = path.relative_to(folder).as_posix()
+        if name in (METADATA, "SHA256SUMS") or name.startswith(FOLDERS):
+            continue
+        crate.add_file(path, name, properties=_properties(path, name))
+    for name, text in (
+        ("trajectories", "Every episode: steps, model text, actions, screenshots."),
+        ("screenshots", "Screenshots that the page's budget left out, named by their hash."),
+        ("osworld", "The episodes in the layout of OSWorld's own runner."),
+        ("offline", "Recorded episodes of the base policy that offline arms learnt from; no measurement."),
+    ):
+        if (folder / name).is_dir():
+            crate.add_dataset(folder / name, f"{name}/", properties={"name": name, "description": text})
+    content = json.dumps(_sorted(crate.metadata.generate()), indent=1, ensure_ascii=False)
+    out = folder / METADATA
+    out.write_text(content + "\n", encoding="utf-8")
+    return out
+
+
+def _properties(path: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": name,
+        "contentSize": str(path.stat().st_size),
+        "sha256": file_sha256(path),
+    }
+    if path.suffix in KINDS:
+        found["encodingFormat"] = KINDS[path.suffix]
+    if name in DESCRIPTIONS:
+        found["description"] = DESCRIPTIONS[name]
+    return found
+
+
+def _sorted(document: dict[str, Any]) -> dict[str, Any]:
+    """Entities by id, the two that must come first first; keys by name."""
+    first = {METADATA: 0, "./": 1}
+    graph = sorted(document["@graph"], key=lambda entity: (first.get(entity["@id"], 2), entity["@id"]))
+    return {
+        "@context": document["@context"],
+        "@graph": [{key: entity[key] for key in sorted(entity)} for entity in graph],
+    }
+
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The first time that a zip can hold."""
+CHUNK = 2**20
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Every file below ``folder``, sorted by its path as text."""
+    yield from sorted(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: path.relative_to(folder).as_posix(),
+    )
+
+
+def write_hashes(folder: Path, name: str = "SHA256SUMS") -> Path:
+    """``sha256sum``'s format: ``sha256sum -c`` checks a download."""
+    out = folder / name
+    out.unlink(missing_ok=True)
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files_of(folder)]
+    out.write_text("".join(lines), encoding="utf-8")
+    return out
+
+
+def write_zip(folder: Path, out: Path) -> None:
+    """Zip ``folder`` under its own name: sorted, one time, one mode: nothing depends on the machine."""
+    temporary = out.with_name(f".{out.name}.part")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for path in files_of(folder):
+            name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o100644 << 16
+            info.create_system = 3
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.file_size = path.stat().st_size
+            with path.open("rb") as source, archive.open(info, "w") as target:
+                while block := source.read(CHUNK):
+                    target.write(block)
+    temporary.replace(out)

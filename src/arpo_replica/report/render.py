@@ -22,12 +22,10 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report import claim_words, effort, figures, matrix, training_views, views
+from arpo_replica.report import figures, matrix, views, words
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
-from arpo_replica.report.parity import parity_rows
-from arpo_replica.report.sources import Sources, collect_sources
-from arpo_replica.report.twins import Download, build_twins, download
+from arpo_replica.report.sources import Download, Sources, build_twins, collect_sources, download
 
 STATIC = Path(__file__).parent / "static"
 FULL_SET = "screenshots"
@@ -71,9 +69,9 @@ def render_report(
     )
     context = _context(config, numbers, judged, origin, gallery, sources=sources)
     context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
-    context["parity"] = parity_rows(config, facts)
-    context["jobs"] = effort.job_rows(results / "benchmarks")
-    context["cost"] = effort.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
+    context["parity"] = views.parity_rows(config, facts)
+    context["jobs"] = views.job_rows(results / "benchmarks")
+    context["cost"] = views.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
     context["twins"] = build_twins(results, context, sources)
     context["documents"] = [_document(path) for path in files.values()]
     write_atomically(out, _page(config, gallery, context).encode())
@@ -93,7 +91,7 @@ def _context(
     banner = views.banner(config, summary.synthetic)
     tag = banner["tag"]
     parts = matrix.build_matrix(gallery.episodes, arms, config.evaluation.splits)
-    swaps = training_views.swap_rows(summary)
+    swaps = views.swap_rows(summary)
     drawn = {
         "forest": figures.forest_plot(summary.rates, arms, tag),
         "curves": figures.learning_curves(summary.curves, arms, stages, tag),
@@ -127,9 +125,9 @@ def _context(
         "matrix": parts,
         "several_seeds": len(summary.seeds) > 1,
         "stages": views.stage_rows(summary),
-        "offline": training_views.offline_rows(summary),
+        "offline": views.offline_rows(summary),
         "swaps": swaps,
-        "swapped_tasks": training_views.swaps_by_task(swaps),
+        "swapped_tasks": views.swaps_by_task(swaps),
         "targets": views.claim_groups(claims.claims),
         "contradictions": {clash.id: clash for clash in claims.contradictions},
         "assumptions": views.power_words(claims.claims),
@@ -168,18 +166,18 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        pct=views.percent,
-        points=views.points,
-        amount=claim_words.amount,
-        bounds=claim_words.bounds,
-        chances=claim_words.chances,
-        needed=claim_words.needed,
-        published=claim_words.published,
-        published_gap=claim_words.published_gap,
-        seconds=views.duration,
-        counted=effort.counted,
-        short=views.short_hash,
-        mb=views.megabytes,
+        pct=words.percent,
+        points=words.points,
+        amount=words.amount,
+        bounds=words.bounds,
+        chances=words.chances,
+        needed=words.needed,
+        published=words.published,
+        published_gap=words.published_gap,
+        seconds=words.duration,
+        counted=words.counted,
+        short=words.short_hash,
+        mb=words.megabytes,
     )
     return environment
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import csv
+import io
+import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.claims import trainings_words
-from arpo_replica.evaluation.records import (
-    PROTOCOLS,
-    ClaimResult,
-    CurvePoint,
-    DifferenceRow,
-    LeftOutRow,
-    RateRow,
-    SubsetRow,
-    Summary,
-    Verdict,
-)
+from arpo_replica.evaluation import records as r
+from arpo_replica.evaluation.claims import lookup, trainings_words
+from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.targets import TARGETS
-from arpo_replica.report.effort import counted
 from arpo_replica.report.figures import TOTALS, phase_totals
+from arpo_replica.report.words import counted, duration, short_hash
+from arpo_replica.training.parity import Fact, Facts, actual
 
-MINUS = "\N{MINUS SIGN}"
 OUTCOMES = {
     "success": ("✓", "success"),
     "failure": ("✕", "failure"),
@@ -33,40 +28,6 @@ OUTCOMES = {
     "env_error": ("!", "environment failure"),
 }
 """Outcome -> (sign, words): never colour alone."""
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """``0.325`` -> ``32.5`` (no sign: the column says %)."""
-    return "not run" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def points(value: float) -> str:
-    """A difference of rates in points, with its sign."""
-    rounded = round(100 * value, 1)
-    return "0.0" if rounded == 0 else f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words of at most two units."""
-    if seconds is None or (isinstance(seconds, float) and math.isnan(seconds)):
-        return "not recorded"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
-def short_hash(sha256: str | None) -> str:
-    """The first twelve digits."""
-    return (sha256 or "none")[:12]
-
-
-def megabytes(size: float) -> str:
-    """Bytes as MB."""
-    return f"{size / 1e6:.1f} MB"
 
 
 DESKTOPS = {
@@ -77,7 +38,7 @@ DESKTOPS = {
     "osworld": "VM",
 }
 """Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
-VERDICT_WORDS: dict[Verdict, str] = {
+VERDICT_WORDS: dict[r.Verdict, str] = {
     "equivalent": "Two one-sided tests put ours within the margin of the published number.",
     "same direction": "A difference: ours is shown to lie on the published side of zero.",
     "within prediction interval": (
@@ -95,7 +56,7 @@ VERDICT_WORDS: dict[Verdict, str] = {
         "measured."
     ),
 }
-"""Verdict -> when it is given, strongest first."""
+"""r.Verdict -> when it is given, strongest first."""
 VERDICTS = tuple(VERDICT_WORDS)
 
 
@@ -183,7 +144,7 @@ def findings(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-def own_rates(summary: Summary) -> list[tuple[int, RateRow]]:
+def own_rates(summary: Summary) -> list[tuple[int, r.RateRow]]:
     """(place in the summary, row) of each arm on each split by itself (hard protocol), all seeds together."""
     return [
         (place, row)
@@ -202,7 +163,7 @@ def reach(summary: Summary) -> float:
 
 def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
     """Each split with tasks that are not run: how many are, and why not, most frequent reason first."""
-    found: dict[str, list[LeftOutRow]] = {}
+    found: dict[str, list[r.LeftOutRow]] = {}
     for row in summary.left_out:
         found.setdefault(row.split, []).append(row)
     return [
@@ -217,7 +178,7 @@ def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def subset_parts(summary: Summary) -> list[tuple[int, SubsetRow]]:
+def subset_parts(summary: Summary) -> list[tuple[int, r.SubsetRow]]:
     """(place in the summary, row) of parts that are less than their split: the others repeat its rate."""
     return [
         (place, row)
@@ -226,15 +187,15 @@ def subset_parts(summary: Summary) -> list[tuple[int, SubsetRow]]:
     ]
 
 
-def verdict_counts(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
-    """Verdict -> number of claims, in a fixed order, without those that no claim has."""
+def verdict_counts(claims: Sequence[r.ClaimResult]) -> list[tuple[str, int]]:
+    """r.Verdict -> number of claims, in a fixed order, without those that no claim has."""
     counts = [(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS]
     return [(verdict, count) for verdict, count in counts if count]
 
 
-def claim_groups(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
+def claim_groups(claims: Sequence[r.ClaimResult]) -> list[dict[str, Any]]:
     """Claims by the paper's tables and figures, each with its place in ``claims.json``."""
-    found: dict[str, list[tuple[int, ClaimResult]]] = {}
+    found: dict[str, list[tuple[int, r.ClaimResult]]] = {}
     for place, claim in enumerate(claims):
         found.setdefault(TARGETS[claim.target].label if claim.target else "Claims", []).append((place, claim))
     return [
@@ -248,13 +209,13 @@ def claim_groups(claims: Sequence[ClaimResult]) -> list[dict[str, Any]]:
     ]
 
 
-def reasons(claims: Sequence[ClaimResult]) -> list[tuple[str, int]]:
+def reasons(claims: Sequence[r.ClaimResult]) -> list[tuple[str, int]]:
     """Why claims were not run, the most frequent reason first."""
     counts = Counter(claim.reason for claim in claims if claim.verdict == "not run")
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def power_words(claims: Sequence[ClaimResult]) -> str:
+def power_words(claims: Sequence[r.ClaimResult]) -> str:
     """What the column "what this study can show" rests on, once for all claims."""
     return " ".join(dict.fromkeys(claim.reach.assumption for claim in claims if claim.reach))
 
@@ -287,7 +248,7 @@ def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[i
     return list(found.items())
 
 
-def _settled(row: DifferenceRow) -> str:
+def _settled(row: r.DifferenceRow) -> str:
     """A word only where there are enough trainings to know how much they differ."""
     if row.over_trainings is None:
         return f"{trainings_words(row.trainings)}: no verdict"
@@ -299,13 +260,7 @@ def _settled(row: DifferenceRow) -> str:
 def deviation(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A line of the table of deviations with this study's value looked up in the resolved config."""
     keys = entry["ours"] if isinstance(entry["ours"], list) else [entry["ours"]]
-    return {**entry, "keys": keys, "value": ", ".join(_words(_lookup(config, key)) for key in keys)}
-
-
-def _lookup(config: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = config[part]
-    return config
+    return {**entry, "keys": keys, "value": ", ".join(_words(lookup(config, key)) for key in keys)}
 
 
 def _words(value: Any) -> str:
@@ -347,13 +302,13 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
     return rows
 
 
-def first_and_last(points_: Sequence[CurvePoint], name: str) -> list[float | None]:
+def first_and_last(points_: Sequence[r.CurvePoint], name: str) -> list[float | None]:
     """Means of the first and of the last three updates, of fewer where these would be the same updates."""
     ends = max(1, min(3, len(points_) // 2))
     return [_mean(points_[:ends], name), _mean(points_[-ends:], name)]
 
 
-def staleness(points: Sequence[CurvePoint]) -> float | None:
+def staleness(points: Sequence[r.CurvePoint]) -> float | None:
     """Mean number of updates that rollouts lagged behind; None for a training that records none."""
     found = [p.other["staleness_mean"] for p in points if "staleness_mean" in p.other]
     return sum(found) / len(found) if found else None
@@ -379,3 +334,160 @@ def _mean(points_: Sequence[Any], name: str) -> float | None:
 def _sum(points_: Sequence[Any], name: str) -> float | None:
     values = [value for p in points_ if (value := getattr(p, name)) is not None]
     return sum(values) if values else None
+
+
+def offline_rows(summary: Summary) -> list[dict[str, Any]]:
+    """Training of each offline arm and seed, with its loss at both ends."""
+    rows = []
+    for training in summary.offline:
+        known = [point.loss for point in training.points if point.loss is not None]
+        ends = max(1, min(3, len(known) // 2))
+        loss = [statistics.fmean(part) for part in (known[:ends], known[-ends:])] if known else [None, None]
+        rows.append({"training": training, "loss": loss})
+    return rows
+
+
+def swap_rows(summary: Summary) -> list[dict[str, Any]]:
+    """Every time that replay fired: curve, update, task, age of the replayed trajectory."""
+    return [
+        {"curve": curve, "step": point.step, "task": swap.task, "age": swap.age}
+        for curve in summary.curves
+        for point in curve.points
+        for swap in point.swaps
+    ]
+
+
+def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Arm and task -> how often replay fired there, when, and how old the injected success was (updates)."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in swaps:
+        found.setdefault((row["curve"].arm, row["task"]), []).append(row)
+    rows = [
+        {
+            "arm": arm,
+            "task": task,
+            "times": len(fired),
+            "first": min(row["step"] for row in fired),
+            "last": max(row["step"] for row in fired),
+            "median_age": statistics.median(row["age"] for row in fired),
+            "oldest": max(row["age"] for row in fired),
+        }
+        for (arm, task), fired in found.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["times"], row["arm"], row["task"]))
+
+
+# --- what it cost ---
+
+
+def job_rows(benchmarks: Path) -> list[dict[str, Any]]:
+    """Wall-clock seconds and peak memory of each job, as Snakemake measured them (may be none)."""
+    rows = []
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        for run in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"):
+            rows.append(
+                {
+                    "job": path.relative_to(benchmarks).with_suffix("").as_posix(),
+                    "seconds": _number(run.get("s")),
+                    "peak_mb": _number(run.get("max_rss")),
+                    "cpu_seconds": _number(run.get("cpu_time")),
+                }
+            )
+    return rows
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> list[tuple[str, str, str]]:
+    """(label, value, how it was counted): what the study took. Only what some file says."""
+    rows: list[tuple[str, str, str]] = []
+    seconds = sum(job["seconds"] or 0 for job in jobs)
+    cpu = sum(job["cpu_seconds"] or 0 for job in jobs)
+    if jobs:
+        rows.append(
+            (
+                "Job time",
+                f"{seconds / 3600:.2f} h",
+                f"{counted(len(jobs), 'job')}, added up as Snakemake timed them",
+            )
+        )
+        rows.append(("Processor time", f"{cpu / 3600:.2f} core-hours", "of all processes of these jobs"))
+        if gpus:
+            rows.append(
+                (
+                    "Accelerator time",
+                    f"{gpus * seconds / 3600:.2f} GPU-hours at most",
+                    f"job time × {gpus} GPUs",
+                )
+            )
+    episodes = sum(row.episodes for row in summary.effort)
+    spent = sum(row.episode_seconds for row in summary.effort)
+    if episodes and spent:
+        steps = sum(row.steps for row in summary.effort)
+        tokens = sum(row.completion_tokens for row in summary.effort)
+        rows.append(
+            (
+                "Time in episodes",
+                f"{spent / 3600:.2f} h",
+                f"{counted(episodes, 'evaluation episode')}, added up; desktops that waited do not count",
+            )
+        )
+        rows.append(
+            ("Episode", f"{spent / episodes:.1f} s", f"mean with all attempts; {steps / episodes:.1f} steps")
+        )
+        rows.append(
+            ("Tokens written", f"{tokens:,}".replace(",", "\u202f"), "by the policy in these episodes")
+        )
+    return rows
+
+
+# --- beside the paper and the released code ---
+
+
+def parity_rows(config: StudyConfig, facts: Path) -> list[dict[str, Any]]:
+    """Rows of plain text; empty without the file of facts or without a trained arm.
+
+    ``same_as``: what this study agrees with: paper, code, both, neither, or nothing stated.
+    """
+    if not facts.is_file() or not config.online_arms:
+        return []
+    rows = []
+    for row in Facts.model_validate(load_yaml(facts.read_text(encoding="utf-8"))).rows:
+        value = actual(row, config)
+        rows.append(
+            {
+                "hyper_parameter": row.name,
+                "paper": _stated(row.paper),
+                "released_code": _stated(row.code),
+                "this_study": _setting(value),
+                "key": row.key or "fixed in the code",
+                "same_as": _agrees(value, row.paper, row.code),
+            }
+        )
+    return rows
+
+
+def _agrees(value: Any, paper: Fact | None, code: Fact | None) -> str:
+    same = {name for name, fact in (("paper", paper), ("code", code)) if fact and fact.value == value}
+    if paper is None and code is None:
+        return "nothing stated"
+    return {0: "neither", 1: next(iter(same), ""), 2: "both"}[len(same)]
+
+
+def _stated(fact: Fact | None) -> str:
+    return "not stated" if fact is None else f"{_setting(fact.value)} ({fact.place})"
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

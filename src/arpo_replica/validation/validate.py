@@ -36,8 +36,16 @@ from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.suites.osworld.inventory import PATH as EVALUATORS
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit
-from arpo_replica.validation.oracles import FOLDER, Oracle, find_oracles
-from arpo_replica.validation.scripted import DONE, FAIL, EndsAtOnce, ScriptedOracle, screen_parser
+from arpo_replica.validation.scripted import (
+    DONE,
+    FAIL,
+    FOLDER,
+    EndsAtOnce,
+    Oracle,
+    ScriptedOracle,
+    find_oracles,
+    screen_parser,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -273,3 +281,55 @@ def tell(document: Mapping[str, Any]) -> int:
 
 def _score(score: float | None) -> str:
     return "env_error" if score is None else f"{score:g}"
+
+
+# --- do two kinds of desktop give the same scores? ---
+
+SIDE = ("split", "kind", "mark", "evaluator", "desktop", "trials", "finished_at")
+"""What is kept of each result."""
+
+
+def read_validation(path: Path) -> dict[str, Any]:
+    """A result of ``validate_tasks``. Raises ``UserError`` for a file that is none."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        rows = {row["task"]: row for row in document["tasks"]}
+        _ = document["kind"]
+        for row in rows.values():
+            _ = row["sha256"], row["infeasible"], [_scores(row[mode]) for mode in MODES if mode in row]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no result of validate-tasks ({error!r}).") from error
+    return document | {"rows": rows}
+
+
+def compare_validations(first: Path, second: Path) -> dict[str, Any]:
+    """The scores of the tasks that both have, and where they differ.
+
+    Raises ``UserError`` if they have no task in common, or one in two versions.
+    """
+    one, two = read_validation(first), read_validation(second)
+    common = [name for name in one["rows"] if name in two["rows"]]
+    if not common:
+        raise UserError(f"{first} and {second} have no task in common.")
+    rows, different = [], []
+    for name in common:
+        ours, theirs = one["rows"][name], two["rows"][name]
+        if ours["sha256"] != theirs["sha256"]:
+            raise UserError(f"{first} and {second} have the task {name} in two versions.")
+        row: dict[str, Any] = {"task": name, "infeasible": ours["infeasible"]}
+        for mode in MODES:
+            if mode in ours and mode in theirs:
+                row[mode] = {"first": _scores(ours[mode]), "second": _scores(theirs[mode])}
+                if set(row[mode]["first"]) != set(row[mode]["second"]):
+                    different.append(f"{name}: {mode}")
+        rows.append(row)
+    return {
+        "first": {key: one[key] for key in SIDE if key in one},
+        "second": {key: two[key] for key in SIDE if key in two},
+        "different": different,
+        "tasks": rows,
+    }
+
+
+def _scores(attempts: list[Mapping[str, Any]]) -> list[float | None]:
+    return [attempt["score"] for attempt in attempts]

@@ -1,12 +1,61 @@
-"""What the table of verdicts says of a claim: numbers in the published unit, and what the study can show."""
+"""Numbers in words, for the templates and the terminal: units, signs, digits, and what is not run."""
 
 from __future__ import annotations
 
+import math
+
 from arpo_replica.evaluation.records import ClaimResult
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
-from arpo_replica.report.effort import counted
 
 MINUS = "\N{MINUS SIGN}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``0.325`` -> ``32.5`` (no sign: the column says %)."""
+    return "not run" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """``+0.10``, ``−3.1``, ``0.0``."""
+    rounded = round(value, digits)
+    sign = "" if rounded == 0 else "+" if rounded > 0 else MINUS
+    return f"{sign}{abs(rounded):.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A difference of rates in points, with its sign."""
+    return signed(100 * value, 1)
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words of at most two units."""
+    if seconds is None or (isinstance(seconds, float) and math.isnan(seconds)):
+        return "not recorded"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def short_hash(sha256: str | None) -> str:
+    """The first twelve digits."""
+    return (sha256 or "none")[:12]
+
+
+def megabytes(size: float) -> str:
+    """Bytes as MB."""
+    return f"{size / 1e6:.1f} MB"
+
+
+# --- claims ---
 
 
 def published(value: float, unit: str) -> str:
@@ -65,13 +114,6 @@ def needed(claim: ClaimResult) -> str:
 
 def _share(power: float) -> str:
     return "over 99 %" if power > 0.99 else f"{100 * power:.0f} %"
-
-
-def signed(value: float, digits: int) -> str:
-    """``+0.10``, ``−3.1``, ``0.0``."""
-    rounded = round(value, digits)
-    sign = "" if rounded == 0 else "+" if rounded > 0 else MINUS
-    return f"{sign}{abs(rounded):.{digits}f}"
 
 
 def _percent(claim: ClaimResult) -> bool:
