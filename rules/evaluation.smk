@@ -7,7 +7,8 @@ rule score_episodes:
     input:
         indexes=study.all_indexes(),
     output:
-        "<results>/scores.parquet",
+        table="<results>/scores.parquet",
+        rows="<results>/scores.csv",
     log:
         "<logs>/score_episodes.log",
     localrule: True

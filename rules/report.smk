@@ -10,7 +10,7 @@ rule render_report:
         tables=study.table_files(),
         provenance="<results>/provenance.json",
         deviations=find("data/paper/deviations.yaml"),
-        parity=find("data/paper/hyperparameters.yaml"),
+        hyperparameters=find("data/paper/hyperparameters.yaml"),
         templates=study.report_templates(),
     output:
         report(
@@ -22,6 +22,8 @@ rule render_report:
     localrule: True
     params:
         decides=decides("render_report"),
+        episodes=f"results/{study.name}/episodes",
+        benchmarks=f"results/{study.name}/benchmarks",
     script:
         "../scripts/render_report.py"
 
@@ -34,6 +36,8 @@ rule publish_report:
         claims="<results>/claims.json",
         provenance="<results>/provenance.json",
         config="<results>/config.resolved.yaml",
+        tables=study.table_files(),
+        rows="<results>/scores.csv",
         indexes=study.all_indexes(),
         training=[
             *study.all_manifests(),
@@ -50,6 +54,8 @@ rule publish_report:
     localrule: True
     params:
         decides=decides("publish_report"),
+        results=f"results/{study.name}",
+        screenshots=f"reports/{study.name}/screenshots",
     script:
         "../scripts/publish_report.py"
 

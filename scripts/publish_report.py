@@ -2,14 +2,9 @@
 
 from pathlib import Path
 
-from arpo_replica.report.publish import publish_report
-from arpo_replica.workflow.job import job
+from arpo_replica.report.publish import PublishedFiles, publish_report
+from arpo_replica.workflow.job import given, job
 
 with job(snakemake) as config:
-    publish_report(
-        config,
-        Path(snakemake.input.scores).parent,
-        Path(snakemake.input.page),
-        Path(snakemake.output.folder),
-        Path(snakemake.output.archive),
-    )
+    files = given(PublishedFiles, snakemake)
+    publish_report(config, files, Path(snakemake.output.folder), Path(snakemake.output.archive))

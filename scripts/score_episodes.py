@@ -6,5 +6,5 @@ from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
-    roots = [Path(index).parent for index in snakemake.input.indexes]
-    score_episodes(config, roots, Path(snakemake.output[0]))
+    indexes = [Path(index) for index in snakemake.input.indexes]
+    score_episodes(config, indexes, Path(snakemake.output.table))

@@ -34,8 +34,10 @@ from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import as_table, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
+from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
+from arpo_replica.report.sources import StudyFiles
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
 from arpo_replica.tasks.left_out import resolve
 from arpo_replica.training.gates import Gate, StageReport
@@ -219,7 +221,10 @@ def write_origin(study: Study) -> None:
 def render(study: Study) -> Path:
     """The page of an evaluated study."""
     out = study.root / "reports" / study.config.study / "index.html"
-    render_report(study.config, study.results, out, deviations=PAPER / "deviations.yaml")
+    files = StudyFiles.below(study.results)
+    write_tables(files.summary, files.claims, files.scores, study.results / "tables")
+    facts = PAPER / "hyperparameters.yaml"
+    render_report(study.config, files, out, deviations=PAPER / "deviations.yaml", hyperparameters=facts)
     return out
 
 

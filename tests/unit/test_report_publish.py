@@ -18,8 +18,9 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import wilson
+from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
-from arpo_replica.report.publish import files_of, publish_report
+from arpo_replica.report.publish import PublishedFiles, files_of, publish_report
 from synthetic_study import Study, evaluate, make_study, render
 
 
@@ -38,9 +39,31 @@ def page(study: Study) -> Path:
     return render(study)
 
 
+def files(results: Path, page: Path) -> PublishedFiles:
+    """What the rule hands over, by the layout of a study."""
+    data = {name: results / f"{name}.json" for name in ("summary", "claims", "provenance")}
+    scores = results / "scores.parquet"
+    resolved = results / "config.resolved.yaml"
+    resolved.touch()
+    names = ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json")
+    return PublishedFiles(
+        page=page,
+        screenshots=page.parent / "screenshots",
+        **data,
+        config=resolved,
+        scores=scores,
+        rows=results / "scores.csv",
+        tables=write_tables(data["summary"], data["claims"], scores, results / "tables"),
+        training=[path for name in names for path in results.glob(f"models/*/*/*/{name}")],
+        indexes=list((results / "episodes").rglob("episodes.jsonl")),
+        taught=list((results / "offline").rglob("episodes.jsonl")),
+        results=results,
+    )
+
+
 def publish(study: Study, page: Path, to: Path) -> tuple[Path, Path]:
     folder, archive = to / "arpo_synthetic", to / "arpo_synthetic.zip"
-    publish_report(study.config, study.results, page, folder, archive, repository=Path())
+    publish_report(study.config, files(study.results, page), folder, archive, repository=Path())
     return folder, archive
 
 
@@ -140,7 +163,9 @@ def test_one_mark_that_is_left_is_enough(study: Study, page: Path, tmp_path: Pat
     recipe = {**raw.get("recipe", {}), "synthetic": True}
     path.write_text(json.dumps(raw | ({"synthetic": True} if left == "episode.json" else {"recipe": recipe})))
     with pytest.raises(UserError, match=f"{left} says that its data is synthetic"):
-        publish_report(study.config, results, page, tmp_path / "out", tmp_path / "out.zip", repository=Path())
+        publish_report(
+            study.config, files(results, page), tmp_path / "out", tmp_path / "out.zip", repository=Path()
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -157,7 +182,7 @@ def test_what_offline_arms_learnt_from_goes_along(
     learning.write_text('{"step": 1, "loss": 0.5}\n')
     report = study.config.report.model_copy(update={"full_trajectories": full})
     config = study.config.model_copy(update={"report": report})
-    publish_report(config, results, page, tmp_path / "out", tmp_path / "out.zip", repository=Path())
+    publish_report(config, files(results, page), tmp_path / "out", tmp_path / "out.zip", repository=Path())
     names = {path.relative_to(tmp_path / "out").as_posix() for path in files_of(tmp_path / "out")}
     assert "training/kto/seed_0/stage_train_32/learning.jsonl" in names
     assert "offline/train_32/trial_0/episodes.jsonl" in names
@@ -195,7 +220,7 @@ def test_published_refuses_uncommitted_changes(tmp_path: Path) -> None:
         provenance.write_text(json.dumps({**raw, "git": git, "cluster_jobs": list(jobs)}))
 
     def go() -> None:
-        publish_report(study.config, study.results, page, folder, archive, repository=checkout)
+        publish_report(study.config, files(study.results, page), folder, archive, repository=checkout)
 
     recorded(dirty=True)
     with pytest.raises(UserError, match="was made from a checkout with uncommitted changes"):

@@ -44,17 +44,6 @@ class PaperFiles:
             lists,
         )
 
-    @classmethod
-    def of(cls, inputs: Any) -> PaperFiles:
-        """Those that a rule hands to its script under these names."""
-        return cls(
-            Path(inputs.claims),
-            Path(inputs.published),
-            Path(inputs.contradictions),
-            Path(inputs.hyperparameters),
-            [Path(path) for path in inputs.lists],
-        )
-
 
 class Published(Document):
     """A number of the paper or its README."""

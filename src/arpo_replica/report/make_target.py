@@ -51,11 +51,12 @@ class TargetFiles:
     metrics: Sequence[Path] = ()
     reports: Sequence[Path] = ()
     """What the stages of these trainings had to show."""
-    throughput: Path | None = None
+    throughput: Sequence[Path] = ()
+    """What ``measure_throughput`` wrote, if the target needs it."""
 
     def all(self) -> list[Path]:
         """Every file, the paper's included."""
-        measured = [*self.indexes, *self.metrics, *self.reports, *filter(None, [self.throughput])]
+        measured = [*self.indexes, *self.metrics, *self.reports, *self.throughput]
         return [*measured, self.paper.claims, self.paper.published]
 
 
@@ -90,14 +91,13 @@ def _document(
         rows = list(_rate_rows(config, target, summary))
         parts = {role: str(getattr(config.targets, role)) for role in target.roles}
     elif target.throughput:
-        assert files.throughput is not None
-        rows = list(_throughput_rows(files.throughput))
+        rows = [dict(point) for path in files.throughput for point in json.loads(path.read_bytes())["points"]]
         parts = {"environments": ", ".join(map(str, config.targets.environments))}
     else:
         rows = list(_curve_rows(config, target, files.metrics))
         named = {role: getattr(config.targets, role) for role in target.curves}
         parts = {role: f"{curve.arm}, stage {curve.stage}" for role, curve in named.items()}
-    claims = compare(config, summary, files.paper, files.throughput)
+    claims = compare(config, summary, files.paper, next(iter(files.throughput), None))
     mine = [claim for claim in claims.claims if claim.target == target.name]
     compared = [claim for claim in mine if claim.verdict != "not run"]
     reasons = Counter(claim.reason for claim in mine if claim.verdict == "not run")
@@ -216,11 +216,6 @@ def _points(curve: Curve, part: str) -> Iterator[dict[str, Any]]:
             "swapped_groups": point.swapped_groups,
             "source": curve.source,
         }
-
-
-def _throughput_rows(throughput: Path) -> Iterator[dict[str, Any]]:
-    for point in json.loads(throughput.read_bytes())["points"]:
-        yield dict(point)
 
 
 # --- the figure ---

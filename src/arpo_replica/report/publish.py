@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
@@ -23,22 +25,37 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.evaluation.tables import write_tables
-from arpo_replica.report.render import FULL_SET, read_input
+from arpo_replica.report.render import read_input
 from arpo_replica.report.views import banner
 
-DATA = (
-    "summary.json",
-    "claims.json",
-    "provenance.json",
-    "config.resolved.yaml",
-    "scores.csv",
-    "scores.parquet",
-)
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """What goes along; the rule hands over each."""
+
+    page: Path
+    screenshots: Path
+    """Folder of those that the page's budget left out; it may not be there."""
+    summary: Path
+    claims: Path
+    provenance: Path
+    config: Path
+    scores: Path
+    rows: Path
+    """The scores as CSV."""
+    tables: Sequence[Path]
+    training: Sequence[Path]
+    """Metrics, gates and manifests, each in the folder of its stage."""
+    indexes: Sequence[Path]
+    """Of the evaluation's episodes."""
+    taught: Sequence[Path]
+    """Of the episodes that offline arms learnt from."""
+    results: Path
+    """The study's folder: nothing in it may be invented, and its episodes go along."""
 
 
 def publish_report(
-    config: StudyConfig, results: Path, page: Path, folder: Path, archive: Path, *, repository: Path = ROOT
+    config: StudyConfig, files: PublishedFiles, folder: Path, archive: Path, *, repository: Path = ROOT
 ) -> None:
     """Write ``folder`` (anew) and ``archive``, the same as a zip.
 
@@ -50,24 +67,29 @@ def publish_report(
     Raises ``UserError`` for invented data and, with ``report.published``, for a checkout with uncommitted
     changes, now or when the results were made.
     """
-    check_publishable(config, results, repository)
+    origin, scores = check_publishable(config, files, repository)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copyfile(page, folder / "index.html")
-    if (page.parent / FULL_SET).is_dir():
-        shutil.copytree(page.parent / FULL_SET, folder / FULL_SET)
-    for name in DATA:
-        if (results / name).is_file():
-            _copy(results / name, folder / "data" / name)
-    write_tables(
-        results / "summary.json", results / "claims.json", results / "scores.parquet", folder / "tables"
-    )
-    for pattern in ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json"):
-        for path in sorted((results / "models").glob(f"*/*/*/{pattern}")):
-            _copy(path, folder / "training" / path.relative_to(results / "models"))
-    _copy_episodes(config, results / "episodes", folder)
-    origin = json.loads((results / "provenance.json").read_bytes())
-    scores = read_scores(results / "scores.parquet")
+    shutil.copyfile(files.page, folder / "index.html")
+    if files.screenshots.is_dir():
+        shutil.copytree(files.screenshots, folder / files.screenshots.name)
+    for path in (files.summary, files.claims, files.provenance, files.config, files.rows, files.scores):
+        _copy(path, folder / "data")
+    for path in files.tables:
+        _copy(path, folder / "tables")
+    for path in files.training:
+        _copy(path, folder / "training", levels=3)  # arm, seed, stage
+    for path in files.indexes:
+        _copy(path, folder / "episodes", levels=5)  # arm, seed, stage, split, trial
+    for path in files.taught:
+        _copy(path, folder / "offline", levels=2)  # split, trial
+    if files.indexes:
+        export_osworld(config, files.results / "episodes", folder / "osworld")
+    if config.report.full_trajectories:
+        for source, target in (("episodes", "trajectories"), ("offline", "offline")):
+            if (files.results / source).is_dir():
+                hidden = shutil.ignore_patterns(".*", f"*{ASIDE}")
+                shutil.copytree(files.results / source, folder / target, ignore=hidden, dirs_exist_ok=True)
     mark = banner(config)["tag"]
     (folder / "README.txt").write_text(_readme(config, mark, origin["git"]["commit"]), encoding="utf-8")
     (folder / ".nojekyll").touch()  # static hosts must not skip files that begin with a dot or underscore
@@ -83,22 +105,32 @@ def publish_report(
     write_zip(folder, archive)
 
 
-def check_publishable(config: StudyConfig, results: Path, repository: Path) -> None:
-    """Refuse what must not go out under the name of a measurement."""
-    read_input(results / "summary.json", Summary.model_validate_json)
-    read_input(results / "claims.json", Claims.model_validate_json)
-    refuse_synthetic(results)
-    if bool(read_scores(results / "scores.parquet")["synthetic"].any()):
-        raise UserError(f"{results} holds invented (synthetic) episodes; invented data are never published.")
-    if not config.report.published:
-        return
-    origin = read_input(results / "provenance.json", json.loads)
+def check_publishable(
+    config: StudyConfig, files: PublishedFiles, repository: Path
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The provenance and the scores. Refuse what must not go out under the name of a measurement."""
+    read_input(files.summary, Summary.model_validate_json)
+    read_input(files.claims, Claims.model_validate_json)
+    origin: dict[str, Any] = read_input(files.provenance, json.loads)
+    scores = read_scores(files.scores)
+    refuse_synthetic(files.results)
+    if bool(scores["synthetic"].any()):
+        raise UserError(
+            f"{files.results} holds invented (synthetic) episodes; invented data are never published."
+        )
+    if config.report.published:
+        _refuse_changes(origin, files)
+        require_clean(repository)
+    return origin, scores
+
+
+def _refuse_changes(origin: dict[str, Any], files: PublishedFiles) -> None:
     if origin["git"]["commit"] is None or origin["git"]["dirty"]:
         raise UserError(
-            f"report.published is true, but {results} was made from a checkout with uncommitted changes or "
-            "outside git; commit, delete provenance.json there and run again."
+            f"report.published is true, but {files.results} was made from a checkout with uncommitted "
+            "changes or outside git; commit, delete provenance.json there and run again."
         )
-    for path in sorted(results.glob("models/*/seed_*/stage_*/manifest.json")):
+    for path in (path for path in files.training if path.name == "manifest.json"):
         if read_input(path, json.loads)["versions"].get("arpo-replica", "").endswith(CHANGED):
             raise UserError(
                 f"report.published is true, but {path} was trained from a checkout with uncommitted changes; "
@@ -111,26 +143,11 @@ def check_publishable(config: StudyConfig, results: Path, repository: Path) -> N
                 f"report.published is true, but {output} was made by job {job['job']} from a checkout with "
                 "uncommitted changes; commit, remove its folder and run again."
             )
-    require_clean(repository)
 
 
-def _copy_episodes(config: StudyConfig, episodes: Path, folder: Path) -> None:
-    indexes = [path for path in sorted(episodes.rglob("episodes.jsonl")) if path.parent.suffix != ASIDE]
-    for path in indexes:
-        _copy(path, folder / "episodes" / path.relative_to(episodes))
-    if indexes:
-        export_osworld(config, episodes, folder / "osworld")
-    taught = episodes.with_name("offline")
-    for path in sorted(taught.rglob("episodes.jsonl")):
-        _copy(path, folder / "offline" / path.relative_to(taught))
-    if config.report.full_trajectories:
-        for source, target in ((episodes, "trajectories"), (taught, "offline")):
-            if source.is_dir():
-                hidden = shutil.ignore_patterns(".*", f"*{ASIDE}")
-                shutil.copytree(source, folder / target, ignore=hidden, dirs_exist_ok=True)
-
-
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, folder: Path, levels: int = 0) -> None:
+    """Copy a file into ``folder``, with the last ``levels`` folders that it lies in."""
+    target = folder.joinpath(*source.parts[-1 - levels :])
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

@@ -15,7 +15,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.load import load_yaml
@@ -25,7 +24,7 @@ from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import figures, matrix, views, words
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
-from arpo_replica.report.sources import Download, Sources, build_twins, collect_sources, download
+from arpo_replica.report.sources import Download, Sources, StudyFiles, build_twins, collect_sources, download
 
 STATIC = Path(__file__).parent / "static"
 FULL_SET = "screenshots"
@@ -33,47 +32,43 @@ FULL_SET = "screenshots"
 
 
 def render_report(
-    config: StudyConfig, results: Path, out: Path, *, deviations: Path = Path("data/paper/deviations.yaml")
+    config: StudyConfig, files: StudyFiles, out: Path, *, deviations: Path, hyperparameters: Path
 ) -> None:
     """Write the page to ``out`` and, if the config asks for it, every screenshot beside it.
 
-    ``results`` is the study's folder with ``summary.json``, ``scores.parquet``, ``claims.json``,
-    ``provenance.json`` and ``episodes/``, which may lack screenshots or be empty. Raises ``UserError``
-    for a file that cannot be read.
+    ``deviations`` and ``hyperparameters`` are the paper's (``data/paper``). Raises ``UserError`` for a file
+    that cannot be read.
     """
-    files = {name: results / name for name in ("summary.json", "claims.json", "provenance.json")}
-    numbers = read_input(files["summary.json"], Summary.model_validate_json)
-    judged = read_input(files["claims.json"], Claims.model_validate_json)
-    origin = read_input(files["provenance.json"], json.loads)
-    deviations = find(deviations)
+    numbers = read_input(files.summary, Summary.model_validate_json)
+    judged = read_input(files.claims, Claims.model_validate_json)
+    origin = read_input(files.provenance, json.loads)
     differing = read_input(deviations, lambda data: load_yaml(data)["deviations"])
-    scores = results / "scores.parquet"
-    facts = deviations.with_name("hyperparameters.yaml")
     beside = out.parent / FULL_SET
     if beside.is_dir():
         shutil.rmtree(beside)
     gallery = build_gallery(
-        read_scores(scores),
-        results / "episodes",
+        read_scores(files.scores),
+        files.episodes,
         budget_mb=config.report.screenshots_mb,
         page_mb=config.report.page_mb,
         width=config.report.screenshot_width,
         beside=beside if config.report.full_screenshots else None,
     )
+    documents = [files.summary, files.claims, files.provenance]
     sources = collect_sources(
-        [*files.values(), scores, deviations, *([facts] if facts.is_file() else [])],
+        [*documents, files.scores, deviations, hyperparameters],
         [*numbers.inputs, *judged.inputs],
-        results / "benchmarks",
+        files.benchmarks,
         origin["git"]["commit"],
         {file.path: file.rule for file in numbers.files},
     )
     context = _context(config, numbers, judged, origin, gallery, sources=sources)
     context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
-    context["parity"] = views.parity_rows(config, facts)
-    context["jobs"] = views.job_rows(results / "benchmarks")
+    context["parity"] = views.parity_rows(config, hyperparameters)
+    context["jobs"] = views.job_rows(files.benchmarks)
     context["cost"] = views.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
-    context["twins"] = build_twins(results, context, sources)
-    context["documents"] = [_document(path) for path in files.values()]
+    context["twins"] = build_twins(files.tables, context, sources)
+    context["documents"] = [_document(path) for path in documents]
     write_atomically(out, _page(config, gallery, context).encode())
 
 

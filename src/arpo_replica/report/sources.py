@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,9 +12,38 @@ from typing import Any
 
 from arpo_replica.evaluation.provenance import rule_of
 from arpo_replica.evaluation.records import InputFile, input_file
-from arpo_replica.evaluation.tables import TABLES, as_csv, write_tables
+from arpo_replica.evaluation.tables import as_csv, table_files
 
 COMMITTED = "committed in data/paper"
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """What a study's page is made of; the rule hands over each."""
+
+    summary: Path
+    claims: Path
+    provenance: Path
+    scores: Path
+    tables: Sequence[Path]
+    """Of ``write_tables``."""
+    episodes: Path
+    """Folder of all episodes; it may lack screenshots or be empty."""
+    benchmarks: Path
+    """Folder of Snakemake's timings; it may not be there."""
+
+    @classmethod
+    def below(cls, results: Path) -> StudyFiles:
+        """Where the workflow puts them."""
+        return cls(
+            summary=results / "summary.json",
+            claims=results / "claims.json",
+            provenance=results / "provenance.json",
+            scores=results / "scores.parquet",
+            tables=[Path(path) for path in table_files(results / "tables")],
+            episodes=results / "episodes",
+            benchmarks=results / "benchmarks",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,39 +148,25 @@ class Twin:
     files: list[Download]
 
 
-def build_twins(results: Path, views: Mapping[str, Any], sources: Sources) -> dict[str, Twin]:
+def build_twins(tables: Sequence[Path], views: Mapping[str, Any], sources: Sources) -> dict[str, Twin]:
     """Name -> twin; a table without a row is left out.
 
-    The tables of ``write_tables`` are read from ``results``/tables and made here only if that folder is not
-    there; ``views`` holds the rows of the page's own tables.
+    ``tables``: what ``write_tables`` wrote; ``views`` holds the rows of the page's own tables.
     """
-    folder = results / "tables"
-    if folder.is_dir():
-        found = _read(folder)
-    else:
-        with tempfile.TemporaryDirectory() as made:
-            write_tables(
-                results / "summary.json", results / "claims.json", results / "scores.parquet", Path(made)
-            )
-            found = _read(Path(made))
-    for name, title, rows in _own(views, sources):
-        if rows:
-            as_json = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-            files = {f"{name}.csv": as_csv(None, rows), f"{name}.json": as_json}
-            found[name] = _twin(name, title, len(rows), files)
-    return found
-
-
-def _read(folder: Path) -> dict[str, Twin]:
+    by_name: dict[str, list[Path]] = {}
+    for path in tables:
+        by_name.setdefault(path.stem, []).append(path)
     found = {}
-    for name in (table.name for table in TABLES):
-        paths = [folder / f"{name}.csv", folder / f"{name}.json"]
-        if not all(path.is_file() for path in paths):
-            continue
-        rows = len(json.loads(paths[1].read_bytes())["rows"])
+    for name, paths in by_name.items():
+        files = {path.name: path.read_bytes() for path in paths}
+        rows = len(json.loads(files[f"{name}.json"])["rows"])
         if rows:
-            files = {path.name: path.read_bytes() for path in paths}
             found[name] = _twin(name, name.replace("_", " ").capitalize(), rows, files)
+    for name, title, own in _own(views, sources):
+        if own:
+            as_json = (json.dumps(own, indent=1, ensure_ascii=False) + "\n").encode()
+            files = {f"{name}.csv": as_csv(None, own), f"{name}.json": as_json}
+            found[name] = _twin(name, title, len(own), files)
     return found
 
 

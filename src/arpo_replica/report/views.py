@@ -450,11 +450,11 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
 
 
 def parity_rows(config: StudyConfig, facts: Path) -> list[dict[str, Any]]:
-    """Rows of plain text; empty without the file of facts or without a trained arm.
+    """Rows of plain text; empty without a trained arm.
 
     ``same_as``: what this study agrees with: paper, code, both, neither, or nothing stated.
     """
-    if not facts.is_file() or not config.online_arms:
+    if not config.online_arms:
         return []
     rows = []
     for row in Facts.model_validate(load_yaml(facts.read_text(encoding="utf-8"))).rows:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import psutil
 
@@ -78,6 +78,20 @@ class Tee:
     def isatty(self) -> bool:
         """Never a terminal: no colours, no cursor movement in logs."""
         return False
+
+
+Files = TypeVar("Files")
+
+
+def given(kind: type[Files], snakemake: Any, **more: Any) -> Files:
+    """A dataclass of paths, filled from the rule's inputs and parameters of the same names."""
+    named = {**dict(snakemake.params.items()), **dict(snakemake.input.items())}
+    found = {
+        name: Path(value) if isinstance(value, str) else [Path(path) for path in value]
+        for name, value in named.items()
+        if name in kind.__annotations__
+    }
+    return kind(**found, **more)
 
 
 @contextmanager
