@@ -202,6 +202,8 @@ def judge(study: Study) -> Summary:
     )
     paper = PaperFiles.below(PAPER.parent)
     compare_claims(study.config, results / "summary.json", paper, results / "claims.json")
+    names = ("summary.json", "claims.json", "scores.parquet")
+    write_tables(*(results / name for name in names), results / "tables")
     write_origin(study)
     return summary
 
@@ -222,7 +224,6 @@ def render(study: Study) -> Path:
     """The page of an evaluated study."""
     out = study.root / "reports" / study.config.study / "index.html"
     files = StudyFiles.below(study.results)
-    write_tables(files.summary, files.claims, files.scores, study.results / "tables")
     facts = PAPER / "hyperparameters.yaml"
     render_report(study.config, files, out, deviations=PAPER / "deviations.yaml", hyperparameters=facts)
     return out

@@ -18,7 +18,6 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import wilson
-from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
 from arpo_replica.report.publish import PublishedFiles, files_of, publish_report
 from synthetic_study import Study, evaluate, make_study, render
@@ -42,7 +41,6 @@ def page(study: Study) -> Path:
 def files(results: Path, page: Path) -> PublishedFiles:
     """What the rule hands over, by the layout of a study."""
     data = {name: results / f"{name}.json" for name in ("summary", "claims", "provenance")}
-    scores = results / "scores.parquet"
     resolved = results / "config.resolved.yaml"
     resolved.touch()
     names = ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json")
@@ -51,9 +49,9 @@ def files(results: Path, page: Path) -> PublishedFiles:
         screenshots=page.parent / "screenshots",
         **data,
         config=resolved,
-        scores=scores,
+        scores=results / "scores.parquet",
         rows=results / "scores.csv",
-        tables=write_tables(data["summary"], data["claims"], scores, results / "tables"),
+        tables=list((results / "tables").iterdir()),
         training=[path for name in names for path in results.glob(f"models/*/*/*/{name}")],
         indexes=list((results / "episodes").rglob("episodes.jsonl")),
         taught=list((results / "offline").rglob("episodes.jsonl")),

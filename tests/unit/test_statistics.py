@@ -99,19 +99,19 @@ def test_paired_difference_uses_shared_tasks_only_and_names_the_rest() -> None:
     )
     assert found is not None
     assert found.tasks == 3
-    assert found.dropped == ("x", "y")
+    assert found.dropped == ["x", "y"]
     # Differences 1, 0, 0: mean 1/3, SE 1/3, t(2) = 4.303: clipped at both ends only where it leaves [-1, 1].
-    assert found.interval.value == pytest.approx(1 / 3)
-    assert found.interval.low == pytest.approx(1 / 3 - 4.302653 / 3, rel=1e-6) or found.interval.low == -1
-    assert found.interval.high == 1
+    assert found.difference.value == pytest.approx(1 / 3)
+    assert found.difference.low == pytest.approx(1 / 3 - 4.302653 / 3, rel=1e-6) or found.difference.low == -1
+    assert found.difference.high == 1
     assert st.paired_difference({"a": [True]}, {"b": [True]}) is None
 
 
 def test_equal_differences_do_not_pretend_certainty() -> None:
     found = st.paired_difference({"a": [True], "b": [False]}, {"a": [True], "b": [False]})
     assert found is not None
-    assert found.interval.value == 0
-    assert found.interval.low < -0.5 < 0.5 < found.interval.high
+    assert found.difference.value == 0
+    assert found.difference.low < -0.5 < 0.5 < found.difference.high
     assert found.bootstrap is None
 
 

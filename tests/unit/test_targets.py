@@ -57,7 +57,7 @@ def files_of(study: Study, name: str, folder: Path) -> TargetFiles:
     }
     throughput.write_text(json.dumps({"points": [{"desktops": count, **point} for count in (2, 4)]}))
     paper = PaperFiles.below(PAPER.parent)
-    return TargetFiles(paper, indexes, metrics, throughput=throughput if target.throughput else None)
+    return TargetFiles(paper, indexes, metrics, throughput=[throughput] if target.throughput else [])
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "fig6"])

@@ -14,7 +14,7 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ from arpo_replica.tasks.model import Task
 UNTRAINED = "base"
 """Arm and stage of the policy before training."""
 Runs = dict[str, list[bool]]
+Ordered = TypeVar("Ordered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,15 @@ def stage_order(config: StudyConfig, stage: str) -> int:
     """Place of a stage in the config; the untrained policy first."""
     names = [s.name for s in config.training.stages]
     return names.index(stage) if stage in names else -1
+
+
+def ordered(config: StudyConfig, trainings: Iterable[Ordered]) -> list[Ordered]:
+    """Anything with arm, seed and stage by the config's arms, then by seed, then by the config's stages."""
+
+    def place(found: Any) -> tuple[int, int, int]:
+        return arm_order(config, found.arm), found.seed, stage_order(config, found.stage)
+
+    return sorted(trainings, key=place)
 
 
 # --- breakdowns -------------------------------------------------------------------------------------------
@@ -193,13 +203,13 @@ def domain_difference_rows(
             if (difference := st.paired_difference(_part(arm, names), _part(reference, names))) is not None
         }
         adjusted = st.holm([difference.p_value for difference in found.values()])
-        for (domain, difference), p_holm in zip(found.items(), adjusted, strict=True):
+        for domain, p_holm in zip(found, adjusted, strict=True):
             yield r.DomainDifferenceRow(
                 **place,
                 domain=domain,
-                tasks=difference.tasks,
-                difference=difference.interval,
-                p_value=difference.p_value,
+                tasks=found[domain].tasks,
+                difference=found[domain].difference,
+                p_value=found[domain].p_value,
                 p_holm=p_holm,
             )
 

@@ -10,8 +10,9 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
@@ -26,6 +27,7 @@ from arpo_replica.evaluation.records import (
 )
 from arpo_replica.policy.manifest import read_manifest
 
+Parsed = TypeVar("Parsed")
 SAID = {"step", "loss"}
 NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps"}
 SECONDS = re.compile(r"^(?:timing_s/|seconds[_/.]|time[_/.])(?P<phase>.+?)(?:_s)?$")
@@ -39,50 +41,42 @@ def read_curve(path: Path) -> Curve:
     Raises ``UserError`` that names file and line if it is no metrics file.
     """
     arm, seed, stage = place_of(path)
-    points: dict[int, CurvePoint] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line)
-            point = _point(raw)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}, is no training step; train this stage again.") from error
-        points[point.step] = point
+    points = {point.step: point for point in _read(path, _point, "training step; train this stage again")}
     ordered = [points[step] for step in sorted(points)]
     return Curve(arm=arm, seed=seed, stage=stage, source=shown_path(path), points=ordered)
 
 
-def read_offline(path: Path, method: str) -> OfflineTraining:
-    """One offline arm's ``learning.jsonl``, with what the manifest beside it says about its data.
+def read_offline(path: Path, method: str, manifest: Path | None = None) -> OfflineTraining:
+    """One offline arm's ``learning.jsonl``, with what its manifest says about its data.
 
     Raises ``UserError`` that names file and line if it is no such file.
     """
     arm, seed, stage = place_of(path)
-    points = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line)
-            other = {
-                name: value for name, value in sorted(raw.items()) if name not in SAID and _is_number(value)
-            }
-            loss = raw["loss"] if _is_number(raw["loss"]) else None
-            points.append(OfflinePoint(step=int(raw["step"]), loss=loss, other=other))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}, is no update; train this arm again.") from error
-    manifest = path.with_name("manifest.json")
-    data = read_manifest(manifest).recipe.get("data", {}) if manifest.is_file() else {}
     return OfflineTraining(
         arm=arm,
         seed=seed,
         stage=stage,
         method=method,
         source=shown_path(path),
-        learnt_from=data,
-        points=points,
+        learnt_from={} if manifest is None else read_manifest(manifest).recipe.get("data", {}),
+        points=list(_read(path, _offline_point, "update; train this arm again")),
     )
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], Parsed], otherwise: str) -> Iterator[Parsed]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse(json.loads(line))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}, is no {otherwise}.") from error
+
+
+def _offline_point(raw: dict[str, Any]) -> OfflinePoint:
+    loss = raw["loss"] if _is_number(raw["loss"]) else None
+    known = {name: value for name, value in sorted(raw.items()) if name not in SAID and _is_number(value)}
+    return OfflinePoint(step=int(raw["step"]), loss=loss, other=known)
 
 
 def _point(raw: dict[str, Any]) -> CurvePoint:

@@ -30,6 +30,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -47,17 +48,16 @@ SEED = 20250522
 """Of every bootstrap and permutation; printed in the report. (The day of the paper's v1.)"""
 
 
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Mean over tasks of (this arm - reference), in fractions."""
+class PairedDifference(NamedTuple):
+    """Mean over tasks of (this arm - reference), in fractions, as a row of differences has it."""
 
-    interval: Interval
+    difference: Interval
     bootstrap: Interval | None
     """BCa bootstrap of whole tasks, for comparison; None where it has no answer."""
     p_value: float
     """Sign-flip permutation test, two-sided."""
     tasks: int
-    dropped: tuple[str, ...]
+    dropped: list[str]
     """Tasks that only one side has: they take no part."""
     standard_error: float | None = None
     """For new tasks; None where the differences do not vary."""
@@ -226,7 +226,7 @@ def paired_difference(
 ) -> PairedDifference | None:
     """Difference of success rates on the tasks that both sides have; None if there is no such task."""
     shared = sorted(task for task in arm if task in reference and arm[task] and reference[task])
-    dropped = tuple(sorted((set(arm) | set(reference)) - set(shared)))
+    dropped = sorted((set(arm) | set(reference)) - set(shared))
     if not shared:
         return None
     ours = np.array([np.mean(arm[task]) for task in shared])

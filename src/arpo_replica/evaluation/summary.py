@@ -25,10 +25,10 @@ from arpo_replica.evaluation.breakdowns import (
     Runs,
     arm_order,
     name_of,
+    ordered,
     runs_of,
     select,
     sources_of,
-    stage_order,
 )
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
 from arpo_replica.evaluation.provenance import source_files
@@ -79,24 +79,23 @@ def summarise_study(
     read = [scores, *sorted(metrics), *sorted(manifests), *sorted(reports), *sorted(learning)]
     inputs = [input_file(path) for path in read]
     summary = summarise(config, read_scores(scores), metrics, manifests, inputs)
-    summary.gates = sorted(
-        (StageReport.model_validate_json(path.read_bytes()) for path in reports),
-        key=lambda r: (arm_order(config, r.arm), r.seed, stage_order(config, r.stage)),
-    )
-    summary.offline = sorted(
-        (_offline(config, path) for path in learning), key=lambda o: (arm_order(config, o.arm), o.seed)
+    gates = (StageReport.model_validate_json(path.read_bytes()) for path in reports)
+    summary.gates = ordered(config, gates)
+    of_stage = {path.parent: path for path in manifests}
+    summary.offline = ordered(
+        config, (_offline(config, path, of_stage.get(path.parent)) for path in learning)
     )
     summary.not_run += [report.reason for report in summary.gates if report.reason is not None]
     write_document(summary, out_json)
     return summary
 
 
-def _offline(config: StudyConfig, path: Path) -> OfflineTraining:
+def _offline(config: StudyConfig, path: Path, manifest: Path | None) -> OfflineTraining:
     arm = place_of(path)[0]
     offline = config.recipe(arm).offline if arm in config.offline_arms else None
     if offline is None:
         raise UserError(f"{path} belongs to '{arm}', which is no offline arm of the config; leave it out.")
-    return read_offline(path, offline.method)
+    return read_offline(path, offline.method, manifest)
 
 
 def summarise(
@@ -120,10 +119,7 @@ def summarise(
     } - set(read_left_out(config))
     checkpoints = list(b.checkpoints_of(config, table))
     rates = [row for checkpoint in checkpoints for row in _rates(config, table, lists, checkpoint)]
-    curves = sorted(
-        (read_curve(path) for path in metrics),
-        key=lambda c: (arm_order(config, c.arm), c.seed, stage_order(config, c.stage)),
-    )
+    curves = ordered(config, map(read_curve, metrics))
     trainings = list(training_outcomes(config, curves))
     code = git_state(ROOT)
     return Summary(
@@ -139,10 +135,7 @@ def summarise(
         differences=list(_differences(table, list(splits), checkpoints)),
         effort=sorted(b.effort_rows(table), key=lambda row: arm_order(config, row.arm)),
         curves=curves,
-        models=sorted(
-            map(read_model, manifests),
-            key=lambda m: (arm_order(config, m.arm), m.seed, stage_order(config, m.stage)),
-        ),
+        models=ordered(config, map(read_model, manifests)),
         not_run=_not_run(config, rates, metrics),
         left_out=list(_left_out(config, list(lists))),
         statistics=StatisticsFacts(
@@ -241,13 +234,7 @@ def _differences(
                         yield DifferenceRow(
                             **ours.place_against(theirs, split, protocol),
                             seed=seed,
-                            tasks=found.tasks,
-                            dropped=list(found.dropped),
-                            difference=found.interval,
-                            bootstrap=found.bootstrap,
-                            p_value=found.p_value,
-                            standard_error=found.standard_error,
-                            conditional_se=found.conditional_se,
+                            **found._asdict(),
                             **_over_trainings(ours, seed, *_gain_per_seed(arm, reference, theirs, protocol)),
                             sources=sources_of(arm, reference),
                         )
@@ -318,7 +305,7 @@ def _effective(runs: Runs) -> float | None:
     """Independent runs that the interval of the rate stands for."""
     if not runs:
         return None
-    means = [sum(outcomes) / len(outcomes) for outcomes in runs.values()]
+    means = [statistics.fmean(outcomes) for outcomes in runs.values()]
     single = all(len(outcomes) == 1 for outcomes in runs.values())
     return float(len(runs)) if single or max(means) - min(means) < st.EQUAL else st.effective_runs(runs)
 
@@ -341,15 +328,10 @@ def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set
 def _left_out(config: StudyConfig, evaluated: list[str]) -> Iterator[LeftOutRow]:
     for split in dict.fromkeys([*evaluated, *config.training_splits]):
         out = left_out_of(config, split)
+        tasks = split_size(config, split) + len(out)
         for entry in out:
-            yield LeftOutRow(
-                split=split,
-                tasks=split_size(config, split) + len(out),
-                task=entry.task,
-                because=entry.because,
-                detail=entry.detail,
-                path=shown_path(entry.path),
-            )
+            words = {"task": entry.task, "because": entry.because, "detail": entry.detail}
+            yield LeftOutRow(split=split, tasks=tasks, **words, path=shown_path(entry.path))
 
 
 def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path]) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -231,14 +232,12 @@ def learning_curves(
         return None
     names = [name for name in stages if any(curve.stage == name for curve in curves)]
     names += sorted({curve.stage for curve in curves} - set(names))
-    lengths = [max(curve.points[-1].step for curve in curves if curve.stage == name) for name in names]
     trained = list(dict.fromkeys(curve.arm for curve in curves))
     with styled("curves"):
         figure = Figure(figsize=(8.2, 7.2), layout="constrained")
-        grid = figure.subplots(
-            3, len(names), sharex="col", sharey="row", squeeze=False,
-            gridspec_kw={"width_ratios": [max(n, max(lengths) / 3) for n in lengths]},
-        )  # fmt: skip
+        grid = _stage_panels(
+            figure, ("mean reward", "success of rollouts, %", "all-fail groups"), names, curves, size
+        )
         for column, name in enumerate(names):
             for index, arm in enumerate(trained):
                 group = [curve for curve in curves if curve.arm == arm and curve.stage == name]
@@ -247,13 +246,6 @@ def learning_curves(
                 _Pen(arm, colour, main=False).curves(grid[0][column], group, lambda p: p.reward_before)
                 _Pen(arm, colour).curves(grid[1][column], group, lambda p: _times(p.success, 100))
                 _groups(grid[2][column], group, colour, index, len(trained))
-            grid[0][column].set_title(f"stage {name}", loc="left", fontsize=10, fontweight="bold")
-            grid[2][column].set_xlabel(f"update   [{size}]")
-            grid[2][column].xaxis.get_major_locator().set_params(integer=True)
-        for line, label in zip(
-            grid, ("mean reward", "success of rollouts, %", "all-fail groups"), strict=True
-        ):
-            line[0].set_ylabel(label)
         grid[2][0].yaxis.get_major_locator().set_params(integer=True)
         for arm in trained:
             _Pen(arm, PALETTE[arm_colour(arm, arms)]).line(grid[0][0], [], [], label=arm)
@@ -261,6 +253,25 @@ def learning_curves(
         return embedded(
             figure, "curves", "Training of each arm over its stages", "; ".join(map(_curve_spoken, curves))
         )
+
+
+def _stage_panels(
+    figure: Figure, labels: Sequence[str], stages: Sequence[str], curves: Sequence[Curve], size: str
+) -> Any:
+    """Panels, a line for each label and a column for each stage, as wide as it has updates."""
+    lengths = [max(curve.points[-1].step for curve in curves if curve.stage == stage) for stage in stages]
+    widths = [max(length, max(lengths) / 3) for length in lengths]
+    grid = figure.subplots(
+        len(labels), len(stages), sharex="col", sharey="row", squeeze=False,
+        gridspec_kw={"width_ratios": widths},
+    )  # fmt: skip
+    for column, stage in enumerate(stages):
+        grid[0][column].set_title(f"stage {stage}", loc="left", fontsize=10, fontweight="bold")
+        grid[-1][column].set_xlabel(f"update   [{size}]")
+        grid[-1][column].xaxis.get_major_locator().set_params(integer=True)
+    for line, label in zip(grid, labels, strict=True):
+        line[0].set_ylabel(label)
+    return grid
 
 
 def _times(value: float | None, factor: float) -> float | None:
@@ -363,15 +374,11 @@ def _curve_spoken(curve: Curve) -> str:
 
 def phase_seconds(curves: Sequence[Curve], size: str) -> str | None:
     """Training time by phase, one bar for each arm, stage and seed."""
-    totals = [(curve, phase_totals(curve)) for curve in curves]
-    totals = [(curve, phases) for curve, phases in totals if phases]
+    totals = [(curve, phases) for curve in curves if (phases := phase_totals(curve))]
     if not totals:
         return None
-    weight: dict[str, float] = {}
-    for _, phases in totals:
-        for phase, seconds in phases.items():
-            weight[phase] = weight.get(phase, 0.0) + seconds
-    ordered = sorted(weight, key=lambda phase: (-weight[phase], phase))
+    weight = phases_by_weight(phases for _, phases in totals)
+    ordered = list(weight)
     named, rest = ordered[:5], ordered[5:]
     unit, size_of = time_unit(max(sum(phases.values()) for _, phases in totals))
     with styled("phases"):
@@ -404,6 +411,14 @@ def time_unit(longest: float) -> tuple[str, float]:
     return next(unit for unit in UNITS if longest >= 2 * unit[1] or unit[1] == 1.0)
 
 
+def phases_by_weight(totals: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Phase -> seconds over all trainings, the longest first."""
+    weight: Counter[str] = Counter()
+    for phases in totals:
+        weight.update(phases)
+    return dict(sorted(weight.items(), key=lambda item: (-item[1], item[0])))
+
+
 def phase_totals(curve: Curve) -> dict[str, float]:
     """Phase -> seconds over the whole stage; what a step's total leaves unnamed is the phase "rest"."""
     totals: dict[str, float] = {}
@@ -428,13 +443,10 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
     if not used:
         return None
     stages = list(dict.fromkeys(curve.stage for curve in used))
-    lengths = [max(curve.points[-1].step for curve in used if curve.stage == stage) for stage in stages]
     with styled("replay"):
         figure = Figure(figsize=(8.2, 4.6), layout="constrained")
-        grid = figure.subplots(
-            2, len(stages), sharex="col", sharey="row", squeeze=False,
-            gridspec_kw={"width_ratios": [max(n, max(lengths) / 3) for n in lengths]},
-        )  # fmt: skip
+        labels = ("age of the success,\nupdates", "successes in store")
+        grid = _stage_panels(figure, labels, stages, used, size)
         for column, stage in enumerate(stages):
             for curve in (curve for curve in used if curve.stage == stage):
                 colour = PALETTE[arm_colour(curve.arm, arms)]
@@ -447,11 +459,6 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
                 grid[1][column].plot(
                     [step for step, _ in stored], [count for _, count in stored], color=colour, linewidth=1.8
                 )
-            grid[0][column].set_title(f"stage {stage}", loc="left", fontsize=10, fontweight="bold")
-            grid[1][column].set_xlabel(f"update   [{size}]")
-            grid[1][column].xaxis.get_major_locator().set_params(integer=True)
-        grid[0][0].set_ylabel("age of the success,\nupdates")
-        grid[1][0].set_ylabel("successes in store")
         for line in grid:
             # After the last stage is drawn: a limit ends the scaling of all panels that share the axis.
             line[0].set_ylim(bottom=0)

@@ -24,6 +24,8 @@ from arpo_replica.rollout.records import StepRecord
 
 PLAIN_BYTES = 1_500_000
 """Most that the HTML of plain cards may take, so that the first view does not wait for the last episode."""
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, or a hostile one."""
 LARGEST_SCREENSHOT = 32 * 2**20
 """A file above this is no screenshot of ours; bytes."""
 DIRECTIONS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
@@ -144,11 +146,8 @@ class _Store:
         return shots
 
     def _load(self, file: Path) -> dict[str, Any] | None:
-        try:
-            if file.stat().st_size > LARGEST_SCREENSHOT:
-                return None
-            data = file.read_bytes()
-        except OSError:
+        data = _read_screenshot(file)
+        if data is None:
             return None
         # The first screens of a task are the same in every arm: each is decoded once.
         digest = hashlib.sha256(data).hexdigest()
@@ -162,20 +161,27 @@ class _Store:
                 screen = image.size
                 if image.width > self.width:
                     height = max(1, round(image.height * self.width / image.width))
+                    small = image.convert("RGB").resize((self.width, height), Image.Resampling.LANCZOS)
                     out = io.BytesIO()
-                    image.convert("RGB").resize((self.width, height), Image.Resampling.LANCZOS).save(
-                        out, "WEBP", quality=70, method=4
-                    )
+                    small.save(out, "WEBP", quality=70, method=4)
                     data = out.getvalue()
                 else:
                     image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except BROKEN:
             return None
         return {
             "id": f"i{hashlib.sha256(data).hexdigest()[:16]}",
             "screen": screen,
             "uri": f"data:image/webp;base64,{base64.b64encode(data).decode()}",
         }
+
+
+def _read_screenshot(file: Path) -> bytes | None:
+    """None for what cannot be read and for what is no screenshot of ours."""
+    try:
+        return file.read_bytes() if file.stat().st_size <= LARGEST_SCREENSHOT else None
+    except OSError:
+        return None
 
 
 def build_gallery(
@@ -257,14 +263,14 @@ def _copy_beside(files: list[Path], folder: Path) -> dict[str, Shot]:
     """Copy screenshots into ``folder`` under the name of their hash. What is no screenshot is left out."""
     shots: dict[str, Shot] = {}
     for file in files:
+        data = _read_screenshot(file)
+        if data is None:
+            continue
         try:
-            if file.stat().st_size > LARGEST_SCREENSHOT:
-                continue
-            data = file.read_bytes()
             with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
                 screen = image.size
                 image.verify()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except BROKEN:
             continue
         name = hashlib.sha256(data).hexdigest()[:24]
         target = folder / name[:2] / f"{name}.webp"
@@ -276,14 +282,8 @@ def _copy_beside(files: list[Path], folder: Path) -> dict[str, Shot]:
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        row["split"],
-        row["arm"],
-        row["stage"],
-        row["seed"],
-        natural(row["domain"], row["task_id"]),
-        row["trial"],
-    )
+    place = (row["split"], row["arm"], row["stage"], row["seed"])
+    return (*place, natural(row["domain"], row["task_id"]), row["trial"])
 
 
 def natural(domain: str, task_id: str) -> tuple[str, list[str | int]]:

@@ -21,9 +21,9 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
-from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import (
+    PROTOCOLS,
     Curve,
     InputFile,
     Interval,
@@ -38,8 +38,6 @@ from arpo_replica.evaluation.tables import as_csv
 from arpo_replica.evaluation.targets import OFFLINE, Target, splits_of, target_of
 from arpo_replica.report.figures import PALETTE, arm_colour
 from arpo_replica.training.gates import StageReport
-
-PROTOCOL_ORDER = ("hard", "standard")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _document(
         rows = [dict(point) for path in files.throughput for point in json.loads(path.read_bytes())["points"]]
         parts = {"environments": ", ".join(map(str, config.targets.environments))}
     else:
-        rows = list(_curve_rows(config, target, files.metrics))
+        rows = list(_curve_rows(config, target, summary.curves))
         named = {role: getattr(config.targets, role) for role in target.curves}
         parts = {role: f"{curve.arm}, stage {curve.stage}" for role, curve in named.items()}
     claims = compare(config, summary, files.paper, next(iter(files.throughput), None))
@@ -142,31 +140,24 @@ def _notes(target: Target, summary: Summary) -> list[str]:
 
 
 def _interval(name: str, record: Interval | None) -> dict[str, Any]:
-    if record is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_method": None}
-    return {
-        name: record.value,
-        f"{name}_low": record.low,
-        f"{name}_high": record.high,
-        f"{name}_method": record.method,
-    }
+    """Its columns; empty cells without one."""
+    columns = {name: "value", f"{name}_low": "low", f"{name}_high": "high", f"{name}_method": "method"}
+    return {column: getattr(record, part, None) for column, part in columns.items()}
 
 
 def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterator[dict[str, Any]]:
     """Arm x split x protocol, all seeds together, with the paired difference to base."""
     parts = {getattr(config.targets, role): role for role in target.roles}
     pooled = len(summary.seeds) > 1
-    for row in sorted(
-        summary.rates, key=lambda r: (PROTOCOL_ORDER.index(r.protocol), list(parts).index(r.split))
-    ):
+    gains = {
+        (row.arm, row.split, row.protocol, row.seed): row.difference
+        for row in reversed(summary.differences)  # of several stages the first one counts
+        if row.reference == "base"
+    }
+    order = [(protocol, split) for protocol in PROTOCOLS for split in parts]
+    for row in sorted(summary.rates, key=lambda r: order.index((r.protocol, r.split))):
         if pooled and row.arm != "base" and row.seed is not None:
             continue
-        differences = [
-            d for d in summary.differences
-            if (d.arm, d.split, d.protocol, d.seed, d.reference)
-            == (row.arm, row.split, row.protocol, row.seed, "base")
-        ]  # fmt: skip
-        gain = differences[0] if differences else None
         yield {
             "part": parts[row.split],
             "split": row.split,
@@ -184,38 +175,27 @@ def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterato
             "success_of_all_high": row.of_all_high,
             "infeasible_valid": row.infeasible_valid,
             "infeasible_successes": row.infeasible_successes,
-            **_interval("gain_over_base", gain.difference if gain else None),
+            **_interval("gain_over_base", gains.get((row.arm, row.split, row.protocol, row.seed))),
         }
 
 
-def _curve_rows(config: StudyConfig, target: Target, metrics: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _curve_rows(config: StudyConfig, target: Target, curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
     """One row per update: its reward before and after replay, and the spread within groups."""
-    parts = {}
-    for role in target.curves:
-        curve = getattr(config.targets, role)
-        parts[curve.arm, curve.stage] = role
-    order = list(config.arms)
-    curves = sorted((read_curve(path) for path in metrics), key=lambda c: (order.index(c.arm), c.seed))
-    stages = [stage.name for stage in config.training.stages]
-    for curve in sorted(curves, key=lambda c: (order.index(c.arm), c.seed, stages.index(c.stage))):
-        yield from _points(curve, parts.get((curve.arm, curve.stage), ""))
-
-
-def _points(curve: Curve, part: str) -> Iterator[dict[str, Any]]:
-    for point in curve.points:
-        yield {
-            "part": part,
-            "arm": curve.arm,
-            "seed": curve.seed,
-            "stage": curve.stage,
-            "step": point.step,
-            "reward_before": point.reward_before,
-            "reward_after": point.reward_after,
-            "success": point.success,
-            "group_score_std": point.other.get("group_score_std"),
-            "swapped_groups": point.swapped_groups,
-            "source": curve.source,
-        }
+    roles = {role: getattr(config.targets, role) for role in target.curves}
+    parts = {(named.arm, named.stage): role for role, named in roles.items()}
+    for curve in curves:
+        for point in curve.points:
+            yield {
+                "part": parts.get((curve.arm, curve.stage), ""),
+                **curve.place,
+                "step": point.step,
+                "reward_before": point.reward_before,
+                "reward_after": point.reward_after,
+                "success": point.success,
+                "group_score_std": point.other.get("group_score_std"),
+                "swapped_groups": point.swapped_groups,
+                "source": curve.source,
+            }
 
 
 # --- the figure ---

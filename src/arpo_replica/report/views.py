@@ -17,7 +17,7 @@ from arpo_replica.evaluation.claims import lookup, trainings_words
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.targets import TARGETS
-from arpo_replica.report.figures import TOTALS, phase_totals
+from arpo_replica.report.figures import TOTALS, phase_totals, phases_by_weight
 from arpo_replica.report.words import counted, duration, short_hash
 from arpo_replica.training.parity import Fact, Facts, actual
 
@@ -229,11 +229,12 @@ def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
         tables = []
         for split, rows in by_split(summary.domains, protocol):
             arms = list(dict.fromkeys(row.arm for _, row in rows))
-            lines: dict[str, dict[str, Any]] = {}
-            for place, row in rows:
-                line = lines.setdefault(row.domain, {"domain": row.domain, "tasks": row.tasks, "by": {}})
-                line["by"][row.arm] = (place, row)
-            full = [{**line, "cells": [line["by"].get(arm) for arm in arms]} for line in lines.values()]
+            cells = {(row.domain, row.arm): (place, row) for place, row in rows}
+            tasks = {row.domain: row.tasks for _, row in rows}
+            full = [
+                {"domain": name, "tasks": count, "cells": [cells.get((name, arm)) for arm in arms]}
+                for name, count in tasks.items()
+            ]
             tables.append({"split": split, "arms": arms, "rows": full})
         parts.append((str(protocol), tables))
     return parts
@@ -277,63 +278,61 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
     """Training of each arm, stage and seed in numbers."""
     rows = []
     for curve in summary.curves:
-        phases = phase_totals(curve)
-        totals = sum(value for p in curve.points for phase, value in p.seconds.items() if phase in TOTALS)
-        seconds = totals or sum(phases.values())
-        points_ = curve.points
+        updates = curve.points
+        totals = sum(value for p in updates for phase, value in p.seconds.items() if phase in TOTALS)
+        seconds = totals or sum(phase_totals(curve).values())
         rows.append(
             {
                 "curve": curve,
-                "steps": len(points_),
+                "steps": len(updates),
                 "seconds": seconds,
-                "per_step": seconds / len(points_) if points_ else None,
-                "reward": first_and_last(points_, "reward_before"),
-                "success": first_and_last(points_, "success"),
-                "swapped": _sum(points_, "swapped_groups"),
-                "all_fail": _sum(points_, "all_fail_groups"),
-                "buffer": points_[-1].buffer_size if points_ else None,
-                "entropy": points_[-1].entropy if points_ else None,
-                "unparsable": _mean(points_, "unparsable"),
-                "env_errors": _sum(points_, "env_errors"),
-                "lost": _sum(points_, "lost_rollouts"),
-                "stale": staleness(points_),
+                "per_step": seconds / len(updates) if updates else None,
+                "reward": first_and_last(updates, "reward_before"),
+                "success": first_and_last(updates, "success"),
+                "swapped": _sum(updates, "swapped_groups"),
+                "all_fail": _sum(updates, "all_fail_groups"),
+                "buffer": updates[-1].buffer_size if updates else None,
+                "entropy": updates[-1].entropy if updates else None,
+                "unparsable": _mean(updates, "unparsable"),
+                "env_errors": _sum(updates, "env_errors"),
+                "lost": _sum(updates, "lost_rollouts"),
+                "stale": staleness(updates),
             }
         )
     return rows
 
 
-def first_and_last(points_: Sequence[r.CurvePoint], name: str) -> list[float | None]:
+def first_and_last(updates: Sequence[r.CurvePoint], name: str) -> list[float | None]:
     """Means of the first and of the last three updates, of fewer where these would be the same updates."""
-    ends = max(1, min(3, len(points_) // 2))
-    return [_mean(points_[:ends], name), _mean(points_[-ends:], name)]
+    ends = max(1, min(3, len(updates) // 2))
+    return [_mean(updates[:ends], name), _mean(updates[-ends:], name)]
 
 
-def staleness(points: Sequence[r.CurvePoint]) -> float | None:
+def staleness(updates: Sequence[r.CurvePoint]) -> float | None:
     """Mean number of updates that rollouts lagged behind; None for a training that records none."""
-    found = [p.other["staleness_mean"] for p in points if "staleness_mean" in p.other]
+    found = [update.other["staleness_mean"] for update in updates if "staleness_mean" in update.other]
     return sum(found) / len(found) if found else None
 
 
 def phase_rows(summary: Summary) -> dict[str, Any]:
     """Seconds by phase, largest first: ``phases`` and one row of values per curve."""
-    totals = [(curve, phase_totals(curve)) for curve in summary.curves]
-    weight: dict[str, float] = {}
-    for _, phases in totals:
-        for phase, value in phases.items():
-            weight[phase] = weight.get(phase, 0.0) + value
-    names = sorted(weight, key=lambda phase: (-weight[phase], phase))
-    rows = [(curve, [phases.get(name) for name in names]) for curve, phases in totals if phases]
-    return {"phases": names, "rows": rows}
+    totals = [(curve, phases) for curve in summary.curves if (phases := phase_totals(curve))]
+    names = list(phases_by_weight(phases for _, phases in totals))
+    return {"phases": names, "rows": [(curve, [phases.get(n) for n in names]) for curve, phases in totals]}
 
 
-def _mean(points_: Sequence[Any], name: str) -> float | None:
-    values = [value for p in points_ if (value := getattr(p, name)) is not None]
-    return sum(values) / len(values) if values else None
+def _known(updates: Sequence[Any], name: str) -> list[float]:
+    return [value for update in updates if (value := getattr(update, name)) is not None]
 
 
-def _sum(points_: Sequence[Any], name: str) -> float | None:
-    values = [value for p in points_ if (value := getattr(p, name)) is not None]
-    return sum(values) if values else None
+def _mean(updates: Sequence[Any], name: str) -> float | None:
+    known = _known(updates, name)
+    return sum(known) / len(known) if known else None
+
+
+def _sum(updates: Sequence[Any], name: str) -> float | None:
+    known = _known(updates, name)
+    return sum(known) if known else None
 
 
 def offline_rows(summary: Summary) -> list[dict[str, Any]]:
@@ -362,18 +361,11 @@ def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in swaps:
         found.setdefault((row["curve"].arm, row["task"]), []).append(row)
-    rows = [
-        {
-            "arm": arm,
-            "task": task,
-            "times": len(fired),
-            "first": min(row["step"] for row in fired),
-            "last": max(row["step"] for row in fired),
-            "median_age": statistics.median(row["age"] for row in fired),
-            "oldest": max(row["age"] for row in fired),
-        }
-        for (arm, task), fired in found.items()
-    ]
+    rows = []
+    for (arm, task), fired in found.items():
+        steps, ages = [row["step"] for row in fired], [row["age"] for row in fired]
+        counts = {"arm": arm, "task": task, "times": len(fired), "first": min(steps), "last": max(steps)}
+        rows.append(counts | {"median_age": statistics.median(ages), "oldest": max(ages)})
     return sorted(rows, key=lambda row: (-row["times"], row["arm"], row["task"]))
 
 
@@ -382,17 +374,12 @@ def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def job_rows(benchmarks: Path) -> list[dict[str, Any]]:
     """Wall-clock seconds and peak memory of each job, as Snakemake measured them (may be none)."""
-    rows = []
+    columns = {"seconds": "s", "peak_mb": "max_rss", "cpu_seconds": "cpu_time"}
+    rows: list[dict[str, Any]] = []
     for path in sorted(benchmarks.rglob("*.tsv")):
+        job = path.relative_to(benchmarks).with_suffix("").as_posix()
         for run in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"):
-            rows.append(
-                {
-                    "job": path.relative_to(benchmarks).with_suffix("").as_posix(),
-                    "seconds": _number(run.get("s")),
-                    "peak_mb": _number(run.get("max_rss")),
-                    "cpu_seconds": _number(run.get("cpu_time")),
-                }
-            )
+            rows.append({"job": job, **{name: _number(run.get(key)) for name, key in columns.items()}})
     return rows
 
 
@@ -409,40 +396,22 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
     seconds = sum(job["seconds"] or 0 for job in jobs)
     cpu = sum(job["cpu_seconds"] or 0 for job in jobs)
     if jobs:
-        rows.append(
-            (
-                "Job time",
-                f"{seconds / 3600:.2f} h",
-                f"{counted(len(jobs), 'job')}, added up as Snakemake timed them",
-            )
-        )
+        timed = f"{counted(len(jobs), 'job')}, added up as Snakemake timed them"
+        rows.append(("Job time", f"{seconds / 3600:.2f} h", timed))
         rows.append(("Processor time", f"{cpu / 3600:.2f} core-hours", "of all processes of these jobs"))
-        if gpus:
-            rows.append(
-                (
-                    "Accelerator time",
-                    f"{gpus * seconds / 3600:.2f} GPU-hours at most",
-                    f"job time × {gpus} GPUs",
-                )
-            )
+    if jobs and gpus:
+        most = f"{gpus * seconds / 3600:.2f} GPU-hours at most"
+        rows.append(("Accelerator time", most, f"job time × {gpus} GPUs"))
     episodes = sum(row.episodes for row in summary.effort)
     spent = sum(row.episode_seconds for row in summary.effort)
     if episodes and spent:
         steps = sum(row.steps for row in summary.effort)
-        tokens = sum(row.completion_tokens for row in summary.effort)
-        rows.append(
-            (
-                "Time in episodes",
-                f"{spent / 3600:.2f} h",
-                f"{counted(episodes, 'evaluation episode')}, added up; desktops that waited do not count",
-            )
-        )
-        rows.append(
-            ("Episode", f"{spent / episodes:.1f} s", f"mean with all attempts; {steps / episodes:.1f} steps")
-        )
-        rows.append(
-            ("Tokens written", f"{tokens:,}".replace(",", "\u202f"), "by the policy in these episodes")
-        )
+        tokens = f"{sum(row.completion_tokens for row in summary.effort):,}".replace(",", "\u202f")
+        mean = f"mean with all attempts; {steps / episodes:.1f} steps"
+        ran = f"{counted(episodes, 'evaluation episode')}, added up; desktops that waited do not count"
+        rows.append(("Time in episodes", f"{spent / 3600:.2f} h", ran))
+        rows.append(("Episode", f"{spent / episodes:.1f} s", mean))
+        rows.append(("Tokens written", tokens, "by the policy in these episodes"))
     return rows
 
 
