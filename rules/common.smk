@@ -1,6 +1,7 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
 import os
 from functools import partial
+from pathlib import Path
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse

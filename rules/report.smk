@@ -54,7 +54,7 @@ rule publish_report:
     localrule: True
     params:
         decides=decides("publish_report"),
-        results=f"results/{study.name}",
+        results=lambda wildcards, input: str(Path(input.summary).parent),
         screenshots=f"reports/{study.name}/screenshots",
     script:
         "../scripts/publish_report.py"
