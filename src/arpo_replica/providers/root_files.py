@@ -61,7 +61,7 @@ def build_rootfs(apps: Apps, output: TextIO) -> dict[str, Any]:
                 "size_bytes": path.stat().st_size,
             }
             write_atomically(record_of(path), (json.dumps(about, indent=1) + "\n").encode())
-    return {"tag": str(path), "base": SUITE, **json.loads(record_of(path).read_bytes())}
+    return {"tag": path.name, "base": SUITE, **json.loads(record_of(path).read_bytes())}
 
 
 class RootFileSystem:
