@@ -39,7 +39,7 @@ from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
 from arpo_replica.policy.manifest import read_manifest, register_model  # noqa: E402
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
-from arpo_replica.providers.make import make_provider  # noqa: E402
+from arpo_replica.providers.pool import load_named, make_provider  # noqa: E402
 from arpo_replica.rollout.run import (  # noqa: E402
     Serving,
     collect_served,
@@ -47,7 +47,6 @@ from arpo_replica.rollout.run import (  # noqa: E402
     output_root,
 )
 from arpo_replica.tasks.left_out import resolve  # noqa: E402
-from arpo_replica.training.desktops import load_provider  # noqa: E402
 from arpo_replica.training.gates import check_stage  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 from gpu_training import cards, versions  # noqa: E402
@@ -134,7 +133,7 @@ def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argpars
     tasks = {split: resolve(config, split).load() for split in splits}
     outputs = [output_root(tasks, place / split / f"trial_{trial}") for split in splits for trial in trials]
     desktop = config.desktop
-    provider = load_provider(options.provider, desktop) if options.provider else make_provider(desktop)
+    provider = load_named(options.provider, desktop) if options.provider else make_provider(desktop)
     provider.check()
     server = SizedServer(config, model.model_path(manifest), place / "vllm.log")
     server.cache_gib = options.cache_gib

@@ -22,9 +22,9 @@ from arpo_replica.actions.types import Action
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits
-from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split

@@ -21,7 +21,7 @@ from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.desktop.interface import Desktop
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
 from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.providers.remote_service import DesktopService
 from arpo_replica.tasks.splits import load_split

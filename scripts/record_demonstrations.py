@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from arpo_replica.models.nano.demonstrations import record_demonstrations
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

@@ -174,7 +174,7 @@ def add_machine_commands(commands: Any) -> None:
 
 def run_service(options: argparse.Namespace) -> int:
     """Lend desktops until a signal ends it."""
-    from arpo_replica.providers.remote_main import serve_desktops
+    from arpo_replica.providers.remote_service import serve_desktops
 
     serve_desktops(
         load_config(*options.config),

@@ -17,9 +17,9 @@ from PIL import Image
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.rollout.collect import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits
-from arpo_replica.rollout.pool import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from arpo_replica.tasks.splits import load_split
 from fakes import CLICK, FINISHED, ScriptedPolicy

@@ -18,8 +18,8 @@ import pytest
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
+from arpo_replica.rollout.collect import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits
-from arpo_replica.rollout.pool import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import finished_episodes, read_episode
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 
@@ -274,7 +274,7 @@ async def test_if_no_desktop_can_start_the_job_says_so(tmp_path):
 
 
 async def test_a_hanging_start_and_a_hanging_close_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("arpo_replica.rollout.pool.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("arpo_replica.providers.pool.CLOSE_TIMEOUT_S", 0.05)
 
     class Hanging(FakeProvider):
         async def start(self, name):

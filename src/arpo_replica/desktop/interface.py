@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from arpo_replica.actions.types import Action
 from arpo_replica.tasks.model import Task
 
+FRESH_S = 0.2
+"""A screenshot that came with an action's answer is what ``screenshot`` returns for so long, once."""
+
 
 class Desktop(Protocol):
     """One desktop with one user in front of it. All methods raise ``DesktopError`` when it is broken."""

@@ -17,6 +17,7 @@ from arpo_replica.desktop import sandbox
 from arpo_replica.desktop.browser import EpisodeDevTools
 from arpo_replica.desktop.client import GuestClient
 from arpo_replica.desktop.devtools import unix
+from arpo_replica.desktop.interface import FRESH_S
 from arpo_replica.suites.evaluate import evaluate_task
 from arpo_replica.suites.miniwob.pages import html_root
 from arpo_replica.suites.setup import run_setup
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 ORIGINS = ("http://localhost:8000", "http://127.0.0.1:8000")
 """What a page can be loaded from inside a full-screen desktop."""
-FRESH_S = 0.2
-"""A screenshot that came with an action's answer is what ``screenshot`` returns for so long, once."""
 ENDING_S = 2.0
 """A desktop that does not answer may be about to end; why is known only then."""
 

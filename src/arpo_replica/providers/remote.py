@@ -1,4 +1,4 @@
-"""Provider ``remote``: desktops that another machine lends (``remote_service``). One POST per call.
+"""Provider ``remote``: desktops that another process lends (``remote_service``), here or on another machine.
 
 Nothing is ever sent twice. A desktop whose service does not answer, or that was taken away because this
 process was not heard of in time, raises ``DesktopError``: the episode is an ``env_error``.
@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import logging
 import os
 import time
-import urllib.error
-import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import requests
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.client import typing_s
-from arpo_replica.providers.remote_protocol import MAX_ANSWER, VERSION, WAIT_S, TaskName
+from arpo_replica.desktop.interface import FRESH_S
+from arpo_replica.providers.remote_service import MAX_ANSWER, VERSION, WAIT_S, TaskName
 from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
@@ -33,41 +34,69 @@ SLACK_S = 10.0
 """What the network may add to a limit of the desktop's."""
 
 
+@dataclass(frozen=True)
+class Service:
+    """Where a service of desktops listens."""
+
+    name: str
+    """What error sentences call it: its URL, for one on a network."""
+    start_s: float
+    """Longest time that the start of a desktop may take once there is room for it."""
+    token: str = ""
+    socket: Path | None = None
+    """Of a service on this machine; no URL and no token then."""
+
+    def session(self) -> aiohttp.ClientSession:
+        """A client of it, to be closed."""
+        if self.socket is not None:
+            return aiohttp.ClientSession(
+                "http://localhost", connector=aiohttp.UnixConnector(str(self.socket))
+            )
+        return aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"})
+
+    @property
+    def base(self) -> str:
+        """What a call's path is put behind."""
+        return self.name if self.socket is None else ""
+
+
 class RemoteDesktop:
     """One leased desktop; see ``arpo_replica.desktop.interface.Desktop``."""
 
-    def __init__(self, name: str, config: DesktopConfig, token: str) -> None:
+    def __init__(self, name: str, config: DesktopConfig, service: Service) -> None:
         self.name = name
         self.screen: tuple[int, int] = config.screen
         self._config = config
-        self._base = config.remote.url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._service = service
         self._http: aiohttp.ClientSession | None = None
         self._beat: asyncio.Task[None] | None = None
         self._lease = ""
         self._lost = ""
+        self._seen: tuple[float, bytes] | None = None
+        """When the last action's screenshot came, and the screenshot."""
 
     async def start(self) -> None:
         """Wait for a free desktop and lease it. Raises ``DesktopError`` after twice the start's limit."""
-        self._http = aiohttp.ClientSession(headers=self._headers)
+        self._http = self._service.session()
         deadline = time.monotonic() + 2 * self._config.start_timeout_s
         try:
             while True:
                 left = deadline - time.monotonic()
                 body = {"name": self.name, "screen": self.screen, "wait_s": max(0.0, min(WAIT_S, left))}
-                limit = WAIT_S + self._config.start_timeout_s + SLACK_S
                 try:
-                    answer = json.loads(await self._post("/v1/lease", limit, body))
+                    answer = json.loads(await self._post("/v1/lease", WAIT_S + self._service.start_s, body))
                     break
                 except _AllTaken as error:
                     if time.monotonic() > deadline:
-                        raise DesktopError(f"{self._base}: {error}") from None
+                        raise DesktopError(f"{self._service.name}: {error}") from None
             self._lease = str(answer["lease"])
             self._beat = asyncio.create_task(self._heartbeats(float(answer["lease_s"])))
         except BaseException as error:
             await self._disconnect()
             if isinstance(error, KeyError | ValueError | TypeError):
-                raise DesktopError(f"{self._base} answered a call for a desktop with nonsense") from error
+                raise DesktopError(
+                    f"{self._service.name} answered a call for a desktop with nonsense"
+                ) from error
             raise
 
     async def _heartbeats(self, lease_s: float) -> None:
@@ -80,29 +109,33 @@ class RemoteDesktop:
                     self._lost = "its lease has ended"
 
     async def reset(self, task: Task) -> None:
-        """See the interface. Raises ``UserError`` if the service has another version of the task's file."""
+        """Also raises ``UserError`` if the service has another version of the task's file."""
+        self._seen = None
         await self._call("reset", LONG_S, task=TaskName.of(task).model_dump())
 
     async def screenshot(self) -> bytes:
-        """See the interface."""
+        seen, self._seen = self._seen, None
+        if seen is not None and time.monotonic() - seen[0] < FRESH_S:
+            return seen[1]
         return await self._call("screenshot", self._config.act_timeout_s + SLACK_S)
 
     async def act(self, action: Action, action_id: str) -> None:
-        """See the interface."""
-        body = {"action": action.to_json(), "id": action_id}
-        await self._call("act", self._config.act_limit_s + typing_s(action) + SLACK_S, **body)
+        self._seen = None
+        limit = self._config.act_limit_s + typing_s(action) + SLACK_S
+        png = await self._call("act", limit, action=action.to_json(), id=action_id)
+        self._seen = (time.monotonic(), png)
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
-        """See the interface."""
         last = None if last_action is None else last_action.to_json()
         data = await self._call("evaluate", LONG_S, task=TaskName.of(task).model_dump(), last_action=last)
         try:
             return float(json.loads(data)["score"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DesktopError(f"{self._base} gave no score: {data[:80]!r}") from error
+            raise DesktopError(f"{self._service.name} gave no score: {data[:80]!r}") from error
 
     async def close(self) -> None:
-        """See the interface. The service closes the desktop, now or when the lease runs out."""
+        """The service closes the desktop, now or when the lease runs out."""
+        self._seen = None
         try:
             if self._lease and not self._lost:
                 await self._call("close", SLACK_S)
@@ -130,22 +163,22 @@ class RemoteDesktop:
         """Send one call, once. aiohttp never repeats a POST by itself."""
         if self._http is None:
             raise DesktopError(f"desktop {self.name} is closed")
-        what = path.rsplit("/", 1)[-1]
+        service, what = self._service, path.rsplit("/", 1)[-1]
         try:
             async with self._http.post(
-                self._base + path,
+                service.base + path,
                 json=body,
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=SLACK_S),
                 allow_redirects=False,
             ) as answer:
                 data = await _read(answer)
         except TimeoutError as error:
-            raise DesktopError(f"{self._base} did not answer {what} within {timeout_s:g} s") from error
+            raise DesktopError(f"{service.name} did not answer {what} within {timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise DesktopError(f"{self._base} did not answer {what}: {_brief(error)}") from error
+            raise DesktopError(f"{service.name} did not answer {what}: {_brief(error)}") from error
         if answer.status == 200:
             return data
-        text = f"{self._base} refused {what} with {answer.status}: {_error(data)}"
+        text = f"{service.name} refused {what} with {answer.status}: {_error(data)}"
         if answer.status == 404:
             self._lost = "its lease has ended"
         if answer.status == 503:
@@ -162,18 +195,24 @@ class _AllTaken(DesktopError):
 class RemoteProvider:
     """Leases desktops; see ``arpo_replica.desktop.interface.DesktopProvider``."""
 
-    def __init__(self, config: DesktopConfig) -> None:
+    def __init__(self, config: DesktopConfig, service: Service | None = None) -> None:
+        """``service``: another one than the config's."""
         self._config = config
+        self._given = service
         self._status: dict[str, Any] | None = None
 
-    def _token(self) -> str:
-        name = self._config.remote.token_variable
-        token = os.environ.get(name, "").strip()
+    def _service(self) -> Service:
+        """Raises ``UserError`` without a token."""
+        if self._given is not None:
+            return self._given
+        remote, start_s = self._config.remote, self._config.start_timeout_s + SLACK_S
+        token = os.environ.get(remote.token_variable, "").strip()
         if not token or not token.isascii() or not token.isprintable():
             raise UserError(
-                f"desktop.provider is 'remote', which needs the service's token in {name}; set it."
+                f"desktop.provider is 'remote', which needs the service's token in {remote.token_variable}; "
+                "set it."
             )
-        return token
+        return Service(remote.url.rstrip("/"), start_s, token)
 
     def check(self) -> None:
         """Raises ``UserError``: no token, no service, or one whose desktops are not those of the config."""
@@ -203,32 +242,35 @@ class RemoteProvider:
             )
 
     def _ask(self) -> dict[str, Any]:
-        url = self._config.remote.url.rstrip("/") + "/v1/status"
-        headers = {"Authorization": f"Bearer {self._token()}"}
-        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # the config takes http(s) only
-        # No proxy and no redirect: the token goes to the service alone.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        service = self._service()
+        url = f"{service.name}/v1/status"
         fix = "start it there (arpo serve-desktops) or correct desktop.remote.url"
-        try:
-            with opener.open(request, timeout=20) as answer:
-                status = json.loads(answer.read(MAX_ANSWER))
-            known = {"provider", "facts", "count", "screen", "lease_s"}
-            if not isinstance(status, dict) or not known <= set(status):
-                raise ValueError("no status of a desktop service")
-        except urllib.error.HTTPError as error:
-            if error.code == 401:
+        with requests.Session() as http:
+            http.trust_env = False  # no proxy, no redirect: the token goes to the service alone
+            http.headers["Authorization"] = f"Bearer {service.token}"
+            try:
+                answer = http.get(url, timeout=20, allow_redirects=False, stream=True)
+                if answer.status_code == 401:
+                    raise UserError(
+                        f"The desktop service at {self._config.remote.url} refuses the token; set "
+                        f"{self._config.remote.token_variable} to the same value on both machines."
+                    )
+                if answer.status_code != 200:
+                    raise UserError(
+                        f"The desktop service {url} answers with status {answer.status_code}; {fix}."
+                    )
+                status = json.loads(answer.raw.read(MAX_ANSWER, decode_content=True))
+                known = {"provider", "facts", "count", "screen", "lease_s"}
+                if not isinstance(status, dict) or not known <= set(status):
+                    raise ValueError("no status of a desktop service")
+            except (requests.RequestException, OSError, ValueError) as error:
                 raise UserError(
-                    f"The desktop service at {self._config.remote.url} refuses the token; set "
-                    f"{self._config.remote.token_variable} to the same value on both machines."
+                    f"The desktop service {url} does not answer ({_brief(error)}); {fix}."
                 ) from None
-            raise UserError(f"The desktop service {url} answers with status {error.code}; {fix}.") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(f"The desktop service {url} does not answer ({_brief(error)}); {fix}.") from None
         return status
 
     async def start(self, name: str) -> RemoteDesktop:
-        """See the interface."""
-        desktop = RemoteDesktop(name, self._config, self._token())
+        desktop = RemoteDesktop(name, self._config, self._service())
         await desktop.start()
         return desktop
 
@@ -237,12 +279,6 @@ class RemoteProvider:
         if self._status is None:
             self._status = self._ask()
         return {**self._status["facts"], "lent_by": "remote", "lease_s": self._status["lease_s"]}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """A redirect stays what it is: an answer that is not 200."""
-        return
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

@@ -1,9 +1,28 @@
-"""Lends this machine's desktops over HTTP: ``arpo serve-desktops``.
+"""Lends this machine's desktops over HTTP: to other machines (``arpo serve-desktops``), or on a Unix socket
+to other processes (the keeper of a training). All calls are POSTs with JSON bodies but ``GET /v1/status``.
 
-Every client has to show the token. A desktop is leased to one client, started for it and closed after it;
-a lease ends when the client gives it back or has not been heard of for ``lease_s`` seconds, whatever call is
-running then. Actions are applied at most once: an id that was seen is not applied again, and nothing here
-repeats a call. Set-up and evaluators run here, beside the desktops.
+=================================  ==========================  ==========================================
+call                               body                        answer
+=================================  ==========================  ==========================================
+GET /v1/status                                                 facts, count, leased, screen, lease_s
+/v1/lease                          name, screen, wait_s        lease, lease_s; 503: all are taken
+/v1/heartbeat                      leases                      alive: those of them that still exist
+/v1/desktops/{lease}/reset         task                        {}
+/v1/desktops/{lease}/screenshot    {}                          PNG
+/v1/desktops/{lease}/act           action, id                  PNG of the screen at rest
+/v1/desktops/{lease}/evaluate      task, last_action           score
+/v1/desktops/{lease}/close         {}                          {}
+=================================  ==========================  ==========================================
+
+A task is named by domain, id and sha256 of its file and read from the service's own folders, so a client
+cannot make the service open other files. Failures: 400 no such body, 401 wrong token, 404 no such lease,
+409 the two sides differ (screen, task file), 413 body too long, 500 the desktop failed; all with ``error``.
+
+Every client that comes over a network has to show the token. A desktop is leased to one client, started for
+it (or beforehand) and closed after it; a lease ends when the client gives it back or has not been heard of
+for ``lease_s`` seconds, whatever call is running then. A call is sent once and never again; actions are
+applied at most once: an id that was seen is not applied again. Set-up and evaluators run here, beside the
+desktops.
 """
 
 from __future__ import annotations
@@ -12,9 +31,12 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
+import os
 import secrets
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,31 +44,94 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.actions.types import from_json
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
-from arpo_replica.providers.remote_protocol import (
-    LEASE_S,
-    MAX_BODY,
-    VERSION,
-    ActRequest,
-    Body,
-    EvaluateRequest,
-    Heartbeat,
-    LeaseRequest,
-    Nothing,
-    ResetRequest,
-    TaskName,
-)
+from arpo_replica.providers.pool import make_provider
 from arpo_replica.tasks.model import Task, load_task
+from arpo_replica.tasks.splits import read_split
 
 logger = logging.getLogger(__name__)
-Some = TypeVar("Some", bound=Body)
+
+VERSION = 3
+MAX_BODY = 64 * 1024
+"""Longest body of a call, in bytes; the longest text of an action has 4,096 characters."""
+MAX_ANSWER = 64 * 1024 * 1024
+"""Longest answer that a client reads, in bytes."""
+LEASE_S = 30.0
+"""A client not heard of for so long has lost its desktops."""
+WAIT_S = 20.0
+"""Longest time that one call for a desktop waits while all are taken."""
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
+"""A domain or an id: one name of a file, no path."""
 CLOSE_S = 30.0
 """Longest time that closing a desktop may take before its place is given away all the same."""
+LONG_TOKEN = 32
+"""Characters that a token needs where other machines can reach the service."""
+
+
+class Body(BaseModel):
+    """Any body; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskName(Body):
+    """Which task, and which version of its file."""
+
+    domain: str = Field(pattern=NAME)
+    id: str = Field(pattern=NAME)
+    sha256: str = Field(max_length=64)
+
+    @classmethod
+    def of(cls, task: Task) -> TaskName:
+        """The name of a task."""
+        return cls(domain=task.domain, id=task.id, sha256=task.sha256)
+
+
+class LeaseRequest(Body):
+    """Ask for a desktop."""
+
+    name: str = Field(max_length=100)
+    screen: tuple[int, int]
+    wait_s: float = Field(ge=0, le=WAIT_S)
+
+
+class Heartbeat(Body):
+    """The client of these leases is alive."""
+
+    leases: list[str] = Field(max_length=1_000)
+
+
+class ResetRequest(Body):
+    """Make the desktop ready for a task."""
+
+    task: TaskName
+
+
+class ActRequest(Body):
+    """One action, in ``Action.to_json``'s form, and its id."""
+
+    action: dict[str, Any]
+    id: str = Field(min_length=1, max_length=100)
+
+
+class EvaluateRequest(Body):
+    """Score the state as it is."""
+
+    task: TaskName
+    last_action: dict[str, Any] | None
+
+
+class Nothing(Body):
+    """No field at all."""
+
+
+Some = TypeVar("Some", bound=Body)
 
 
 @dataclass
@@ -74,26 +159,31 @@ class Refused(Exception):
 
 
 class DesktopService:
-    """The pool behind the HTTP calls of ``remote_protocol``."""
+    """The desktops behind the HTTP calls."""
 
     def __init__(
         self,
         provider: DesktopProvider,
         config: DesktopConfig,
         *,
-        token: str,
+        token: str | None,
         roots: Sequence[Path],
         lease_s: float = LEASE_S,
+        stock: int = 0,
     ) -> None:
-        """``roots``: folders of task files; ``config.count`` desktops are lent at most."""
+        """``token``: None where the kernel decides who gets in, by the mode of a Unix socket. ``roots``:
+        folders of task files. ``config.count`` desktops are lent at most, ``stock`` of them started
+        beforehand, one after the other: many browsers at once would take all cores from their user."""
         self.provider = provider
         self.config = config
         self.roots = list(roots)
         self.lease_s = lease_s
-        self._token = hashlib.sha256(token.encode()).digest()
+        self._token = None if token is None else hashlib.sha256(token.encode()).digest()
         self._free = asyncio.Semaphore(config.count)
         self._taken = 0
         self._started = 0
+        self._stock_size = stock
+        self._stock: list[asyncio.Task[Desktop]] = []
         self._stopping = False
         self._facts: dict[str, Any] | None = None
         self.leases: dict[str, Lease] = {}
@@ -120,9 +210,20 @@ class DesktopService:
         return app
 
     async def _life(self, app: web.Application) -> Any:
+        turn = asyncio.Lock()
+
+        async def start_in_turn() -> Desktop:
+            async with turn:
+                return await self._start()
+
+        self._stock = [asyncio.create_task(start_in_turn()) for _ in range(self._stock_size)]
         reaper = asyncio.create_task(self._reap())
         yield
         reaper.cancel()
+        for waiting in self._stock:  # those that nobody asked for
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, DesktopError, UserError):
+                await (await waiting).close()
         while self._closing:
             await asyncio.wait(self._closing)
 
@@ -131,6 +232,10 @@ class DesktopService:
         self._stopping = True
         for lease in list(self.leases.values()):
             self._end(lease, "the service stops")
+
+    async def _start(self) -> Desktop:
+        self._started += 1
+        return await self.provider.start(f"lent-{self._started}")
 
     async def _reap(self) -> None:
         """End the leases of clients that are gone."""
@@ -174,7 +279,7 @@ class DesktopService:
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         # Digests have one length, so the comparison tells nothing about the token's.
         digest = hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(digest, self._token):
+        if self._token is not None and not hmac.compare_digest(digest, self._token):
             return _refusal(401, "wrong or missing token")
         try:
             return await handler(request)
@@ -210,9 +315,8 @@ class DesktopService:
         if self._stopping or _is_gone(request):
             self._give_back()
             raise Refused(503, "the service stops or the client is gone")
-        self._started += 1
         try:
-            desktop = await self.provider.start(f"lent-{self._started}")
+            desktop = await (self._stock.pop(0) if self._stock else self._start())
         except BaseException:
             self._give_back()
             raise
@@ -237,21 +341,19 @@ class DesktopService:
 
     async def _screenshot(self, request: web.Request) -> web.Response:
         lease, _ = self._find(request), await _read(request, Nothing)
-        png = await self._run(lease, lease.desktop.screenshot)
-        return web.Response(body=png, content_type="image/png")
+        return _image(await self._run(lease, lease.desktop.screenshot))
 
     async def _act(self, request: web.Request) -> web.Response:
         lease, asked = self._find(request), await _read(request, ActRequest)
         action = _action(asked.action)
 
-        async def once() -> str:
-            if asked.id in lease.seen:
-                return "duplicate"
-            lease.seen.add(asked.id)
-            await lease.desktop.act(action, asked.id)
-            return "applied"
+        async def once() -> bytes:
+            if asked.id not in lease.seen:
+                lease.seen.add(asked.id)
+                await lease.desktop.act(action, asked.id)
+            return await lease.desktop.screenshot()
 
-        return web.json_response({"status": await self._run(lease, once)})
+        return _image(await self._run(lease, once))
 
     async def _evaluate(self, request: web.Request) -> web.Response:
         lease, asked = self._find(request), await _read(request, EvaluateRequest)
@@ -344,5 +446,107 @@ def _is_gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
+def _image(png: bytes) -> web.Response:
+    return web.Response(body=png, content_type="image/png")
+
+
 def _refusal(status: int, text: str) -> web.Response:
     return web.json_response({"error": text[:1000]}, status=status)
+
+
+def read_token(variable: str, *, loopback: bool) -> str:
+    """The token in the environment variable. Raises ``UserError``; the message never holds the token."""
+    token = os.environ.get(variable, "").strip()
+    make = f"export {variable}=$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
+    if not token:
+        raise UserError(f"The service needs a token in {variable}: {make}")
+    if not token.isascii() or not token.isprintable():
+        raise UserError(f"The token in {variable} has characters that no HTTP header can hold: {make}")
+    if not loopback and len(token) < LONG_TOKEN:
+        raise UserError(
+            f"The token in {variable} has {len(token)} characters; beyond loopback it needs {LONG_TOKEN}: "
+            f"{make}"
+        )
+    return token
+
+
+def check_host(host: str, *, allow_network: bool) -> bool:
+    """True for a loopback address. Raises ``UserError`` for another one that was not allowed."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise UserError(f"--host is '{host}'; give an IP address of this machine.") from None
+    if not address.is_loopback and not allow_network:
+        raise UserError(
+            f"--host {host} lets other machines in, unencrypted; use an SSH tunnel to 127.0.0.1, or add "
+            "--allow-network on a network that you trust."
+        )
+    return address.is_loopback
+
+
+def task_folders(config: StudyConfig) -> list[Path]:
+    """Folders of task files that a config names: its own, and those of splits with one of their own."""
+    folders = [config.tasks.root]
+    for path in config.tasks.splits.values():
+        if path.is_file() and (own := read_split(path).task_root) is not None:
+            folders.append(path.parent / own)
+    return folders
+
+
+def serve_desktops(
+    config: StudyConfig,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8700,
+    allow_network: bool = False,
+    lease_s: float = LEASE_S,
+    roots: Sequence[Path] = (),
+) -> None:
+    """Lend the config's desktops until SIGTERM or SIGINT; then close them all.
+
+    ``roots``: folders of task files besides ``tasks.root``. Raises ``UserError`` before anything starts.
+    """
+    if config.desktop.provider == "remote":
+        raise UserError("desktop.provider is 'remote'; the service needs desktops of its own machine.")
+    if not 1 <= lease_s <= 3600:
+        raise UserError(f"--lease-seconds is {lease_s:g}; give 1 to 3600.")
+    if not 0 <= port <= 65_535:
+        raise UserError(f"--port is {port}; give 1 to 65535, or 0 for any free one.")
+    for folder in roots:
+        if not folder.is_dir():
+            raise UserError(f"--tasks names {folder}, which is no folder; correct it.")
+    loopback = check_host(host, allow_network=allow_network)
+    token = read_token(config.desktop.remote.token_variable, loopback=loopback)
+    provider = make_provider(config.desktop)
+    provider.check()
+    for handler in logging.getLogger("arpo_replica").handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    folders = [*task_folders(config), *roots]
+
+    async def run() -> None:
+        service = DesktopService(provider, config.desktop, token=token, roots=folders, lease_s=lease_s)
+        runner = web.AppRunner(service.application(), access_log=None)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port)
+            try:
+                await site.start()
+            except OSError as error:
+                raise UserError(
+                    f"Port {port} of {host} cannot be used ({error.strerror}); name another one with --port."
+                ) from error
+            bound = runner.addresses[0][1]
+            shown = f"[{host}]" if ":" in host else host
+            logger.info(
+                f"lending {config.desktop.count} {config.desktop.provider} desktops at "
+                f"http://{shown}:{bound}; a client not heard of for {lease_s:g} s loses its own"
+            )
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())

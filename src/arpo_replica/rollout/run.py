@@ -23,14 +23,14 @@ from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling
 from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
-from arpo_replica.providers.make import make_provider
-from arpo_replica.rollout.episode import EpisodeLimits, Labels
-from arpo_replica.rollout.pool import (
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.rollout.collect import (
     OutputRoot,
     PoolSettings,
     collect_episodes,
     open_episodes,
 )
+from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import write_index
 from arpo_replica.tasks.model import Task
@@ -82,7 +82,7 @@ def collect_rollouts(
     beside = outputs[0].path.parents[1]
     with locked(beside / "rollouts.lock", "collects these episodes"):
         for output in outputs:
-            # Episodes of an earlier version have no such mark; their records tell (``pool.belongs``).
+            # Episodes of an earlier version have no such mark; their records tell (``collect.belongs``).
             claim_folder(output.path, identity_of(config, model), adopt=True)
         if not open_episodes(outputs, labels):
             for output in outputs:

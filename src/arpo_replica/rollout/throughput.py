@@ -21,9 +21,9 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.manifest import read_manifest
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.rollout.collect import OutputRoot
 from arpo_replica.rollout.episode import Labels
-from arpo_replica.rollout.pool import OutputRoot
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import (
     Serving,

@@ -33,6 +33,7 @@ from arpo_replica.base.errors import DesktopError, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Conversation
+from arpo_replica.providers.pool import DesktopPool, load_named
 from arpo_replica.rollout.episode import (
     EpisodeLimits,
     EpisodeResult,
@@ -44,10 +45,9 @@ from arpo_replica.rollout.episode import (
 from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.conversation import TokenConversation
-from arpo_replica.training.desktops import DesktopPool, load_named, load_provider
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.pixels import Normalisation, carry_bytes
-from arpo_replica.training.process.keeper import KeeperProvider, socket_path
+from arpo_replica.training.process.keeper import kept_desktops, socket_path
 from arpo_replica.training.recipe import Speed, updates_within
 from arpo_replica.training.rollout_metrics import SequenceFacts
 
@@ -105,10 +105,10 @@ class Workplace:
 
 def local_provider(job: Job) -> DesktopProvider:
     """The keeper's desktops; their own where there is no keeper, on another node of the training's job."""
-    desktop = job.config.desktop
     if socket_path(job).exists() or job.recipe.nodes == 1:
-        return KeeperProvider(socket_path(job), desktop.screen)
-    return load_provider(job.provider, desktop)
+        return kept_desktops(job)
+    provider: DesktopProvider = load_named(job.provider, job.config.desktop)
+    return provider
 
 
 def make_parser(config: StudyConfig) -> ReplyParser:

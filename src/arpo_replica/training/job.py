@@ -61,7 +61,7 @@ class Job(BaseModel):
     """1, 2, ... counted over resumes."""
     resume_step: int = 0
     """Step of the checkpoint that the attempt goes on from; 0 = from the beginning."""
-    provider: str = "arpo_replica.providers.make:make_provider"
+    provider: str = "arpo_replica.providers.pool:make_provider"
     """``module:function`` that makes the desktops' provider from ``config.desktop``."""
     parser: str = "arpo_replica.training.agent_loop:make_parser"
     """``module:function`` that makes the parser of replies from ``config`` (benchmarks have their own)."""

@@ -27,9 +27,9 @@ from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, write_manifest
+from arpo_replica.providers.pool import load_named
 from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.training.checkpoints import checkpoints
-from arpo_replica.training.desktops import load_provider
 from arpo_replica.training.job import Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
@@ -79,7 +79,7 @@ def train_stage(
         check_gpus(job)
         check_window(job)
         check_recipe(job, len(split.tasks))
-        load_provider(job.provider, job.config.desktop).check()
+        load_named(job.provider, job.config.desktop).check()
         if note := few_desktops(job):
             logger.warning(note)
         prepare_work(job)

@@ -29,9 +29,9 @@ from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Policy
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits, Labels
-from arpo_replica.rollout.pool import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.suites.osworld.inventory import PATH as EVALUATORS
 from arpo_replica.tasks.model import Task

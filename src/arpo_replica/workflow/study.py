@@ -21,7 +21,7 @@ from arpo_replica.models.nano.model import check_nano
 from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.prompt import check_context
-from arpo_replica.providers.make import make_provider
+from arpo_replica.providers.pool import make_provider
 from arpo_replica.suites.evaluate import check_provider
 from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
 from arpo_replica.tasks.left_out import check_left_out, left_out_of

@@ -1,8 +1,8 @@
-"""The rollout pool: one event loop, N desktops, one policy, many episodes, no barrier.
+"""Collects episodes: one event loop, N desktops, one policy, many episodes, no barrier.
 
-Every worker owns at most one desktop and takes the next episode as soon as it is free. An episode whose
-desktop or policy fails is tried again on a fresh desktop, then recorded as ``env_error`` without a score.
-What is finished on disk stays as it is, byte for byte, whatever kills the process.
+Every worker takes the next episode, and a desktop of the pool, as soon as it is free. An episode whose
+desktop or policy fails is tried again, then recorded as ``env_error`` without a score. What is finished on
+disk stays as it is, byte for byte, whatever kills the process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.base.unfinished import ASIDE
-from arpo_replica.desktop.interface import Desktop, DesktopProvider
+from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Policy
+from arpo_replica.providers.pool import DesktopPool, StartError, one_line
 from arpo_replica.rollout.episode import (
     EpisodeLimits,
     EpisodeResult,
@@ -42,9 +43,6 @@ from arpo_replica.rollout.records import (
 from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
-
-CLOSE_TIMEOUT_S = 30.0
-"""Longest time that closing a desktop may take before it is left to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +145,9 @@ async def collect_episodes(
     total = sum(len(root.tasks) for root in roots)
     progress = Progress(total, total - len(todo), heartbeat=heartbeat)
     if todo:
-        pool = _Pool(
-            provider=provider,
+        pool = DesktopPool(provider, min(settings.desktops, len(todo)), settings.start_timeout_s)
+        collector = _Collector(
+            pool=pool,
             policy=policy,
             parser=parser,
             labels=labels,
@@ -156,7 +155,7 @@ async def collect_episodes(
             progress=progress,
             check_policy=check_policy,
         )
-        await pool.run(todo, policy_ready)
+        await collector.run(todo, policy_ready)
     for root in roots:
         await asyncio.to_thread(write_index, root.path)
     progress.tick(now=True)
@@ -164,8 +163,8 @@ async def collect_episodes(
 
 
 @dataclass
-class _Pool:
-    provider: DesktopProvider
+class _Collector:
+    pool: DesktopPool
     policy: Callable[[OutputRoot], Policy]
     parser: ReplyParser
     labels: Labels
@@ -175,10 +174,6 @@ class _Pool:
     queue: deque[Episode] = field(default_factory=deque)
     missing: dict[Path, int] = field(default_factory=dict)
     """Episodes still to come, per root."""
-    started: int = 0
-    """Desktops started so far."""
-    start_failures: int = 0
-    """Failed starts in a row, over all workers."""
     workers: int = 0
 
     async def run(self, todo: list[Episode], policy_ready: Callable[[], Awaitable[object]] | None) -> None:
@@ -190,41 +185,38 @@ class _Pool:
             async with asyncio.TaskGroup() as group:
                 ready = group.create_task(_ready(policy_ready))
                 ticker = group.create_task(self._tick(ready))
-                workers = [group.create_task(self._work(number, ready)) for number in range(self.workers)]
+                workers = [group.create_task(self._work(ready)) for _ in range(self.workers)]
                 await asyncio.wait(workers)
                 ticker.cancel()
         except BaseExceptionGroup as errors:
             # The first one ended the job; the others are its consequences.
             raise errors.exceptions[0] from None
+        finally:
+            await asyncio.shield(self.pool.close())
+            self._count_desktops()
 
     async def _tick(self, ready: asyncio.Task[None]) -> None:
-        while True:
+        while not ready.done():
+            self._count_desktops()
             self.progress.tick()
-            done, _ = await asyncio.wait([ready], timeout=1)
-            if done:
-                break
+            await asyncio.wait([ready], timeout=1)
         self.progress.policy_is_ready()
         while True:
+            self._count_desktops()
             self.progress.tick()
             await asyncio.sleep(1)
 
-    async def _work(self, number: int, ready: asyncio.Task[None]) -> None:
-        desktop: Desktop | None = None
-        starts = 0
-        try:
-            while self.queue:
-                episode = self.queue.popleft()
-                episode.started_at = episode.started_at or time.time()
-                if desktop is None:
-                    starts += 1
-                    try:
-                        desktop = await self._start(f"desktop-{number}-{starts}")
-                    except _StartError as error:
-                        await self._failed(episode, error)
-                        continue
-                    self.progress.restarts += starts > 1
-                await asyncio.shield(ready)
-                try:
+    def _count_desktops(self) -> None:
+        self.progress.desktops = self.pool.running
+        self.progress.restarts = self.pool.replaced
+
+    async def _work(self, ready: asyncio.Task[None]) -> None:
+        while self.queue:
+            episode = self.queue.popleft()
+            episode.started_at = episode.started_at or time.time()
+            try:
+                async with self.pool.desktop() as desktop:
+                    await asyncio.shield(ready)
                     result = await run_episode(
                         episode.task,
                         desktop,
@@ -232,64 +224,42 @@ class _Pool:
                         self.parser,
                         self.settings.limits,
                     )
-                except UserError:
-                    raise
-                except Exception as error:
-                    # Also what no contract foresees: one odd page must not end the study. It is counted
-                    # and shown, never scored.
-                    broken, desktop = desktop, None
-                    await self._close(broken)
-                    await self._failed(episode, error)
-                else:
-                    await self._record(episode, result)
-        finally:
-            await asyncio.shield(self._close(desktop))
+            except UserError:
+                raise
+            except Exception as error:
+                # Also what no contract foresees: one odd page must not end the study. It is counted
+                # and shown, never scored.
+                await self._failed(episode, error)
+            else:
+                await self._record(episode, result)
 
-    async def _start(self, name: str) -> Desktop:
-        try:
-            async with asyncio.timeout(self.settings.start_timeout_s):
-                desktop = await self.provider.start(name)
-        except Exception as error:
-            self.start_failures += 1
-            patience = 3 if self.started else 1
-            if self.start_failures >= patience * self.workers * (1 + self.settings.retries):
-                raise UserError(
-                    f"No desktop could be started in {self.start_failures} attempts in a row "
-                    f"({_one_line(error)}); correct the section 'desktop' of the config or what the message "
-                    "names."
-                ) from error
-            raise _StartError(f"the desktop did not start: {_one_line(error)}") from error
-        self.started += 1
-        self.start_failures = 0
-        self.progress.desktops += 1
-        return desktop
-
-    async def _close(self, desktop: Desktop | None) -> None:
-        if desktop is None:
-            return
-        self.progress.desktops -= 1
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await desktop.close()
-        except Exception as error:
-            logger.info(f"a desktop could not be closed: {_one_line(error)}")
+    def _give_up(self, error: StartError) -> None:
+        """Raise ``UserError`` if no desktop has started for too long."""
+        pool, patience = self.pool, 3 if self.pool.started else 1
+        if pool.failures >= patience * self.workers * (1 + self.settings.retries):
+            raise UserError(
+                f"No desktop could be started in {pool.failures} attempts in a row "
+                f"({one_line(error.__cause__ or error)}); correct the section 'desktop' of the config or "
+                "what the message names."
+            ) from error
 
     async def _failed(self, episode: Episode, error: Exception) -> None:
         name = f"{episode.task.domain}/{episode.task.id}, trial {episode.root.trial}"
-        logger.info(f"attempt {len(episode.errors) + 1} at {name} failed: {_one_line(error)}")
+        logger.info(f"attempt {len(episode.errors) + 1} at {name} failed: {one_line(error)}")
         if not isinstance(error, DesktopError | PolicyError):
             logger.info("".join(traceback.format_exception(error)))
         if isinstance(error, PolicyError) and self.check_policy is not None:
             await self.check_policy()
-        if isinstance(error, _StartError):
-            first = not self.started
+        if isinstance(error, StartError):
+            self._give_up(error)
+            first = not self.pool.started
             # A service or daemon that is gone ends the job with its own sentence and spoils no episode.
-            await asyncio.to_thread(self.provider.check)
+            await asyncio.to_thread(self.pool.provider.check)
             if first:
-                # Not this episode's fault: no desktop has ever started. ``_start`` gives up in time.
+                # Not this episode's fault: no desktop has ever started. ``_give_up`` ends it in time.
                 self.queue.append(episode)
                 return
-        episode.errors.append(_one_line(error))
+        episode.errors.append(one_line(error))
         if len(episode.errors) <= self.settings.retries and not isinstance(error, RefusedError):
             self.progress.retries += 1
             self.queue.appendleft(episode)
@@ -317,16 +287,6 @@ class _Pool:
         self.progress.finished(outcome)
 
 
-class _StartError(DesktopError):
-    """The desktop did not even start."""
-
-
 async def _ready(policy_ready: Callable[[], Awaitable[object]] | None) -> None:
     if policy_ready is not None:
         await policy_ready()
-
-
-def _one_line(error: BaseException) -> str:
-    """``DesktopError: what it says``, in one line of at most 500 characters."""
-    text = str(error) if isinstance(error, _StartError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:500]

@@ -9,7 +9,7 @@ import pytest
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.providers import remote_main
+from arpo_replica.providers import remote_service
 from fakes import FakeProvider
 
 
@@ -29,17 +29,17 @@ def token(monkeypatch):
 )
 def test_options_that_no_service_can_have_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
-        remote_main.serve_desktops(
+        remote_service.serve_desktops(
             load_config(Path(__file__).parents[2] / "configs" / "demo.yaml"), **options
         )
 
 
 def test_a_port_in_use_is_named(monkeypatch):
-    monkeypatch.setattr(remote_main, "make_provider", lambda config: FakeProvider())
+    monkeypatch.setattr(remote_service, "make_provider", lambda config: FakeProvider())
     config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"^Port {port} of 127\.0\.0\.1 cannot be used .*--port\.$"):
-            remote_main.serve_desktops(config, port=port)
+            remote_service.serve_desktops(config, port=port)
