@@ -14,7 +14,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.suites.osworld import inventory
-from arpo_replica.suites.osworld.inventory import read_version, unsupported
+from arpo_replica.suites.osworld.inventory import read_version, why_not
 from arpo_replica.suites.planned import check_tasks, planned_tasks
 from arpo_replica.tasks.left_out import (
     check_left_out,
@@ -60,7 +60,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> dict[str, StudyConfig]:
 def test_the_lists_are_what_the_evaluators_cannot_judge_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "_reads_text", lambda: False)
     tasks = load_split(ROOT / "data/splits/osworld_369.json", EXAMPLES)
-    reasons = unsupported(tasks)
+    reasons = {task.id: reason for task in tasks if (reason := why_not(task))}
     found = {f"{task.domain}/{task.id}": reasons[task.id] for task in tasks if task.id in reasons}
     assert set(found) == {task for name in LISTS for task in committed(name)["tasks"]}
     assert len(found) == 12

@@ -13,7 +13,6 @@ from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
 from arpo_replica.providers import osworld, osworld_host
 from arpo_replica.providers.osworld import OSWorldDesktop
-from arpo_replica.suites.osworld import wire
 from arpo_replica.suites.osworld.downloads import urls_of
 from arpo_replica.tasks.model import Task
 from fake_guest import SCREEN, FakeGuest, executed
@@ -251,18 +250,7 @@ def test_the_mark_is_the_same_on_both_sides():
     assert f'MARK = "{osworld_host.VARIABLE}"' in source
 
 
-# -- messages and downloads -----------------------------------------------------------------------
-
-
-def test_messages_survive_and_others_are_refused():
-    message = {"op": "x", "text": "\x00ü\n" * 1000}
-    data = wire.pack(message)
-    assert wire.unpack_length(data[:4]) == len(data) - 4
-    assert wire.unpack(data[4:]) == message
-    with pytest.raises(ValueError, match="too large"):
-        wire.unpack_length(b"\xff\xff\xff\xff")
-    with pytest.raises(ValueError, match="object"):
-        wire.unpack(b"[]")
+# -- downloads -----------------------------------------------------------------------
 
 
 def test_only_files_of_a_task_are_shared():

@@ -4,10 +4,9 @@ import pytest
 
 from arpo_replica.actions.types import Fail, Finished
 from arpo_replica.base.errors import UserError
-from arpo_replica.suites.evaluate import check_evaluator, check_provider, uses_osworld, verdict
+from arpo_replica.suites.evaluate import check_provider, check_task, uses_osworld, verdict
 from arpo_replica.suites.osworld import inventory
-from arpo_replica.suites.osworld.inventory import read_inventory, read_version, unsupported
-from arpo_replica.suites.setup import check_setup
+from arpo_replica.suites.osworld.inventory import read_inventory, read_version, why_not
 from arpo_replica.tasks.model import Task
 from real_tasks import EXAMPLES, at_hand
 
@@ -49,19 +48,18 @@ def test_the_committed_list_is_of_the_locked_version():
 )
 def test_what_desktop_env_cannot_run_is_refused_before_a_run(evaluator, config, message):
     task = make(evaluator, config)
-    assert list(unsupported([task, make(GOOD, name="good")])) == ["t"]
-    check_setup(task)
+    assert why_not(task) and why_not(make(GOOD)) is None
     with pytest.raises(UserError, match=message):
-        check_evaluator(task)
+        check_task(task)
 
 
 def test_text_recognition_is_an_extra(monkeypatch):
     task = make(GOOD | {"func": "compare_image_text"})
     monkeypatch.setattr(inventory, "_reads_text", lambda: False)
     with pytest.raises(UserError, match=r"needs easyocr, an extra \(docs/osworld\.md"):
-        check_evaluator(task)
+        check_task(task)
     monkeypatch.setattr(inventory, "_reads_text", lambda: True)
-    check_evaluator(task)
+    check_task(task)
 
 
 def test_tasks_of_our_own_never_go_to_desktop_env():
@@ -90,7 +88,7 @@ def test_all_of_osworlds_tasks_but_those_known():
     from arpo_replica.tasks.model import load_task
 
     tasks = [load_task(path) for path in sorted(EXAMPLES.glob("*/*.json"))]
-    reasons = unsupported(tasks)
+    reasons = {task.id: reason for task in tasks if (reason := why_not(task))}
     assert len(tasks) == 369
     assert sum("Google account" in reason for reason in reasons.values()) == 8
     missing = sorted(key[:8] for key, reason in reasons.items() if "does not exist" in reason)

@@ -11,7 +11,7 @@ import yaml
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import NanoConfig
 from arpo_replica.models.nano.demonstrations import page_counts, page_seeds
-from arpo_replica.suites.evaluate import check_evaluator
+from arpo_replica.suites.evaluate import check_task
 from arpo_replica.suites.miniwob.make_tasks import PLAN, read_plan
 from arpo_replica.suites.miniwob.pages import (
     DEMONSTRATION_SEEDS,
@@ -24,7 +24,6 @@ from arpo_replica.suites.miniwob.pages import (
     task_json,
     to_bytes,
 )
-from arpo_replica.suites.setup import check_setup
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.workflow.study import Study
 
@@ -109,8 +108,7 @@ def test_committed_splits_load_and_can_run(name):
     tasks = split(name)
     assert len(tasks) == SIZES[name]
     for task in tasks:
-        check_setup(task)
-        check_evaluator(task)
+        check_task(task)
         assert task.instruction
         assert not task.infeasible
         assert int(task.id.rpartition("-s")[2]) in SPLIT_SEEDS

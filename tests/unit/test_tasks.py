@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from arpo_replica.actions.types import Click, Fail, Finished
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.suites.evaluate import METRICS, check_evaluator, evaluate_task
+from arpo_replica.suites.evaluate import METRICS, check_task, evaluate_task
 from arpo_replica.suites.miniwob.make_tasks import drift, refuse_drift, write_files
 from arpo_replica.suites.miniwob.pages import html_root, make_task, page_of, page_url, task_json, to_bytes
-from arpo_replica.suites.setup import check_setup, run_setup
+from arpo_replica.suites.setup import check_steps, run_setup
 from arpo_replica.tasks.model import Task, load_task
 
 
@@ -165,7 +165,7 @@ def test_pages_are_found_without_importing_the_package():
 )
 def test_steps_that_cannot_run_are_refused_before_work(bad, message):
     with pytest.raises(UserError, match=message):
-        check_setup(make([step("sleep", seconds=0), bad]))
+        check_task(make([step("sleep", seconds=0), bad]))
 
 
 async def test_steps_reach_the_guest_in_order(tmp_path):
@@ -182,7 +182,7 @@ async def test_steps_reach_the_guest_in_order(tmp_path):
             step("close_window", window_name="y"),
         ]
     )
-    check_setup(task)
+    check_steps(task, task.config)
     await run_setup(task, guest, FakeDevTools())
     assert guest.calls == [
         ("launch", ["xterm", "-geometry", "168x112"], False),
@@ -292,13 +292,13 @@ def test_scores_stay_in_range(raw):
 async def test_an_evaluator_that_is_not_here_is_refused(evaluator, message):
     task = make(evaluator=evaluator)
     with pytest.raises(UserError, match=message):
-        check_evaluator(task)
+        check_task(task)
     with pytest.raises(DesktopError):
         await evaluate_task(task, Finished(), FakeGuest(), FakeDevTools())
 
 
 def test_an_infeasible_task_needs_no_getter():
-    check_evaluator(INFEASIBLE)
+    check_task(INFEASIBLE)
 
 
 # -- generated files ------------------------------------------------------------------------------

@@ -12,17 +12,18 @@ from typing import Any
 
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.desktop.client import GuestClient
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.suites.miniwob.pages import read_reward
 from arpo_replica.suites.osworld.inventory import refuse_unsupported
-from arpo_replica.suites.setup import Guest, check_steps, run_steps
+from arpo_replica.suites.setup import check_steps, run_steps
 from arpo_replica.tasks.model import Task
 
-Getter = Callable[[dict[str, Any], Guest, DevTools], Awaitable[Any]]
+Getter = Callable[[dict[str, Any], GuestClient, DevTools], Awaitable[Any]]
 Metric = Callable[[Any], float]
 
 
-async def _miniwob_episode(config: dict[str, Any], guest: Guest, devtools: DevTools) -> float | None:
+async def _miniwob_episode(config: dict[str, Any], guest: GuestClient, devtools: DevTools) -> float | None:
     return await read_reward(devtools)
 
 
@@ -68,11 +69,12 @@ def verdict(task: Task, last_action: Action | None) -> float | None:
     return float(task.infeasible and failed) if task.infeasible or failed else None
 
 
-def check_evaluator(task: Task) -> None:
-    """Refuse a task whose metric or getter does not exist. Raises ``UserError``."""
+def check_task(task: Task) -> None:
+    """Refuse a task that cannot be set up or scored here. Raises ``UserError``; needs no desktop."""
     if uses_osworld(task):
         refuse_unsupported(task)
         return
+    check_steps(task, task.config)
     metric = task.evaluator.get("func")
     getter = (task.evaluator.get("result") or {}).get("type") if isinstance(metric, str) else None
     if not isinstance(metric, str) or metric not in METRICS:
@@ -106,7 +108,9 @@ def check_provider(tasks: Iterable[Task], kind: str) -> None:
             )
 
 
-async def evaluate_task(task: Task, last_action: Action | None, guest: Guest, devtools: DevTools) -> float:
+async def evaluate_task(
+    task: Task, last_action: Action | None, guest: GuestClient, devtools: DevTools
+) -> float:
     """Score in [0, 1] of the state as it is. Raises ``DesktopError``: never a score for a broken desktop."""
     known = verdict(task, last_action)
     if known is not None:

@@ -10,10 +10,9 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.suites.evaluate import check_evaluator
+from arpo_replica.suites.evaluate import check_task
 from arpo_replica.suites.miniwob.pages import to_bytes
 from arpo_replica.suites.noise import make_noisy, noisy_split
-from arpo_replica.suites.setup import check_setup
 from arpo_replica.tasks.left_out import kept, split_tasks
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.osworld_files import (
@@ -58,8 +57,7 @@ def planned_tasks(config: StudyConfig, split: str) -> list[Task] | None:
 def check_tasks(tasks: Iterable[Task]) -> None:
     """Raises ``UserError`` for the first task that cannot be set up or scored here."""
     for task in tasks:
-        check_setup(task)
-        check_evaluator(task)
+        check_task(task)
 
 
 def split_files(config: StudyConfig, split: str) -> list[str]:

@@ -10,45 +10,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.desktop.client import Command, GuestClient
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.suites.miniwob.pages import start_page
 from arpo_replica.tasks.model import Task
-
-Command = str | list[str]
-
-
-class Guest(Protocol):
-    """What set-up steps ask of a desktop's guest server. Every method raises ``DesktopError``."""
-
-    screen: tuple[int, int]
-
-    async def execute(self, command: Command, shell: bool = False) -> dict[str, Any]:
-        """Run a command to its end; returns ``{output, error, returncode}``."""
-
-    async def launch(self, command: Command, shell: bool = False) -> None:
-        """Start a program, do not wait for it."""
-
-    async def upload(self, path: str, data: bytes) -> None:
-        """Write a file in the desktop, with its folders."""
-
-    async def open_file(self, path: str) -> None:
-        """Open a file with its program and wait for the window."""
-
-    async def activate_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
-        """Bring a window to the front."""
-
-    async def close_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
-        """Close a window."""
 
 
 class _Setup:
     """The steps of one task, one method per type; parameters are those of the task file."""
 
-    def __init__(self, task: Task, guest: Guest, devtools: DevTools) -> None:
+    def __init__(self, task: Task, guest: GuestClient, devtools: DevTools) -> None:
         self.task = task
         self.guest = guest
         self.devtools = devtools
@@ -174,19 +149,11 @@ _STEPS: dict[str, Callable[..., Awaitable[None]]] = {
 }
 
 
-def check_setup(task: Task) -> None:
-    """Refuse a task with a set-up step that cannot run. Raises ``UserError``; needs no desktop.
-
-    OSWorld's tasks are set up by desktop-env: ``check_evaluator`` refuses what it does not have.
-    """
-    from arpo_replica.suites.evaluate import uses_osworld
-
-    if not uses_osworld(task):
-        check_steps(task, task.config)
-
-
 def check_steps(task: Task, steps: list[dict[str, Any]]) -> None:
-    """The same for any list of steps of the task (``config`` or the evaluator's ``postconfig``)."""
+    """Refuse a step of the task (``config`` or the evaluator's ``postconfig``) that cannot run on a desktop.
+
+    Raises ``UserError``; needs no desktop.
+    """
     where = f"Task {task.domain}/{task.id}"
     for step in steps:
         kind = step.get("type")
@@ -210,12 +177,12 @@ def check_steps(task: Task, steps: list[dict[str, Any]]) -> None:
                 raise UserError(f"{where}: the file {local} of step {kind} does not exist; restore it.")
 
 
-async def run_setup(task: Task, guest: Guest, devtools: DevTools) -> None:
+async def run_setup(task: Task, guest: GuestClient, devtools: DevTools) -> None:
     """Run the task's set-up steps in order. Raises ``DesktopError`` that names the step that failed."""
     await run_steps(task, task.config, guest, devtools)
 
 
-async def run_steps(task: Task, steps: list[dict[str, Any]], guest: Guest, devtools: DevTools) -> None:
+async def run_steps(task: Task, steps: list[dict[str, Any]], guest: GuestClient, devtools: DevTools) -> None:
     """Run any list of steps of the task."""
     setup = _Setup(task, guest, devtools)
     for index, step in enumerate(steps):

@@ -25,7 +25,6 @@ from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.desktop.address import DesktopAddress
 from arpo_replica.suites.evaluate import verdict
-from arpo_replica.suites.osworld import wire
 from arpo_replica.suites.osworld.confine import can_confine, confined
 from arpo_replica.suites.osworld.downloads import default_cache, fetch_missing, path_of, urls_of
 from arpo_replica.tasks.model import Task
@@ -37,6 +36,8 @@ EVALUATE_S = 300.0
 DOCKER_VARIABLES = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 FOLDER = "arpo-osworld-"
 END_S = 10.0
+MESSAGE_BYTES = 64 << 20
+"""Longest message of a worker, a line of JSON; a task file or an answer is far shorter."""
 PASSWORD = "password"  # noqa: S105  # of the user of OSWorld's public image, and of ours
 KEPT_VARIABLES = (
     *("PATH", "LANG", "LC_ALL", "TZ"),
@@ -193,7 +194,7 @@ class OSWorldWorker:
         key = (folder, confine and can_confine())
         leash, channel = await asyncio.to_thread(_SERVERS.setdefault(key, _Server(*key)).connect)
         worker._leash = await asyncio.open_connection(sock=leash)
-        worker._channel = await asyncio.open_connection(sock=channel)
+        worker._channel = await asyncio.open_connection(sock=channel, limit=MESSAGE_BYTES)
         worker.number = await worker._call(START_S, "ping")
         return worker
 
@@ -257,14 +258,13 @@ class OSWorldWorker:
         reader, writer = self._channel
         try:
             async with asyncio.timeout(timeout_s):
-                writer.write(wire.pack({"op": operation, **values}))
+                writer.write(json.dumps({"op": operation, **values}).encode() + b"\n")
                 await writer.drain()
-                size = wire.unpack_length(await reader.readexactly(wire.LENGTH.size))
-                answer = wire.unpack(await reader.readexactly(size))
+                answer = dict(json.loads(await reader.readline()))
         except TimeoutError as error:
             await self.close()
             raise DesktopError(f"{operation}: the evaluator took longer than {timeout_s:g} s") from error
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             words = await self._last_words()
             await self.close()
             raise DesktopError(f"{operation}: the evaluator's process ended: {words}") from error

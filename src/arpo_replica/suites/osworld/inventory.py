@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,9 @@ def read_inventory() -> dict[str, frozenset[str]]:
     return {key: frozenset(content[key]) for key in ("metrics", "getters", "set_up")}
 
 
-def unsupported(tasks: Iterable[Task]) -> dict[str, str]:
-    """Task id -> why desktop-env cannot run it, for those OSWorld tasks that it cannot run."""
-    return {task.id: reason for task in tasks if (reason := _reason(task)) is not None}
-
-
 def refuse_unsupported(task: Task) -> None:
     """Raises ``UserError`` if desktop-env cannot run this OSWorld task."""
-    reason = _reason(task)
+    reason = why_not(task)
     if reason is not None:
         raise UserError(
             f"Task {task.domain}/{task.id}: {reason}; leave it out by a list in tasks.leave_out "
@@ -47,7 +41,8 @@ def refuse_unsupported(task: Task) -> None:
         )
 
 
-def _reason(task: Task) -> str | None:
+def why_not(task: Task) -> str | None:
+    """Why desktop-env cannot run this OSWorld task; None if it can."""
     known = read_inventory()
     evaluator = task.evaluator
     wanted = [

@@ -1,12 +1,13 @@
 """A worker: one desktop's set-up steps and evaluators, run by desktop-env (in a fork of ``server``).
 
-Requests (``wire``): ``{"op": ..., ...}``; answers ``{"result": ...}`` or ``{"error": one line}``. What the
-evaluators print goes to the log, never to the channel.
+Messages are lines of JSON: ``{"op": ..., ...}`` is answered by ``{"result": ...}`` or
+``{"error": one line}``. What the evaluators print goes to the log, never to the channel.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.suites.osworld import desktop_env, wire
+from arpo_replica.suites.osworld import desktop_env
 from arpo_replica.suites.osworld.desktop_env import GUEST, GuestGone
 
 PRELOADED = ("docx", "pptx", "openpyxl", "odf", "PIL.Image", "lxml.etree", "playwright.sync_api")
@@ -178,9 +179,10 @@ def serve(channel: socket.socket, folder: Path) -> None:
     """Answer requests until the client is gone."""
     worker = Worker(folder)
     log = folder / "log"
-    while (request := wire.receive(channel)) is not None:
-        os.truncate(log, 0)
-        answer = worker.answer(request)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        wire.send(channel, answer)
+    with channel.makefile("rb") as requests:
+        for request in requests:
+            os.truncate(log, 0)
+            answer = worker.answer(json.loads(request))
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            channel.sendall(json.dumps(answer).encode() + b"\n")
