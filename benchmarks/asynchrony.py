@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
-from arpo_replica.tasks.left_out import resolve  # noqa: E402
+from arpo_replica.tasks.splits import resolve  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 
 SKIPPED = 2

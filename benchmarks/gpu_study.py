@@ -46,7 +46,7 @@ from arpo_replica.rollout.run import (  # noqa: E402
     make_labels,
     output_root,
 )
-from arpo_replica.tasks.left_out import resolve  # noqa: E402
+from arpo_replica.tasks.splits import resolve  # noqa: E402
 from arpo_replica.training.gates import check_stage  # noqa: E402
 from arpo_replica.training.run import train_stage  # noqa: E402
 from gpu_training import cards, versions  # noqa: E402

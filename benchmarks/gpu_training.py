@@ -39,7 +39,7 @@ from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
 from arpo_replica.base.errors import Stopped, UserError  # noqa: E402  # noqa: E402
 from arpo_replica.base.files import read_rows  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
-from arpo_replica.tasks.left_out import resolve  # noqa: E402
+from arpo_replica.tasks.splits import resolve  # noqa: E402
 from arpo_replica.training.job import Job, outline  # noqa: E402
 from arpo_replica.training.metrics import PARTS  # noqa: E402
 from arpo_replica.training.process.attempt import (  # noqa: E402

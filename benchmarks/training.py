@@ -22,7 +22,7 @@ from pathlib import Path
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.training.run import train_stage
 
 # What verl, vLLM and Ray write, in the order of the start.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from arpo_replica.suites.planned import check_tasks
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:

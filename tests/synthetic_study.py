@@ -39,7 +39,7 @@ from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.report.render import render_report
 from arpo_replica.report.sources import StudyFiles
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.training.gates import Gate, StageReport
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -264,7 +264,7 @@ def add_validation(commands: Any) -> None:
 
 def run_validation(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
-    from arpo_replica.tasks.left_out import resolve
+    from arpo_replica.tasks.splits import resolve
     from arpo_replica.validation.validate import tell, validate_tasks
 
     config = load_config(*options.config)

@@ -10,7 +10,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.providers import osworld_host
 from arpo_replica.suites.osworld.client import stop_server
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import compare_validations, validate_tasks
 from real_tasks import EXAMPLES, MISSING
 

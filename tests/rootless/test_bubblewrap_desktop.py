@@ -28,8 +28,8 @@ from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
-from arpo_replica.tasks.left_out import resolve
 from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import validate_tasks
 from real_tasks import EXAMPLES, at_hand
 

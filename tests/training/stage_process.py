@@ -25,7 +25,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.training.run import train_stage
 folder = Path(sys.argv[1])
 config = StudyConfig.model_validate_json((folder / "config.json").read_bytes())

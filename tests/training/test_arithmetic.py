@@ -30,7 +30,7 @@ from verl.workers.config import FSDPActorConfig  # noqa: E402
 from verl.workers.utils.losses import ppo_loss  # noqa: E402
 
 from arpo_replica.base.environments import ROOT  # noqa: E402
-from arpo_replica.tasks.left_out import split_size  # noqa: E402
+from arpo_replica.tasks.splits import split_size  # noqa: E402
 from arpo_replica.training import arithmetic  # noqa: E402
 from arpo_replica.training.job import outline  # noqa: E402
 from arpo_replica.training.metrics import translate  # noqa: E402

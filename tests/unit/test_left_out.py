@@ -16,15 +16,17 @@ from arpo_replica.evaluation.scores import score_episodes
 from arpo_replica.suites.osworld import inventory
 from arpo_replica.suites.osworld.inventory import read_version, why_not
 from arpo_replica.suites.planned import check_tasks, planned_tasks
-from arpo_replica.tasks.left_out import (
+from arpo_replica.tasks.splits import (
     check_left_out,
     left_out_of,
+    load_split,
     read_left_out,
+    read_resolved,
+    read_split,
     resolve,
     split_size,
     split_tasks,
 )
-from arpo_replica.tasks.splits import load_split, read_resolved, read_split
 from real_tasks import EXAMPLES, at_hand
 from synthetic_study import Study, evaluate, make_study, render
 

@@ -24,7 +24,7 @@ from arpo_replica.policy.manifest import register_model
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import collect_rollouts
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from fakes import CLICK, FINISHED, FakeProvider
 
 
@@ -207,7 +207,7 @@ import sys
 from pathlib import Path
 from arpo_replica.config import load_config
 from arpo_replica.rollout.run import collect_rollouts
-from arpo_replica.tasks.left_out import resolve
+from arpo_replica.tasks.splits import resolve
 from fakes import FakeProvider
 class Loud(FakeProvider):
     async def start(self, name):

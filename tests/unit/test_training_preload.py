@@ -14,7 +14,7 @@ from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest
 from arpo_replica.rollout.run import describe_sampling, sampled_as_in_training
-from arpo_replica.tasks.left_out import split_tasks
+from arpo_replica.tasks.splits import split_tasks
 from arpo_replica.training.metrics import DIFFERENCES, collect
 from arpo_replica.training.offline.data import digest, read_rollouts
 from arpo_replica.training.preload import check_preload, start_store

@@ -18,7 +18,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
-from arpo_replica.tasks.left_out import split_size
+from arpo_replica.tasks.splits import split_size
 
 COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"
 CHECKPOINT_BYTES = 16

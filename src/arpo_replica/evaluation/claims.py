@@ -49,7 +49,7 @@ from arpo_replica.evaluation.published import (
     load_contradictions,
 )
 from arpo_replica.evaluation.replay_effect import no_test
-from arpo_replica.tasks.left_out import split_size
+from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.parity import Facts, actual
 
 QUESTIONS = ("same", "opposite", "outside", "equal")

@@ -28,8 +28,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import PROTOCOLS, Document, Protocol, write_document
 from arpo_replica.evaluation.scores import find_indexes
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
-from arpo_replica.tasks.left_out import left_out_of
-from arpo_replica.tasks.splits import load_split
+from arpo_replica.tasks.splits import left_out_of, load_split
 
 ACTION_SPACE, OBSERVATION = "pyautogui", "screenshot"
 """Names of OSWorld's runners: actions are shown as pyautogui source, the policy sees screenshots."""

@@ -17,7 +17,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import EPISODE_COLUMNS as COLUMNS
 from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
-from arpo_replica.tasks.left_out import read_left_out
+from arpo_replica.tasks.splits import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""

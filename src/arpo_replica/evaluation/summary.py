@@ -50,7 +50,7 @@ from arpo_replica.evaluation.records import (
 )
 from arpo_replica.evaluation.replay_effect import replay_effects, training_outcomes
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.tasks.left_out import kept, left_out_of, read_left_out, split_size
+from arpo_replica.tasks.splits import kept, left_out_of, read_left_out, split_size
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split, read_split
 from arpo_replica.training.gates import StageReport

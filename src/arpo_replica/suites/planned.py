@@ -13,7 +13,6 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.suites.evaluate import check_task
 from arpo_replica.suites.miniwob.pages import to_bytes
 from arpo_replica.suites.noise import make_noisy, noisy_split
-from arpo_replica.tasks.left_out import kept, split_tasks
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.osworld_files import (
     MANIFEST,
@@ -22,7 +21,7 @@ from arpo_replica.tasks.osworld_files import (
     read_task_manifest,
     write_task_manifest,
 )
-from arpo_replica.tasks.splits import load_split, read_split, refuse_unknown
+from arpo_replica.tasks.splits import kept, load_split, read_split, refuse_unknown, split_tasks
 
 
 def fetched(config: StudyConfig) -> bool:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
-from arpo_replica.tasks.left_out import split_size
+from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import Speed
 

@@ -24,7 +24,7 @@ from arpo_replica.policy.prompt import check_context
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.suites.evaluate import check_provider
 from arpo_replica.suites.planned import check_tasks, planned_tasks, split_files
-from arpo_replica.tasks.left_out import check_left_out, left_out_of
+from arpo_replica.tasks.splits import check_left_out, left_out_of
 from arpo_replica.training.job import outline
 from arpo_replica.training.preload import check_preload
 from arpo_replica.training.recipe import check_recipe, check_window
