@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from fakes import FakeProvider
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch):
+    """The token; and the log's format stays what other tests expect."""
     monkeypatch.setenv("ARPO_DESKTOP_TOKEN", "a-token-of-the-tests")
+    for handler in logging.getLogger("arpo_replica").handlers:
+        monkeypatch.setattr(handler, "formatter", handler.formatter)
 
 
 @pytest.mark.parametrize(
