@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import TCPConnector, WSMsgType, web
 
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.desktop.devtools import DevTools, tcp, unix
+from arpo_replica.desktop.devtools import DevTools, unix
 
 
 class Browser:
@@ -76,7 +76,7 @@ async def pair(request, tmp_path):
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = site._server.sockets[0].getsockname()[1]
-        devtools = DevTools(tcp, f"http://127.0.0.1:{port}", timeout_s=2)
+        devtools = DevTools(TCPConnector, f"http://127.0.0.1:{port}", timeout_s=2)
     else:
         await web.UnixSite(runner, str(tmp_path / "socket")).start()
         devtools = DevTools(unix(str(tmp_path / "socket")), timeout_s=2)

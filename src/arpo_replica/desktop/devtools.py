@@ -21,11 +21,6 @@ from arpo_replica.base.errors import DesktopError
 ConnectorFactory = Callable[[], aiohttp.BaseConnector]
 
 
-def tcp() -> aiohttp.BaseConnector:
-    """Connector for a browser that listens on TCP."""
-    return aiohttp.TCPConnector()
-
-
 def unix(path: str) -> ConnectorFactory:
     """Connector factory for a browser that is reached through the Unix socket ``path``."""
     return lambda: aiohttp.UnixConnector(path=path)
@@ -56,7 +51,7 @@ class DevTools:
 
     def __init__(
         self,
-        connector: ConnectorFactory = tcp,
+        connector: ConnectorFactory = aiohttp.TCPConnector,
         base_url: str = "http://localhost:9222",
         timeout_s: float = 10.0,
     ) -> None:

@@ -339,6 +339,6 @@ def _environment(
 
 def address_of(environment: Any) -> DesktopAddress:
     """Where the desktop of an environment listens."""
-    return DesktopAddress(
-        environment.vm_ip, environment.server_port, environment.chromium_port, environment.vlc_port
-    )
+    # DockerProvider says localhost, a name that not every sandbox knows.
+    host = "127.0.0.1" if environment.vm_ip == "localhost" else environment.vm_ip
+    return DesktopAddress(host, environment.server_port, environment.chromium_port, environment.vlc_port)

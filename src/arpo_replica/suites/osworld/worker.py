@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,7 @@ class Worker:
             cache=self.cache,
         )
         self.owned = True
-        return self._address()
-
-    def _address(self) -> dict[str, Any]:
-        environment = self.environment
-        return {
-            # DockerProvider says localhost, a name that not every sandbox knows.
-            "host": "127.0.0.1" if environment.vm_ip == "localhost" else environment.vm_ip,
-            "server": environment.server_port,
-            "chromium": environment.chromium_port,
-            "vlc": environment.vlc_port,
-        }
+        return asdict(desktop_env.address_of(self.environment))
 
     def reset(self, request: dict[str, Any]) -> dict[str, Any]:
         """Revert the own desktop by ``DesktopEnv.reset``; where it listens now.
@@ -158,7 +149,7 @@ class Worker:
         # Actions reach the desktop without ``DesktopEnv.step``, which would note that it was used.
         self.environment.is_environment_used = not request["fresh"]
         self._reset(None)
-        return self._address()
+        return asdict(desktop_env.address_of(self.environment))
 
     def stop(self, _: dict[str, Any]) -> None:
         """Stop the own desktop."""
