@@ -44,20 +44,18 @@ class Service:
     """Longest time that the start of a desktop may take once there is room for it."""
     token: str = ""
     socket: Path | None = None
-    """Of a service on this machine; no URL and no token then."""
+    """Of a service on this machine. It needs no token: the socket's mode says who gets in."""
 
     def session(self) -> aiohttp.ClientSession:
         """A client of it, to be closed."""
-        if self.socket is not None:
-            return aiohttp.ClientSession(
-                "http://localhost", connector=aiohttp.UnixConnector(str(self.socket))
-            )
-        return aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.token}"})
+        connector = None if self.socket is None else aiohttp.UnixConnector(str(self.socket))
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return aiohttp.ClientSession(connector=connector, headers=headers)
 
     @property
     def base(self) -> str:
         """What a call's path is put behind."""
-        return self.name if self.socket is None else ""
+        return self.name if self.socket is None else "http://localhost"
 
 
 class RemoteDesktop:
