@@ -13,9 +13,9 @@ from arpo_replica.config import load_config
 from arpo_replica.config.tasks import NoisyTasksConfig
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S, seconds_to_settle
 from arpo_replica.suites.noise import make_noisy
-from arpo_replica.tasks.splits import resolve
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.osworld_files import MANIFEST, read_task_manifest
+from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.scripted import (
     DONE,
     FAIL,

@@ -50,9 +50,8 @@ from arpo_replica.evaluation.records import (
 )
 from arpo_replica.evaluation.replay_effect import replay_effects, training_outcomes
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.tasks.splits import kept, left_out_of, read_left_out, split_size
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.splits import load_split, read_split
+from arpo_replica.tasks.splits import kept, left_out_of, load_split, read_left_out, read_split, split_size
 from arpo_replica.training.gates import StageReport
 
 ROLES = ("benchmark", "selected", "in_domain", "out_of_domain")
