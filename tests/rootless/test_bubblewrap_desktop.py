@@ -194,37 +194,57 @@ ANOTHER_ID = 64999
 """A user without an account, without subordinate ids."""
 
 
+def build_as_user(folder, way):
+    """Build a small system as an ordinary user: the finished process, the image's path.
+
+    It has a package with a file, and a finish that makes a user and gives it a folder.
+    """
+    user = ANOTHER_ID if os.geteuid() == 0 else os.geteuid()
+    context, out = folder / "context", folder / "out"
+    for place in (context, out):
+        place.mkdir()
+    (context / "apt-image.txt").write_text("tree\n")
+    (context / "finish.sh").write_text("useradd -m user && chown -R user /opt/build && rm -r /opt/build\n")
+    (context / "owners.bpf").write_bytes(owners_filter())
+    shutil.copy(ROOT / "envs/desktop/rootfs.sh", context)
+    for place in (folder, context, out):
+        os.chown(place, user, user)
+    image = out / "system.squashfs"
+    build = ["bash", str(context / "rootfs.sh"), str(context), str(image), "core", way]
+    if user != os.geteuid():
+        build = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *build]
+    places = {"HOME": str(out), "TMPDIR": str(out)}
+    return subprocess.run(build, cwd=out, env=os.environ | places, capture_output=True, text=True), image
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users reach, as pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="arpo-way-") as name:
+        yield Path(name)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ["single", "fakechroot"])
-def test_an_ordinary_user_builds_a_system(way):
-    """A small one: a package with a file, and a finish that makes a user and gives it a folder."""
-    user = ANOTHER_ID if os.geteuid() == 0 else os.geteuid()
-    with tempfile.TemporaryDirectory(prefix="arpo-way-") as name:
-        context, out = Path(name, "context"), Path(name, "out")
-        for folder in (context, out):
-            folder.mkdir()
-        (context / "apt-image.txt").write_text("tree\n")
-        (context / "finish.sh").write_text(
-            "useradd -m user && chown -R user /opt/build && rm -r /opt/build\n"
-        )
-        (context / "owners.bpf").write_bytes(owners_filter())
-        shutil.copy(ROOT / "envs/desktop/rootfs.sh", context)
-        for place in (Path(name), context, out):
-            os.chown(place, user, user)
-        image = out / "system.squashfs"
-        build = ["bash", str(context / "rootfs.sh"), str(context), str(image), "core", way]
-        drop = (
-            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-            if user != os.geteuid()
-            else []
-        )
-        subprocess.run(
-            [*drop, *build], check=True, cwd=out, env={**os.environ, "HOME": str(out), "TMPDIR": str(out)}
-        )
-        tree = RootFileSystem(image, out)._unpack()
-        assert (tree / "usr/bin/tree").is_file()
-        assert (tree / "home/user").is_dir()
-        assert list((tree / "dev").iterdir()) == []
+def test_an_ordinary_user_builds_a_system(way, open_folder):
+    done, image = build_as_user(open_folder, way)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tree = RootFileSystem(image, image.parent)._unpack()
+    assert (tree / "usr/bin/tree").is_file()
+    assert (tree / "home/user").is_dir()
+    assert list((tree / "dev").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("way", "obstacle"), [("root", "this is not root"), ("unshare", "/etc/subuid has no line")]
+)
+def test_why_a_way_to_build_is_closed_is_said(way, obstacle, open_folder):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be a user who may nothing")
+    done, image = build_as_user(open_folder, way)
+    assert done.returncode == 1 and not image.exists()
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"no way to install packages as this user: {way}: {obstacle}")
 
 
 @pytest.mark.timeout(1200)

@@ -111,6 +111,8 @@ def run(command: list[str], output: TextIO | None) -> str:
         env={**os.environ, "DOCKER_BUILDKIT": "0"},  # Debian has no other builder than the classic one
     )
     if result.returncode != 0:
-        said = f"; see {output.name}" if output else f": {(result.stderr or '').strip()[-300:]}"
-        raise UserError(f"'{' '.join(command[:3])}' ended with status {result.returncode}{said}.")
+        text = Path(output.name).read_text(errors="replace") if output else result.stderr or ""
+        said = (text.strip().splitlines() or ["it said nothing"])[-1][-600:].rstrip(".")
+        log = f"; all of it in {output.name}" if output else ""
+        raise UserError(f"'{' '.join(command[:2])}' ended with status {result.returncode}: {said}{log}.")
     return (result.stdout or "").strip()
