@@ -29,7 +29,7 @@ TRY_AGAIN = 75
 SNAKEMAKE = "ARPO_SNAKEMAKE"
 """Variable with the process id of the Snakemake that runs this script (set in ``rules/common.smk``)."""
 WATCH_S = 0.5
-GRACE_S = 5.0
+GRACE_S = 3.0
 """Seconds that a job has to close its desktops and models once its Snakemake is gone."""
 
 
