@@ -66,7 +66,7 @@ KINDS = {
 }
 """Kind of a process -> what its command line holds; the first that fits counts."""
 CHEAP = {"a desktop's guest", "a desktop's sandbox", "an X server", "a window manager", "a browser", LOST}
-"""Drawn three times as often: such a kill costs one episode, others the start of a training. (A lost node
+"""Drawn four times as often: such a kill costs one episode, others the start of a training. (A lost node
 costs more, but is what a cluster adds.)"""
 ENDS_WITHIN_S = 30.0
 """A killed study's processes must be gone by then."""
@@ -205,11 +205,13 @@ def strike(study: Study, dice: random.Random, share_of_whole: float) -> str | No
         kinds[LOST] = []
     if not kinds.keys() - {"Snakemake"}:
         return None  # no job runs yet: only the start would be tried, again and again
+    if not kinds.keys() & CHEAP and dice.random() < 0.8:
+        return None  # so does the start of a job, on which most of the time goes by
     if dice.random() < share_of_whole:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(study.process.pid, signal.SIGKILL)
         return WHOLE
-    (kind,) = dice.choices(sorted(kinds), [3 if kind in CHEAP else 1 for kind in sorted(kinds)])
+    (kind,) = dice.choices(sorted(kinds), [4 if kind in CHEAP else 1 for kind in sorted(kinds)])
     if kind == LOST and study.cluster:
         node = study.cluster.nodes[0]  # where jobs without GPUs go
         study.cluster.lose_node(node)
