@@ -57,7 +57,7 @@ def indexes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     return write_indexes(root)
 
 
-def make_job(method: str, model: Path, indexes: list[Path], work: Path) -> OfflineJob:
+def make_job(method: str, model: Path, indexes: list[Path], out: Path) -> OfflineJob:
     config = offline_config(
         method,
         {"learning_rate": 1e-3, "save_every": 2},
@@ -66,16 +66,17 @@ def make_job(method: str, model: Path, indexes: list[Path], work: Path) -> Offli
         epochs=4 if method == "dpo" else 2,
     )
     config.threads = 1
-    work.mkdir(parents=True, exist_ok=True)
-    return OfflineJob(
+    job = OfflineJob(
         config=config,
         arm=method,
         seed=0,
         parent_model=model,
         parent_sha256=hash_weights(model)[1],
         indexes=indexes,
-        work=work,
+        out=out,
     )
+    job.work.mkdir(parents=True, exist_ok=True)
+    return job
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_resumed_training_ends_in_the_same_weights(
 ) -> None:
     """Killed while the second of two checkpoints was written: equal to the bit, weights and losses."""
     whole = trained[method]
-    job = make_job(method, model, indexes, tmp_path / "work")
+    job = make_job(method, model, indexes, tmp_path)
     recipe = {"any": "recipe"}
     prepare_work(job, recipe)
     first, second = checkpoints(whole.work, PREFIX_TRL)
@@ -173,11 +174,9 @@ def test_only_the_tokens_of_replies_are_learnt(
 def test_the_finished_arm_is_a_model_folder_like_a_stage(
     trained: dict[str, OfflineJob], model: Path, tmp_path: Path
 ) -> None:
-    job = trained["dpo"]
-    kept = tmp_path / "weights"
-    shutil.copytree(job.weights, kept)
-    manifest = publish(job, recipe_of(job, "e" * 64), "one", tmp_path)
-    shutil.copytree(kept, job.weights)
+    job = trained["dpo"].model_copy(update={"out": tmp_path})
+    shutil.copytree(trained["dpo"].work, job.work)
+    manifest = publish(job, recipe_of(job, "e" * 64), "one")
     assert hash_weights(tmp_path / "model") == (manifest.weights, manifest.sha256)
     assert manifest.sha256 != job.parent_sha256 == manifest.parent
     assert manifest.recipe["data"]["samples"] == 4

@@ -163,7 +163,7 @@ def test_another_recipe_or_half_a_checkpoint_is_dropped(tmp_path: Path) -> None:
         parent_model=tmp_path,
         parent_sha256=BASE_SHA256,
         indexes=[],
-        work=tmp_path / "work",
+        out=tmp_path / "out",
     )
     prepare_work(job, {"epochs": 1})
     (job.checkpoint(2) / "model").mkdir(parents=True)

@@ -86,11 +86,11 @@ def several_gpus(gpus: int) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def serving_dtype(config: StudyConfig) -> str:
-    """float32 on a CPU, where few have fast bfloat16; on a GPU what the model is stored in."""
+def serving_dtype(config: StudyConfig, on_gpu: str = "auto") -> str:
+    """float32 on a CPU, where few have fast bfloat16; on a GPU what the model is stored in, or ``on_gpu``."""
     if config.serving.dtype != "auto":
         return config.serving.dtype
-    return "float32" if config.accelerator == "cpu" else "auto"
+    return "float32" if config.accelerator == "cpu" else on_gpu
 
 
 def graphs(config: StudyConfig) -> bool:
@@ -131,9 +131,22 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
     variables = dict(os.environ)
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # byte code saves half of every later start
     variables |= {
+        **quiet_environment(config, scratch),
         "VLLM_API_KEY": api_key,  # not an argument: those are public
-        "VLLM_RPC_BASE_PATH": str(scratch),
         "VLLM_HOST_IP": "127.0.0.1",
+    }
+    # On a GPU these threads work on the screenshots, which vLLM takes one after another.
+    variables["OMP_NUM_THREADS"] = str(config.threads)
+    if config.accelerator == "cpu":
+        variables |= {"OMP_NUM_THREADS": str(engine_threads(config)), "OMP_WAIT_POLICY": "PASSIVE"}
+    return variables
+
+
+def quiet_environment(config: StudyConfig, scratch: Path) -> dict[str, str]:
+    """What a server of a rollout and a training ask of vLLM and its libraries alike: no network, no reports,
+    and whatever they write beside results goes to ``scratch``."""
+    variables = {
+        "VLLM_RPC_BASE_PATH": str(scratch),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -141,12 +154,8 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
         "TMPDIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
     }
-    # On a GPU these threads work on the screenshots, which vLLM takes one after another.
-    variables["OMP_NUM_THREADS"] = str(config.threads)
     if config.accelerator == "cpu":
         variables |= {
-            "OMP_NUM_THREADS": str(engine_threads(config)),
-            "OMP_WAIT_POLICY": "PASSIVE",
             "VLLM_CPU_KVCACHE_SPACE": str(config.serving.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU

@@ -38,23 +38,37 @@ class StartStore(BaseModel):
     """Where it comes from: part of the training's identity and of its manifest."""
 
 
-class Job(BaseModel):
-    """What decides an attempt. All paths are absolute."""
+class Training(BaseModel):
+    """One training of an arm. All paths are absolute."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: StudyConfig
     arm: str
     seed: int
-    stage_name: str
-    split: ResolvedSplit = ResolvedSplit(split="", tasks=[])
-    """The tasks of the stage; none in an outline."""
     parent_model: Path
-    """Model folder that the stage starts from, Hugging Face format."""
+    """Model folder that it starts from, Hugging Face format."""
     parent_sha256: str
     """Identity of those weights."""
     out: Path
-    """The stage's directory."""
+    """Where its result goes."""
+
+    @cached_property
+    def recipe(self) -> TrainingConfig:
+        return self.config.recipe(self.arm)
+
+    @property
+    def work(self) -> Path:
+        """Resumable state: checkpoints, replay items, logs. Unknown to Snakemake."""
+        return self.out / "checkpoints"
+
+
+class Job(Training):
+    """What decides an attempt at a stage."""
+
+    stage_name: str
+    split: ResolvedSplit = ResolvedSplit(split="", tasks=[])
+    """The tasks of the stage; none in an outline."""
     scratch: Path
     """Short path for sockets and logs of this attempt; removed afterwards."""
     attempt: int
@@ -70,20 +84,9 @@ class Job(BaseModel):
     preload: bool = True
     """Import the heavy packages once and fork the processes of the training from there (``fork_server``)."""
 
-    @cached_property
-    def recipe(self) -> TrainingConfig:
-        """The arm's training config."""
-        return self.config.recipe(self.arm)
-
     @property
     def stage(self) -> StageConfig:
-        """The stage."""
         return self.config.stage(self.stage_name)
-
-    @property
-    def work(self) -> Path:
-        """Resumable state: verl's checkpoints, replay items, logs. Unknown to Snakemake."""
-        return self.out / "checkpoints"
 
     @property
     def items(self) -> Path:
@@ -115,7 +118,6 @@ class Job(BaseModel):
         return self.work / f"global_step_{step}"
 
     def step_file(self, step: int) -> Path:
-        """The details of a step."""
         return self.steps / f"step_{step:06d}.json"
 
     def episodes(self, step: int, rollout: int) -> Path:
@@ -123,27 +125,15 @@ class Job(BaseModel):
         return self.out / "episodes" / f"step_{step:06d}" / f"rollout_{rollout:03d}"
 
 
-class OfflineJob(BaseModel):
-    """What decides it, and where it is kept."""
+class OfflineJob(Training):
+    """A training of an offline arm, as its two processes see it: ``job.json``."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    config: StudyConfig
-    arm: str
-    seed: int
-    parent_model: Path
-    """Model folder that it starts from, Hugging Face format."""
-    parent_sha256: str
-    """Identity of those weights."""
     indexes: list[Path]
     """Indexes of the episodes."""
-    work: Path
-    """Resumable state, unknown to Snakemake."""
 
     @property
     def method(self) -> OfflineConfig:
-        """How the arm learns."""
-        found = self.config.recipe(self.arm).offline
+        found = self.recipe.offline
         assert found is not None
         return found
 
@@ -163,7 +153,6 @@ class OfflineJob(BaseModel):
         return self.work / "history.jsonl"
 
     def checkpoint(self, step: int) -> Path:
-        """TRL's checkpoint of a step."""
         return self.work / f"{PREFIX_TRL}{step}"
 
 
@@ -184,5 +173,4 @@ def outline(config: StudyConfig, arm: str, stage: str, parent_model: Path = Path
 
 @lru_cache(maxsize=1)
 def current_job() -> Job:
-    """The job of this process."""
     return Job.model_validate_json(Path(os.environ[VARIABLE]).read_bytes())

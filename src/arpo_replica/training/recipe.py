@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.training import SpeedConfig, TrainingConfig
 from arpo_replica.policy.prompt import check_context
-from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib
+from arpo_replica.policy.vllm_server import graph_config, graphs, image_cache_gib, serving_dtype
 from arpo_replica.training.job import Job
 
 AGENT = "desktop"
@@ -357,7 +356,7 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.top_p": 1.0,
         f"{rollout}.top_k": -1,
         f"{rollout}.seed": job.seed,
-        f"{rollout}.dtype": rollout_dtype(job.config),
+        f"{rollout}.dtype": serving_dtype(job.config, "bfloat16"),
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.disable_log_stats": False,  # vLLM's times of each request
         f"{rollout}.load_format": "dummy",  # the weights come from the trainer before the first step
@@ -383,13 +382,6 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.agent.agent_loop_config_path": str(agents),
         "reward.num_workers": 0,  # the agent loop sets the reward
     }
-
-
-def rollout_dtype(config: StudyConfig) -> str:
-    """float32 on a CPU, where few have fast bfloat16; else what ``serving.dtype`` says, or bfloat16."""
-    if config.serving.dtype != "auto":
-        return config.serving.dtype
-    return "float32" if config.accelerator == "cpu" else "bfloat16"
 
 
 def _trainer(job: Job) -> dict[str, Any]:

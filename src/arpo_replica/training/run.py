@@ -30,7 +30,7 @@ from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, 
 from arpo_replica.providers.pool import load_named
 from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.training.checkpoints import checkpoints
-from arpo_replica.training.job import Job
+from arpo_replica.training.job import Job, Training
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
 from arpo_replica.training.process.attempt import Attempt, listening
@@ -196,24 +196,36 @@ def resume(job: Job) -> Job:
     return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
 
 
-def install_model(parent: Path, exported: Path, model: Path) -> tuple[dict[str, str], str]:
-    """Make the folder ``model`` of a trained policy; returns what ``hash_weights`` says of it.
+def publish_model(job: Training, exported: Path, **facts: Any) -> Manifest:
+    """Make the folder ``model/`` of a trained policy and write its manifest, of which ``facts`` are a part.
 
     Tokenizer, templates and image processor are the parent's, byte for byte; only weights are new.
     """
+    model = job.out / "model"
     temporary = model.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for path in sorted(parent.iterdir()):
+    for path in sorted(job.parent_model.iterdir()):
         weights = path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
         if path.is_file() and not weights and path.name != "manifest.json":
             shutil.copy2(path, temporary / path.name)
     for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
         shutil.copy2(path, temporary / path.name)
-    hashed = hash_weights(temporary)
+    hashes, identity = hash_weights(temporary)
     shutil.rmtree(model, ignore_errors=True)
     temporary.rename(model)
-    return hashed
+    manifest = Manifest(
+        arm=job.arm,
+        seed=job.seed,
+        size=job.config.size,
+        model=model.name,
+        weights=hashes,
+        sha256=identity,
+        parent=job.parent_sha256,
+        **facts,
+    )
+    write_manifest(manifest, job.out / "manifest.json")
+    return manifest
 
 
 def publish(job: Job) -> Manifest:
@@ -222,23 +234,12 @@ def publish(job: Job) -> Manifest:
     steps = job.stage.steps
     if steps not in checkpoints(job.work) or unbroken(rows) < steps:
         raise RuntimeError(f"the training ended without a complete checkpoint of step {steps} in {job.work}")
-    exported = job.checkpoint(steps) / "actor" / "huggingface"
-    model = job.out / "model"
-    hashes, identity = install_model(job.parent_model, exported, model)
     write_atomically(job.out / "metrics.jsonl", to_jsonl(rows))
-    versions = job.work / "versions.json"
-    manifest = Manifest(
-        arm=job.arm,
-        seed=job.seed,
+    return publish_model(
+        job,
+        job.checkpoint(steps) / "actor" / "huggingface",
         stage=job.stage_name,
         step=steps,
-        size=job.config.size,
-        model=model.name,
-        weights=hashes,
-        sha256=identity,
-        parent=job.parent_sha256,
         recipe=recipe_of(job),
-        versions=json.loads(versions.read_bytes()),
+        versions=json.loads((job.work / "versions.json").read_bytes()),
     )
-    write_manifest(manifest, job.out / "manifest.json")
-    return manifest

@@ -23,12 +23,12 @@ from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, read_manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.rollout.run import sampled_as_in_training
 from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
 from arpo_replica.training.job import OfflineJob
 from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
-from arpo_replica.training.run import install_model
+from arpo_replica.training.run import publish_model
 
 TRL_VERSION = "1.16.0"
 """As locked in envs/cpu and envs/gpu."""
@@ -67,7 +67,7 @@ def train_offline(
             parent_model=source.model_path(parent.absolute()),
             parent_sha256=source.sha256,
             indexes=[path.absolute() for path in indexes],
-            work=out / "checkpoints",
+            out=out,
         )
         rollouts = read_rollouts(job.indexes, job.parent_sha256)
         make_samples(job.config, arm, seed, rollouts)  # refuses before torch is loaded
@@ -77,7 +77,7 @@ def train_offline(
         write_atomically(described, job.model_dump_json().encode())
         environment = heavy_environment(config.accelerator)
         run_module(environment, "arpo_replica.training.offline.trainers", described, threads=config.threads)
-        return publish(job, recipe, stage, out)
+        return publish(job, recipe, stage)
 
 
 def recipe_of(job: OfflineJob, episodes_sha256: str) -> dict[str, Any]:
@@ -98,25 +98,17 @@ def prepare_work(job: OfflineJob, recipe: dict[str, Any]) -> None:
             shutil.rmtree(folder)
 
 
-def publish(job: OfflineJob, recipe: dict[str, Any], stage: str, out: Path) -> Manifest:
+def publish(job: OfflineJob, recipe: dict[str, Any], stage: str) -> Manifest:
     """Put the weights into ``model/`` and write learning curve and manifest."""
-    hashes, identity = install_model(job.parent_model, job.weights, out / "model")
     facts = json.loads(job.facts_file.read_bytes())
-    history = read_rows(job.history_file)
-    write_atomically(out / "learning.jsonl", job.history_file.read_bytes())
-    manifest = Manifest(
-        arm=job.arm,
-        seed=job.seed,
+    write_atomically(job.out / "learning.jsonl", job.history_file.read_bytes())
+    manifest = publish_model(
+        job,
+        job.weights,
         stage=stage,
-        step=history[-1]["step"],
-        size=job.config.size,
-        model="model",
-        weights=hashes,
-        sha256=identity,
-        parent=job.parent_sha256,
+        step=read_rows(job.history_file)[-1]["step"],
         recipe={**recipe, "data": {key: facts[key] for key in facts if key != "packages"}},
         versions={"arpo-replica": code_version(), **facts["packages"]},
     )
-    write_manifest(manifest, out / "manifest.json")
     shutil.rmtree(job.weights)
     return manifest

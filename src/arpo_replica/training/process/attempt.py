@@ -30,6 +30,7 @@ from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
+from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.job import VARIABLE, Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
@@ -133,7 +134,7 @@ def environment(job: Job) -> dict[str, str]:
         VARIABLE: str(job.work / "job.json"),
         "ARPO_SCRATCH": scratch,
         "ARPO_STACKS": str(job.scratch / "stacks"),
-        "PYTHONUNBUFFERED": "1",
+        **quiet_environment(job.config, job.scratch),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": "1",
@@ -141,19 +142,13 @@ def environment(job: Job) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         # Arrow's allocator would start a thread, and the fork server may have only one.
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         # Whatever anything below writes beside its results is removed with the scratch folder.
-        "TMPDIR": scratch,
         "HF_HOME": str(job.scratch / "huggingface"),
         "TORCHINDUCTOR_CACHE_DIR": str(job.scratch / "inductor"),
         "VLLM_CACHE_ROOT": str(job.scratch / "vllm_cache"),
         **loggers(job),
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_RPC_BASE_PATH": scratch,
         "VLLM_CONFIG_ROOT": str(job.scratch / "vllm"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
@@ -171,16 +166,7 @@ def environment(job: Job) -> dict[str, str]:
         # "Is there a GPU?" must not use one, or no process can be forked from the one that asked.
         variables["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if job.config.accelerator == "cpu":
-        variables |= {
-            "VERL_PLATFORM": "cpu",
-            "VERL_ENGINE_DEVICE": "cuda",
-            # vLLM compiles one sampler function even in eager mode, 20-110 s into the first request.
-            "TORCH_COMPILE_DISABLE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": str(job.config.serving.cpu_kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
-            "VLLM_PLUGINS": "",
-        }
+        variables |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     return variables
 
 

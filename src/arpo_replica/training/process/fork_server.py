@@ -123,9 +123,10 @@ class Child:
 class ForkServer:
     """Serves fork requests until its first child ends."""
 
-    def __init__(self, path: Path, client: Path) -> None:
-        """``path``: socket to listen on; ``client``: executable that stands for ``python``."""
-        self.path, self.client = path, client
+    def __init__(self, path: Path, client: Path, after_fork: Callable[[], None] | None = None) -> None:
+        """``path``: socket to listen on; ``client``: executable that stands for ``python``; ``after_fork``:
+        what each process does once it has its own environment."""
+        self.path, self.client, self.after_fork = path, client, after_fork
         self.selector = selectors.DefaultSelector()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(path))
@@ -210,7 +211,8 @@ class ForkServer:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
-        run_hooks()
+        if self.after_fork is not None:
+            self.after_fork()
         run_program(read_command(request["arguments"]))
 
     def _reap(self, child: Child) -> tuple[int, int]:
@@ -277,16 +279,6 @@ def place_files(files: list[int], numbers: list[int]) -> None:
     for copy, number in zip(copies, numbers, strict=True):
         os.dup2(copy, number, inheritable=True)
         os.close(copy)
-
-
-AFTER_FORK: list[Callable[[], None]] = []
-"""What each process does once it has its own environment."""
-
-
-def run_hooks() -> None:
-    """Run ``AFTER_FORK``."""
-    for hook in AFTER_FORK:
-        hook()
 
 
 def reseed() -> None:

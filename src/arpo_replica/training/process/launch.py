@@ -168,13 +168,7 @@ def unforkable() -> str | None:
 def run_forked(job: Job, arguments: list[str]) -> int | None:
     """verl's entry point as the first child of a fork server; None if nothing can be forked here."""
     from arpo_replica.training.process import fork_client
-    from arpo_replica.training.process.fork_server import (
-        AFTER_FORK,
-        ForkServer,
-        Program,
-        run_hooks,
-        run_program,
-    )
+    from arpo_replica.training.process.fork_server import ForkServer, Program, run_program
 
     preload(job.config.accelerator)
     if reason := unforkable():
@@ -188,13 +182,11 @@ def run_forked(job: Job, arguments: list[str]) -> int | None:
     os.environ["ARPO_FORK_SERVER"], os.environ["ARPO_PYTHON"] = str(path), sys.executable
     from arpo_replica.training.patches import verl_plugin
 
-    AFTER_FORK.append(verl_plugin.register_stack_dump)
-
     def train() -> None:
-        run_hooks()
+        verl_plugin.register_stack_dump()
         run_program(Program("module", ENTRY_POINT, [ENTRY_POINT, *arguments]))
 
-    return ForkServer(path, client).serve(train)
+    return ForkServer(path, client, verl_plugin.register_stack_dump).serve(train)
 
 
 @contextmanager
