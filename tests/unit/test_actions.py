@@ -15,9 +15,15 @@ from ui_tars.action_parser import parse_action_to_structure_output
 
 from arpo_replica.actions.compared import ours, render_actions, rows
 from arpo_replica.actions.coordinates import Frame
-from arpo_replica.actions.format import format_action, format_reply
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS, key_name
-from arpo_replica.actions.parse import MAX_CALLS, MAX_REPLY, MAX_TEXT, UITarsParser
+from arpo_replica.actions.parse import (
+    MAX_CALLS,
+    MAX_REPLY,
+    MAX_TEXT,
+    UITarsParser,
+    format_action,
+    format_reply,
+)
 from arpo_replica.actions.types import (
     ACTIONS,
     Action,

@@ -1,4 +1,4 @@
-"""UI-TARS's text -> typed actions. The only place where model text is read; nothing is evaluated.
+"""UI-TARS's text -> typed actions, and back. The only place where model text is read; nothing is evaluated.
 
     Thought: ...
     Action: click(point='<point>x y</point>')                  package ui-tars, COMPUTER_USE_DOUBAO
@@ -231,3 +231,58 @@ _BUILDERS: dict[str, Callable[[_Arguments, Frame], Action]] = {
     "call_user": lambda arguments, _: Fail(_text(arguments.take("content") or "call_user")),
     "error_env": lambda arguments, _: Fail(_text(arguments.take("content") or "error_env")),
 }
+
+
+# --- and back: what a perfect policy would have written ----------------------------------------
+
+
+def format_reply(thought: str, action: Action, frame: Frame) -> str:
+    """A whole reply in the prompt's output format. ``thought`` must be one line without ``Action:``."""
+    return f"Thought: {thought}\nAction: {format_action(action, frame)}"
+
+
+def format_action(action: Action, frame: Frame) -> str:
+    """The call in the format of COMPUTER_USE_DOUBAO, without ``Action:``; ``frame`` maps the points."""
+    name, arguments = _call_of(action, frame)
+    written = ", ".join(f"{key}='{value}'" for key, value in arguments.items())
+    return f"{name}({written})"
+
+
+def _call_of(action: Action, frame: Frame) -> tuple[str, dict[str, str]]:  # noqa: PLR0911  # one per kind
+    def point(x: int, y: int) -> str:
+        x, y = frame.to_policy(x, y)
+        return f"<point>{x} {y}</point>"
+
+    match action:
+        case Click(x, y):
+            return "click", {"point": point(x, y)}
+        case DoubleClick(x, y):
+            return "left_double", {"point": point(x, y)}
+        case RightClick(x, y):
+            return "right_single", {"point": point(x, y)}
+        case Drag(x, y, to_x, to_y):
+            return "drag", {"start_point": point(x, y), "end_point": point(to_x, to_y)}
+        case Scroll(direction, x, y):
+            at = {} if x is None or y is None else {"point": point(x, y)}
+            return "scroll", {**at, "direction": direction}
+        case Hotkey(keys):
+            return "hotkey", {"key": _escape(" ".join(keys))}
+        case TypeText(text):
+            return "type", {"content": _escape(text)}
+        case Finished(content):
+            return "finished", {"content": _escape(content)}
+        case Fail(reason):
+            return "call_user", {"content": _escape(reason)}
+        case Wait():
+            return "wait", {}
+    raise ValueError(f"no action: {action!r}")
+
+
+def _escape(text: str) -> str:
+    return (
+        text.replace("\\", "\\\\")
+        .replace("'", "\\'")
+        .replace('"', '\\"')
+        .replace("\n", "\\n")
+        .replace("\t", "\\t")
+    )

@@ -24,30 +24,29 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
-class Click(Action):
-    """Left click at (x, y)."""
+class AtPoint(Action):
+    """Something of the mouse at (x, y)."""
 
     x: int
     y: int
-    kind: ClassVar[str] = "click"
 
 
-@dataclass(frozen=True, slots=True)
-class DoubleClick(Action):
-    """Left double click at (x, y)."""
+class Click(AtPoint):
+    """Left click."""
 
-    x: int
-    y: int
-    kind: ClassVar[str] = "double_click"
+    kind = "click"
 
 
-@dataclass(frozen=True, slots=True)
-class RightClick(Action):
-    """Right click at (x, y)."""
+class DoubleClick(AtPoint):
+    """Left double click."""
 
-    x: int
-    y: int
-    kind: ClassVar[str] = "right_click"
+    kind = "double_click"
+
+
+class RightClick(AtPoint):
+    """Right click."""
+
+    kind = "right_click"
 
 
 @dataclass(frozen=True, slots=True)

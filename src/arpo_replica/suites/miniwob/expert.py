@@ -10,7 +10,7 @@ import io
 import random
 
 from arpo_replica.actions.coordinates import Frame
-from arpo_replica.actions.format import format_reply
+from arpo_replica.actions.parse import format_reply
 from arpo_replica.actions.types import Action, Click, Finished, TypeText
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import DevTools
