@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from yaml import safe_load
 
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
@@ -13,6 +12,7 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import FormatError
+from arpo_replica.config.section import Section
 
 REPLIES = ROOT / "data" / "actions" / "replies.yaml"
 PARSER = UITarsParser("absolute", (1008, 1008), (1008, 1008), "all")
@@ -58,10 +58,8 @@ WORDS = {
 }
 
 
-class Row(BaseModel):
+class Row(Section):
     """A way of writing an action."""
-
-    model_config = ConfigDict(extra="forbid")
 
     group: str
     reply: str
@@ -72,7 +70,6 @@ class Row(BaseModel):
 
 
 def rows() -> list[Row]:
-    """All of them."""
     return [Row.model_validate(row) for row in safe_load(REPLIES.read_text(encoding="utf-8"))["rows"]]
 
 
@@ -92,7 +89,6 @@ def in_words(action: Action) -> str:
 
 
 def render_actions() -> str:
-    """The page."""
     parts = [HEADER]
     for group, members in groupby(rows(), key=lambda row: row.group):
         parts.append(
@@ -123,5 +119,4 @@ def _cell(text: str) -> str:
 
 
 def write_actions_page(path: Path) -> None:
-    """Write the page."""
     path.write_text(render_actions(), encoding="utf-8")

@@ -73,7 +73,6 @@ def write_tokenizer(config: StudyConfig, folder: Path) -> None:
 
 
 def architecture(description: ModelDescription) -> Any:
-    """transformers' config of the architecture."""
     from transformers import AutoConfig
 
     values = {key: value for key, value in description.config.items() if key != "model_type"}

@@ -15,12 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from arpo_replica.base.environments import as_module, find, heavy_environment, run_module
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.section import Section
 from arpo_replica.policy.manifest import Manifest, write_base
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,8 @@ FETCHED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")
 """What is asked of the hub; nothing else is downloaded."""
 
 
-class ModelDescription(BaseModel):
+class ModelDescription(Section):
     """``data/models/{name}.json``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     about: str
     hub: str = Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")

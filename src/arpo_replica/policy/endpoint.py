@@ -198,7 +198,6 @@ class EndpointPolicy:
         self.seed_parts = seed_parts
 
     def start(self, task: Task) -> EndpointConversation:
-        """A fresh conversation about a task."""
         return EndpointConversation(self, task)
 
 
@@ -231,7 +230,6 @@ class EndpointConversation:
         return messages
 
     async def reply(self, screenshot: bytes) -> Reply:
-        """See ``Conversation``. Raises ``PolicyError``."""
         self.images.append("data:image/png;base64," + base64.b64encode(screenshot).decode())
         self.screenshot = screenshot
         parent, sampling = self.parent, self.parent.sampling
@@ -254,7 +252,6 @@ class EndpointConversation:
         return reply
 
     async def again(self) -> Reply:
-        """See ``AsksAgain``. Raises ``PolicyError``."""
         self.replies.pop()
         self.images.pop()
         self.asked_again[len(self.replies)] += 1
@@ -293,7 +290,6 @@ class NamedImageConversation(EndpointConversation):
         return messages
 
     async def reply(self, screenshot: bytes) -> Reply:
-        """See ``Conversation``. Raises ``PolicyError``."""
         try:
             reply = await super().reply(screenshot)
         except PolicyError as error:

@@ -11,22 +11,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.section import Section
 
 WEIGHTS = ("*.safetensors",)
 UNSEEN = "served, weights not seen"
 """How the source of a model begins that only a server elsewhere has."""
 
 
-class Manifest(BaseModel):
-    """``manifest.json``."""
-
-    model_config = ConfigDict(extra="forbid")
-
+class Manifest(Section):
     schema_version: int = 1
     arm: str
     seed: int
@@ -67,7 +64,6 @@ def hash_weights(folder: Path) -> tuple[dict[str, str], str]:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write it whole or not at all."""
     write_atomically(path, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 

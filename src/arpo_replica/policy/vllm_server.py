@@ -202,7 +202,6 @@ class GuardedServer(ABC):
 
     @property
     def url(self) -> str:
-        """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
     @abstractmethod
@@ -258,7 +257,6 @@ class GuardedServer(ABC):
             )
 
     def log_tail(self) -> str:
-        """The last lines of the log."""
         with contextlib.suppress(OSError):
             lines = self.log.read_bytes().decode("utf-8", "replace").split("\n")
             return "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
@@ -292,15 +290,12 @@ class GuardedServer(ABC):
 
 
 class VllmServer(GuardedServer):
-    """vLLM for one checkpoint."""
-
     def __init__(self, config: StudyConfig, model: Path, log: Path) -> None:
         super().__init__(log, start_timeout_s=config.serving.start_timeout_s)
         self.config = config
         self.model = model.resolve()
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
-        """See ``GuardedServer``."""
         return (
             serve_command(self.config, self.model, self.port),
             serve_environment(self.config, scratch, self.api_key),

@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts episodes and says how far the job is."""
-
     def __init__(
         self,
         total: int,
@@ -56,7 +54,6 @@ class Progress:
         return 3600 * sum(self.outcomes.values()) / max(seconds, 1e-3)
 
     def policy_is_ready(self) -> None:
-        """The clock starts."""
         self.began = time.monotonic()
 
     def finished(self, outcome: Outcome) -> None:

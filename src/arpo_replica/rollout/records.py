@@ -144,7 +144,6 @@ def encode_webp(picture: Any) -> bytes:
 
 
 def episode_dir(root: Path, domain: str, task_id: str) -> Path:
-    """Where an episode lies."""
     return root / f"{domain}.{task_id}"
 
 
@@ -179,7 +178,6 @@ def write_episode(
 
 
 def read_episode(path: Path) -> tuple[EpisodeRecord, list[StepRecord]]:
-    """Read one episode directory."""
     record = EpisodeRecord.model_validate_json((path / "episode.json").read_bytes())
     # Not splitlines(): model text may hold U+2028 and the like, which end no line of JSON.
     lines = (path / "steps.jsonl").read_text(encoding="utf-8").split("\n")

@@ -72,8 +72,6 @@ class FirstRound:
 
 
 class Workplace:
-    """What all episodes of a process share."""
-
     def __init__(self, job: Job) -> None:
         self.job = job
         config = job.config
@@ -118,7 +116,6 @@ def make_parser(config: StudyConfig) -> ReplyParser:
 
 @lru_cache(maxsize=1)
 def workplace() -> Workplace:
-    """The workplace of this process."""
     return Workplace(current_job())
 
 
@@ -129,7 +126,6 @@ class OnePolicy:
     conversation: TokenConversation
 
     def start(self, task: Task) -> Conversation:
-        """The conversation."""
         return self.conversation
 
 
@@ -153,8 +149,6 @@ class Attempts:
 
 
 class DesktopAgentLoop(AgentLoopBase):
-    """One rollout."""
-
     async def run(
         self, sampling_params: dict[str, Any], **row: Any
     ) -> AgentLoopOutput | list[AgentLoopOutput]:

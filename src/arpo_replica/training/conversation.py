@@ -57,7 +57,6 @@ def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> l
 
 
 def count_images(messages: Sequence[Message]) -> int:
-    """Number of image parts."""
     return sum(
         part["type"] == "image"
         for message in messages
@@ -89,7 +88,6 @@ class TokenSequence:
 
     @property
     def response(self) -> list[int]:
-        """The other ones."""
         return self.ids[len(self.ids) - len(self.mask) :]
 
 

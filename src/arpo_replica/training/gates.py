@@ -14,11 +14,10 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import read_rows, write_atomically
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.section import Section
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.training.checkpoints import COMPLETE_FILE, REPLAY_FILE
@@ -29,11 +28,7 @@ logger = logging.getLogger(__name__)
 CHECKED = ("loss", "grad_norm", "reward_before", "reward_after")
 
 
-class Gate(BaseModel):
-    """One gate."""
-
-    model_config = ConfigDict(extra="forbid")
-
+class Gate(Section):
     name: str
     key: str
     """Its key in the config."""
@@ -42,10 +37,8 @@ class Gate(BaseModel):
     """What was found, one clause."""
 
 
-class StageReport(BaseModel):
+class StageReport(Section):
     """``stage_report.json``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     schema_version: int = 1
     arm: str

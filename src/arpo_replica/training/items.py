@@ -131,7 +131,6 @@ class ItemStore:
         return Row(fields, item["tag"], paths)
 
     def keep_only(self, names: set[str]) -> None:
-        """Delete all other items."""
         for path in self.folder.glob("*.pt"):
             if path.stem not in names:
                 path.unlink()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import merge
+from arpo_replica.config.section import Section
 from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import Speed
@@ -44,28 +45,22 @@ stated.
 Value = Any
 
 
-class Fact(BaseModel):
+class Fact(Section):
     """A value and where it stands."""
-
-    model_config = ConfigDict(extra="forbid")
 
     value: Value
     place: str
 
 
-class Departure(BaseModel):
+class Departure(Section):
     """A recipe's value that is not its source's."""
-
-    model_config = ConfigDict(extra="forbid")
 
     value: Value
     why: str
 
 
-class Row(BaseModel):
+class Row(Section):
     """One hyper-parameter."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     key: str | None
@@ -76,7 +71,7 @@ class Row(BaseModel):
     paper: Fact | None
     code: Fact | None
     seed: Fact | None = None
-    exceptions: dict[str, Departure] = {}
+    exceptions: dict[str, Departure] = Field(default_factory=dict)
     claims: bool = True
     """False: no claim asks for it, because it changes time or memory, not the result."""
 
@@ -92,10 +87,8 @@ class Row(BaseModel):
         return next(fact.value for fact in facts if fact is not None)
 
 
-class Facts(BaseModel):
+class Facts(Section):
     """``hyperparameters.yaml``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     sources: dict[str, str]
     recipes: dict[str, list[Path]]

@@ -56,8 +56,6 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One replacement."""
-
     group: int
     """Index of the group in the step."""
     rollout: int

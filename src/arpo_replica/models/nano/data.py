@@ -73,7 +73,6 @@ class Screenshots:
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
         rows, columns = self.grid
         return rows // MERGE, columns // MERGE
 

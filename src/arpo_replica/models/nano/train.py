@@ -198,7 +198,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:
-        """One update from the gradients."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -32,7 +32,6 @@ class Rollout:
 
     @property
     def task(self) -> str:
-        """``domain/task``."""
         return f"{self.record.domain}/{self.record.task_id}"
 
     @property

@@ -104,7 +104,6 @@ class RayCluster:
 
     @property
     def address(self) -> str:
-        """For ``RAY_ADDRESS``."""
         return f"{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
