@@ -10,6 +10,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from arpo_replica.models.nano.tokenizer import CHAT_TEMPLATE
+
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -22,15 +24,6 @@ SPECIAL = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TEXTS = [
     "Thought: I press the button.\nAction: click(point='<point>10 20</point>')",
     "You are a GUI agent. You are given a task and your action history, with screenshots. ",
@@ -122,10 +115,10 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
             "added_tokens_decoder": {
                 str(size + i): {"content": token, "special": True, **flags} for i, token in enumerate(SPECIAL)
             },
-            "chat_template": CHATML,
+            "chat_template": CHAT_TEMPLATE,
         },
     )
-    _write(folder / "chat_template.json", {"chat_template": CHATML})
+    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     return {**model["vocab"], **{token: size + i for i, token in enumerate(SPECIAL)}}
 
 

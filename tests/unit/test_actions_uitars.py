@@ -10,10 +10,7 @@ import io
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ui_tars.action_parser import (
-    parse_action_to_structure_output,
-    parsing_response_to_pyautogui_code,
-)
+from ui_tars.action_parser import parse_action_to_structure_output, parsing_response_to_pyautogui_code
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import (

@@ -156,11 +156,7 @@ def test_box_prompts_have_a_system_line_and_the_screenshot_in_its_own_turn(promp
 
 def test_old_turns_go_as_a_whole():
     messages = build_messages("x", ["one", "two", "three"], PolicyConfig(max_turns=1))
-    assert shape(messages) == [
-        ("user", ["text", "image"]),
-        ("assistant", ["text"]),
-        ("user", ["image"]),
-    ]
+    assert shape(messages) == [("user", ["text", "image"]), ("assistant", ["text"]), ("user", ["image"])]
     assert messages[1]["content"][0]["text"] == "three"
     assert list(kept_images(4, PolicyConfig(max_turns=1))) == [2, 3]
     many = build_messages("x", ["one"], PolicyConfig(max_turns=5))

@@ -9,16 +9,7 @@ from __future__ import annotations
 import itertools
 
 from arpo_replica.actions.keys import key_name
-from arpo_replica.actions.types import (
-    Action,
-    Click,
-    DoubleClick,
-    Drag,
-    Hotkey,
-    RightClick,
-    Scroll,
-    TypeText,
-)
+from arpo_replica.actions.types import Action, Click, DoubleClick, Drag, Hotkey, RightClick, Scroll, TypeText
 
 PREFIX = "import pyautogui; import time; pyautogui.FAILSAFE = False; "
 """What desktop-env's client puts before every command (``controllers/python.py``)."""

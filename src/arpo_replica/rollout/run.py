@@ -24,12 +24,7 @@ from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePol
 from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
 from arpo_replica.providers.pool import make_provider
-from arpo_replica.rollout.collect import (
-    OutputRoot,
-    PoolSettings,
-    collect_episodes,
-    open_episodes,
-)
+from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes, open_episodes
 from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import write_index

@@ -25,13 +25,7 @@ from arpo_replica.providers.pool import make_provider
 from arpo_replica.rollout.collect import OutputRoot
 from arpo_replica.rollout.episode import Labels
 from arpo_replica.rollout.records import EpisodeRecord
-from arpo_replica.rollout.run import (
-    Serving,
-    collect_served,
-    make_labels,
-    sampled_as_in_training,
-    serve,
-)
+from arpo_replica.rollout.run import Serving, collect_served, make_labels, sampled_as_in_training, serve
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit
 

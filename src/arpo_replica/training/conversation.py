@@ -56,13 +56,10 @@ def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> l
     return filled
 
 
-def count_images(messages: Sequence[Message]) -> int:
-    return sum(
-        part["type"] == "image"
-        for message in messages
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-    )
+def image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The image parts, in order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [part for content in contents for part in content if part["type"] == "image"]
 
 
 @dataclass
@@ -218,8 +215,10 @@ class TokenConversation:
         """The sequence that the next reply belongs to, its history complete."""
         turn = len(self.replies)
         # Replies go by their numbers, so that a history says which replies it keeps.
-        history = build_history(self.task.instruction, turn, self.policy)
-        images = count_images(history)
+        history = build_messages(
+            self.task.instruction, [str(earlier) for earlier in range(turn)], self.policy
+        )
+        images = len(image_parts(history))
         last = self.sequences[-1] if self.sequences else None
         if last is not None:
             seen = [*last.messages, reply_message(turn - 1)]
@@ -245,13 +244,7 @@ class TokenConversation:
         for is_reply, run in runs:
             if not ids:
                 # As every first prompt: the processor renders it, with the generation prompt at the end.
-                images = [
-                    part["image"]
-                    for message in run
-                    if not isinstance(message["content"], str)
-                    for part in message["content"]
-                    if part["type"] == "image"
-                ]
+                images = [part["image"] for part in image_parts(run)]
                 ids = self._builder.build_initial_tokens(run, images=images or None)
             elif is_reply:
                 for position, message in enumerate(run):
@@ -279,9 +272,3 @@ class TokenConversation:
 def reply_message(turn: int) -> Message:
     """A reply in a history, named by its turn."""
     return {"role": "assistant", "content": [{"type": "text", "text": str(turn)}]}
-
-
-def build_history(instruction: str, turn: int, policy: PolicyConfig) -> list[Message]:
-    """What the policy sees before its reply number ``turn``, each reply named by its turn."""
-    names = [str(earlier) for earlier in range(turn)]
-    return build_messages(instruction, names, policy)

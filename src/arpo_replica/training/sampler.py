@@ -42,15 +42,7 @@ from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.offline.data import read_rollout
 from arpo_replica.training.playback import play
 from arpo_replica.training.recipe import Speed, data_parallel, image_options
-from arpo_replica.training.replay import (
-    RECORDED,
-    Group,
-    Plan,
-    ReplayBuffer,
-    Stored,
-    continued,
-    is_recorded,
-)
+from arpo_replica.training.replay import RECORDED, Group, Plan, ReplayBuffer, Stored, continued, is_recorded
 from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,

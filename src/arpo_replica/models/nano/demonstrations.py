@@ -213,13 +213,7 @@ class _Recorder:
         self, task: Task, result: EpisodeResult | None, errors: list[str], started_at: float
     ) -> None:
         record = make_record(
-            task,
-            result,
-            self.labels,
-            split="demonstrations",
-            trial=0,
-            errors=errors,
-            started_at=started_at,
+            task, result, self.labels, split="demonstrations", trial=0, errors=errors, started_at=started_at
         )
         steps = result.steps if result else []
         screenshots = result.screenshots if result else {}

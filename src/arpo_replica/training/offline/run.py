@@ -42,14 +42,7 @@ def episodes_config(config: StudyConfig) -> StudyConfig:
 
 
 def train_offline(
-    config: StudyConfig,
-    *,
-    arm: str,
-    seed: int,
-    stage: str,
-    parent: Path,
-    indexes: Sequence[Path],
-    out: Path,
+    config: StudyConfig, *, arm: str, seed: int, stage: str, parent: Path, indexes: Sequence[Path], out: Path
 ) -> Manifest:
     """Train the arm in one go, from the newest complete checkpoint if there is one.
 
