@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def add_study_commands(commands: Any) -> None:
-    """``check``, ``explain``, ``plan`` and ``status``: a study before and while it runs."""
+    """``check``, ``explain``, ``plan``, ``status``, ``copy``: a study before, while and after it runs."""
     check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
     add_config(check)
     check.set_defaults(run=run_check)
@@ -100,6 +100,14 @@ def add_study_commands(commands: Any) -> None:
     )
     add_config(status)
     status.set_defaults(run=run_status)
+    copy = commands.add_parser(
+        "copy",
+        help="copy a study to another checkout or working folder, where it then goes on",
+        description="With its results go their times and Snakemake's records of them: nothing is run again.",
+    )
+    add_config(copy)
+    copy.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="the other checkout or folder")
+    copy.set_defaults(run=run_copy)
 
 
 def run_explain(options: argparse.Namespace) -> int:
@@ -143,6 +151,15 @@ def run_status(options: argparse.Namespace) -> int:
     config = load_config(*options.config)
     jobs = read_jobs(Path("results") / config.name)
     print(render(config, study_status(config), jobs), end="")
+    return 0
+
+
+def run_copy(options: argparse.Namespace) -> int:
+    """Copy, and say what."""
+    from arpo_replica.workflow.copy_study import copy_study
+
+    for folder in copy_study(load_config(*options.config), options.to):
+        print(f"{folder} -> {options.to / folder}")
     return 0
 
 

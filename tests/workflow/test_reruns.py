@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from conftest import make_checkout
 
 from arpo_replica.base.processes import command_of, descendants, is_alive
+from arpo_replica.cli import main
 from arpo_replica.config.decides import table
 
 AFTER_ROLLOUTS = {
@@ -140,14 +140,27 @@ def test_a_dry_run_plans_what_the_table_says(finished, key, value):
     assert set(planned) == expected - {"all"}
 
 
-def test_a_finished_study_copied_to_another_checkout_plans_nothing(finished_template, tmp_path):
+def test_a_finished_study_copied_to_another_checkout_plans_nothing(
+    finished_template, tmp_path, monkeypatch, capsys
+):
     """All files of the other checkout are newer: what they say counts, not when they were written."""
     other = make_checkout(tmp_path / "other")
     for path in other.root.rglob("*"):
         os.utime(path)
-    for name in ("results", "reports", ".snakemake"):
-        shutil.copytree(finished_template / name, other.root / name, copy_function=shutil.copy2)
+    monkeypatch.chdir(finished_template)
+    assert main(["copy", "--to", str(other.root)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}/demo -> {other.root}/{name}/demo" for name in ("results", "reports")
+    ]
     assert other.planned() == {}
+    other.edit("configs/demo.yaml", "  trials: 2", "  trials: 3")
+    assert {"train_stage", "resolve_split"}.isdisjoint(planned := other.planned())
+    assert planned["collect_rollouts"] == 3
+    assert main(["copy", "--to", str(other.root)]) == 2
+    assert "results/demo is there already; move it away" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "--config", str(other.root / "configs/demo.yaml"), "--to", "x"]) == 2
+    assert "There is no study 'demo' under results/ here" in capsys.readouterr().err
 
 
 def test_a_rules_script_and_what_it_started_end_within_seconds_of_their_snakemakes_kill(checkout):

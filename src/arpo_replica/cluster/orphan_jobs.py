@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from base64 import urlsafe_b64decode
+from collections.abc import Iterator
 from pathlib import Path
 
 from arpo_replica.base.allocation import read_jobs
@@ -15,20 +17,25 @@ MARKERS = Path(".snakemake/incomplete")
 """Snakemake's: a file for each output that is being made, named by it, with its job until that begins."""
 
 
+def about_outputs(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Snakemake's files about outputs (``.snakemake/incomplete``, ``metadata``), each with that output."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
+        with contextlib.suppress(ValueError):  # a file of another kind
+            yield path, urlsafe_b64decode(name).decode()
+
+
 def submitted(results: Path, markers: Path = MARKERS) -> set[str]:
     """Numbers of all jobs of a study that Snakemake does not know to have ended, and of many that have.
 
     ``results``: folder of the study, as its outputs begin.
     """
     found = {str(job["job"]) for job in read_jobs(results)}
-    for path in markers.rglob("*") if markers.is_dir() else ():
-        name = "".join(part.removeprefix("@") for part in path.relative_to(markers).parts)
-        try:
-            output = urlsafe_b64decode(name).decode()
-            number = read_json(path).get("external_jobid") if output.startswith(f"{results}/") else None
-        except ValueError:
-            continue  # a folder of longer names, or a marker that is being written
-        if number is not None:
+    for path, output in about_outputs(markers):
+        number = None
+        with contextlib.suppress(ValueError):  # it is being written
+            number = read_json(path).get("external_jobid")
+        if number is not None and output.startswith(f"{results}/"):
             found.add(str(number))
     return {number.split("_")[0] for number in found}
 

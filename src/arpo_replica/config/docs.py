@@ -93,8 +93,12 @@ decide nothing. Another `study` or `variant` is another folder of results, where
 stays. A change of the code alone runs nothing again, except for the page's templates: the provenance names
 the commit.
 
-To go on with a study elsewhere, copy `results/`, `reports/` and `.snakemake/` (what Snakemake remembers of
-each file) into a checkout of the same commit: nothing is planned.
+To go on with a study elsewhere, `arpo copy --config configs/X.yaml --to FOLDER` copies it into a checkout of
+the same commit: nothing is planned there. `results/` and `reports/` alone are not enough: what a result was
+made from (values, sha256 of its inputs) Snakemake keeps in `.snakemake/metadata`. Without that, times alone
+count, and all files of a new checkout are newer than the results. By hand:
+`cp -a results reports .snakemake FOLDER`. Files that a study found in a workflow elsewhere (not in its
+working folder) are remembered by their full path, which must be the same there.
 """
 
 
