@@ -1,17 +1,17 @@
 # Needs: a valid config. Makes: nothing; what all rules share: the checked study, its paths, its wildcards.
 import os
-from functools import partial
 from pathlib import Path
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.cluster.resources import Asked, check_jobs
 from arpo_replica.config.load import joined_variant
+from arpo_replica.evaluation.tables import table_files
+from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.providers.desktop_image import image_files
 from arpo_replica.workflow.job import SNAKEMAKE
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
-
 
 # Scripts end with the Snakemake that runs them; on a cluster that is the one inside the job, which reads this too.
 os.environ[SNAKEMAKE] = str(os.getpid())
@@ -54,9 +54,9 @@ wildcard_constraints:
     trial=r"\d+",
 
 
-def decides(rule):
-    """The keys of the config that decide a rule's result: it runs again when one of them changes."""
-    return partial(study.decides, rule)
+def any_of(names):
+    """What a wildcard may be; a rule that nothing asks for has one that fits no path of ours."""
+    return "|".join(names) or "none"
 
 
 def target_files(wildcards):

@@ -9,7 +9,7 @@ rule write_config:
         "<logs>/write_config.log",
     localrule: True
     params:
-        config=study.resolved(),
+        config=study.config.model_dump(mode="json"),
     script:
         "../scripts/write_config.py"
 

@@ -13,7 +13,7 @@ rule score_episodes:
         "<logs>/score_episodes.log",
     localrule: True
     params:
-        decides=decides("score_episodes"),
+        decides=study.decides("score_episodes"),
     script:
         "../scripts/score_episodes.py"
 
@@ -25,7 +25,7 @@ rule summarise_study:
         reports=study.all_reports(),
         manifests=study.all_manifests(),
         learning=study.all_learning(),
-        left_out=study.left_out_lists(),
+        left_out=list(map(str, study.config.tasks.leave_out)),
         lists=study.lists(),
         tasks=study.all_task_files(),
     output:
@@ -34,7 +34,7 @@ rule summarise_study:
         "<logs>/summarise_study.log",
     localrule: True
     params:
-        decides=decides("summarise_study"),
+        decides=study.decides("summarise_study"),
     script:
         "../scripts/summarise_study.py"
 
@@ -46,14 +46,14 @@ rule compare_claims:
         published=find("data/paper/results.yaml"),
         contradictions=find("data/paper/contradictions.yaml"),
         hyperparameters=find("data/paper/hyperparameters.yaml"),
-        lists=study.committed_lists(),
+        lists=sorted(map(str, find("data/splits").glob("*.json"))),
     output:
         "<results>/claims.json",
     log:
         "<logs>/compare_claims.log",
     localrule: True
     params:
-        decides=decides("compare_claims"),
+        decides=study.decides("compare_claims"),
         throughput=study.measured_throughput(),
     script:
         "../scripts/compare_claims.py"
@@ -65,7 +65,7 @@ rule write_tables:
         claims="<results>/claims.json",
         scores="<results>/scores.parquet",
     output:
-        study.table_files(),
+        table_files("<results>/tables"),
     log:
         "<logs>/write_tables.log",
     localrule: True

@@ -18,7 +18,7 @@ rule record_demonstrations:
         runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=decides("record_demonstrations"),
+        decides=study.decides("record_demonstrations"),
     script:
         "../scripts/record_demonstrations.py"
 
@@ -38,7 +38,7 @@ rule build_nano_model:
         runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=decides("build_nano_model"),
+        decides=study.decides("build_nano_model"),
     script:
         "../scripts/build_nano_model.py"
 
@@ -54,7 +54,7 @@ rule fetch_model:
         mem_mb=24000,
         runtime=240,
     params:
-        decides=decides("fetch_model"),
+        decides=study.decides("fetch_model"),
     script:
         "../scripts/fetch_model.py"
 
@@ -68,6 +68,6 @@ rule register_base_model:
         "<logs>/register_base_model.log",
     localrule: True
     params:
-        decides=decides("register_base_model"),
+        decides=study.decides("register_base_model"),
     script:
         "../scripts/register_base_model.py"

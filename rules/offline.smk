@@ -21,7 +21,7 @@ rule collect_offline_episodes:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=decides("collect_offline_episodes"),
+        decides=study.decides("collect_offline_episodes"),
     script:
         "../scripts/collect_offline_episodes.py"
 
@@ -38,7 +38,7 @@ rule train_offline:
     benchmark:
         "<benchmarks>/train_offline/{arm}.seed_{seed}.{stage}.tsv"
     wildcard_constraints:
-        arm=study.offline_arms_pattern,
+        arm=any_of(study.config.offline_arms),
     threads: study.config.threads
     resources:
         mem_mb=asked.rollout_memory,
@@ -46,6 +46,6 @@ rule train_offline:
         cpus_per_task=study.config.threads,
         gres=asked.offline_gpus,
     params:
-        decides=decides("train_offline"),
+        decides=study.decides("train_offline"),
     script:
         "../scripts/train_offline.py"

@@ -7,7 +7,7 @@ rule render_report:
         scores="<results>/scores.parquet",
         summary="<results>/summary.json",
         claims="<results>/claims.json",
-        tables=study.table_files(),
+        tables=table_files("<results>/tables"),
         provenance="<results>/provenance.json",
         deviations=find("data/paper/deviations.yaml"),
         hyperparameters=find("data/paper/hyperparameters.yaml"),
@@ -21,7 +21,7 @@ rule render_report:
         "<logs>/render_report.log",
     localrule: True
     params:
-        decides=decides("render_report"),
+        decides=study.decides("render_report"),
         episodes=f"results/{study.name}/episodes",
         benchmarks=f"results/{study.name}/benchmarks",
     script:
@@ -53,7 +53,7 @@ rule publish_report:
         "<logs>/publish_report.log",
     localrule: True
     params:
-        decides=decides("publish_report"),
+        decides=study.decides("publish_report"),
         results=lambda wildcards, input: str(Path(input.summary).parent),
         screenshots=f"reports/{study.name}/screenshots",
     script:

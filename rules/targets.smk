@@ -19,7 +19,7 @@ rule measure_throughput:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=decides("measure_throughput"),
+        decides=study.decides("measure_throughput"),
     script:
         "../scripts/measure_throughput.py"
 
@@ -37,15 +37,15 @@ rule make_target:
     log:
         "<logs>/make_target/{target}.log",
     wildcard_constraints:
-        target="|".join(study.targets),
+        target=any_of(TARGETS),
     localrule: True
     params:
-        decides=decides("make_target"),
+        decides=study.decides("make_target"),
     script:
         "../scripts/make_target.py"
 
 
-for target in study.targets:
+for target in TARGETS:
 
     rule:
         name:

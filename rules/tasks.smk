@@ -26,10 +26,10 @@ rule make_noisy_tasks:
     log:
         "<logs>/make_noisy_tasks/{split}.log",
     wildcard_constraints:
-        split="|".join(study.config.tasks.noisy) or "none",
+        split=any_of(study.config.tasks.noisy),
     localrule: True
     params:
-        decides=decides("make_noisy_tasks"),
+        decides=study.decides("make_noisy_tasks"),
         left_out=study.left_out,
     script:
         "../scripts/make_noisy_tasks.py"
@@ -47,7 +47,7 @@ rule select_tasks:
     benchmark:
         "<benchmarks>/select_tasks/{split}.tsv"
     wildcard_constraints:
-        split="|".join(study.config.tasks.selected) or "none",
+        split=any_of(study.config.tasks.selected),
     threads: study.config.threads
     resources:
         mem_mb=asked.rollout_memory,
@@ -55,6 +55,6 @@ rule select_tasks:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=decides("select_tasks"),
+        decides=study.decides("select_tasks"),
     script:
         "../scripts/select_tasks.py"

@@ -19,7 +19,7 @@ rule train_stage:
     benchmark:
         "<benchmarks>/train_stage/{arm}.seed_{seed}.{stage}.tsv"
     wildcard_constraints:
-        arm=study.online_arms_pattern,
+        arm=any_of(study.config.online_arms),
     threads: study.config.threads
     resources:
         mem_mb=asked.train_memory,
@@ -29,7 +29,7 @@ rule train_stage:
         tasks=asked.train_tasks,
         gres=asked.train_gpus,
     params:
-        decides=decides("train_stage"),
+        decides=study.decides("train_stage"),
     script:
         "../scripts/train_stage.py"
 
@@ -43,10 +43,10 @@ rule check_stage:
     log:
         "<logs>/check_stage/{arm}.seed_{seed}.{stage}.log",
     wildcard_constraints:
-        arm=study.online_arms_pattern,
+        arm=any_of(study.config.online_arms),
     priority: 1
     localrule: True
     params:
-        decides=decides("check_stage"),
+        decides=study.decides("check_stage"),
     script:
         "../scripts/check_stage.py"

@@ -137,7 +137,7 @@ def test_only_studies_with_our_containers_build_an_image():
         desktop = {**raw.get("desktop", {}), "provider": "container", "container": {"image": image}}
         study = Study({**raw, "desktop": desktop}, "demo")
         assert study.desktop_image() == needed
-        assert study.decides("collect_rollouts", {})["desktop.container.image"] == image
+        assert study.decides("collect_rollouts")({})["desktop.container.image"] == image
 
 
 def test_studies_without_containers_need_no_docker_package():

@@ -129,13 +129,13 @@ def test_tasks_that_offline_arms_alone_learn_from_count_as_trained_on(demo: Stud
 
 def test_what_decides_other_arms_does_not_know_of_offline_keys(demo: StudyConfig) -> None:
     plan = Plan(demo.model_dump(), "of the test")
-    assert not any("offline" in key for key in plan.decides("train_stage", {"arm": "arpo"}))
+    assert not any("offline" in key for key in plan.decides("train_stage")({"arm": "arpo"}))
     raw = merge(demo.model_dump(), {"arms": {"kto": {"learning_rate": 2e-5, "save_every": 1}}})
     other = Plan(raw, "of the test")
     kto, dpo = {"arm": "kto"}, {"arm": "dpo"}
-    assert other.decides("train_offline", kto)["training.learning_rate"] == 2e-5
-    assert other.decides("train_offline", dpo) == plan.decides("train_offline", dpo)
-    assert set(other.decides("train_offline", kto)) == set(plan.decides("train_offline", kto))
+    assert other.decides("train_offline")(kto)["training.learning_rate"] == 2e-5
+    assert other.decides("train_offline")(dpo) == plan.decides("train_offline")(dpo)
+    assert set(other.decides("train_offline")(kto)) == set(plan.decides("train_offline")(kto))
 
 
 def test_status_follows_an_offline_arm(demo: StudyConfig, tmp_path: Path) -> None:

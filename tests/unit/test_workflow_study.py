@@ -94,12 +94,12 @@ def test_where_a_policy_is_served_makes_nothing_run_again(key):
         "api_key_variable": ["A", "B"],
     }
     one, other = (study_of({"policy": {key: value}}) for value in values[key])
-    assert one.resolved() != other.resolved()
+    assert one.config != other.config
     for rule in rules():
         if rule not in {"make_noisy_tasks", "select_tasks"}:
-            assert one.decides(rule, JOB) == other.decides(rule, JOB)
+            assert one.decides(rule)(JOB) == other.decides(rule)(JOB)
 
 
 def test_another_name_of_the_served_model_is_another_policy():
     one, other = (study_of({"policy": {"served_model": name}}) for name in "ab")
-    assert one.decides("collect_rollouts", JOB) != other.decides("collect_rollouts", JOB)
+    assert one.decides("collect_rollouts")(JOB) != other.decides("collect_rollouts")(JOB)

@@ -15,8 +15,7 @@ from arpo_replica.config import StudyConfig, parse_config
 from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.policy import SERVED
-from arpo_replica.evaluation.tables import table_files
-from arpo_replica.evaluation.targets import TARGETS, episodes_of, target_of, trainings_of
+from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.models.nano.model import check_nano
 from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
 from arpo_replica.policy.endpoint import check_endpoint
@@ -37,6 +36,11 @@ TEMPLATES = "src/arpo_replica/report"
 def is_model_folder(folder: Path) -> bool:
     """True if weights in Hugging Face's format lie there."""
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def of_model(arm: str, seed: int | str, stage: str, name: str = "manifest.json") -> str:
+    """A file beside the weights of a stage."""
+    return f"<results>/models/{arm}/seed_{seed}/stage_{stage}/{name}"
 
 
 def _refusal(check: Callable[[], object]) -> str:
@@ -129,16 +133,6 @@ class Study:
         """All arms but the untrained one."""
         return [arm for arm in self.config.arms if arm != "base"]
 
-    @property
-    def online_arms_pattern(self) -> str:
-        """Arms with stages, as a regular expression for a wildcard."""
-        return "|".join(self.config.online_arms) or "none"
-
-    @property
-    def offline_arms_pattern(self) -> str:
-        """Arms that learn from recorded episodes, as a regular expression for a wildcard."""
-        return "|".join(self.config.offline_arms) or "none"
-
     def checkpoints(self) -> list[tuple[str, int, str]]:
         """(arm, seed, stage) of every checkpoint that is evaluated: the base and each arm's last stage."""
         last = self.config.training.stages[-1].name
@@ -228,14 +222,13 @@ class Study:
         """Manifest that a stage starts from."""
         before = self._stage_before(wildcards.stage)
         if before is None:
-            return f"<results>/models/base/seed_0/stage_{BASE_STAGE}/manifest.json"
-        return f"<results>/models/{wildcards.arm}/seed_{wildcards.seed}/stage_{before}/manifest.json"
+            return of_model("base", 0, BASE_STAGE)
+        return of_model(wildcards.arm, wildcards.seed, before)
 
     def previous_metrics(self, wildcards: Any) -> list[str]:
         """Metrics that the stage before is judged by, if a stage goes on from one."""
         before = self._stage_before(wildcards.stage)
-        start = f"<results>/models/{wildcards.arm}/seed_{wildcards.seed}/stage_{before}"
-        return [] if before is None else [f"{start}/metrics.jsonl"]
+        return [] if before is None else [of_model(wildcards.arm, wildcards.seed, before, "metrics.jsonl")]
 
     def preloaded_indexes(self, wildcards: Any) -> list[str]:
         """Indexes of the recorded episodes in the store of a stage, if it has any from its beginning."""
@@ -296,14 +289,6 @@ class Study:
         """The task files of the study's splits."""
         return sorted({path for split in self._used for path in split_files(self.config, split)})
 
-    def committed_lists(self) -> list[str]:
-        """The lists that claims of the paper are about."""
-        return sorted(map(str, find("data/splits").glob("*.json")))
-
-    def left_out_lists(self) -> list[str]:
-        """The lists of tasks that the study does not run."""
-        return [str(path) for path in self.config.tasks.leave_out]
-
     # --- files of the whole study ------------------------------------------------------------------
 
     def episode_indexes(self, root: str) -> list[str]:
@@ -323,29 +308,21 @@ class Study:
         ]
 
     def all_metrics(self) -> list[str]:
-        """``metrics.jsonl`` of every trained stage."""
-        return [
-            f"<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl"
-            for arm, seed, stage in self.stages()
-        ]
-
-    def all_learning(self) -> list[str]:
-        """``learning.jsonl`` of every offline arm."""
-        return [
-            f"<results>/models/{arm}/seed_{seed}/stage_{stage}/learning.jsonl"
-            for arm, seed, stage in self.offline_trainings()
-        ]
+        """Metrics per step of every trained stage."""
+        return [of_model(*training, "metrics.jsonl") for training in self.stages()]
 
     def all_reports(self) -> list[str]:
-        """``stage_report.json`` of every trained stage."""
-        return [path.replace("metrics.jsonl", "stage_report.json") for path in self.all_metrics()]
+        """The judgement on the gates of every trained stage."""
+        return [of_model(*training, "stage_report.json") for training in self.stages()]
+
+    def all_learning(self) -> list[str]:
+        """Loss per update of every offline arm."""
+        return [of_model(*training, "learning.jsonl") for training in self.offline_trainings()]
 
     def all_manifests(self) -> list[str]:
         """Manifests of the base, of every trained stage and of every offline arm."""
         models = [("base", 0, BASE_STAGE), *self.stages(), *self.offline_trainings()]
-        return [
-            f"<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json" for arm, seed, stage in models
-        ]
+        return [of_model(*model) for model in models]
 
     def offline_indexes(self) -> list[str]:
         """Indexes of the episodes that offline arms learn from."""
@@ -354,33 +331,19 @@ class Study:
             for trial in range(self.config.offline.rollouts_per_task)
         ]
 
-    def table_files(self) -> list[str]:
-        """Every table as CSV and JSON."""
-        return table_files("<results>/tables")
-
     # --- the paper's tables and figures ---------------------------------------------------------------
-
-    @property
-    def targets(self) -> list[str]:
-        """Names of the paper's tables and figures."""
-        return list(TARGETS)
 
     def target_files(self, name: str) -> dict[str, list[str]]:
         """What a table or figure rests on. Raises ``UserError`` naming the config keys that are missing."""
         target = target_of(self.config, name)
+        trained = trainings_of(self.config, target)
         files = {
             "indexes": [
                 f"<results>/episodes/{arm}/seed_{seed}/stage_{stage}/{split}/trial_{trial}/episodes.jsonl"
                 for arm, seed, stage, split, trial in episodes_of(self.config, target)
             ],
-            "metrics": [
-                f"<results>/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl"
-                for arm, seed, stage in trainings_of(self.config, target)
-            ],
-            "reports": [
-                f"<results>/models/{arm}/seed_{seed}/stage_{stage}/stage_report.json"
-                for arm, seed, stage in trainings_of(self.config, target)
-            ],
+            "metrics": [of_model(*training, "metrics.jsonl") for training in trained],
+            "reports": [of_model(*training, "stage_report.json") for training in trained],
             "throughput": ["<results>/throughput.json"] if target.throughput else [],
         }
         return {kind: paths for kind, paths in files.items() if paths}
@@ -399,19 +362,19 @@ class Study:
 
     # --- what decides a result: Snakemake runs a job again when its part changes ------------------------
 
-    def resolved(self) -> dict[str, Any]:
-        """The whole config with every default."""
-        return self.config.model_dump(mode="json")
+    def decides(self, rule: str) -> Callable[[Any], dict[str, Any]]:
+        """For a rule's params: wildcards -> the keys that decide the job's result, with their values."""
 
-    def decides(self, rule: str, wildcards: Any) -> dict[str, Any]:
-        """The keys that decide the result of a rule's job, with their values (``config.decides``)."""
-        return decided(
-            self.config,
-            rule,
-            arm=wildcards.get("arm", ""),
-            stage=wildcards.get("stage", ""),
-            split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
-        )
+        def of_job(wildcards: Any) -> dict[str, Any]:
+            return decided(
+                self.config,
+                rule,
+                arm=wildcards.get("arm", ""),
+                stage=wildcards.get("stage", ""),
+                split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
+            )
+
+        return of_job
 
     def measured_throughput(self) -> dict[str, str] | None:
         """What ``measure_throughput`` wrote, if somebody asked for it, and its sha256.
