@@ -46,7 +46,7 @@ rule compare_claims:
         published=find("data/paper/results.yaml"),
         contradictions=find("data/paper/contradictions.yaml"),
         hyperparameters=find("data/paper/hyperparameters.yaml"),
-        lists=sorted(map(str, find("data/splits").glob("*.json"))),
+        lists=study.committed_lists(),
     output:
         "<results>/claims.json",
     log:

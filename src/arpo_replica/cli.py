@@ -1,7 +1,7 @@
 """``arpo``: the few things that are no rule of the workflow.
 
-Each group of subcommands has a function that adds them. Each subcommand sets ``run``, a function of the
-options that returns the exit status and imports what it needs: ``arpo --help`` is quick.
+Each subcommand is a function of the options that returns the exit status. It imports what it needs itself:
+``arpo --help`` is quick.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,52 @@ logger = logging.getLogger(__name__)
 
 DEMO = Path("configs/demo.yaml")
 """The default study's config."""
+Run = Callable[[argparse.Namespace], int]
+Option = Callable[[argparse.ArgumentParser], object]
 
 
-def add_config(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:
-    """Add the option for a study's files, one or more as with Snakemake's ``--configfile``.
+COMMANDS: list[Callable[[Any], None]] = []
+"""Each adds one subcommand to argparse's subparsers."""
 
-    ``more``: what else its help says. ``options``: for ``add_argument``.
+
+def command(name: str, help: str, *options: Option, description: str | None = None) -> Callable[[Run], Run]:
+    """Make a function the subcommand ``name``."""
+
+    def register(run: Run) -> Run:
+        def add_to(subparsers: Any) -> None:
+            parser = subparsers.add_parser(name, help=help, description=description)
+            parser.set_defaults(run=run)
+            for add in options:
+                add(parser)
+
+        COMMANDS.append(add_to)
+        return run
+
+    return register
+
+
+def option(*names: str, **how: Any) -> Option:
+    """As ``add_argument`` takes it."""
+    return lambda parser: parser.add_argument(*names, **how)
+
+
+def config(more: str = "", **how: Any) -> Option:
+    """The option for a study's files, one or more as with Snakemake's ``--configfile``.
+
+    ``more``: what else its help says. ``how``: for ``add_argument``.
     """
     text = f"the study's files, later ones over earlier ones{more}"
-    if not options:
-        options, text = {"default": [find(DEMO)]}, f"{text} (default: {DEMO})"
-    parser.add_argument("--config", type=find, nargs="+", metavar="FILE", help=text, **options)
+    if not how:
+        how, text = {"default": [find(DEMO)]}, f"{text} (default: {DEMO})"
+    return option("--config", type=find, nargs="+", metavar="FILE", help=text, **how)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    add_study_commands(commands)
-    add_machine_commands(commands)
-    add_osworld_commands(commands)
-    add_page_commands(commands)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for add_to in COMMANDS:
+        add_to(subparsers)
     return parser
 
 
@@ -75,49 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130 if isinstance(stop, KeyboardInterrupt) else TRY_AGAIN
 
 
-def add_study_commands(commands: Any) -> None:
-    """``check``, ``explain``, ``plan``, ``status``, ``copy``: a study before, while and after it runs."""
-    check = commands.add_parser("check", help="check a config, its tasks, and this machine, without running")
-    add_config(check)
-    check.set_defaults(run=run_check)
-    explain = commands.add_parser("explain", help="say what a key of the config decides, and what runs again")
-    explain.add_argument("key", help="e.g. training.learning_rate, or a section: desktop")
-    explain.set_defaults(run=run_explain)
-    plan = commands.add_parser(
-        "plan",
-        help="say how many jobs, GPU-hours and GB a study would take from here",
-        description="Nothing is started. What is finished is not counted. The numbers are estimates.",
-    )
-    add_config(plan, action="append", more="; once more for each further study")
-    plan.add_argument(
-        "--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"
-    )
-    plan.set_defaults(run=run_plan)
-    status = commands.add_parser(
-        "status",
-        help="say how far a study is, from its files alone",
-        description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
-    )
-    add_config(status)
-    status.set_defaults(run=run_status)
-    copy = commands.add_parser(
-        "copy",
-        help="copy a study to another checkout or working folder, where it then goes on",
-        description="With its results go their times and Snakemake's records of them: nothing is run again.",
-    )
-    add_config(copy)
-    copy.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="the other checkout or folder")
-    copy.set_defaults(run=run_copy)
-
-
-def run_explain(options: argparse.Namespace) -> int:
-    """Print the row of a key."""
-    from arpo_replica.config.docs import explain
-
-    print(explain(options.key))
-    return 0
-
-
+@command("check", "check a config, its tasks, and this machine, without running", config())
 def run_check(options: argparse.Namespace) -> int:
     """Say whether the workflow would take the config, and what a run would lack here; 1 if anything."""
     from arpo_replica.workflow.study import Study
@@ -134,6 +118,26 @@ def run_check(options: argparse.Namespace) -> int:
     return int(bool(lacks))
 
 
+@command(
+    "explain",
+    "say what a key of the config decides, and what runs again",
+    option("key", help="e.g. training.learning_rate, or a section: desktop"),
+)
+def run_explain(options: argparse.Namespace) -> int:
+    """Print the row of a key."""
+    from arpo_replica.config.docs import explain
+
+    print(explain(options.key))
+    return 0
+
+
+@command(
+    "plan",
+    "say how many jobs, GPU-hours and GB a study would take from here",
+    config("; once more for each further study", action="append"),
+    option("--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"),
+    description="Nothing is started. What is finished is not counted. The numbers are estimates.",
+)
 def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
     from arpo_replica.workflow.plan import plan_studies, render_studies
@@ -143,6 +147,12 @@ def run_plan(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    "status",
+    "say how far a study is, from its files alone",
+    config(),
+    description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
+)
 def run_status(options: argparse.Namespace) -> int:
     """Print the screen."""
     from arpo_replica.base.allocation import read_jobs
@@ -154,6 +164,13 @@ def run_status(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    "copy",
+    "copy a study to another checkout or working folder, where it then goes on",
+    config(),
+    option("--to", type=Path, metavar="FOLDER", required=True, help="the other checkout or folder"),
+    description="With its results go their times and Snakemake's records of them: nothing is run again.",
+)
 def run_copy(options: argparse.Namespace) -> int:
     """Copy, and say what."""
     from arpo_replica.workflow.copy_study import copy_study
@@ -163,32 +180,35 @@ def run_copy(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_machine_commands(commands: Any) -> None:
-    """``doctor`` and ``serve-desktops``."""
-    doctor = commands.add_parser(
-        "doctor",
-        help="say what this machine lacks for a config, one line each, with the fix",
-        description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
-    )
-    add_config(doctor)
-    doctor.add_argument("--json", action="store_true", help="print one JSON document")
-    doctor.add_argument("--only", default="", metavar="NAMES", help="run these checks only, comma-separated")
-    doctor.add_argument("--list", action="store_true", help="list all checks and what each is for")
-    doctor.set_defaults(run=run_doctor)
-    serve = commands.add_parser(
-        "serve-desktops",
-        help="lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
-        description="Needs a token in the environment variable that desktop.remote.token_variable names.",
-    )
-    add_config(serve, required=True, more="; the section 'desktop' says what is lent")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    serve.add_argument("--port", type=int, default=8700, help="0: any free one")
-    serve.add_argument("--allow-network", action="store_true", help="let --host be another than loopback")
-    serve.add_argument("--lease-seconds", type=float, default=30.0, help="silence that ends a client's lease")
-    serve.add_argument("--tasks", type=Path, action="append", default=[], help="further folder of task files")
-    serve.set_defaults(run=run_service)
+@command(
+    "doctor",
+    "say what this machine lacks for a config, one line each, with the fix",
+    config(),
+    option("--json", action="store_true", help="print one JSON document"),
+    option("--only", default="", metavar="NAMES", help="run these checks only, comma-separated"),
+    option("--list", action="store_true", help="list all checks and what each is for"),
+    description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
+)
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print the findings; 1 if any of them is a failure."""
+    from arpo_replica.doctor.examine import run
+
+    text, status = run(options.config, as_json=options.json, only=options.only, only_list=options.list)
+    print(text)
+    return status
 
 
+@command(
+    "serve-desktops",
+    "lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
+    config("; the section 'desktop' says what is lent", required=True),
+    option("--host", default="127.0.0.1", help="address to listen on (default: loopback)"),
+    option("--port", type=int, default=8700, help="0: any free one"),
+    option("--allow-network", action="store_true", help="let --host be another than loopback"),
+    option("--lease-seconds", type=float, default=30.0, help="silence that ends a client's lease"),
+    option("--tasks", type=Path, action="append", default=[], help="further folder of task files"),
+    description="Needs a token in the environment variable that desktop.remote.token_variable names.",
+)
 def run_service(options: argparse.Namespace) -> int:
     """Lend desktops until a signal ends it."""
     from arpo_replica.providers.remote_service import serve_desktops
@@ -204,38 +224,67 @@ def run_service(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_doctor(options: argparse.Namespace) -> int:
-    """Print the findings; 1 if any of them is a failure."""
-    from arpo_replica.doctor.examine import run
+@command(
+    "validate-tasks",
+    "run a split with no action, with FAIL and with the committed scripts",
+    config("; its desktops are used", required=True),
+    option("--split", default="smoke_4", help="name in tasks.splits (default: smoke_4)"),
+    option("--trials", type=int, default=1, help="times that everything is run"),
+    option("--out", type=Path, help="default: results/{study}/validation/{split}.json"),
+    description=(
+        "Episodes and the result go to results/{study}/validation, as of rule validate_tasks. Exit status 1: "
+        "something that data/osworld/known_issues.yaml does not know."
+    ),
+)
+def run_validation(options: argparse.Namespace) -> int:
+    """Run it and say what was found; 1 if something was not expected."""
+    from arpo_replica.tasks.splits import resolve
+    from arpo_replica.validation.validate import tell, validate_tasks
 
-    text, status = run(options.config, as_json=options.json, only=options.only, only_list=options.list)
-    print(text)
-    return status
+    config = load_config(*options.config)
+    out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
+    return tell(validate_tasks(config, resolve(config, options.split), out, trials=options.trials))
 
 
-def add_osworld_commands(commands: Any) -> None:
-    """``export-osworld``, ``validate-tasks`` and ``compare-validations``."""
-    add_validation(commands)
-    export = commands.add_parser(
-        "export-osworld",
-        help="write a study's episodes in the folder layout of OSWorld's runners",
-        description=(
-            "Each arm, seed, stage, split and trial becomes a 'model' below OUT/pyautogui/screenshot, which "
-            "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
-        ),
-    )
-    add_config(export, required=True)
-    export.add_argument("--out", type=Path, required=True, help="an empty or new folder")
-    export.add_argument(
+@command(
+    "compare-validations",
+    "compare two results of validate-tasks, of two kinds of desktop",
+    option("first", type=Path),
+    option("second", type=Path),
+    option("--out", type=Path, help="write the comparison there, as JSON"),
+    description="Exit status 1: a task that both have scored differently.",
+)
+def run_comparison(options: argparse.Namespace) -> int:
+    """Compare, write, say where the two differ."""
+    from arpo_replica.validation.validate import compare_validations
+
+    document = compare_validations(options.first, options.second)
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    for difference in document["different"]:
+        print(f"different scores: {difference}")
+    sides = " and ".join(document[side]["kind"] for side in ("first", "second"))
+    print(f"{sides}: {len(document['tasks'])} tasks in common, {len(document['different'])} differences")
+    return int(bool(document["different"]))
+
+
+@command(
+    "export-osworld",
+    "write a study's episodes in the folder layout of OSWorld's runners",
+    config(required=True),
+    option("--out", type=Path, required=True, help="an empty or new folder"),
+    option(
         "--protocol",
         default="standard",
         choices=("standard", "hard"),
         help="what result.txt holds; OSWorld's runners score by standard (default)",
-    )
-    export.add_argument("--episodes", type=Path, help="default: results/{study}/episodes")
-    export.set_defaults(run=run_export)
-
-
+    ),
+    option("--episodes", type=Path, help="default: results/{study}/episodes"),
+    description=(
+        "Each arm, seed, stage, split and trial becomes a 'model' below OUT/pyautogui/screenshot, which "
+        "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
+    ),
+)
 def run_export(options: argparse.Namespace) -> int:
     """Write the export; say what it holds and how OSWorld's tool reads it."""
     from arpo_replica.evaluation.osworld_export import ACTION_SPACE, OBSERVATION, export_osworld
@@ -253,103 +302,17 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_validation(commands: Any) -> None:
-    """Add the subcommand that runs a split's tasks without a model."""
-    validate = commands.add_parser(
-        "validate-tasks",
-        help="run a split with no action, with FAIL and with the committed scripts",
-        description=(
-            "Episodes and the result go to results/{study}/validation, as of rule validate_tasks. Exit "
-            "status 1: something that data/osworld/known_issues.yaml does not know."
-        ),
-    )
-    add_config(validate, required=True, more="; its desktops are used")
-    validate.add_argument("--split", default="smoke_4", help="name in tasks.splits (default: smoke_4)")
-    validate.add_argument("--trials", type=int, default=1, help="times that everything is run")
-    validate.add_argument("--out", type=Path, help="default: results/{study}/validation/{split}.json")
-    validate.set_defaults(run=run_validation)
-    compare = commands.add_parser(
-        "compare-validations",
-        help="compare two results of validate-tasks, of two kinds of desktop",
-        description="Exit status 1: a task that both have scored differently.",
-    )
-    compare.add_argument("first", type=Path)
-    compare.add_argument("second", type=Path)
-    compare.add_argument("--out", type=Path, help="write the comparison there, as JSON")
-    compare.set_defaults(run=run_comparison)
-
-
-def run_validation(options: argparse.Namespace) -> int:
-    """Run it and say what was found; 1 if something was not expected."""
-    from arpo_replica.tasks.splits import resolve
-    from arpo_replica.validation.validate import tell, validate_tasks
-
-    config = load_config(*options.config)
-    out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
-    return tell(validate_tasks(config, resolve(config, options.split), out, trials=options.trials))
-
-
-def run_comparison(options: argparse.Namespace) -> int:
-    """Compare, write, say where the two differ."""
-    from arpo_replica.validation.validate import compare_validations
-
-    document = compare_validations(options.first, options.second)
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    for difference in document["different"]:
-        print(f"different scores: {difference}")
-    sides = " and ".join(document[side]["kind"] for side in ("first", "second"))
-    print(f"{sides}: {len(document['tasks'])} tasks in common, {len(document['different'])} differences")
-    return int(bool(document["different"]))
-
-
-def add_page_commands(commands: Any) -> None:
-    """``compare`` and ``replay-study`` for readers; ``docs`` and ``make-tasks`` for who changes what they
-    write."""
-    compare = commands.add_parser(
-        "compare",
-        help="put the results of two studies side by side",
-        description=(
-            "Print rates with intervals, settings that differ and verdicts of two studies; with --out also "
-            "as one HTML file. A and B are folders of results, or folders written by publish_report."
-        ),
-    )
-    compare.add_argument("mine", metavar="A", type=Path)
-    compare.add_argument("yours", metavar="B", type=Path)
-    compare.add_argument("--out", type=Path, help="an HTML file to write")
-    compare.set_defaults(run=run_compare)
-    replay = commands.add_parser(
-        "replay-study",
-        help="print the analysis that docs/replay_study.md registered, as JSON",
-        description=(
-            "A and B are folders of results of the two regimes. Differences are fractions. As long as a "
-            "registered pair is unfinished there is no answer and no mean."
-        ),
-    )
-    replay.add_argument("steady", metavar="A", type=Path, help="e.g. results/replay")
-    replay.add_argument("collapse", metavar="B", type=Path, nargs="?", help="e.g. results/replay_collapse")
-    for option, regime in (("--without", "A"), ("--without-collapse", "B")):
-        text = f"seeds of pairs of {regime} that could not be ended: left out, and named"
-        replay.add_argument(option, type=int, nargs="+", default=[], metavar="SEED", help=text)
-    replay.set_defaults(run=run_replay_study)
-    docs = commands.add_parser("docs", help="write the generated pages of configs/ and docs/ anew")
-    docs.add_argument("--out", type=Path, default=Path("configs/README.md"))
-    docs.add_argument(
-        "--results", type=Path, default=Path("docs"), help="folder of results.md, actions.md, schemas"
-    )
-    docs.add_argument("--parity", type=Path, default=Path("docs/parity.md"))
-    docs.set_defaults(run=run_docs)
-    make = commands.add_parser("make-tasks", help="write the MiniWoB task files and splits anew")
-    make.add_argument(
-        "--data",
-        type=Path,
-        default=Path("data"),
-        help="folder with the plan splits/miniwob.yaml (docs/tasks.md), where tasks/ and splits/ are written",
-    )
-    make.add_argument("--check", action="store_true", help="only say whether the committed files still agree")
-    make.set_defaults(run=lambda options: asyncio.run(make_tasks(options)))
-
-
+@command(
+    "compare",
+    "put the results of two studies side by side",
+    option("mine", metavar="A", type=Path),
+    option("yours", metavar="B", type=Path),
+    option("--out", type=Path, help="an HTML file to write"),
+    description=(
+        "Print rates with intervals, settings that differ and verdicts of two studies; with --out also as "
+        "one HTML file. A and B are folders of results, or folders written by publish_report."
+    ),
+)
 def run_compare(options: argparse.Namespace) -> int:
     """Compare, print, and write the page if asked for."""
     from arpo_replica.report.compare import as_text, compare_studies, write_comparison
@@ -363,6 +326,27 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    "replay-study",
+    "print the analysis that docs/replay_study.md registered, as JSON",
+    option("steady", metavar="A", type=Path, help="e.g. results/replay"),
+    option("collapse", metavar="B", type=Path, nargs="?", help="e.g. results/replay_collapse"),
+    *(
+        option(
+            name,
+            type=int,
+            nargs="+",
+            default=[],
+            metavar="SEED",
+            help=f"seeds of pairs of {regime} that could not be ended: left out, and named",
+        )
+        for name, regime in (("--without", "A"), ("--without-collapse", "B"))
+    ),
+    description=(
+        "A and B are folders of results of the two regimes. Differences are fractions. As long as a "
+        "registered pair is unfinished there is no answer and no mean."
+    ),
+)
 def run_replay_study(options: argparse.Namespace) -> int:
     """Analyse and print."""
     from arpo_replica.evaluation.replay_effect import analyse
@@ -373,6 +357,7 @@ def run_replay_study(options: argparse.Namespace) -> int:
     return 0
 
 
+@command("docs", "write the generated pages of configs/ and docs/ anew")
 def run_docs(options: argparse.Namespace) -> int:
     """Write the generated pages anew."""
     from arpo_replica.actions.compared import write_actions_page
@@ -382,15 +367,31 @@ def run_docs(options: argparse.Namespace) -> int:
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page
 
-    options.out.write_text(render_docs())
-    (options.results / "what_reruns.md").write_text(render_reruns())
-    write_results_docs(options.results)
+    Path("configs/README.md").write_text(render_docs())
+    Path("docs/what_reruns.md").write_text(render_reruns())
+    write_results_docs(Path("docs"))
     page = Path("docs/doctor.md")
     page.write_text(fill(page.read_text()))
     write_fidelity_page()
-    write_actions_page(options.results / "actions.md")
-    options.parity.write_text(render_parity())
+    write_actions_page(Path("docs/actions.md"))
+    Path("docs/parity.md").write_text(render_parity())
     return 0
+
+
+@command(
+    "make-tasks",
+    "write the MiniWoB task files and splits anew",
+    option(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder with the plan splits/miniwob.yaml (docs/tasks.md), where tasks/ and splits/ are written",
+    ),
+    option("--check", action="store_true", help="only say whether the committed files still agree"),
+)
+def run_make_tasks(options: argparse.Namespace) -> int:
+    """Write, or compare."""
+    return asyncio.run(make_tasks(options))
 
 
 async def make_tasks(options: argparse.Namespace) -> int:

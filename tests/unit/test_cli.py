@@ -49,7 +49,7 @@ def raising(error: BaseException):
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys, error, status, sentence):
-    monkeypatch.setattr(cli, "run_check", raising(error))
+    monkeypatch.setattr(cli, "load_config", raising(error))
     assert cli.main(["check"]) == status
     said = capsys.readouterr().err
     assert said.startswith(sentence)
@@ -57,7 +57,7 @@ def test_an_error_is_one_sentence_and_a_status(monkeypatch, capsys, error, statu
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(cli, "run_check", raising(OSError("nothing that a user named")))
+    monkeypatch.setattr(cli, "load_config", raising(OSError("nothing that a user named")))
     with pytest.raises(OSError, match="nothing that a user named"):
         cli.main(["check"])
 

@@ -289,6 +289,10 @@ class Study:
         """The task files of the study's splits."""
         return sorted({path for split in self._used for path in split_files(self.config, split)})
 
+    def committed_lists(self) -> list[str]:
+        """The lists that claims of the paper are about."""
+        return sorted(map(str, find("data/splits").glob("*.json")))
+
     # --- files of the whole study ------------------------------------------------------------------
 
     def episode_indexes(self, root: str) -> list[str]:
