@@ -36,7 +36,7 @@ rule publish_report:
         claims="<results>/claims.json",
         provenance="<results>/provenance.json",
         config="<results>/config.resolved.yaml",
-        tables=study.table_files(),
+        tables=table_files("<results>/tables"),
         rows="<results>/scores.csv",
         indexes=study.all_indexes(),
         training=[
