@@ -1,11 +1,14 @@
-"""A policy over an OpenAI-compatible endpoint (on loopback): requests, seeds, retries, refusals."""
+"""A policy over an OpenAI-compatible endpoint (on loopback): requests, seeds, retries, refusals,
+connections that end badly, screenshots that are sent once."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -14,7 +17,7 @@ from aiohttp.test_utils import TestServer
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError
 from arpo_replica.config.models import PolicyConfig
 from arpo_replica.policy import endpoint as module
-from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
+from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling
 from arpo_replica.policy.interface import request_seed
 from arpo_replica.policy.prompt import first_text
 from fakes import make_task, png
@@ -397,3 +400,168 @@ def test_a_check_names_what_is_wrong(monkeypatch):
     assert "refuses the key in LAB_KEY" in wrong_key
     assert "serves ['a', 'b'], not 'c'; correct policy.served_model" in no_model
     assert (second, first) == ("b", "a")
+
+
+# --- connections that end badly: what is sent again, and what is not ---
+
+
+class RawServer:
+    """Says ``answers``, one per connection and in order, to the first request on it, and then closes the
+    connection without a word. None: closes it as soon as the request begins, most of it unread."""
+
+    def __init__(self, *answers: tuple[int, dict] | None) -> None:
+        self.answers = list(answers)
+        self.connections = 0
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        await self.server.wait_closed()
+
+    async def serve(self, reader, writer):
+        answer = self.answers[min(self.connections, len(self.answers) - 1)]
+        self.connections += 1
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        if answer is not None:
+            await reader.readexactly(int(head.split("content-length: ")[1].split("\r\n")[0]))
+            status, value = answer
+            text = json.dumps(value).encode()
+            start = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+            writer.write(start.encode() + b"\r\n\r\n" + text)
+            await writer.drain()
+            writer.close()
+        else:
+            writer.transport.abort()
+
+
+GOOD = (200, {"choices": [{"message": {"content": "Action: wait()"}}]})
+BIG = {"messages": "x" * 20_000_000}
+"""More than the sockets' buffers hold, so that writing fails when the other end is gone."""
+
+
+async def test_no_request_follows_on_a_connection_that_brought_an_error():
+    # As vLLM does: it answers 400 and closes, and the next request must not be lost to that.
+    async with (
+        RawServer((400, {"error": "Cache miss"}), GOOD) as server,
+        connect(server, timeout_s=20.0) as to,
+    ):
+        with pytest.raises(PolicyError, match=r"status 400.*Cache miss"):
+            await to.complete({"messages": []})
+        assert await to.complete(BIG) == GOOD[1]
+    assert server.connections == 2
+
+
+async def test_a_request_that_broke_while_it_was_written_is_sent_again():
+    async with RawServer(None, None, GOOD) as server, connect(server, timeout_s=20.0) as to:
+        assert await to.complete(BIG) == GOOD[1]
+    assert server.connections == 3
+
+
+async def test_an_answer_that_breaks_off_is_not_asked_for_again():
+    class Half(RawServer):
+        async def serve(self, reader, writer):
+            self.connections += 1
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+            await writer.drain()
+            writer.close()
+
+    async with Half() as server, connect(server, timeout_s=20.0) as to:
+        with pytest.raises(PolicyError, match="the endpoint failed"):
+            await to.complete({"messages": []})
+    assert server.connections == 1
+
+
+# --- each screenshot is sent once, as long as the server remembers it ---
+
+
+class ForgetfulServer:
+    """Remembers images by name, as vLLM does, and refuses a name that it has forgotten."""
+
+    model = "m"
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.received: list[list[bool]] = []
+        self.broken: str | None = None
+
+    @staticmethod
+    def hide(text: str) -> str:
+        return text
+
+    async def complete(self, body: dict[str, Any]) -> Any:
+        if self.broken is not None:
+            raise PolicyError(self.broken)
+        images = [p for m in body["messages"] for p in m["content"] if p["type"] == "image_url"]
+        self.received.append([part["image_url"] is not None for part in images])
+        for part in images:
+            if part["image_url"] is None and part["uuid"] not in self.known:
+                raise PolicyError("the endpoint answers with status 400: Cache miss for image at index 0")
+        self.known |= {part["uuid"] for part in images}
+        return {"choices": [{"message": {"content": f"reply {len(self.received)}"}}], "usage": {}}
+
+
+def start_named(server: ForgetfulServer) -> Any:
+    policy = PolicyConfig(max_images=3)
+    return NamedImagePolicy(server, policy, Sampling(1.0, 1.0, 8), ()).start(make_task())  # type: ignore[arg-type]
+
+
+async def test_a_screenshot_is_sent_once() -> None:
+    server = ForgetfulServer()
+    conversation = start_named(server)
+    for number in range(5):
+        await conversation.reply(f"png {number}".encode())
+    assert conversation.refused == 0
+    assert server.received == [
+        [True],
+        [False, True],
+        [False, False, True],
+        [False, False, True],
+        [False, False, True],
+    ]
+
+
+async def test_equal_screenshots_have_one_name() -> None:
+    server = ForgetfulServer()
+    conversation = start_named(server)
+    await conversation.reply(b"same")
+    await conversation.reply(b"same")
+    assert len(server.known) == 1
+    assert server.received[1] == [False, False]
+
+
+async def test_a_forgotten_name_is_sent_again_with_its_screenshot() -> None:
+    server = ForgetfulServer()
+    conversation = start_named(server)
+    await conversation.reply(b"a")
+    await conversation.reply(b"b")
+    server.known.clear()
+    await conversation.reply(b"c")
+    assert conversation.refused == 1
+    assert server.received[-2:] == [[False, False, True], [True, True, True]]
+    assert conversation.replies == ["reply 1", "reply 2", "reply 4"]
+    assert len(conversation.images) == 3
+
+
+async def test_other_failures_are_not_tried_again() -> None:
+    server = ForgetfulServer()
+    conversation = start_named(server)
+    await conversation.reply(b"a")
+    server.broken = "the endpoint does not answer"
+    with pytest.raises(PolicyError, match="does not answer"):
+        await conversation.reply(b"b")
+    assert len(server.received) == 1
+
+
+async def test_a_history_that_is_too_long_is_not_sent_again() -> None:
+    server = ForgetfulServer()
+    conversation = start_named(server)
+    await conversation.reply(b"a")
+    server.broken = "status 400: Input length (46808) exceeds model's maximum context length"
+    with pytest.raises(PolicyError, match="46808"):
+        await conversation.reply(b"b")
+    assert conversation.refused == 0
