@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,8 @@ def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
 
 def belongs(summary: dict[str, Any], root: OutputRoot, task: Task, labels: Labels) -> bool:
     """True if a finished episode is one that this job would collect."""
-    expected = {
-        "arm": labels.arm,
-        "seed": labels.seed,
-        "stage": labels.stage,
-        "size": labels.size,
-        "desktop": labels.desktop,
-        "checkpoint_sha256": labels.checkpoint_sha256,
-        "sampling": labels.sampling,
-        "split": root.split,
-        "trial": root.trial,
-        "task_sha256": task.sha256,
-    }
+    own = {"split": root.split, "trial": root.trial, "task_sha256": task.sha256}
+    expected = asdict(labels) | own
     return all(summary.get(key) == value for key, value in expected.items())
 
 

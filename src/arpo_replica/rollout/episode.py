@@ -9,11 +9,12 @@ import asyncio
 import math
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
@@ -38,6 +39,11 @@ class EpisodeLimits:
     """So many first ``call_user`` (or ``error_env``) of an episode are a ``wait``."""
     reasks: int = 0
     """So many times an unparsable reply is asked for again."""
+
+    @classmethod
+    def of(cls, config: StudyConfig) -> EpisodeLimits:
+        """Those of a training: a reply is final."""
+        return cls(config.policy.max_steps, config.evaluation.success_above, config.rollout.episode_timeout_s)
 
 
 @dataclass
@@ -98,15 +104,9 @@ def make_record(
         task_sha256=task.sha256,
         instruction=task.instruction,
         infeasible=task.infeasible,
-        arm=labels.arm,
-        seed=labels.seed,
-        stage=labels.stage,
+        **asdict(labels),
         split=split,
         trial=trial,
-        size=labels.size,
-        desktop=labels.desktop,
-        checkpoint_sha256=labels.checkpoint_sha256,
-        sampling=labels.sampling,
         outcome="env_error" if result is None else result.outcome,
         hard_score=None if result is None else result.hard_score,
         standard_score=None if result is None else result.standard_score,

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +148,13 @@ async def collect_served(
     # Snakemake and Slurm stop a job with SIGTERM: leave in order, so that desktops and vLLM are closed.
     with contextlib.suppress(NotImplementedError, RuntimeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    evaluation, limits = config.evaluation, config.rollout
+    evaluation = config.evaluation
     settings = PoolSettings(
         desktops=config.desktop.count,
-        limits=EpisodeLimits(
-            config.policy.max_steps,
-            evaluation.success_above,
-            limits.episode_timeout_s,
-            call_user_waits=evaluation.call_user_waits,
-            reasks=evaluation.reasks,
+        limits=replace(
+            EpisodeLimits.of(config), call_user_waits=evaluation.call_user_waits, reasks=evaluation.reasks
         ),
-        retries=limits.env_error_retries,
+        retries=config.rollout.env_error_retries,
         start_timeout_s=2 * config.desktop.start_timeout_s,
     )
     began = time.monotonic()

@@ -22,7 +22,7 @@ import os
 import time
 import traceback
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -77,11 +77,8 @@ class Workplace:
         config = job.config
         self.tasks = {f"{task.domain}/{task.id}": task for task in job.split.load()}
         self.parser: ReplyParser = load_named(job.parser, config)
-        self.limits = EpisodeLimits(
-            max_steps=config.policy.max_steps,
-            success_above=config.evaluation.success_above,
-            timeout_s=config.rollout.episode_timeout_s * (updates_within(job.recipe) + 1),
-        )
+        limits = EpisodeLimits.of(config)
+        self.limits = replace(limits, timeout_s=limits.timeout_s * (updates_within(job.recipe) + 1))
         speed = Speed.of(job)
         self.bytes_only, self.named = speed.compact_pixels, speed.named_screenshots
         self.pool = DesktopPool(local_provider(job), config.desktop.count)

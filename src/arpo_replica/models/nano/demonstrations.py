@@ -181,11 +181,7 @@ class _Recorder:
             checkpoint_sha256="",
             sampling={},
         )
-        self.limits = EpisodeLimits(
-            max_steps=self.config.policy.max_steps,
-            success_above=self.config.evaluation.success_above,
-            timeout_s=self.config.rollout.episode_timeout_s,
-        )
+        self.limits = EpisodeLimits.of(self.config)
 
     async def work(self, name: str, desktop: BrowserDesktop) -> None:
         """Record tasks of the queue until it is empty; owns and closes its desktop."""
