@@ -155,7 +155,7 @@ def run_plan(options: argparse.Namespace) -> int:
 )
 def run_status(options: argparse.Namespace) -> int:
     """Print the screen."""
-    from arpo_replica.base.allocation import read_jobs
+    from arpo_replica.base.slurm import read_jobs
     from arpo_replica.workflow.status import render, study_status
 
     config = load_config(*options.config)

@@ -23,7 +23,7 @@ ACCOUNTING = True
 HELD = """
 import os, time
 from pathlib import Path
-from arpo_replica.base.allocation import record_allocation
+from arpo_replica.base.slurm import record_allocation
 record_allocation(Path("results/slurm"), snakemake.rule, snakemake.output[0])
 with open("numbers.txt", "a") as file:
     file.write(os.environ["SLURM_JOB_ID"] + "\\n")

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from arpo_replica.base.allocation import read_jobs
 from arpo_replica.base.environments import ROOT, python_of
+from arpo_replica.base.slurm import read_jobs
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.workflow.status import study_status

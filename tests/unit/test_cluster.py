@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from arpo_replica.base import slurm
-from arpo_replica.base.allocation import describe_allocation, read_jobs, record_allocation
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import Stopped, UserError
+from arpo_replica.base.slurm import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster import profile, resources
 from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import make_profile

@@ -16,8 +16,8 @@ import pytest
 import snakemake_executor_plugin_slurm as executor
 
 from arpo_replica.base import locks, slurm, upstream_guards
-from arpo_replica.base.allocation import JOBS_FILE, read_jobs, record_allocation
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.slurm import JOBS_FILE, read_jobs, record_allocation
 from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources
 from arpo_replica.cluster.orphan_jobs import check_left, submitted

@@ -7,10 +7,9 @@ from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
-from arpo_replica.base.allocation import read_jobs
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import read_json
-from arpo_replica.base.slurm import Ask, ask
+from arpo_replica.base.slurm import Ask, ask, read_jobs
 from arpo_replica.cluster import profile
 
 MARKERS = Path(".snakemake/incomplete")

@@ -20,10 +20,10 @@ from typing import Any
 import pandas as pd
 
 import arpo_replica
-from arpo_replica.base.allocation import read_jobs
 from arpo_replica.base.checkout import answer_of, git_state, gpus_here
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import read_json, write_atomically
+from arpo_replica.base.slurm import read_jobs
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import InputFile, SourceFile, input_file

@@ -17,8 +17,8 @@ from typing import IO, Any, TypeVar
 
 import psutil
 
-from arpo_replica.base.allocation import describe_allocation, record_allocation
 from arpo_replica.base.errors import DesktopError, Stopped, UserError, refuse
+from arpo_replica.base.slurm import describe_allocation, record_allocation
 from arpo_replica.config import StudyConfig, parse_config
 
 logger = logging.getLogger(__name__)
