@@ -15,6 +15,7 @@ import torch  # noqa: E402
 import transfer_queue  # noqa: E402
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ  # noqa: E402
 from verl.utils import hf_processor, hf_tokenizer  # noqa: E402
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.rollout.episode import EpisodeResult  # noqa: E402
@@ -27,7 +28,8 @@ from arpo_replica.training.job import Job, StartStore  # noqa: E402
 from arpo_replica.training.offline.data import read_rollout  # noqa: E402
 from arpo_replica.training.playback import Recorded, play  # noqa: E402
 from arpo_replica.training.recipe import image_options  # noqa: E402
-from arpo_replica.training.replay import ReplayBuffer, Stored  # noqa: E402
+from arpo_replica.training.replay import Plan, ReplayBuffer, Stored, Swap  # noqa: E402
+from arpo_replica.training.rollout_metrics import Rollout  # noqa: E402
 from fakes import make_task  # noqa: E402
 from offline_episodes import END, GOOD, offline_config, write_rollout  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402
@@ -129,6 +131,41 @@ def test_the_rows_are_those_of_verl(
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
         assert float(row.fields["rm_scores"][0].sum()) == 1.0 - job.recipe.format_weight
     assert sum(len(row.screenshots) for row in rows) == len(TEXTS) + (2 if images == 2 else 0)
+
+
+def test_a_replayed_one_stands_in_the_batch_as_the_rollout_that_gave_way(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own tokens and reward; the uid of its group and what the data set says of the task."""
+    job, processor = job_of(tmp_path, model), hf_processor(str(model))
+    directory = episode(tmp_path, processor)
+    (fields,), (tag,) = rows_of_verl(job, directory, monkeypatch)
+    queue: dict[str, Any] = {"u_0_0": list_of_dict_to_tensordict([dict(fields.items())])}
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", lambda keys, **_: queue[keys[0]].clone())
+    monkeypatch.setattr(transfer_queue, "kv_clear", lambda keys, **_: [queue.pop(key) for key in keys])
+    put = lambda keys, fields, **_: queue.update({keys[0]: fields})  # noqa: E731
+    monkeypatch.setattr(transfer_queue, "kv_batch_put", put)
+    columns = {name: queue["u_0_0"][name] for name in ("session_id", "global_steps", "extra_info")}
+
+    made = make_sampler(job.model_copy(update={"store": StartStore(episodes=[directory])}))
+    made._begin()
+    name = f"{TASK.domain}/{TASK.id}"
+    (stored,) = made.buffer.tasks[name]
+    lost = Rollout(
+        task=name, score=0.0, format_errors=0, attempts=1, turns=1, rollout=0, step=1, version=0, session=0,
+        keys=("u_0_0",), images=((0, 1),), reward=0.0,
+    )  # fmt: skip
+    plan = Plan(swaps=[Swap(0, 0, stored)])
+    replaced, tags = made._swap(plan, ["u"], [[lost]], {"u_0_0": tag}, step=1)
+    assert replaced == {(0, 0): (1.0, 1.0 - job.recipe.format_weight)}
+    assert tags == {"u_0_0": {**tag, "replayed_from": 0, "global_steps": 1}}
+    (row,) = play(job, directory, processor)
+    found = queue["u_0_0"]
+    assert set(found.keys()) == set(fields.keys())
+    assert torch.equal(found["input_ids"][0], row.fields["input_ids"][0])
+    assert value_of(found["uid"][0]) == "u"
+    for column, before in columns.items():
+        assert value_of(found[column][0]) == value_of(before[0]), column
 
 
 def make_sampler(job: Job) -> sampling.ReplaySampler:

@@ -252,7 +252,7 @@ class ReplaySampler(VerlReplayBuffer):
                 instead[key] = {}
             last = rows[-1].fields
             score = SequenceFacts.of(value_of(last["extra_fields"][0])).score
-            replaced[swap.group, swap.rollout] = (score, float(last["rm_scores"].values().sum()))
+            replaced[swap.group, swap.rollout] = (score, float(last["rm_scores"].unbind()[0].sum()))
         for group, rollout in plan.store:
             chosen = groups[group][rollout]
             self.buffer.store(chosen.task, Stored(item_name(chosen), chosen.step))
