@@ -1,18 +1,19 @@
-"""What the verdicts are worth, in simulated studies of five trainings and three trials.
+"""What the verdicts are worth, in simulated studies: `python benchmarks/verdicts.py [--studies 1000]`.
 
-    envs/controller/.venv/bin/python benchmarks/verdicts.py [--studies 2000]
-
-Writes benchmarks/results/verdicts.json. ``verdicts``: for the paper's differences, if the published effect
-is true, if half of it is, if none is, with trainings that differ by 0, 4 and 8 points: the share of studies
-that end with each verdict, alone and as the hardest of its family of claims, beside the power that the page
-shows. ``coverage``: how often the 95 % interval over trainings holds the truth; and how often seeds pooled
-as further runs of a task, which this project does not do, would have shown an effect where there is none.
+Writes benchmarks/results/verdicts.json. ``verdicts``: for every family of claims about success, a row for
+each truth and spread. In each simulated study all claims of the family are judged from the same episodes,
+with Holm over all of them. Truths: what the paper gains over its untrained policy is true, half of it is, or
+none of it. Spreads: trainings of one arm differ by a standard deviation of 0, 4 and 8 points.
+``power_shown``: what the page says for the same plan. ``coverage``: how often the 95 % interval over
+trainings holds the truth without any effect; and how often seeds pooled as further runs of a task, which
+this project does not do, would have shown one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,67 +24,73 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 
 from arpo_replica.evaluation.power import SPREADS, Plan, power_of  # noqa: E402
 from arpo_replica.evaluation.published import load_claims  # noqa: E402
-from verdict_simulation import Setup, coverage, truths, verdicts  # noqa: E402
+from verdict_simulation import Design, Family, coverage, families, verdicts  # noqa: E402
 
-HEADLINES = (
-    "table1_gain_over_base",
-    "table1_gain_over_grpo",
-    "table1_grpo_gain_over_base",
-    "readme_gain_128",
-    "readme_gain_over_grpo",
-)
-FAMILY = {"table1": 6, "readme128": 3}
-"""Differences of one model in each table."""
+TRUTHS = {"published": 1.0, "half": 0.5, "zero": 0.0}
+
+
+def power_shown(family: Family, design: Design) -> dict[str, float]:
+    """Claim -> power as the page computes it, for trainings that differ as the design says."""
+    shown = {}
+    for claim in family.claims:
+        sides = family.sides(claim)
+        trained = tuple(arm != "base" for (arm, _), _, _ in sides)
+        rates = tuple(number.value / 100 for _, _, number in sides)
+        plan = Plan(rates, trained, int(sides[0][2].n or 0), claim.margin / 100, len(family.claims))
+        spread = design.spread * math.sqrt(max(1, sum(trained)))  # of the difference, as the page has it
+        shown[claim.id] = round(power_of(plan, design.trials, design.trainings, spread), 3)
+    return shown
 
 
 def table(studies: int) -> list[dict[str, Any]]:
-    """A row per claim, truth and spread."""
-    claims, published = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
+    """A row per family, truth and spread."""
     rows = []
-    for claim in (claim for name in HEADLINES for claim in claims if claim.id == name):
-        numbers = [published[name] for name in claim.published]
-        rates = (numbers[0].value / 100, numbers[1].value / 100)
-        tasks, family = int(numbers[0].n or 0), FAMILY[str(claim.target)]
-        base = claim.measure is not None and claim.measure.reference == "base"
+    for name, family in families(
+        *load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
+    ).items():
         for points in SPREADS:
-            setup = Setup(*rates, against_base=base, tasks=tasks, spread=points / 100)
-            plan = Plan(rates, (True, not base), tasks, claim.margin / 100, family)
-            for truth, true in truths(setup, rates).items():
-                seed = len(rows)
-                margin = claim.margin / 100
-                alone = verdicts(true, rates, margin, studies=studies, seed=seed)
-                hardest = verdicts(true, rates, margin, studies=studies, seed=seed, family=family)
-                rows.append(
-                    {"claim": claim.id, "truth": truth, "spread_points": points, "alone": alone}
-                    | {"in_family": hardest, "power_shown": round(power_of(plan, 3, 5, points / 100), 3)}
-                )
-                print(rows[-1], flush=True)
+            design = Design(spread=points / 100)
+            for truth, share in TRUTHS.items():
+                each, any_claim = verdicts(family, share, design, studies=studies, seed=len(rows))
+                row: dict[str, Any] = {"family": name, "truth": truth, "spread_points": points}
+                row |= {"claims": each, "any_claim": any_claim}
+                if truth == "published":
+                    row["power_shown"] = power_shown(family, design)
+                rows.append(row)
+                print(name, truth, points, any_claim, flush=True)
     return rows
 
 
 def intervals(studies: int) -> list[dict[str, Any]]:
-    """Coverage without any effect."""
+    """Coverage without any effect; the spread is that of the difference."""
     rows = []
     for tasks, trials, trainings in ((32, 3, 6), (128, 3, 5), (369, 1, 5), (369, 3, 5), (369, 3, 10)):
         for points in SPREADS:
             for base in (True, False):
-                setup = Setup(0.26, 0.26, base, tasks, trials, trainings, points / 100)
-                shares = coverage(setup, studies, seed=len(rows))
-                rows.append({**asdict(setup), **{name: round(share, 4) for name, share in shares.items()}})
-                print(rows[-1], flush=True)
+                design = Design(trials, trainings, points / 100 / (1 if base else math.sqrt(2)))
+                shares = coverage(0.26, tasks, design, against_base=base, studies=studies, seed=len(rows))
+                row = {"tasks": tasks, "against_base": base, "spread_of_difference_points": points}
+                row |= {"trials": trials, "trainings": trainings}
+                rows.append(row | {name: round(found, 4) for name, found in shares.items()})
     return rows
 
 
 def main() -> None:
-    """Simulate and write."""
+    """Simulate and write, a row a line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--studies", type=int, default=1000)
     studies = parser.parse_args().studies
-    found = {"studies": studies, "coverage": intervals(studies), "verdicts": table(studies)}
-    out = ROOT / "benchmarks" / "results" / "verdicts.json"
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    design = asdict(Design()) | {"spread": "see the rows", "tasks": "of each claim", "confidence": 0.95}
+    lists = {"coverage": intervals(2 * studies), "verdicts": table(studies)}
+    body = ",\n".join(
+        f'"{name}": [\n ' + ",\n ".join(json.dumps(row) for row in rows) + "\n]"
+        for name, rows in lists.items()
+    )
+    counts = json.dumps({"coverage": 2 * studies, "verdicts": studies})
+    text = f'{{"studies": {counts},\n"design": {json.dumps(design)},\n{body}}}\n'
+    (ROOT / "benchmarks" / "results" / "verdicts.json").write_text(text)
 
 
 if __name__ == "__main__":

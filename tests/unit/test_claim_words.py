@@ -7,7 +7,15 @@ import pytest
 from arpo_replica.evaluation.power import Plan, reach
 from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
-from arpo_replica.report.words import amount, bounds, chances, needed, published_gap, signed
+from arpo_replica.report.words import (
+    amount,
+    bounds,
+    chances,
+    needed,
+    p_shown,
+    published_gap,
+    signed,
+)
 from synthetic_study import PAPER
 
 CLAIMS, NUMBERS = load_claims(PAPER / "claims.yaml", PAPER / "results.yaml")
@@ -84,3 +92,20 @@ def test_what_a_study_can_show_is_said() -> None:
     assert needed(gain).startswith("5, ")
     one = result("table1_gain_over_grpo", (0.0, -0.1, 0.1), trainings=1)
     assert chances(one) == "nothing with 1 training × 3 trials × 369 tasks: it takes 5 trainings"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("same direction", "p = 0.004 by Holm"),
+        ("contradicted", "p < 0.001 by Holm"),
+        ("equivalent", "p = 0.030 by Holm"),
+        ("inconclusive", ""),
+        ("within prediction interval", ""),
+    ],
+)
+def test_a_verdict_names_the_p_value_that_it_rests_on(verdict: Verdict, words: str) -> None:
+    claim = result("table1_gain_over_grpo", (0.04, 0.03, 0.05))
+    claim.verdict = verdict
+    claim.p_values = {"same": 0.004, "opposite": 1.0, "outside": 0.0004, "equal": 0.03}
+    assert p_shown(claim) == words

@@ -134,14 +134,19 @@ def mark_of(config: StudyConfig, summary: r.Summary) -> str:
 
 
 def _adjusted(claims: Sequence[Claim], findings: dict[str, Finding]) -> dict[str, Tests]:
-    """Claim -> p-values, each question adjusted by Holm over the judged claims of the family."""
+    """Claim -> p-values, each question adjusted by Holm over the family.
+
+    The family is fixed beforehand: a claim that this study did not test counts with p = 1, so that no verdict
+    depends on which others were left out.
+    """
     members: dict[Family, dict[str, Tests]] = {}
     for claim in claims:
         found = findings[claim.id]
+        raw = Tests(1.0, 1.0, 1.0, 1.0)
         if found.estimate is not None:
             margin = claim.margin / (100 if found.noise is not None else 1)
             raw = tests(found.estimate, found.published, found.noise, margin)
-            members.setdefault(family_of(claim), {})[claim.id] = raw
+        members.setdefault(family_of(claim), {})[claim.id] = raw
     adjusted: dict[str, Tests] = {}
     for family in members.values():
         questions = (st.holm([float(getattr(raw, name)) for raw in family.values()]) for name in QUESTIONS)

@@ -10,7 +10,7 @@ Each question has one method, fixed before any result was seen:
   whole tasks and a sign-flip permutation test;
 - new trainings: the training is the unit. Student's t over the seeds' own rates or differences, from five
   seeds on (``over_trainings``); the tasks are the same ones. Pooling seeds as further runs of a task instead
-  finds an effect where there is none in 20 to 65 % of simulated studies (benchmarks/results/verdicts.json);
+  finds an effect where there is none in up to 77 % of simulated studies (benchmarks/results/verdicts.json);
 - against a bare published number: ``comparison``.
 
 Why not the bootstrap for all: with 8 to 24 tasks of two runs it covers the truth in 89 to 94 % of

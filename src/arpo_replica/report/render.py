@@ -167,6 +167,8 @@ def template_environment() -> Environment:
         bounds=words.bounds,
         chances=words.chances,
         needed=words.needed,
+        p_shown=words.p_shown,
+        p_value=words.p_value,
         published=words.published,
         published_gap=words.published_gap,
         seconds=words.duration,

@@ -84,6 +84,22 @@ def bounds(claim: ClaimResult) -> str:
     return f"{_shown(claim, found.low)} to {_shown(claim, found.high)} ({found.about})"
 
 
+def p_shown(claim: ClaimResult) -> str:
+    """The p-value that the verdict rests on; empty for a word that no test gave."""
+    questions = {
+        "equivalent": ("equal",),
+        "same direction": ("same",),
+        "contradicted": ("outside", "opposite"),
+    }.get(claim.verdict, ())
+    found = min((claim.p_values[name] for name in questions if name in claim.p_values), default=None)
+    return "" if found is None else f"p {p_value(found)} by Holm"
+
+
+def p_value(value: float) -> str:
+    """``= 0.021``, ``< 0.001``."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
 def chances(claim: ClaimResult) -> str:
     """Power of the planned study, for each spread between trainings."""
     found = claim.reach
