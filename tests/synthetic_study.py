@@ -36,6 +36,7 @@ from arpo_replica.evaluation.scores import as_table, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
 from arpo_replica.evaluation.tables import write_tables
 from arpo_replica.policy.manifest import Manifest, write_manifest
+from arpo_replica.report.publish import PublishedFiles
 from arpo_replica.report.render import render_report
 from arpo_replica.report.sources import StudyFiles
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
@@ -227,6 +228,27 @@ def render(study: Study) -> Path:
     facts = PAPER / "hyperparameters.yaml"
     render_report(study.config, files, out, deviations=PAPER / "deviations.yaml", hyperparameters=facts)
     return out
+
+
+def published_files(results: Path, page: Path) -> PublishedFiles:
+    """What the rule hands over, by the layout of a study."""
+    data = {name: results / f"{name}.json" for name in ("summary", "claims", "provenance")}
+    resolved = results / "config.resolved.yaml"
+    resolved.touch()
+    names = ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json")
+    return PublishedFiles(
+        page=page,
+        screenshots=page.parent / "screenshots",
+        **data,
+        config=resolved,
+        scores=results / "scores.parquet",
+        rows=results / "scores.csv",
+        tables=list(results.glob("tables/*")),
+        training=[path for name in names for path in results.glob(f"models/*/*/*/{name}")],
+        indexes=list((results / "episodes").rglob("episodes.jsonl")),
+        taught=list((results / "offline").rglob("episodes.jsonl")),
+        results=results,
+    )
 
 
 def make_full_study(

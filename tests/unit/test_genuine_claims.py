@@ -15,7 +15,7 @@ from arpo_replica.evaluation.claims import compare
 from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import ClaimResult, Claims, Curve, Interval, LeftOutRow, Summary
 from arpo_replica.report.publish import publish_report
-from synthetic_study import PAPER, RATES, make_paper_study, render
+from synthetic_study import PAPER, RATES, make_paper_study, published_files, render
 from synthetic_study import Study as Made
 
 FILES = PaperFiles.below(PAPER.parent)
@@ -271,8 +271,10 @@ def test_a_judged_page_of_invented_numbers_is_marked_and_never_published(made: M
         if hidden:
             path = results / hidden
             path.write_text(path.read_text().replace('"synthetic": true', '"synthetic": false'))
-        with pytest.raises(UserError, match="synthetic; invented data are never published"):
-            publish_report(made.config, results, page, tmp_path / "out", tmp_path / "out.zip")
+        with pytest.raises(UserError, match="invented data are never published"):
+            publish_report(
+                made.config, published_files(results, page), tmp_path / "out", tmp_path / "out.zip"
+            )
         assert not (tmp_path / "out").exists()
         assert not (tmp_path / "out.zip").exists()
 

@@ -19,8 +19,9 @@ from arpo_replica.cli import main
 from arpo_replica.evaluation.records import Interval
 from arpo_replica.evaluation.statistics import wilson
 from arpo_replica.report.compare import as_text, compare_studies, difference, write_comparison
-from arpo_replica.report.publish import PublishedFiles, files_of, publish_report
+from arpo_replica.report.publish import files_of, publish_report
 from synthetic_study import Study, evaluate, make_study, render
+from synthetic_study import published_files as files
 
 
 @pytest.fixture(scope="module")
@@ -36,27 +37,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def page(study: Study) -> Path:
     return render(study)
-
-
-def files(results: Path, page: Path) -> PublishedFiles:
-    """What the rule hands over, by the layout of a study."""
-    data = {name: results / f"{name}.json" for name in ("summary", "claims", "provenance")}
-    resolved = results / "config.resolved.yaml"
-    resolved.touch()
-    names = ("metrics.jsonl", "learning.jsonl", "stage_report.json", "manifest.json")
-    return PublishedFiles(
-        page=page,
-        screenshots=page.parent / "screenshots",
-        **data,
-        config=resolved,
-        scores=results / "scores.parquet",
-        rows=results / "scores.csv",
-        tables=list((results / "tables").iterdir()),
-        training=[path for name in names for path in results.glob(f"models/*/*/*/{name}")],
-        indexes=list((results / "episodes").rglob("episodes.jsonl")),
-        taught=list((results / "offline").rglob("episodes.jsonl")),
-        results=results,
-    )
 
 
 def publish(study: Study, page: Path, to: Path) -> tuple[Path, Path]:
