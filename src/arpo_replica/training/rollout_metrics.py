@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.training.replay import Plan
@@ -67,6 +67,28 @@ class SequenceFacts(Facts):
         """What ``to_extra_fields`` put there."""
         found = extra_fields[FIELD]
         return cls(**{**found, "images": tuple(found["images"])})
+
+
+class RowKey(NamedTuple):
+    """A row's key in TransferQueue, in the form of verl 0.9.1, by which it finds groups and rollouts too."""
+
+    group: str
+    """verl's uid of the prompt."""
+    session: int
+    row: int
+
+    @classmethod
+    def of(cls, key: str) -> RowKey:
+        group, session, row = key.rsplit("_", 2)
+        return cls(group, int(session), int(row))
+
+    @property
+    def episode(self) -> str:
+        """What the rows of a rollout have in common."""
+        return f"{self.group}_{self.session}"
+
+    def __str__(self) -> str:
+        return f"{self.episode}_{self.row}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,11 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from arpo_replica.training.replay import RECORDED, Group, Plan, ReplayBuffer, St
 from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
+    RowKey,
     SequenceFacts,
     common_reason,
     in_updates,
@@ -131,13 +133,13 @@ class ReplaySampler(VerlReplayBuffer):
         if self.job.save_file.exists() and SaveState.current is not None:
             SaveState.current.save_every_step()
         tags = dict(zip(batch.keys, batch.tags, strict=True))
-        uids, groups = read_groups(batch.keys)
+        groups = read_groups(batch.keys)
         plan = self.buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
         self._keep(plan, groups, tags)
         # In an order of its own, not in that of arrival: sums of floating-point numbers depend on it.
         mixed = in_updates(groups, self.job.recipe, f"{self.job.seed}.{global_steps}")
         ordered: Tags = {key: tags[key] for group in mixed for rollout in group for key in rollout.keys}
-        replaced, ordered = self._swap(plan, uids, groups, ordered, global_steps)
+        replaced, ordered = self._swap(plan, groups, ordered, global_steps)
         lost = batch_size * self.job.recipe.rollouts_per_task - sum(len(group) for group in groups)
         self._mask_lone(groups, ordered)
         rows = self._fill(ordered)
@@ -177,7 +179,7 @@ class ReplaySampler(VerlReplayBuffer):
         the training because it has no reward.
         """
         finished = self.finished_keys[partition_id]
-        lost = finished - {key.split("_")[0] for key in self.partitions[partition_id]}
+        lost = finished - {RowKey.of(key).group for key in self.partitions[partition_id]}
         finished -= lost
         try:
             found, _ = super()._dapo_filtered_keys(partition_id)
@@ -187,8 +189,8 @@ class ReplaySampler(VerlReplayBuffer):
         for uid in sorted(found):
             if self.redrawn >= recipe.dynamic_sampling_max * recipe.tasks_per_step:
                 break
-            keys = [key for key in self.partitions[partition_id] if key.startswith(f"{uid}_")]
-            _, ((*rollouts,),) = read_groups(keys)
+            keys = [key for key in self.partitions[partition_id] if RowKey.of(key).group == uid]
+            ((*rollouts,),) = read_groups(keys)
             if not self.buffer.repairs(Group(rollouts[0].task, tuple(r.score for r in rollouts))):
                 self.redrawn += 1
                 chosen[uid] = rollouts[0].reward
@@ -223,9 +225,7 @@ class ReplaySampler(VerlReplayBuffer):
             ]
             self.items.save(item_name(chosen), rows)
 
-    def _swap(
-        self, plan: Plan, uids: list[str], groups: list[list[Rollout]], tags: Tags, step: int
-    ) -> tuple[Replaced, Tags]:
+    def _swap(self, plan: Plan, groups: list[list[Rollout]], tags: Tags, step: int) -> tuple[Replaced, Tags]:
         """Carry out the plan. Returns what replaced whom, and the tags of the batch as it is then."""
         replaced: Replaced = {}
         instead: dict[str, Tags] = {}
@@ -239,12 +239,12 @@ class ReplaySampler(VerlReplayBuffer):
                         row.fields[name] = columns[name]
             tq.kv_clear(keys=list(given_way.keys), partition_id=TRAIN)
             # A key's uid and session tell verl which rows are one rollout.
-            session = given_way.keys[0].rsplit("_", 1)[0]
+            place = RowKey.of(given_way.keys[0])
             put: Tags = {}
             for index, row in enumerate(rows):
                 # The field's uid is what GRPO groups by.
-                tensordict_utils.assign_non_tensor_stack(row.fields, "uid", [uids[swap.group]])
-                key = f"{session}_{index}"
+                tensordict_utils.assign_non_tensor_stack(row.fields, "uid", [place.group])
+                key = str(place._replace(row=index))
                 put[key] = {**row.tag, "replayed_from": swap.stored.step, "global_steps": step}
                 tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=row.fields, tags=[put[key]])
             instead[given_way.keys[0]] = put
@@ -286,7 +286,7 @@ class ReplaySampler(VerlReplayBuffer):
             fields = tq.kv_batch_get(keys=[shortest], partition_id=TRAIN)
             without_effect(fields)
             tensordict_utils.assign_non_tensor_stack(fields, "uid", [uid])
-            key = f"{uid}_{session}_0"
+            key = str(RowKey(uid, session, 0))
             tags[key] = {**tags[shortest], "is_padding": True}
             tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
         return rows
@@ -350,7 +350,7 @@ class AsyncReplaySampler(ReplaySampler, ReplayBufferAsync):
     def _drop_trained(self) -> None:
         """A checkpoint holds the batch of its own step too: trajectories whose prompts are gone."""
         prompts = set(self.prompt_global_steps[TRAIN])
-        trained = [key for key in self.partitions[TRAIN] if key.split("_")[0] not in prompts]
+        trained = [key for key in self.partitions[TRAIN] if RowKey.of(key).group not in prompts]
         if trained:
             tq.kv_clear(keys=trained, partition_id=TRAIN)
             for key in trained:
@@ -401,33 +401,19 @@ class SaveState(CheckpointCallback):
         sampler.items.keep_only(needed)
 
 
-def read_groups(keys: Sequence[str]) -> tuple[list[str], list[list[Rollout]]]:
-    """The batch as groups of rollouts, sorted by task; and the uid of each group."""
+def read_groups(keys: Sequence[str]) -> list[list[Rollout]]:
+    """The batch as groups of rollouts, sorted by task."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=TRAIN, select_fields=["rm_scores", "extra_fields"])
-    rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
     facts = [SequenceFacts.of(value_of(entry)) for entry in data["extra_fields"]]
-    found: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for position, key in enumerate(keys):
-        # The form of verl's keys, by which it finds groups and rollouts too: uid, session, number of the row.
-        uid, session, _ = key.rsplit("_", 2)
-        found[uid][int(session)].append(position)
+    rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
     groups: dict[str, list[Rollout]] = {}
-    for uid, sessions in found.items():
-        groups[uid] = []
-        for number, positions in sorted(sessions.items()):
-            positions.sort(key=lambda position: int(keys[position].rsplit("_", 1)[1]))
-            groups[uid].append(
-                Rollout.joined(
-                    [facts[position] for position in positions],
-                    session=number,
-                    keys=[keys[position] for position in positions],
-                    reward=rewards[positions[-1]],
-                )
-            )
-    ordered = sorted(
-        groups.items(), key=lambda entry: (entry[1][0].task, entry[1][0].step, entry[1][0].rollout)
-    )
-    return [uid for uid, _ in ordered], [group for _, group in ordered]
+    rows = sorted(zip(map(RowKey.of, keys), facts, rewards, strict=True), key=lambda row: row[0])
+    for first, run in groupby(rows, key=lambda row: row[0][:2]):
+        places, sequences, given = zip(*run, strict=True)
+        groups.setdefault(first[0], []).append(
+            Rollout.joined(sequences, session=first[1], keys=list(map(str, places)), reward=given[-1])
+        )
+    return sorted(groups.values(), key=lambda group: (group[0].task, group[0].step, group[0].rollout))
 
 
 def item_name(rollout: Rollout) -> str:
@@ -443,7 +429,7 @@ def named_task(task: str) -> str:
 def name_episodes(keys: list[str]) -> None:
     """Let each row's uid, by which verl groups, name its episode too: ``{group}_{session}``."""
     names = TensorDict({}, batch_size=len(keys))
-    tensordict_utils.assign_non_tensor_stack(names, "uid", [key.rsplit("_", 1)[0] for key in keys])
+    tensordict_utils.assign_non_tensor_stack(names, "uid", [RowKey.of(key).episode for key in keys])
     tq.kv_batch_put(keys=keys, partition_id=TRAIN, fields=names)
 
 
