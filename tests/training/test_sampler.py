@@ -17,7 +17,7 @@ import transfer_queue  # noqa: E402
 from arpo_replica.config.training import ReplayConfig  # noqa: E402
 from arpo_replica.training.replay import ReplayBuffer, Stored  # noqa: E402
 from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
-from arpo_replica.training.sampler import TRAIN, ReplaySampler  # noqa: E402
+from arpo_replica.training.sampler import TRAIN, ReplaySampler, read_groups  # noqa: E402
 
 
 def make_sampler(
@@ -89,3 +89,27 @@ def test_a_step_gives_up_no_more_groups_than_the_limit(monkeypatch: pytest.Monke
     sampler = make_sampler(groups, monkeypatch, limit=1)
     assert len(sampler._dapo_filtered_keys(TRAIN)[0]) == 2
     assert sampler._dapo_filtered_keys(TRAIN)[0] == set()
+
+
+def test_rows_come_in_any_order_and_are_read_in_that_of_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second rollout has twelve rows; the tenth comes after the ninth, not after the first."""
+    keys = ["b_0_0", *(f"a_1_{row}" for row in reversed(range(12))), "a_0_0"]
+    facts = {"format_errors": 0, "attempts": 1, "turns": 1, "step": 1, "version": 0, "score": 0.0}
+
+    def get(keys: list[str], **_: object) -> dict[str, Any]:
+        parts = [key.split("_") for key in keys]
+        rows = [
+            SequenceFacts(task=f"d/{group}", rollout=int(session), images=(int(row), 1), **facts)
+            for group, session, row in parts
+        ]
+        scores = torch.tensor([[float(row)] for _, _, row in parts])
+        return {"rm_scores": scores, "extra_fields": [row.to_extra_fields() for row in rows]}
+
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", get)
+    first, second = read_groups(keys)
+    assert [rollout.keys for rollout in second] == [("b_0_0",)]
+    assert [rollout.keys for rollout in first] == [("a_0_0",), tuple(f"a_1_{row}" for row in range(12))]
+    assert [start for start, _ in first[1].images] == list(range(12))
+    assert first[1].reward == 11.0, "the last row's"
