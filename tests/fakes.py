@@ -11,6 +11,7 @@ from PIL import Image
 
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.interface import Reply
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.model import Task
@@ -25,6 +26,20 @@ def png(colour: tuple[int, int, int] = (20, 40, 60), size: tuple[int, int] = SCR
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, "PNG")
     return out.getvalue()
+
+
+def small_study(screen: tuple[int, int], **sections: Any) -> StudyConfig:
+    """The config of a nano study with one stage on one split; ``sections``: further ones."""
+    return StudyConfig.model_validate(
+        {
+            **{"study": "test", "size": "nano", "desktop": {"screen": list(screen)}},
+            "tasks": {"splits": {"one": "data/splits/one.json"}},
+            "policy": {"min_pixels": 3136, "max_pixels": 100352, "max_images": 3, "max_model_len": 1024},
+            "training": {"stages": [{"name": "one", "split": "one", "steps": 1}]},
+            "evaluation": {"splits": ["one"]},
+            **sections,
+        }
+    )
 
 
 def make_task(number: int = 0, func: str = "fake", domain: str = "fake") -> Task:

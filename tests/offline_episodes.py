@@ -11,7 +11,7 @@ from PIL import Image
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.rollout.records import Outcome, write_episode, write_index
 from arpo_replica.tasks.model import Task
-from fakes import episode_record, step_record
+from fakes import episode_record, small_study, step_record
 
 BASE_SHA256 = "b" * 64
 SCREEN = (84, 56)
@@ -24,23 +24,9 @@ def offline_config(
     method: str = "rejection", training: dict[str, Any] | None = None, **offline: Any
 ) -> StudyConfig:
     """A study with one offline arm of the method's name; ``training``: further overrides of that arm."""
-    return StudyConfig.model_validate(
-        {
-            "study": "test",
-            "size": "nano",
-            "desktop": {"screen": list(SCREEN)},
-            "tasks": {"splits": {"one": "data/splits/one.json"}},
-            "policy": {"min_pixels": 3136, "max_pixels": 100352, "max_images": 3, "max_model_len": 1024},
-            "arms": {
-                "base": {},
-                "grpo": {},
-                method: {"offline": {"method": method, **offline}, **(training or {})},
-            },
-            "training": {"stages": [{"name": "one", "split": "one", "steps": 1}]},
-            "offline": {"rollouts_per_task": 2},
-            "evaluation": {"splits": ["one"]},
-        }
-    )
+    arm = {"offline": {"method": method, **offline}, **(training or {})}
+    arms = {"base": {}, "grpo": {}, method: arm}
+    return small_study(SCREEN, arms=arms, offline={"rollouts_per_task": 2})
 
 
 def write_rollout(

@@ -12,28 +12,15 @@ from PIL import Image, ImageDraw
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.rollout.records import to_webp, write_episode
 from arpo_replica.tasks.model import Task
-from fakes import episode_record, step_record
+from fakes import episode_record, small_study, step_record
 
 SCREEN = (112, 84)
 
 
 def small_config(**nano: Any) -> StudyConfig:
     """A study with a small screen and the smallest nano policy."""
-    return StudyConfig.model_validate(
-        {
-            "study": "test",
-            "size": "nano",
-            "desktop": {"screen": list(SCREEN)},
-            "tasks": {"splits": {"one": "data/splits/one.json"}},
-            "policy": {"min_pixels": 3136, "max_pixels": 100352, "max_images": 3, "max_model_len": 1024},
-            "nano": {
-                "hidden_size": 64, "layers": 2, "vision_hidden_size": 64, "vision_layers": 1,
-                "vocabulary": 640, "batch_size": 8, "epochs": 2, **nano,
-            },
-            "training": {"stages": [{"name": "one", "split": "one", "steps": 1}]},
-            "evaluation": {"splits": ["one"]},
-        }
-    )  # fmt: skip
+    smallest = {"hidden_size": 64, "layers": 2, "vision_hidden_size": 64, "vision_layers": 1}
+    return small_study(SCREEN, nano={**smallest, "vocabulary": 640, "batch_size": 8, "epochs": 2, **nano})
 
 
 def screenshot(box: tuple[int, int] | None, size: tuple[int, int] = SCREEN) -> Image.Image:
