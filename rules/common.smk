@@ -5,7 +5,7 @@ from pathlib import Path
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.cluster.resources import Asked, check_jobs
-from arpo_replica.config.load import joined_variant
+from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.providers.desktop_image import image_files
@@ -20,7 +20,7 @@ os.environ[SNAKEMAKE] = str(os.getpid())
 try:
     # Scripts get the same ``config``.
     config.update(joined_variant(config, workflow.configfiles))
-    study = Study(config, source=", ".join(map(str, workflow.configfiles)))
+    study = Study(parse_config(config, ", ".join(map(str, workflow.configfiles))))
     if workflow.is_main_process:
         study.check()
         check_jobs(study.config, workflow.resource_settings.overwrite_resources)

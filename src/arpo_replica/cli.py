@@ -107,7 +107,7 @@ def run_check(options: argparse.Namespace) -> int:
     from arpo_replica.workflow.study import Study
 
     files = ", ".join(map(str, options.config))
-    study = Study(load_config(*options.config).model_dump(mode="json"), files)
+    study = Study(load_config(*options.config))
     study.check()
     trainings = len(study.stages()) + len(study.offline_trainings())
     counts = f"{trainings} trainings, {len(study.all_indexes())} rollout sets"

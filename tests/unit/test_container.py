@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from arpo_replica.config import parse_config
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
 from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
@@ -132,10 +133,10 @@ def test_an_image_is_known_by_all_that_goes_into_it(tmp_path):
 
 def test_only_studies_with_our_containers_build_an_image():
     raw = yaml.safe_load(Path("configs/demo.yaml").read_text())
-    assert Study(raw, "demo").desktop_image() == []
+    assert Study(parse_config(raw, "demo")).desktop_image() == []
     for image, needed in (("arpo-desktop:latest", ["<results>/desktop_image.json"]), ("mine:1", [])):
         desktop = {**raw.get("desktop", {}), "provider": "container", "container": {"image": image}}
-        study = Study({**raw, "desktop": desktop}, "demo")
+        study = Study(parse_config({**raw, "desktop": desktop}, "demo"))
         assert study.desktop_image() == needed
         assert study.decides("collect_rollouts")({})["desktop.container.image"] == image
 

@@ -276,15 +276,16 @@ def test_a_served_policy_names_its_server_and_model(tmp_path, missing):
 
 
 def test_a_served_policy_cannot_be_trained(tmp_path):
+    from arpo_replica.config import parse_config
     from arpo_replica.workflow.study import Study
 
     config, _, _ = make_study(tmp_path, "http://127.0.0.1:9")
     raw = config.model_dump(mode="json")
     raw["policy"] |= {"model": "served", "served_model": "lab"}
     with pytest.raises(UserError, match="the arm 'grpo' needs weights"):
-        Study(raw, "x").base_source()
+        Study(parse_config(raw, "x")).base_source()
     raw["arms"] = {"base": {}}
-    assert Study(raw, "x").base_source() == []
+    assert Study(parse_config(raw, "x")).base_source() == []
 
 
 def test_lent_desktops_are_marked_as_what_they_are(tmp_path, endpoint):

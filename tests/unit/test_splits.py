@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.config import parse_config
 from arpo_replica.config.models import NanoConfig
 from arpo_replica.models.nano.demonstrations import page_counts, page_seeds
 from arpo_replica.suites.evaluate import check_task
@@ -167,7 +168,7 @@ def test_a_page_type_has_the_demonstrations_that_the_config_gives_it():
 
 def study(**nano):
     raw = yaml.safe_load((DATA.parent / "configs/demo.yaml").read_text())
-    return Study({**raw, "nano": nano}, "a.yaml")
+    return Study(parse_config({**raw, "nano": nano}, "a.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_store_that_cannot_be_filled_is_refused(
 def test_a_check_of_the_study_refuses_it_too(config: StudyConfig) -> None:
     config.offline.split = "test_in"
     with pytest.raises(UserError, match="lacks 4 of these 4"):
-        Study(config.model_dump(mode="json"), "a.yaml").check_training()
+        Study(config).check_training()
 
 
 def test_the_rule_reads_the_episodes_that_a_stage_begins_with(config: StudyConfig) -> None:
@@ -159,7 +159,7 @@ def test_the_rule_reads_the_episodes_that_a_stage_begins_with(config: StudyConfi
 
     def inputs(arm: str, stage: str) -> list[str]:
         Wildcards.arm, Wildcards.stage = arm, stage
-        return Study(config.model_dump(mode="json"), "a.yaml").preloaded_indexes(Wildcards)
+        return Study(config).preloaded_indexes(Wildcards)
 
     trials = [f"<results>/offline/train_32/trial_{trial}/episodes.jsonl" for trial in range(8)]
     assert inputs(ARM, "train_4") == inputs(ARM, "train_32") == trials

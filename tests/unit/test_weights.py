@@ -9,7 +9,7 @@ import pytest
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
-from arpo_replica.config import load_config
+from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.models import weights
 from arpo_replica.models.weights import check_folder, check_named_model, fetch_model, read_description
@@ -95,12 +95,12 @@ def test_descriptions_are_sound(name: str) -> None:
 def test_a_model_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = named_config()
-    study = Study(config.model_dump(mode="json"), "test")
+    study = Study(config)
     assert study.base_source() == "<results>/model/manifest.json"
     with pytest.raises(UserError, match=r"set model\.revision to the 40 hex digits"):
         study.check_base()
     config.model.revision = REVISION
-    Study(config.model_dump(mode="json"), "test").check_base()
+    Study(config).check_base()
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_what_a_named_model_does_not_allow_is_refused_before_it_is_fetched(
     raw = load_config(ROOT / "configs" / "seed_2b.yaml").model_dump(mode="json")
     raw["model"]["revision"], raw["training"]["gpus"], raw["training"]["micro_batch"] = REVISION, 8, 1
     raw["training"]["tasks_per_step"] = raw["training"]["minibatch_tasks"] = 4
-    Study(raw, "test").check_training()
+    Study(parse_config(raw, "test")).check_training()
     raw[section][key] = value
     with pytest.raises(UserError, match=said) as caught:
-        Study(raw, "test").check_training()
+        Study(parse_config(raw, "test")).check_training()
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_random_weights_carry_their_mark() -> None:
 def test_shape_only_needs_a_known_shape() -> None:
     config = named_config("nano", shape_only=True)
     with pytest.raises(UserError, match=r"model\.shape_only needs a name"):
-        Study(config.model_dump(mode="json"), "test").base_source()
+        Study(config).base_source()
 
 
 def go_where_nothing_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

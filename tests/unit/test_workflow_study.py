@@ -12,6 +12,7 @@ import yaml
 from arpo_replica.base import environments
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.config import parse_config
 from arpo_replica.config.decides import rules
 from arpo_replica.config.models import merge
 from arpo_replica.policy.vllm_server import free_port
@@ -25,7 +26,7 @@ JOB = {"arm": "arpo", "seed": "0", "stage": "train_32"}
 
 def study_of(changes: dict[str, Any]) -> Study:
     """The demo with changes."""
-    return Study(merge(DEMO, changes), "x.yaml")
+    return Study(parse_config(merge(DEMO, changes), "x.yaml"))
 
 
 @pytest.fixture

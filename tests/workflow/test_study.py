@@ -131,7 +131,7 @@ def test_every_episode_is_there_and_none_is_an_environment_error(study):
         len(json.loads((workspace.root / f"results/ci/splits/{split}.json").read_text())["tasks"])
         for split in config.evaluation.splits
     )
-    checkpoints = Study(config.model_dump(mode="json"), CONFIG).checkpoints()
+    checkpoints = Study(config).checkpoints()
     assert len(scores) == tasks * config.evaluation.trials * len(checkpoints)
     assert set(scores.outcome) <= {"success", "failure", "truncated"}
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from arpo_replica.config import parse_config
 from arpo_replica.workflow.study import Study
 
 PREPARE = {"record_demonstrations": 1, "build_nano_model": 1, "register_base_model": 1}
@@ -69,12 +70,12 @@ def test_a_target_is_planned_at_the_size_that_was_published(checkout, target, co
 def test_a_stage_may_start_from_the_untrained_policy():
     raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     stage = raw["training"]["stages"][1]
-    before = Study(raw, "demo.yaml")
+    before = Study(parse_config(raw, "demo.yaml"))
     first, last = (SimpleNamespace(arm="grpo", seed="0", stage=name) for name in ("train_4", "train_32"))
     assert before.previous_manifest(last).endswith("grpo/seed_0/stage_train_4/manifest.json")
     assert before.previous_metrics(last)
     stage["from_base"] = True
-    study = Study(raw, "demo.yaml")
+    study = Study(parse_config(raw, "demo.yaml"))
     assert study.previous_manifest(last) == study.previous_manifest(first)
     assert study.previous_metrics(last) == []
 

@@ -184,7 +184,7 @@ class Machine:
         """Every sentence with which a run of the study would refuse to start here."""
         from arpo_replica.workflow.study import Study
 
-        study = Study(config.model_dump(mode="json"), "of the study")
+        study = Study(config)
         try:
             study.check()
         except UserError as error:

@@ -80,7 +80,7 @@ def plan_studies(studies: Sequence[Sequence[Path]], targets: Sequence[str] = ())
 
 def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
     """The jobs that a run would start now. Raises ``UserError`` with what Snakemake refuses."""
-    study = Study(load_config(*paths).model_dump(mode="json"), ", ".join(map(str, paths)))
+    study = Study(load_config(*paths))
     study.check()
     here = any(Path(name).is_file() for name in ("Snakefile", "workflow/Snakefile"))
     command = [

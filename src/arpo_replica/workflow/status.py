@@ -32,7 +32,7 @@ class Line:
 
 def study_status(config: StudyConfig, root: Path = Path(), now: float | None = None) -> list[Line]:
     """Every training and every evaluation of a study. ``root``: the checkout; ``now``: Unix time, seconds."""
-    study, now = Study(config.model_dump(mode="json"), "of the study"), time.time() if now is None else now
+    study, now = Study(config), time.time() if now is None else now
     results = root / "results" / study.name
     trainings = (training_line(config, results, key, now) for key in study.stages())
     offline = (offline_line(results, key, now) for key in study.offline_trainings())

@@ -11,7 +11,7 @@ from arpo_replica.base.environments import ROOT, find, heavy_environment, python
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster.orphan_jobs import check_left
-from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.config import StudyConfig
 from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.policy import SERVED
@@ -53,11 +53,10 @@ def _refusal(check: Callable[[], object]) -> str:
 
 
 class Study:
-    """The checked config of one run and everything that rules derive from it."""
+    """The config of one run and everything that rules derive from it."""
 
-    def __init__(self, raw: dict[str, Any], source: str) -> None:
-        self.config: StudyConfig = parse_config(dict(raw), source)
-        self.name = self.config.name
+    def __init__(self, config: StudyConfig) -> None:
+        self.config, self.name = config, config.name
 
     # --- checks before any work ------------------------------------------------------------------
 
