@@ -17,7 +17,7 @@ demo: setup ## Set everything up, run the study of configs/demo.yaml, write repo
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "The report: reports/demo/index.html"
 
-test: setup lint type unit workflow docker slurm ## Set up what is missing and run every check that two cores can run
+test: setup lint type unit workflow docker rootless slurm ## Set up what is missing and run every check that two cores can run
 
 setup: system controller cpu ## Debian packages and locked Python environments
 
@@ -62,11 +62,11 @@ docker: setup evaluator ## Desktops in containers, with the Docker daemon at han
 		-- results/demo_container/desktop_image.json
 	ARPO_REQUIRE_DOCKER=1 envs/desktop/with_docker.sh $(BIN)/python -m pytest tests/docker -m "not slow"
 
-rootless: setup evaluator ## Container desktops without Docker, by bubblewrap: builds their image, ten minutes
+rootless: setup evaluator ## Container desktops without Docker, by bubblewrap, on an image that is built first
 	@sh envs/debian.sh envs/desktop/apt-rootless.txt
 	$(BIN)/snakemake --cores 1 --configfile configs/demo.yaml configs/desktops/bubblewrap.yaml \
 		-- results/demo_bubblewrap/desktop_image.json
-	ARPO_REQUIRE_ROOTLESS=1 $(BIN)/python -m pytest tests/rootless
+	ARPO_REQUIRE_ROOTLESS=1 $(BIN)/python -m pytest tests/rootless -m "not slow"
 
 slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 14 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
@@ -76,7 +76,8 @@ osworld-tasks: controller ## OSWorld's task files from its repository into resul
 	$(BIN)/snakemake --cores 1 --no-hooks -- results/osworld/tasks/manifest.json
 
 slow: setup evaluator ## The long variants of tests: three kills of a training, long simulations
-	$(BIN)/python -m pytest tests/unit -m slow
+	@sh envs/debian.sh envs/desktop/apt-rootless.txt
+	$(BIN)/python -m pytest tests/unit tests/rootless -m slow
 	envs/cpu/.venv/bin/python -m pytest tests/training -m slow
 
 lock: controller ## Write the locked requirements anew

@@ -225,7 +225,7 @@ def open_folder():
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", ["single", "fakechroot"])
+@pytest.mark.parametrize("way", ["single", pytest.param("fakechroot", marks=pytest.mark.slow)])
 def test_an_ordinary_user_builds_a_system(way, open_folder):
     done, image = build_as_user(open_folder, way)
     assert done.returncode == 0, done.stderr[-2000:]
