@@ -128,10 +128,10 @@ def test_tasks_that_offline_arms_alone_learn_from_count_as_trained_on(demo: Stud
 
 
 def test_what_decides_other_arms_does_not_know_of_offline_keys(demo: StudyConfig) -> None:
-    plan = Plan(demo.model_dump(), "of the test")
+    plan = Plan(demo)
     assert not any("offline" in key for key in plan.decides("train_stage")({"arm": "arpo"}))
     raw = merge(demo.model_dump(), {"arms": {"kto": {"learning_rate": 2e-5, "save_every": 1}}})
-    other = Plan(raw, "of the test")
+    other = Plan(StudyConfig.model_validate(raw))
     kto, dpo = {"arm": "kto"}, {"arm": "dpo"}
     assert other.decides("train_offline")(kto)["training.learning_rate"] == 2e-5
     assert other.decides("train_offline")(dpo) == plan.decides("train_offline")(dpo)
