@@ -222,7 +222,7 @@ class DesktopService:
         reaper.cancel()
         for waiting in self._stock:  # those that nobody asked for
             waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, DesktopError, UserError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):
                 await (await waiting).close()
         while self._closing:
             await asyncio.wait(self._closing)

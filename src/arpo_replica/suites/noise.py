@@ -13,6 +13,7 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +231,6 @@ def _window(kind: str, task: Task, source: random.Random) -> tuple[int, list[Ste
     return 0, [_execute(["python3", "-c", window_source(), kind, title, body])]
 
 
-def _notification(task: Task, source: random.Random) -> tuple[int, list[Step]]:
-    return _window("notification", task, source)
-
-
-def _background_window(task: Task, source: random.Random) -> tuple[int, list[Step]]:
-    return _window("background_window", task, source)
-
-
 def _distractor_file(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     place = _place_of_file(task)
     assert place is not None
@@ -273,8 +266,8 @@ def _position(place: int, added: set[int]) -> int:
 
 
 _STEPS: dict[NoiseKind, Callable[[Task, random.Random], tuple[int, list[Step]]]] = {
-    "notification": _notification,
+    "notification": partial(_window, "notification"),
     "extra_tab": _extra_tab,
-    "background_window": _background_window,
+    "background_window": partial(_window, "background_window"),
     "distractor_file": _distractor_file,
 }
