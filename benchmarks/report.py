@@ -25,11 +25,10 @@ from playwright.sync_api import Playwright, sync_playwright
 from arpo_replica.config import load_config
 from arpo_replica.report import render as render_module
 from arpo_replica.report.pack import pack
-from arpo_replica.report.sources import StudyFiles
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from synthetic_study import make_full_study
+from synthetic_study import make_full_study, page_files
 
 ROUNDS = 3
 EVERYTHING = 10**12
@@ -48,13 +47,7 @@ def write_page(folder: Path, out: Path, plain_bytes: int | None) -> float:
         render_module.pack = partial(pack, plain_bytes=plain_bytes)  # type: ignore[assignment]
     began = time.perf_counter()
     try:
-        render_module.render_report(
-            config,
-            StudyFiles.below(folder / "results" / config.name),
-            out,
-            deviations=Path("data/paper/deviations.yaml"),
-            hyperparameters=Path("data/paper/hyperparameters.yaml"),
-        )
+        render_module.render_report(config, page_files(folder / "results" / config.name), out)
     finally:
         render_module.pack = usual
     return time.perf_counter() - began

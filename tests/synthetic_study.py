@@ -34,17 +34,24 @@ from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import as_table, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
-from arpo_replica.evaluation.tables import write_tables
+from arpo_replica.evaluation.tables import table_files, write_tables
 from arpo_replica.policy.manifest import Manifest, write_manifest
 from arpo_replica.report.publish import PublishedFiles
 from arpo_replica.report.render import render_report
-from arpo_replica.report.sources import StudyFiles
+from arpo_replica.report.sources import PageFiles
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, to_webp, write_episode, write_index
 from arpo_replica.tasks.splits import resolve
 from arpo_replica.training.gates import Gate, StageReport
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "data" / "paper"
+PAPER_FILES = PaperFiles(
+    PAPER / "claims.yaml",
+    PAPER / "results.yaml",
+    PAPER / "contradictions.yaml",
+    PAPER / "hyperparameters.yaml",
+    sorted((ROOT / "data/splits").glob("*.json")),
+)
 SCREEN = (168, 224)
 WORDS = ["Okay", "Cancel", "Submit", "Next", "Yes", "No", "Send", "Back"]
 PAGES = [
@@ -201,8 +208,7 @@ def judge(study: Study) -> Summary:
         reports=study.reports,
         learning=study.learning,
     )
-    paper = PaperFiles.below(PAPER.parent)
-    compare_claims(study.config, results / "summary.json", paper, results / "claims.json")
+    compare_claims(study.config, results / "summary.json", PAPER_FILES, results / "claims.json")
     names = ("summary.json", "claims.json", "scores.parquet")
     write_tables(*(results / name for name in names), results / "tables")
     write_origin(study)
@@ -221,12 +227,24 @@ def write_origin(study: Study) -> None:
     )
 
 
+def page_files(results: Path) -> PageFiles:
+    """What the rule hands over, by the layout of a study."""
+    documents = {name: results / f"{name}.json" for name in ("summary", "claims", "provenance")}
+    return PageFiles(
+        **documents,
+        scores=results / "scores.parquet",
+        tables=[Path(path) for path in table_files(results / "tables")],
+        episodes=results / "episodes",
+        benchmarks=results / "benchmarks",
+        deviations=PAPER / "deviations.yaml",
+        hyperparameters=PAPER / "hyperparameters.yaml",
+    )
+
+
 def render(study: Study) -> Path:
     """The page of an evaluated study."""
     out = study.root / "reports" / study.config.study / "index.html"
-    files = StudyFiles.below(study.results)
-    facts = PAPER / "hyperparameters.yaml"
-    render_report(study.config, files, out, deviations=PAPER / "deviations.yaml", hyperparameters=facts)
+    render_report(study.config, page_files(study.results), out)
     return out
 
 

@@ -12,13 +12,11 @@ import pytest
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.claims import compare
-from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import ClaimResult, Claims, Curve, Interval, LeftOutRow, Summary
 from arpo_replica.report.publish import publish_report
-from synthetic_study import PAPER, RATES, make_paper_study, published_files, render
+from synthetic_study import PAPER, PAPER_FILES, RATES, make_paper_study, published_files, render
 from synthetic_study import Study as Made
 
-FILES = PaperFiles.below(PAPER.parent)
 Study = tuple[StudyConfig, Summary]
 ARPO = "table1_arpo_standard"
 GAIN = "table1_gain_over_grpo"
@@ -38,7 +36,7 @@ def study(made: Made) -> Study:
 
 
 def all_of(study: Study) -> dict[str, ClaimResult]:
-    return {claim.id: claim for claim in compare(*study, FILES).claims}
+    return {claim.id: claim for claim in compare(*study, PAPER_FILES).claims}
 
 
 def judged(study: Study, name: str = ARPO) -> ClaimResult:
@@ -105,7 +103,7 @@ def test_the_right_study_gets_verdicts(study: Study) -> None:
 
 
 def test_it_is_marked_as_invented_all_the_same(study: Study) -> None:
-    found = compare(*study, FILES)
+    found = compare(*study, PAPER_FILES)
     assert found.synthetic
     assert "invented" in found.mark
     assert all("invented" in own.mark for own in found.own_measurements)
@@ -419,5 +417,5 @@ def test_every_claim_on_a_trained_arm_names_its_recipe() -> None:
 
 
 def test_what_is_written_is_what_is_read(study: Study, tmp_path: Path) -> None:
-    found = compare(*study, FILES)
+    found = compare(*study, PAPER_FILES)
     assert Claims.model_validate_json(found.model_dump_json()) == found

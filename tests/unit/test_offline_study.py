@@ -12,13 +12,12 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import other_estimate
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation.curves import read_offline
-from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
 from arpo_replica.training.parity import compose
 from arpo_replica.workflow.status import study_status
 from arpo_replica.workflow.study import Study as Plan
-from synthetic_study import PAPER, Study, evaluate, make_study, render
+from synthetic_study import PAPER_FILES, Study, evaluate, make_study, render
 
 METHODS = ("rejection", "dpo", "kto")
 ARMS = ("base", "grpo", "arpo", *METHODS)
@@ -63,7 +62,7 @@ def test_figure_6_has_all_arms(study: Study, tmp_path: Path) -> None:
         study.episodes / arm / f"seed_{seed}" / f"stage_{stage}" / split / f"trial_{trial}/episodes.jsonl"
         for arm, seed, stage, split, trial in episodes_of(study.config, target)
     ]
-    made = make_target(study.config, "fig6", TargetFiles(PaperFiles.below(PAPER.parent), indexes), tmp_path)
+    made = make_target(study.config, "fig6", TargetFiles(PAPER_FILES, indexes), tmp_path)
     for protocol in ("hard", "standard"):
         assert {row["arm"] for row in made.rows if row["protocol"] == protocol} == set(ARMS)
     assert all(row["gain_over_base"] is not None for row in made.rows if row["arm"] in METHODS)

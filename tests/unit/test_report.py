@@ -21,10 +21,9 @@ from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.figures import embed
 from arpo_replica.report.gallery import build_gallery, drawing, mark_of, natural
 from arpo_replica.report.render import render_report
-from arpo_replica.report.sources import StudyFiles
 from arpo_replica.report.views import first_and_last, job_rows
 from arpo_replica.report.words import duration, percent, points
-from synthetic_study import PAPER, SCREEN, Study, evaluate, make_study, render
+from synthetic_study import SCREEN, Study, evaluate, make_study, page_files, render
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -280,10 +279,7 @@ def test_thin_studies_say_what_is_missing(options: dict, expected: list[str], tm
 
 def test_missing_inputs_are_one_sentence(study: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"summary\.json cannot be read"):
-        render_report(
-            study.config, StudyFiles.below(tmp_path), tmp_path / "index.html",
-            deviations=PAPER / "deviations.yaml", hyperparameters=PAPER / "hyperparameters.yaml",
-        )  # fmt: skip
+        render_report(study.config, page_files(tmp_path), tmp_path / "index.html")
 
 
 def test_figures_lose_styles_and_gain_prefixes() -> None:
@@ -388,12 +384,12 @@ def test_another_process_writes_the_same_bytes(study: Study, page: Path, tmp_pat
     code = (
         "import sys; from pathlib import Path; from arpo_replica.config import load_config;"
         "from arpo_replica.report.render import render_report;"
-        "from arpo_replica.report.sources import StudyFiles;"
-        "config, results, out, paper = map(Path, sys.argv[1:]);"
-        "render_report(load_config(config), StudyFiles.below(results), out,"
-        " deviations=paper / 'deviations.yaml', hyperparameters=paper / 'hyperparameters.yaml')"
+        "from synthetic_study import page_files;"
+        "config, results, out = map(Path, sys.argv[1:]);"
+        "render_report(load_config(config), page_files(results), out)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
-    command = [sys.executable, "-c", code, str(config), str(study.results), str(out), str(PAPER)]
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code, str(config), str(study.results), str(out)]
     subprocess.run(command, check=True, env=environment)
     assert out.read_bytes() == page.read_bytes()

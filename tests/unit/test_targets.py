@@ -12,11 +12,10 @@ from PIL import Image
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, TargetsConfig
-from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.tables import render_schema
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, missing_keys, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
-from synthetic_study import PAPER, Study, make_study
+from synthetic_study import PAPER_FILES, Study, make_study
 
 PARTS = {
     "benchmark": "test_out",
@@ -56,8 +55,7 @@ def files_of(study: Study, name: str, folder: Path) -> TargetFiles:
         "trajectories_per_hour": 320.0,
     }
     throughput.write_text(json.dumps({"points": [{"desktops": count, **point} for count in (2, 4)]}))
-    paper = PaperFiles.below(PAPER.parent)
-    return TargetFiles(paper, indexes, metrics, throughput=[throughput] if target.throughput else [])
+    return TargetFiles(PAPER_FILES, indexes, metrics, throughput=[throughput] if target.throughput else [])
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "fig6"])

@@ -32,18 +32,6 @@ class PaperFiles:
     lists: Sequence[Path] = ()
     """The committed lists of tasks that claims are about."""
 
-    @classmethod
-    def below(cls, data: Path) -> PaperFiles:
-        """The committed ones; ``data``: the repository's folder of that name."""
-        paper, lists = data / "paper", sorted((data / "splits").glob("*.json"))
-        return cls(
-            paper / "claims.yaml",
-            paper / "results.yaml",
-            paper / "contradictions.yaml",
-            paper / "hyperparameters.yaml",
-            lists,
-        )
-
 
 class Published(Document):
     """A number of the paper or its README."""

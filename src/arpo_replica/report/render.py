@@ -24,25 +24,22 @@ from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import figures, matrix, views, words
 from arpo_replica.report.gallery import Gallery, build_gallery
 from arpo_replica.report.pack import pack
-from arpo_replica.report.sources import Download, Sources, StudyFiles, build_twins, collect_sources, download
+from arpo_replica.report.sources import Download, PageFiles, Sources, build_twins, collect_sources, download
 
 STATIC = Path(__file__).parent / "static"
 FULL_SET = "screenshots"
 """Folder beside the page with the screenshots that its budget left out (``report.full_screenshots``)."""
 
 
-def render_report(
-    config: StudyConfig, files: StudyFiles, out: Path, *, deviations: Path, hyperparameters: Path
-) -> None:
+def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     """Write the page to ``out`` and, if the config asks for it, every screenshot beside it.
 
-    ``deviations`` and ``hyperparameters`` are the paper's (``data/paper``). Raises ``UserError`` for a file
-    that cannot be read.
+    Raises ``UserError`` for a file that cannot be read.
     """
     numbers = read_input(files.summary, Summary.model_validate_json)
     judged = read_input(files.claims, Claims.model_validate_json)
     origin = read_input(files.provenance, json.loads)
-    differing = read_input(deviations, lambda data: load_yaml(data)["deviations"])
+    differing = read_input(files.deviations, lambda data: load_yaml(data)["deviations"])
     beside = out.parent / FULL_SET
     if beside.is_dir():
         shutil.rmtree(beside)
@@ -56,7 +53,7 @@ def render_report(
     )
     documents = [files.summary, files.claims, files.provenance]
     sources = collect_sources(
-        [*documents, files.scores, deviations, hyperparameters],
+        [*documents, files.scores, files.deviations, files.hyperparameters],
         [*numbers.inputs, *judged.inputs],
         files.benchmarks,
         origin["git"]["commit"],
@@ -64,7 +61,7 @@ def render_report(
     )
     context = _context(config, numbers, judged, origin, gallery, sources=sources)
     context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
-    context["parity"] = views.parity_rows(config, hyperparameters)
+    context["parity"] = views.parity_rows(config, files.hyperparameters)
     context["jobs"] = views.job_rows(files.benchmarks)
     context["cost"] = views.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
     context["twins"] = build_twins(files.tables, context, sources)

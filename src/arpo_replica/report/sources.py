@@ -12,14 +12,14 @@ from typing import Any
 
 from arpo_replica.evaluation.provenance import rule_of
 from arpo_replica.evaluation.records import InputFile, input_file
-from arpo_replica.evaluation.tables import as_csv, table_files
+from arpo_replica.evaluation.tables import as_csv
 
 COMMITTED = "committed in data/paper"
 
 
 @dataclass(frozen=True)
-class StudyFiles:
-    """What a study's page is made of; the rule hands over each."""
+class PageFiles:
+    """What the page is made of; the rule hands over each."""
 
     summary: Path
     claims: Path
@@ -31,19 +31,9 @@ class StudyFiles:
     """Folder of all episodes; it may lack screenshots or be empty."""
     benchmarks: Path
     """Folder of Snakemake's timings; it may not be there."""
-
-    @classmethod
-    def below(cls, results: Path) -> StudyFiles:
-        """Where the workflow puts them."""
-        return cls(
-            summary=results / "summary.json",
-            claims=results / "claims.json",
-            provenance=results / "provenance.json",
-            scores=results / "scores.parquet",
-            tables=[Path(path) for path in table_files(results / "tables")],
-            episodes=results / "episodes",
-            benchmarks=results / "benchmarks",
-        )
+    deviations: Path
+    hyperparameters: Path
+    """Both of ``data/paper``."""
 
 
 @dataclass(frozen=True, slots=True)
