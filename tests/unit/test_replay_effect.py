@@ -19,8 +19,9 @@ from arpo_replica.config.load import parse_config
 from arpo_replica.evaluation import replay_effect as re_
 from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare
+from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import Curve, CurvePoint, Summary, TrainingOutcome
-from arpo_replica.report import views
+from arpo_replica.report import views, words
 from synthetic_study import PAPER, Study, evaluate, make_study, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +156,7 @@ def test_the_numbers_are_those_of_the_registered_page() -> None:
     assert re_.LAST == 16
     assert "**Smallest effect of interest**: 5 points" in PAGE
     assert re_.SMALLEST == 0.05
-    assert load_config(ROOT / "configs/replay.yaml").seeds == list(re_.SEEDS)
+    assert load_config(ROOT / "configs/replay.yaml").seeds == [*re_.SEEDS, *re_.MORE_SEEDS]
     both = [ROOT / "configs/replay.yaml", ROOT / "configs/ablations/collapse.yaml"]
     assert load_config(*both).seeds == list(re_.COLLAPSE_SEEDS)
 
@@ -301,14 +302,14 @@ def test_the_page_says_whether_it_is_a_test_of_replay(study: Study, tmp_path: Pa
         effect.changed, effect.is_test = 0.041, False
     cards = [card["words"] for card in views.findings(made.summary) if card["row"].reference == "grpo"]
     assert set(cards) == {"no test of replay: replay changed 4.1 % of the groups of arpo, less than 8 %"}
-    own = compare(study.config, made.summary, PAPER / "claims.yaml").own_measurements
+    own = compare(study.config, made.summary, PaperFiles.below(PAPER.parent)).own_measurements
     noted = {row.what for row in own if row.note.startswith("no test of replay")}
     assert noted == {"arpo minus grpo", "area under the training curve, arpo minus grpo"}
     page = render(study).read_text("utf-8")
     (effect,) = study_summary(study).replay_effects
     assert effect.area is not None
     part = page[page.index('id="replay-effect-arpo-grpo"') :][:6000]
-    assert f"{views.points(effect.area.low)} to {views.points(effect.area.high)}" in part
+    assert f"{words.points(effect.area.low)} to {words.points(effect.area.high)}" in part
     assert "enough for a test of replay" in part
     assert "0 : 0" in part
 
@@ -320,6 +321,7 @@ def test_the_command_prints_what_the_rules_wrote(study: Study, tmp_path: Path, c
     rows = [json.loads(line) for path in study.metrics if "/arpo/" in str(path) for line in path.open()]
     assert a["changed"] == pytest.approx(sum(row["swapped_groups"] for row in rows) / (4 * len(rows)))
     assert a["pairs"] == list(re_.SEEDS)
+    assert (a["size"], a["synthetic"], a["desktops"].keys()) == ("nano", False, {"process"})
     other = tmp_path / "summary.json"
     other.write_text("{}")
     assert cli.main(["replay-study", str(tmp_path)]) == 2

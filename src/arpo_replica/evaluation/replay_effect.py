@@ -197,6 +197,8 @@ class Regime:
     given_up: list[int]
     alive: list[int]
     """Pairs of which neither training collapsed."""
+    about: dict[str, Any]
+    """Which study it is, and whether it was measured at all."""
 
     @property
     def primary(self) -> dict[int, float]:
@@ -291,7 +293,8 @@ def read_regime(path: Path, seeds: Iterable[int], without: Sequence[int]) -> Reg
         if (row.arm, row.reference, row.protocol) == (ARM, REFERENCE, "hard") and row.seed in effect.seeds:
             gains[row.split][row.seed] = row.difference.value
     alive = [seed for seed in effect.seeds if not any(side[seed].collapsed for side in sides)]
-    return Regime(effect, gains, unfinished, sorted(without), alive)
+    about = summary.model_dump(include={"study", "size", "desktops", "synthetic", "commit"})
+    return Regime(effect, gains, unfinished, sorted(without), alive, about)
 
 
 def steady_answer(paired: Paired | None, p_holm: float) -> list[str]:
@@ -323,8 +326,9 @@ def _no_answer(regime: Regime) -> list[str]:
 
 def _facts(regime: Regime, planned: int) -> dict[str, Any]:
     effect = regime.effect
-    facts: dict[str, Any] = {"pairs_planned": planned, "pairs": effect.seeds, "given_up": regime.given_up}
-    return facts | {"unfinished": regime.unfinished, "changed": effect.changed, "is_test": effect.is_test}
+    facts = {"pairs_planned": planned, "pairs": effect.seeds, "given_up": regime.given_up}
+    facts |= {"unfinished": regime.unfinished, "changed": effect.changed, "is_test": effect.is_test}
+    return regime.about | facts
 
 
 def _numbers(values: Mapping[int, float]) -> dict[str, Any]:
