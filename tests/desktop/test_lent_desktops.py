@@ -50,9 +50,9 @@ def service(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(raw))
     command = [sys.executable, "-m", "arpo_replica", "serve-desktops", "--config", str(path), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--lease-seconds", str(LEASE_S)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--lease-seconds", str(LEASE_S)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    line = process.stdout.readline()
+    line = process.stderr.readline()
     url = re.search(r"http://\S+:\d+", line)
     assert url, line
     config = {"provider": "remote", "screen": list(SMALL), "count": 2, "remote": {"url": url[0]}}
