@@ -27,8 +27,9 @@ from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E402
 from arpo_replica.training.conversation import TokenSequence  # noqa: E402
-from arpo_replica.training.parity import compose, verl_values  # noqa: E402
+from arpo_replica.training.parity import compose  # noqa: E402
 from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
+from verl_keys import verl_values  # noqa: E402
 
 ACTOR = "actor_rollout_ref.actor"
 PAPER = verl_values(compose(["configs/paper.yaml", "configs/recipes/paper.yaml"], ROOT))

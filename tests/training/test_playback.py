@@ -156,7 +156,7 @@ def test_a_replayed_one_stands_in_the_batch_as_the_rollout_that_gave_way(
         keys=("u_0_0",), images=((0, 1),), reward=0.0,
     )  # fmt: skip
     plan = Plan(swaps=[Swap(0, 0, stored)])
-    replaced, tags = made._swap(plan, ["u"], [[lost]], {"u_0_0": tag}, step=1)
+    replaced, tags = made._swap(plan, [[lost]], {"u_0_0": tag}, step=1)
     assert replaced == {(0, 0): (1.0, 1.0 - job.recipe.format_weight)}
     assert tags == {"u_0_0": {**tag, "replayed_from": 0, "global_steps": 1}}
     (row,) = play(job, directory, processor)

@@ -13,9 +13,8 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.tasks.splits import Split
-from arpo_replica.training.job import outline
 from arpo_replica.training.parity import actual, compose, drift, read_facts, render_parity
-from arpo_replica.training.recipe import verl_overrides
+from verl_keys import verl_values
 
 FACTS = read_facts(ROOT)
 STUDIES = ["paper", "subset32", "seed_2b"]
@@ -44,13 +43,6 @@ def test_a_drifted_recipe_is_named(tmp_path: Path) -> None:
 def test_the_committed_page_is_current() -> None:
     page = (ROOT / "docs/parity.md").read_text()
     assert page == render_parity(ROOT), "run arpo docs"
-
-
-def verl_values(config: StudyConfig) -> dict[str, object]:
-    """verl's keys of the config's last stage, without Hydra's plus."""
-    job, nowhere = outline(config, config.online_arms[-1], config.training.stages[-1].name), Path("/nowhere")
-    found = verl_overrides(job, tasks=10**6, data=nowhere, agents=nowhere)
-    return {key.lstrip("+"): value for key, value in found.items()}
 
 
 @pytest.mark.parametrize("recipe", FACTS.recipes)
