@@ -2,12 +2,13 @@
 
 import asyncio
 import uuid
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from docker_helpers import LARGE, image, inside, provider, task
 
-from arpo_replica.actions.types import Click, Hotkey, TypeText
+from arpo_replica.actions.types import Click, Drag, Hotkey, TypeText
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
@@ -71,6 +72,23 @@ async def test_actions_of_the_stock_client(desktop):
     assert result["returncode"] == 0, result
     assert result["output"] == f"Size(width={LARGE[0]}, height={LARGE[1]})\n"
     assert await saved(desktop) == "a<b>c?"
+
+
+@pytest.mark.parametrize(("distance", "width"), [(45, 8), (240, 40), (1000, 40)])
+async def test_a_dragged_element_drops_on_its_target(desktop, distance, width):
+    await desktop.reset(task())
+    page = (Path(__file__).parents[1] / "desktop/site/drag.html").read_text()
+    await desktop.guest.upload("~/drag.html", f"{page}<script>place({distance}, {width})</script>".encode())
+    await desktop.guest.launch(["google-chrome", "--kiosk", "file:///home/user/drag.html"])
+    await desktop.guest.calm(1, 30, 5)
+    above = (50 + distance, 85)  # of the cursor, on the target
+    assert image(await desktop.screenshot()).getpixel(above) == (255, 165, 0)  # orange: it waits for a drop
+    await act(desktop, Drag(50, 100, 50 + distance, 100))
+    for _ in range(40):
+        if (seen := image(await desktop.screenshot()).getpixel(above)) == (0, 128, 0):
+            break
+        await asyncio.sleep(0.05)
+    assert seen == (0, 128, 0)
 
 
 async def test_pkill_chrome_ends_the_browser(desktop):
