@@ -101,9 +101,9 @@ def plan(options: argparse.Namespace) -> list[Run]:
     asked = yaml.safe_load(options.runs.read_text())
     runs: list[Run] = []
     for regime, row in asked["regimes"].items():
-        seeds = [seed for seed in row["seeds"] if seed in (options.seeds or row["seeds"])]
         if options.only and regime not in options.only:
             continue
+        seeds = [seed for seed in row["seeds"] if seed in (options.seeds or row["seeds"])]
         folder = options.folder.absolute() / regime
         folder.mkdir(parents=True, exist_ok=True)
         for place, seed in enumerate(seeds):

@@ -27,6 +27,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -255,16 +256,11 @@ class Journal:
             ),
             "processes_left": dict(Counter(kind for one in ended for kind in one["left"]).most_common()),
             "seconds_until_all_processes_were_gone": {
-                "median": median(seconds),
+                "median": statistics.median_high(seconds or [0]),
                 "most": max(seconds, default=0),
             },
             "rounds": rounds,
         }
-
-
-def median(values: list[float]) -> float:
-    """0 of none."""
-    return sorted(values)[len(values) // 2] if values else 0
 
 
 def one_round(study: Study, dice: random.Random, journal: Journal, options: argparse.Namespace) -> set[str]:

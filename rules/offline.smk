@@ -1,6 +1,7 @@
-# Needs: the base policy's manifest, the split that offline and preloading arms learn from, desktops, vLLM, envs/cpu or envs/gpu.
-# Makes: episodes of the base policy, sampled as in training, and the manifests of the arms that learn from them
-# (rejection sampling, DPO, KTO). Such an arm's one training stands where other arms have their last stage.
+# Needs: the base policy's manifest, the split that offline and preloading arms learn from, desktops, vLLM,
+# envs/cpu or envs/gpu. Makes: episodes of the base policy, sampled as in training, and the manifests of the
+# arms that learn from them (rejection sampling, DPO, KTO). Such an arm's one training stands where other arms
+# have their last stage.
 
 
 rule collect_offline_episodes:

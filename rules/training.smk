@@ -1,7 +1,8 @@
 # Needs: manifest and metrics of the stage before, which must pass its gates, the split, desktops, envs/cpu or
-# envs/gpu, recorded episodes of the base policy for arms that preload them. Makes: the manifest of the stage's weights, its metrics per step, and the judgement on its own gates.
-# Weights, checkpoints, replay buffer and training episodes lie beside the manifest in folders that Snakemake does
-# not know: a killed stage goes on from them.
+# envs/gpu, recorded episodes of the base policy for arms that preload them. Makes: the manifest of the stage's
+# weights, its metrics per step, and the judgement on its own gates. Weights, checkpoints, replay buffer and
+# training episodes lie beside the manifest in folders that Snakemake does not know: a killed stage goes on from
+# them.
 
 
 rule train_stage:

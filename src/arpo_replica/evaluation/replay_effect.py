@@ -226,13 +226,14 @@ def analyse(
     file that is no summary of such a study.
     """
     # The first twelve alone decide whether there are more, by how much they differ.
-    first = read_regime(steady, SEEDS, without)
+    summary = read_summary(steady)
+    first = regime_of(summary, SEEDS, without)
     values = list(first.primary.values())
     spread = statistics.stdev(values) if len(values) > 1 and not first.unfinished else None
     more = spread is not None and spread > SPREAD_MOST
     planned = [*SEEDS, *MORE_SEEDS] if more else list(SEEDS)
-    a = read_regime(steady, planned, without)
-    b = None if collapse is None else read_regime(collapse, COLLAPSE_SEEDS, without_collapse)
+    a = regime_of(summary, planned, without)
+    b = None if collapse is None else regime_of(read_summary(collapse), COLLAPSE_SEEDS, without_collapse)
     paired = over_pairs(list(a.primary.values()))
     raw = [
         paired.p_value if paired and a.tested else 1.0,
@@ -261,18 +262,29 @@ def analyse(
     return {"A": found_a, "B": found_b}
 
 
-def read_regime(path: Path, seeds: Iterable[int], without: Sequence[int]) -> Regime:
-    """The pairs of these seeds. Raises ``UserError`` if the study has not both arms or its training tasks."""
+def read_summary(path: Path) -> Summary:
+    """A ``summary.json``. Raises ``UserError`` if the study has not both arms or its training tasks."""
     try:
         summary = Summary.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is no summary of this version; make it again (summarise_study).") from error
-    split = next((name for name, facts in summary.splits.items() if facts.trained_on), None)
-    if split is None or not {ARM, REFERENCE} <= {row.arm for row in summary.trainings}:
+    if training_split(summary) is None or not {ARM, REFERENCE} <= {row.arm for row in summary.trainings}:
         raise UserError(
             f"{path} lacks trainings of {ARM} and {REFERENCE}, or success on their training tasks; give the "
             "summary.json of configs/replay.yaml."
         )
+    return summary
+
+
+def training_split(summary: Summary) -> str | None:
+    """The first split that arms were trained on."""
+    return next((name for name, facts in summary.splits.items() if facts.trained_on), None)
+
+
+def regime_of(summary: Summary, seeds: Iterable[int], without: Sequence[int]) -> Regime:
+    """The pairs of these seeds in what ``read_summary`` gave."""
+    split = training_split(summary)
+    assert split is not None
     wanted = [seed for seed in seeds if seed not in without]
     sides: list[dict[int, TrainingOutcome]] = [
         {row.seed: row for row in summary.trainings if row.arm == arm and row.seed in wanted}
@@ -288,7 +300,9 @@ def read_regime(path: Path, seeds: Iterable[int], without: Sequence[int]) -> Reg
         if (row.split, row.protocol) == (split, "hard") and row.arm in (ARM, REFERENCE)
         if row.seed in effect.seeds and row.missing
     ]
-    gains: dict[str, dict[int, float]] = {name: {} for name in [split, *(summary.splits.keys() - {split})]}
+    gains: dict[str, dict[int, float]] = {
+        name: {} for name in sorted(summary.splits, key=lambda name: name != split)
+    }
     for row in summary.differences:
         if (row.arm, row.reference, row.protocol) == (ARM, REFERENCE, "hard") and row.seed in effect.seeds:
             gains[row.split][row.seed] = row.difference.value
