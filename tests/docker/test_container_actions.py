@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from docker_helpers import LARGE, image, inside, provider, task
 
+from arpo_replica.actions.pyautogui_source import source_of
 from arpo_replica.actions.types import Click, Drag, Hotkey, TypeText
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
@@ -74,8 +75,10 @@ async def test_actions_of_the_stock_client(desktop):
     assert await saved(desktop) == "a<b>c?"
 
 
+@pytest.mark.parametrize("client", ["ours", "OSWorld's"])
 @pytest.mark.parametrize(("distance", "width"), [(45, 8), (240, 40), (1000, 40)])
-async def test_a_dragged_element_drops_on_its_target(desktop, distance, width):
+async def test_a_dragged_element_drops_on_its_target(desktop, distance, width, client):
+    """``OSWorld's``: what provider ``osworld`` sends, by the pyautogui in the image."""
     await desktop.reset(task())
     page = (Path(__file__).parents[1] / "desktop/site/drag.html").read_text()
     await desktop.guest.upload("~/drag.html", f"{page}<script>place({distance}, {width})</script>".encode())
@@ -83,7 +86,12 @@ async def test_a_dragged_element_drops_on_its_target(desktop, distance, width):
     await desktop.guest.calm(1, 30, 5)
     above = (50 + distance, 85)  # of the cursor, on the target
     assert image(await desktop.screenshot()).getpixel(above) == (255, 165, 0)  # orange: it waits for a drop
-    await act(desktop, Drag(50, 100, 50 + distance, 100))
+    drag = Drag(50, 100, 50 + distance, 100)
+    if client == "ours":
+        await act(desktop, drag)
+    else:
+        result = await desktop.guest.execute(["python", "-c", source_of(drag)])
+        assert result["returncode"] == 0, result
     for _ in range(40):
         if (seen := image(await desktop.screenshot()).getpixel(above)) == (0, 128, 0):
             break
