@@ -35,9 +35,10 @@ import yaml
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
-from arpo_replica.base.environments import ROOT  # noqa: E402  # noqa: E402
-from arpo_replica.base.errors import Stopped, UserError  # noqa: E402  # noqa: E402
+from arpo_replica.base.environments import ROOT  # noqa: E402
+from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
 from arpo_replica.base.files import read_rows  # noqa: E402
+from arpo_replica.cluster.costs import Arithmetic  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.tasks.splits import resolve  # noqa: E402
 from arpo_replica.training.job import Job, outline  # noqa: E402
@@ -213,22 +214,23 @@ def image_patches(config: StudyConfig) -> int:
 def model_flops(
     shape: str, *, tokens: float, trajectories: int, images: int, patches: int
 ) -> dict[str, float]:
-    """Arithmetic of one forward pass over a batch, by part; a backward pass is about twice as much.
+    """Arithmetic of one forward pass over a batch, by part.
 
     ``tokens``: in all, over ``trajectories`` of equal length; ``images``: in all, of ``patches`` patches.
     """
     sizes, weights = SHAPES[shape], weight_counts(shape)
     text, vision = sizes["text"], sizes["vision"]
-    length = tokens / trajectories
     width = vision.get("embed_dim") or vision["hidden_size"]
     full = len(vision["fullatt_block_indexes"]) if "window_size" in vision else vision["depth"]
-    per_image = 4.0 * width * patches * (patches * full + 64 * (vision["depth"] - full))
-    return {
-        "language": 2.0 * weights["language"] * tokens,
-        "language_attention": 4.0 * text["hidden_size"] * text["num_hidden_layers"] * length * tokens / 2,
-        "vision": 2.0 * weights["vision"] * patches * images,
-        "vision_attention": per_image * images,
-    }
+    arithmetic = Arithmetic(
+        language=weights["language"],
+        language_width=text["hidden_size"] * text["num_hidden_layers"],
+        tower=weights["vision"],
+        tower_width=width * full,
+        tower_windowed=width * (vision["depth"] - full),
+    )
+    parts = arithmetic.flops(tokens / trajectories, images / trajectories, patches)
+    return {part: trajectories * value for part, value in parts.items()}
 
 
 def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_nothing_is_left_of_a_killed_owner(image):
         left.append(Path(root.strip()))
     deadline = time.monotonic() + 10
     # By name: the mount cannot be asked (ENOTCONN) between its server's end and its unmounting.
-    while left := [path for path in left if path.name in os.listdir(path.parent)]:
+    while left := [path for path in left if path in path.parent.iterdir()]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.1)

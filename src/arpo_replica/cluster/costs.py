@@ -76,6 +76,31 @@ class Costs(Section):
     """Size of a recorded episode."""
 
 
+class Arithmetic(Section):
+    """What decides the arithmetic of a forward pass."""
+
+    language: Positive
+    """Weights of the language model without its embedding."""
+    language_width: Positive
+    """Hidden size x layers."""
+    tower: Positive
+    """Weights of the vision tower."""
+    tower_width: Positive
+    """Hidden size of the tower's layers, summed over those whose attention sees the whole screenshot."""
+    tower_windowed: int = Field(ge=0)
+    """The same over those whose attention sees windows of 64 patches."""
+
+    def flops(self, tokens: float, images: float, patches: int) -> dict[str, float]:
+        """Operations of a forward pass over one trajectory, by part; backward, about twice as many."""
+        attention = 4.0 * patches * (patches * self.tower_width + 64 * self.tower_windowed)
+        return {
+            "language": 2.0 * self.language * tokens,
+            "language_attention": 2.0 * self.language_width * tokens**2,
+            "vision": 2.0 * self.tower * patches * images,
+            "vision_attention": attention * images,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """One job."""

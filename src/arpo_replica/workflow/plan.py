@@ -26,6 +26,7 @@ from arpo_replica.cluster.costs import (
     rollout_estimate,
     stage_estimate,
 )
+from arpo_replica.cluster.step_model import describe_step
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.workflow.study import Study
@@ -135,6 +136,7 @@ def render(plan: Plan) -> str:
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
     lines += [_line("total", jobs, each=False), "", *_sources(costs_of(config))]
+    lines += _steps(config)
     lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
 
@@ -162,6 +164,18 @@ def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:
     spread = "-".join(dict.fromkeys((f"{min(hours):.2f}", f"{max(hours):.2f}"))) if each else ""
     disk = sum(job.estimate.disk_gb for job in jobs)
     return f"{name:24}{len(jobs):6d}{spread:>12}{sum(hours):9.2f}{gpu_hours:11.1f}{disk:9.1f}"
+
+
+def _steps(config: StudyConfig) -> list[str]:
+    """How long a training step takes, for sizes that were measured."""
+    arms: dict[str, list[str]] = defaultdict(list)
+    for arm in config.online_arms:
+        if sentence := describe_step(config, arm):
+            arms[sentence].append(arm)
+    if not arms:
+        return []
+    steps = (f"  {', '.join(names)}: {sentence}" for sentence, names in arms.items())
+    return ["", "A training step, by the event model of data/cluster/step_costs.yaml:", *steps]
 
 
 def _sources(costs: Costs) -> list[str]:
