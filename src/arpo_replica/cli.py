@@ -303,6 +303,27 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 @command(
+    "export-episode",
+    "write episodes of one task as an animation, side by side",
+    option("episodes", nargs="+", type=Path, metavar="FOLDER", help="an episode; several: in this order"),
+    option("--out", type=Path, required=True, help="file to write: .webp or .gif"),
+    option("--seconds", type=float, default=1.2, help="how long each step stays (default: 1.2)"),
+    option("--width", type=int, default=336, help="of each screen in pixels (default: 336)"),
+    description=(
+        "FOLDER: results/STUDY/episodes/ARM/seed_N/stage_S/SPLIT/trial_N/DOMAIN.TASK, as the page names it. "
+        "Each arm's first action unlike the first folder's is marked."
+    ),
+)
+def run_film(options: argparse.Namespace) -> int:
+    """Write the animation."""
+    from arpo_replica.report.film import export_animation
+
+    export_animation(options.episodes, options.out, seconds=options.seconds, width=options.width)
+    print(f"written: {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")
+    return 0
+
+
+@command(
     "compare",
     "put the results of two studies side by side",
     option("mine", metavar="A", type=Path),

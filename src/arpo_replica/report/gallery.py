@@ -5,22 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from PIL import Image
 
 from arpo_replica.actions.types import Action, Drag, Scroll, from_json
 from arpo_replica.evaluation.scores import read_steps
-from arpo_replica.rollout.records import StepRecord
+from arpo_replica.rollout.records import StepRecord, read_summary
 
 PLAIN_BYTES = 1_500_000
 """Most that the HTML of plain cards may take, so that the first view does not wait for the last episode."""
@@ -28,7 +27,11 @@ BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, or a hostile one."""
 LARGEST_SCREENSHOT = 32 * 2**20
 """A file above this is no screenshot of ours; bytes."""
+RING = 0.032
+"""Radius of the ring around a click, as a part of the screen's longer side."""
 DIRECTIONS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
+END = "End state"
+"""Title of the last frame."""
 REFUSALS = 8
 """So many episodes in a row that did not fit into the budget end the search for smaller ones."""
 
@@ -43,13 +46,30 @@ class Mark:
     direction: str | None = None
 
 
+class Ring(NamedTuple):
+    """A circle."""
+
+    x: float
+    y: float
+    r: float
+
+
+Stroke = Ring | list[tuple[float, float]]
+"""A circle, or the corners of a line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A path and the width of its line and of the light halo under it."""
+    """What to draw, in screen pixels, and the width of its line and of the light halo under it."""
 
-    path: str
+    strokes: list[Stroke]
     line: float
     halo: float
+
+    @property
+    def path(self) -> str:
+        """The same as the path of an SVG."""
+        return "".join(map(_path, self.strokes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +101,8 @@ class StepView:
     model_s: float | None = None
     env_s: float | None = None
     tokens: int | None = None
+    actions: tuple[Action | None, ...] = ()
+    """What was done; None stands for no valid action. Empty for the end state."""
 
 
 @dataclass(slots=True)
@@ -146,7 +168,7 @@ class _Store:
         return shots
 
     def _load(self, file: Path) -> dict[str, Any] | None:
-        data = _read_screenshot(file)
+        data = read_screenshot(file)
         if data is None:
             return None
         # The first screens of a task are the same in every arm: each is decoded once.
@@ -176,7 +198,7 @@ class _Store:
         }
 
 
-def _read_screenshot(file: Path) -> bytes | None:
+def read_screenshot(file: Path) -> bytes | None:
     """None for what cannot be read and for what is no screenshot of ours."""
     try:
         return file.read_bytes() if file.stat().st_size <= LARGEST_SCREENSHOT else None
@@ -204,7 +226,7 @@ def build_gallery(
     records = [{str(k): v for k, v in row.items()} for row in known.to_dict("records")]
     records.sort(key=_place)
     raw_steps = [read_steps(root / row["directory"]) for row in records]
-    finals = [_record_of(root / row["directory"]) for row in records]
+    finals = [read_summary(root / row["directory"]) for row in records]
     budget = max(0.0, min(budget_mb * 1e6, page_mb * 1e6 - _text_bytes(raw_steps)))
     store = _Store(round(budget), width)
     gallery = Gallery(episodes=[], order=list(_fair_order(records)))
@@ -263,7 +285,7 @@ def _copy_beside(files: list[Path], folder: Path) -> dict[str, Shot]:
     """Copy screenshots into ``folder`` under the name of their hash. What is no screenshot is left out."""
     shots: dict[str, Shot] = {}
     for file in files:
-        data = _read_screenshot(file)
+        data = read_screenshot(file)
         if data is None:
             continue
         try:
@@ -300,14 +322,6 @@ def _fair_order(records: list[dict[str, Any]]) -> Iterable[int]:
         yield from (index for index in turn if index is not None)
 
 
-def _record_of(folder: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads((folder / "episode.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return raw if isinstance(raw, dict) else {}
-
-
 def _view(
     index: int,
     row: dict[str, Any],
@@ -315,19 +329,30 @@ def _view(
     record: dict[str, Any],
     shots: dict[str, Shot],
 ) -> EpisodeView:
-    frames, before = [], 0
-    for step in steps:
-        frames.append(_frame(step, shots.get(step.screenshot), before))
-        before += step.taken
-    final = shots.get(str(record.get("final_screenshot")))
-    if final is not None:
-        frames.append(StepView("End state", "", "", "", "", final, None))
+    frames = frames_of(steps, record, shots)
     errors = [str(line) for line in record.get("errors", [])]
     view = EpisodeView(f"ep{index}", row, frames, errors, has_shots=bool(shots))
     acted = [frame for frame in frames if frame.drawing]
     pictured = [frame for frame in frames if frame.shot]
     view.thumbnail = next(iter(reversed(acted or pictured)), None)
     return view
+
+
+def frames_of(
+    steps: Iterable[StepRecord], record: Mapping[str, Any], shots: Mapping[str, Shot]
+) -> list[StepView]:
+    """One frame per reply, and the end state where its screenshot is known.
+
+    ``record``: of the episode, as in its file; ``shots``: by the names that steps and record have for them.
+    """
+    frames, before = [], 0
+    for step in steps:
+        frames.append(_frame(step, shots.get(step.screenshot), before))
+        before += step.taken
+    final = shots.get(str(record.get("final_screenshot")))
+    if final is not None:
+        frames.append(StepView(END, "", "", "", "", final, None))
+    return frames
 
 
 def _frame(step: StepRecord, shot: Shot | None, before: int) -> StepView:
@@ -348,6 +373,7 @@ def _frame(step: StepRecord, shot: Shot | None, before: int) -> StepView:
         model_s=step.model_s,
         env_s=step.env_s,
         tokens=step.completion_tokens,
+        actions=tuple(actions) or (None,),
     )
 
 
@@ -372,7 +398,7 @@ def describe_action(action: Action) -> tuple[str, str]:
     return words, " + ".join(map(str, detail)) if isinstance(detail, tuple | list) else str(detail)
 
 
-# --- where the policy touched the screen, as one SVG path in screen pixels ---
+# --- where the policy touched the screen ---
 
 
 def mark_of(action: Action | None) -> Mark | None:
@@ -391,36 +417,39 @@ def mark_of(action: Action | None) -> Mark | None:
 
 def drawing(mark: Mark, width: int, height: int) -> Drawing:
     """Ring and cross for a click, ring and arrow for a drag or scroll, scaled to the screen's size."""
-    r = 0.032 * max(width, height)
+    r = RING * max(width, height)
     x, y = mark.x, mark.y
+    strokes: list[Stroke] = [Ring(x, y, r if mark.to is None and mark.direction is None else 0.6 * r)]
     if mark.to is not None:
-        path = _ring(x, y, 0.6 * r) + _arrow(x, y, *mark.to, r)
+        strokes += _arrow(x, y, *mark.to, r)
     elif mark.direction is not None:
         dx, dy = DIRECTIONS[mark.direction]
-        path = _ring(x, y, 0.6 * r) + _arrow(x, y, x + 3 * r * dx, y + 3 * r * dy, r)
+        strokes += _arrow(x, y, x + 3 * r * dx, y + 3 * r * dy, r)
     else:
-        path = _ring(x, y, r)
-        for dx, dy in DIRECTIONS.values():
-            path += _line(x + 0.5 * r * dx, y + 0.5 * r * dy, x + 1.7 * r * dx, y + 1.7 * r * dy)
-    return Drawing(path, round(0.24 * r, 2), round(0.5 * r, 2))
+        strokes += [
+            [(x + 0.5 * r * dx, y + 0.5 * r * dy), (x + 1.7 * r * dx, y + 1.7 * r * dy)]
+            for dx, dy in DIRECTIONS.values()
+        ]
+    return Drawing(strokes, round(0.24 * r, 2), round(0.5 * r, 2))
 
 
-def _ring(x: float, y: float, r: float) -> str:
-    return f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0"
+def _path(stroke: Stroke) -> str:
+    if isinstance(stroke, Ring):
+        x, y, r = stroke
+        return (
+            f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0"
+        )
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in stroke)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"
-
-
-def _arrow(x1: float, y1: float, x2: float, y2: float, r: float) -> str:
+def _arrow(x1: float, y1: float, x2: float, y2: float, r: float) -> list[Stroke]:
     length = math.hypot(x2 - x1, y2 - y1)
     if length == 0:
-        return ""
+        return []
     ux, uy = (x2 - x1) / length, (y2 - y1) / length
     left = (x2 - r * (1.3 * ux - 0.8 * uy), y2 - r * (1.3 * uy + 0.8 * ux))
     right = (x2 - r * (1.3 * ux + 0.8 * uy), y2 - r * (1.3 * uy - 0.8 * ux))
-    return _line(x1, y1, x2, y2) + _line(*left, x2, y2) + f"L{right[0]:.1f} {right[1]:.1f}"
+    return [[(x1, y1), (x2, y2)], [left, (x2, y2), right]]
 
 
 def _is_pixel(value: object) -> bool:
