@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 
+from arpo_replica.base.checkout import git_state  # noqa: E402
 from arpo_replica.evaluation.power import SPREADS, Plan, power_of  # noqa: E402
 from arpo_replica.evaluation.published import load_claims  # noqa: E402
 from verdict_simulation import Design, Family, coverage, families, verdicts  # noqa: E402
@@ -64,7 +65,8 @@ def table(studies: int) -> list[dict[str, Any]]:
 def intervals(studies: int) -> list[dict[str, Any]]:
     """Coverage without any effect; the spread is that of the difference."""
     rows = []
-    for tasks, trials, trainings in ((32, 3, 6), (128, 3, 5), (369, 1, 5), (369, 3, 5), (369, 3, 10)):
+    designs = ((32, 3, 6), (128, 3, 5), (369, 1, 5), (369, 3, 5), (369, 3, 10), (32, 1, 6), (128, 1, 5))
+    for tasks, trials, trainings in designs:
         for points in SPREADS:
             for base in (True, False):
                 design = Design(trials, trainings, points / 100 / (1 if base else math.sqrt(2)))
@@ -89,7 +91,8 @@ def main() -> None:
         for name, rows in lists.items()
     )
     counts = json.dumps({"coverage": 2 * studies, "verdicts": studies})
-    text = f'{{"studies": {counts},\n"design": {json.dumps(design)},\n{body}}}\n'
+    source = json.dumps(git_state(ROOT))
+    text = f'{{"code": {source},\n"studies": {counts},\n"design": {json.dumps(design)},\n{body}}}\n'
     (ROOT / "benchmarks" / "results" / "verdicts.json").write_text(text)
 
 

@@ -27,7 +27,7 @@ from arpo_replica.evaluation.comparison import (
 )
 from arpo_replica.evaluation.power import CONCENTRATION
 from arpo_replica.evaluation.published import Claim, Published
-from arpo_replica.evaluation.statistics import holm
+from arpo_replica.evaluation.statistics import holm, shared_noise
 
 Array = np.ndarray
 Arm = tuple[str, str]
@@ -94,7 +94,7 @@ def _untrained_error(runs: Array, trials: int) -> Array:
     rate = runs[:, 0] / trials
     mean, tasks = rate.mean(-1), rate.shape[-1]
     if trials == 1:
-        return np.sqrt(mean * (1 - mean) / tasks)
+        return published_noise([mean], tasks)
     return np.sqrt((rate * (1 - rate) / (trials - 1)).sum(-1)) / tasks
 
 
@@ -113,8 +113,11 @@ def difference_estimate(ours: Array, theirs: Array, trials: int) -> Estimate:
     gain = ours.mean(-1) / trials - theirs.mean(-1) / trials
     count = gain.shape[1]
     own = gain.std(axis=1, ddof=1) / np.sqrt(count)
-    error = np.hypot(own, _untrained_error(theirs, trials) if theirs.shape[1] == 1 else 0.0)
-    return Estimate(gain.mean(1), error, (error / own) ** 4 * (count - 1))
+    shared: Array | float = 0.0
+    if theirs.shape[1] == 1:
+        repeated = trials > 1
+        shared = _untrained_error(theirs, trials) if repeated else shared_noise(theirs[:, 0], ours)
+    return Estimate(gain.mean(1), *Estimate(gain.mean(1), own, count - 1.0).plus(shared))
 
 
 def coverage(

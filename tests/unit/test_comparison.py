@@ -67,6 +67,18 @@ def test_welchs_degrees_by_hand() -> None:
     assert co.Estimate(0.0, 1.0, 4).plus(0.0)[1] == pytest.approx(4)
 
 
+def test_noise_of_tasks_run_once_by_hand() -> None:
+    """Reference minus mean of the trainings: 0, .5, 0, .5, 0, 0, with variance .0667. Their own part is
+    2 * .5 / 6 / 2 = .0833: nothing is left, so the bound stands. Trainings that agree leave all of .1667."""
+    reference = np.array([1.0, 1, 0, 1, 0, 0])
+    trained = np.array([[1.0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
+    bound = math.sqrt(0.25 / 6)
+    assert st.shared_noise(reference, trained) == pytest.approx(bound)
+    agreed = trained[[1, 1, 1]] + [0, 1, 0, 0, 0, 0]
+    assert st.shared_noise(reference, agreed) == pytest.approx(math.sqrt(1 / 6 / 6))
+    assert st.shared_noise(np.stack([reference] * 2), np.stack([agreed] * 2)).shape == (2,)
+
+
 def test_equivalence_agrees_with_statsmodels() -> None:
     """166 of 369 twice, margin 5 points: p = .086, so agreement cannot be shown."""
     rate = 166 / 369

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare
 from arpo_replica.evaluation.records import ClaimResult, Claims, Curve, Interval, LeftOutRow, Summary
+from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation.summary import summarise
 from arpo_replica.report.publish import publish_report
 from synthetic_study import PAPER, PAPER_FILES, RATES, make_paper_study, published_files, render
 from synthetic_study import Study as Made
@@ -100,6 +107,27 @@ def test_the_right_study_gets_verdicts(study: Study) -> None:
     assert found[ARPO].measured is not None
     assert found[ARPO].mean_score > found[ARPO].measured.value  # some failures have a score of 0.4
     assert found["table1_base_standard"].trainings == 0
+
+
+def test_tasks_that_the_untrained_policy_ran_once(made: Made) -> None:
+    """Their noise comes from the trainings, far below the bound of independent tasks: with one trial about
+    sqrt(2) times that of two, with a single task run once a little more than that of two."""
+    scores = read_scores(made.results / "scores.parquet")
+    scores = scores[scores["arm"].isin(["base", "arpo"])]
+    base = scores["arm"] == "base"
+
+    def shared(table: pd.DataFrame) -> float:
+        with mock.patch.object(statistics, "RESAMPLES", 99):
+            rows = summarise(made.config, table, [], [], []).differences
+        found = {row.seed: row for row in rows if (row.arm, row.protocol) == ("arpo", "hard")}
+        error = found.pop(None).training_error
+        assert error is not None
+        return math.sqrt(error**2 - np.var([row.difference.value for row in found.values()], ddof=1) / 5)
+
+    twice, once = shared(scores), shared(scores[~base | (scores["trial"] == 0)])
+    rate = scores[base]["success_hard"].mean()
+    assert 1.25 * twice < once < 0.8 * math.sqrt(rate * (1 - rate) / 369)
+    assert twice < shared(scores.drop(index=scores.index[base][0])) < 1.3 * twice
 
 
 def test_it_is_marked_as_invented_all_the_same(study: Study) -> None:

@@ -24,6 +24,7 @@ adjusted by Holm before a word is given. All functions take numpy arrays as well
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +88,13 @@ def square_and_add(ours: Triple, theirs: Triple) -> tuple[float, float]:
     return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
-def published_noise(rates: list[float], tasks: int) -> float:
+def published_noise(rates: Sequence[Number], tasks: int) -> Number:
     """Bound of the noise of a printed rate, or of the difference of two; fractions.
 
     A rate of 0 or 1 is no proof that there is no noise: half a task at least.
     """
-    kept = [min(max(rate, 0.5 / tasks), 1 - 0.5 / tasks) for rate in rates]
-    return math.sqrt(sum(rate * (1 - rate) for rate in kept) / tasks)
+    kept = [np.clip(rate, 0.5 / tasks, 1 - 0.5 / tasks) for rate in rates]
+    return np.sqrt(sum(rate * (1 - rate) for rate in kept) / tasks)
 
 
 def prediction(ours: Estimate, published: float, noise: float) -> Triple:

@@ -36,7 +36,7 @@ MOST = 100
 
 def run_noise(rate: float, tasks: int, trials: int) -> float:
     """Standard error of a rate over fixed tasks with so many runs each; fractions."""
-    return math.sqrt(WITHIN / trials) * published_noise([rate], tasks)
+    return float(math.sqrt(WITHIN / trials) * published_noise([rate], tasks))
 
 
 @dataclass(frozen=True)

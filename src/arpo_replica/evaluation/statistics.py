@@ -30,12 +30,13 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats import proportion as smp
 
+from arpo_replica.evaluation.comparison import published_noise
 from arpo_replica.evaluation.records import Interval
 
 CONFIDENCE = 0.95
@@ -187,6 +188,26 @@ def over_trainings(values: Sequence[float], shared: float = 0.0) -> Trainings | 
     centre = float(sample.mean())
     method = f"Student's t over {sample.size} trainings"
     return Trainings(Interval(centre, centre - half, centre + half, method, "training seeds"), error, degrees)
+
+
+def shared_noise(reference: Any, trained: Any) -> Any:
+    """Standard error of the reference's mean rate for new runs of its tasks, some of them run only once.
+
+    ``reference`` (..., tasks) and ``trained`` (..., trainings, tasks) are rates of the same tasks. One run
+    shows no noise, but the trainings show what else it could have been. Over tasks, the reference minus the
+    mean of the trainings varies by the reference's noise, by the trainings' own (known from how they differ),
+    and by how unequally training moved the tasks. The second is taken off. The third stays: the answer is
+    right where training moves all tasks alike (benchmarks/results/verdicts.json) and too large elsewhere,
+    though never beyond the bound of independent tasks.
+    """
+    trainings, tasks = trained.shape[-2:]
+    bound = published_noise([reference.mean(-1)], tasks)
+    if tasks < 2:
+        return bound
+    apart = (reference - trained.mean(-2)).var(-1, ddof=1)
+    own = trained.var(-2, ddof=1).mean(-1) / trainings
+    seen = np.sqrt(np.maximum(apart - own, 0) / tasks)
+    return np.where(seen > 0, np.minimum(seen, bound), bound)
 
 
 def pass_at_k(runs: Mapping[str, Sequence[bool]], k: int) -> Interval | None:

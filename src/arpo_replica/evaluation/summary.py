@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -245,7 +244,7 @@ def _rate_per_seed(episodes: pd.DataFrame, protocol: Protocol) -> dict[int, floa
     for seed, part in episodes.groupby("seed"):
         runs = runs_of(part, protocol)
         if runs:
-            found[int(str(seed))] = statistics.fmean(map(statistics.fmean, runs.values()))
+            found[int(str(seed))] = statistics.fmean(_rate_per_task(runs).values())
     return found
 
 
@@ -254,21 +253,25 @@ def _gain_per_seed(
 ) -> tuple[dict[int, float], float]:
     """Seed -> difference on the tasks that both sides have; and the noise that all of them share."""
     base = runs_of(reference, protocol) if theirs.arm == UNTRAINED else {}
-    found = {}
+    found, rates = {}, []
     for seed, part in arm.groupby("seed"):
-        runs = runs_of(part, protocol)
-        other = base or runs_of(reference[reference["seed"] == seed], protocol)
-        shared = [task for task in runs if task in other]
+        ours = _rate_per_task(runs_of(part, protocol))
+        other = _rate_per_task(base or runs_of(reference[reference["seed"] == seed], protocol))
+        shared = [task for task in ours if task in other]
         if shared:
-            found[int(str(seed))] = statistics.fmean(
-                statistics.fmean(runs[task]) - statistics.fmean(other[task]) for task in shared
-            )
-    if not base:
+            found[int(str(seed))] = statistics.fmean(ours[task] - other[task] for task in shared)
+            rates.append(ours)
+    if not base or len(found) < st.FEWEST_TRAININGS:
         return found, 0.0
-    rate = statistics.fmean(map(statistics.fmean, base.values()))
     noise = st.conditional_se(base)
-    # One run per task shows no run-to-run noise: then the bound for independent tasks, as for the paper.
-    return found, math.sqrt(rate * (1 - rate) / len(base)) if noise is None else noise
+    if noise is None:
+        both = pd.DataFrame([_rate_per_task(base), *rates]).dropna(axis="columns").to_numpy()
+        noise = float(st.shared_noise(both[0], both[1:]))
+    return found, noise
+
+
+def _rate_per_task(runs: Runs) -> dict[str, float]:
+    return {task: statistics.fmean(outcomes) for task, outcomes in runs.items()}
 
 
 def _over_trainings(
