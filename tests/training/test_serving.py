@@ -18,12 +18,14 @@ from tiny_model import build_tiny_model
 
 from arpo_replica.actions.coordinates import smart_resize
 from arpo_replica.base.environments import ROOT
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import PolicyError, UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, Sampling
 from arpo_replica.policy.prompt import build_messages
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
+from arpo_replica.rollout.episode import Labels
+from arpo_replica.rollout.run import serve
 from fakes import make_task, png
 
 pytestmark = pytest.mark.cpu_env
@@ -160,6 +162,33 @@ def test_vllm_dies_with_its_killed_owner(model, tmp_path):
     owner.stdout.close()
     _, left = psutil.wait_procs([watcher, *family], timeout=20)
     assert left == []
+
+
+def test_a_copy_that_dies_leaves_its_episodes_to_the_other(config, model, tmp_path):
+    copies = config.serving.model_copy(update={"data_parallel": 2})
+    two = config.model_copy(update={"serving": copies})
+    labels = Labels("base", 0, "base", "nano", "process", "", {})
+    sampling = Sampling(0.0, 1.0, REPLY_TOKENS, {})
+
+    async def main():
+        async with serve(two, model, labels, tmp_path / "vllm.log") as serving:
+            await serving.ready()
+            policies = [serving.policy(two.policy, sampling, (0, "base", trial)) for trial in range(2)]
+            conversations = [policy.start(make_task()) for policy in policies]
+            alike = [await conversation.reply(noise(1)) for conversation in conversations]
+            dying = next(copy for copy in serving.copies if copy.endpoint is policies[0].endpoint)
+            for process in psutil.Process(dying.server._guard.pid).children(recursive=True):
+                process.kill()
+            with pytest.raises(PolicyError):
+                await conversations[0].reply(noise(2))
+            await serving.check()
+            assert [copy.endpoint for copy in serving.copies] == [policies[1].endpoint]
+            heir = serving.policy(two.policy, sampling, (0, "base", 0)).start(make_task())
+            return [*alike, await heir.reply(noise(1))]
+
+    first, second, third = asyncio.run(main())
+    assert first == second == third
+    assert (tmp_path / "vllm_2.log").is_file()
 
 
 def test_a_folder_that_is_no_model_fails_with_the_reason(config, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,11 +20,19 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.locks import lock
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.policy.endpoint import Endpoint as PolicyEndpoint
 from arpo_replica.policy.endpoint import check_endpoint
-from arpo_replica.policy.manifest import register_model
+from arpo_replica.policy.manifest import read_manifest, register_model
 from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import EpisodeRecord
-from arpo_replica.rollout.run import collect_rollouts
+from arpo_replica.rollout.run import (
+    Copy,
+    Serving,
+    collect_rollouts,
+    collect_served,
+    make_labels,
+    output_root,
+)
 from arpo_replica.tasks.splits import resolve
 from fakes import CLICK, FINISHED, FakeProvider
 
@@ -34,6 +43,8 @@ class Endpoint(threading.Thread):
     def __init__(self):
         super().__init__(daemon=True)
         self.requests: list[dict] = []
+        self.dies_after = 10**6
+        """Requests that it answers; then it refuses whatever comes, as one that is going down."""
         self.loop = asyncio.new_event_loop()
         self.url = ""
         self.ready = threading.Event()
@@ -46,10 +57,14 @@ class Endpoint(threading.Thread):
 
     async def serve(self):
         async def models(_):
+            if len(self.requests) >= self.dies_after:
+                raise web.HTTPBadGateway
             return web.json_response({"data": [{"id": "lab"}]})
 
         async def complete(request):
             body = await request.json()
+            if len(self.requests) >= self.dies_after:
+                raise web.HTTPBadGateway
             self.requests.append(body)
             turns = sum(message["role"] == "assistant" for message in body["messages"])
             reply = {"message": {"content": FINISHED if turns else CLICK}}
@@ -187,6 +202,40 @@ def test_a_dead_endpoint_is_refused_before_a_desktop_starts(tmp_path, endpoint):
     assert provider.attempts == 0
 
 
+def test_episodes_are_spread_over_copies_and_go_on_without_a_dead_one(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    other = Endpoint()
+    outputs = [output_root({"mine": resolve(config, "mine").load()}, root) for root in roots]
+    labels = make_labels(config, read_manifest(manifest))
+
+    @contextlib.asynccontextmanager
+    async def two():
+        async with contextlib.AsyncExitStack() as stack:
+            options = {"model": None, "api_key": None, "timeout_s": 10.0, "connections": 4}
+            served = [
+                await stack.enter_async_context(PolicyEndpoint(url, **options))
+                for url in (endpoint.url, other.url)
+            ]
+            yield Serving([Copy(entry, None) for entry in served])
+
+    other.dies_after = 2
+    progress = asyncio.run(collect_served(config, outputs, labels, provider=FakeProvider(), serving=two()))
+    other.stop()
+    assert progress.outcomes == {"success": 6}
+    assert progress.retries >= 1
+    assert len(other.requests) == 2
+    assert len(endpoint.requests) >= 10  # 12 in all, and those of the conversations that broke
+
+
+def test_all_copies_gone_end_the_job(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    endpoint.dies_after = 3
+    with pytest.raises(UserError, match=r"answers with status 502"):
+        collect(config, manifest, roots, provider=FakeProvider())
+    endpoint.dies_after = 10**6
+    assert collect(config, manifest, roots, provider=FakeProvider()).outcomes["success"] >= 4
+
+
 def test_an_endpoint_can_be_checked_before_any_work(endpoint):
     check_endpoint(endpoint.url)
     with pytest.raises(UserError, match=r"policy\.endpoint"):
@@ -206,7 +255,14 @@ JOB = """
 import sys
 from pathlib import Path
 from arpo_replica.config import load_config
-from arpo_replica.rollout.run import collect_rollouts
+from arpo_replica.rollout.run import (
+    Copy,
+    Serving,
+    collect_rollouts,
+    collect_served,
+    make_labels,
+    output_root,
+)
 from arpo_replica.tasks.splits import resolve
 from fakes import FakeProvider
 class Loud(FakeProvider):

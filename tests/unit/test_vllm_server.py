@@ -249,6 +249,22 @@ def test_the_command_serves_what_the_config_says(config, tmp_path, monkeypatch):
     assert rollout_gpus(several, "grpo") == 2
 
 
+def test_copies_have_gpus_of_their_own(config, monkeypatch):
+    def cards(accelerator="cuda", **serving):
+        update = {"accelerator": accelerator, "serving": config.serving.model_copy(update=serving)}
+        changed = config.model_copy(update=update)
+        return vllm_server.cards_of_copies(changed), rollout_gpus(changed, "grpo")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cards() == ([None], 1)
+    assert cards(data_parallel=2, tensor_parallel=2) == (["0,1", "2,3"], 4)
+    assert cards("cpu", data_parallel=2) == ([None, None], 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    assert cards(data_parallel=2) == (["3", "GPU-5a"], 2)
+    with pytest.raises(UserError, match=r"is 3 GPUs, but CUDA_VISIBLE_DEVICES names 2"):
+        cards(data_parallel=3)
+
+
 def test_a_whole_image_fits_into_one_engine_step(config):
     big = config.policy.model_copy(update={"max_pixels": 12_845_056, "max_model_len": 65_536})
     assert vllm_server.batched_tokens(config.model_copy(update={"policy": big})) >= 12_845_056 // 784

@@ -126,8 +126,8 @@ def large_jobs(config: StudyConfig) -> list[Need]:
         for arm in config.online_arms
     ]
     rollouts = [
-        Need("collect_rollouts", arm, rollout_gpus(config, arm), "serving.tensor_parallel", memory)
-        for memory in [rollout_memory(config, 1)]
+        Need("collect_rollouts", arm, rollout_gpus(config, arm), key, memory)
+        for key, memory in [("serving.tensor_parallel x data_parallel", rollout_memory(config, 1))]
         for arm in config.arms
     ]
     return [*trainings, *rollouts]
@@ -197,7 +197,7 @@ def check_nodes(config: StudyConfig) -> None:
 
 def rollout_memory(config: StudyConfig, attempt: int) -> int:
     """Main memory of the job that serves a checkpoint, MB."""
-    weights = costs_of(config).weights * 4 / 1e6
+    weights = costs_of(config).weights * 4 / 1e6 * config.serving.data_parallel
     least = BASE_MB + desktops_mb(config) + math.ceil(weights)
     return grown(least, attempt, gpus=config.accelerator == "cuda")
 

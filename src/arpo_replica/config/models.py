@@ -89,6 +89,9 @@ class ServingConfig(Section):
     """Number format of the weights; `auto`: float32 on a CPU, the model's own on a GPU."""
     tensor_parallel: Positive = 1
     """GPUs that hold one copy of the model together, and each a share of its screenshots' encoding."""
+    data_parallel: Positive = 1
+    """Copies of the model, each a vLLM on GPUs of its own; episodes are spread over them, and go on with the
+    others when one dies."""
 
 
 class RolloutConfig(Section):

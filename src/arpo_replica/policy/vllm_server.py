@@ -136,7 +136,7 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
         "VLLM_HOST_IP": "127.0.0.1",
     }
     # On a GPU these threads work on the screenshots, which vLLM takes one after another.
-    variables["OMP_NUM_THREADS"] = str(config.threads)
+    variables["OMP_NUM_THREADS"] = str(max(1, config.threads // config.serving.data_parallel))
     if config.accelerator == "cpu":
         variables |= {"OMP_NUM_THREADS": str(engine_threads(config)), "OMP_WAIT_POLICY": "PASSIVE"}
     return variables
@@ -167,13 +167,31 @@ def quiet_environment(config: StudyConfig, scratch: Path) -> dict[str, str]:
 
 
 def engine_threads(config: StudyConfig) -> int:
-    """Threads of vLLM's engine on a CPU: half of the job's, the others are for the desktops.
+    """Threads of a vLLM's engine on a CPU: all engines have half of the job's, the desktops the others.
 
     OpenMP's threads wait for each other by spinning. Beside two busy processes on two cores, 8
     conversations with a policy of 1.2 M weights got 54 tokens/s from two spinning threads, 480 from two
     that sleep (``OMP_WAIT_POLICY=PASSIVE``) and 870 from one.
     """
-    return max(1, config.threads // 2)
+    return max(1, config.threads // 2 // config.serving.data_parallel)
+
+
+def cards_of_copies(config: StudyConfig) -> list[str | None]:
+    """For each copy of the model the GPUs that it shall see, as in ``CUDA_VISIBLE_DEVICES``; None: all.
+
+    Raises ``UserError`` if the job sees fewer GPUs than the copies need.
+    """
+    copies, each = config.serving.data_parallel, config.serving.tensor_parallel
+    if copies == 1 or config.accelerator == "cpu":
+        return [None] * copies
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(copies * each)]
+    if len(names) < copies * each:
+        raise UserError(
+            f"serving.data_parallel x serving.tensor_parallel is {copies * each} GPUs, but "
+            f"CUDA_VISIBLE_DEVICES names {len(names)}; lower one of the keys or give the job more GPUs."
+        )
+    return [",".join(names[first : first + each]) for first in range(0, copies * each, each)]
 
 
 def free_port() -> int:
@@ -290,13 +308,15 @@ class GuardedServer(ABC):
 
 
 class VllmServer(GuardedServer):
-    def __init__(self, config: StudyConfig, model: Path, log: Path) -> None:
+    def __init__(self, config: StudyConfig, model: Path, log: Path, cards: str | None = None) -> None:
+        """``cards``: the GPUs that it shall see (``cards_of_copies``)."""
         super().__init__(log, start_timeout_s=config.serving.start_timeout_s)
         self.config = config
         self.model = model.resolve()
+        self.cards = cards
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
-        return (
-            serve_command(self.config, self.model, self.port),
-            serve_environment(self.config, scratch, self.api_key),
-        )
+        environment = serve_environment(self.config, scratch, self.api_key)
+        if self.cards is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.cards
+        return serve_command(self.config, self.model, self.port), environment

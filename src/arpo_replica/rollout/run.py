@@ -9,9 +9,10 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import UserError
@@ -19,11 +20,12 @@ from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling
 from arpo_replica.policy.manifest import Manifest, read_manifest
-from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer
-from arpo_replica.providers.pool import make_provider
+from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer, cards_of_copies
+from arpo_replica.providers.pool import make_provider, one_line
 from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes, open_episodes
 from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.progress import Progress
@@ -35,24 +37,61 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Serving:
-    """A policy that is being served, perhaps not yet ready."""
+class Copy:
+    """One server of a policy: a vLLM of ours, or one elsewhere."""
 
     endpoint: Endpoint
     server: VllmServer | None
-
-    async def ready(self) -> None:
-        """Wait until it answers."""
-        if self.server is not None:
-            seconds = await self.server.ready()
-            logger.info(f"vLLM was ready after {seconds:.1f} s")
-        await self.endpoint.check()
+    users: WeakSet[EndpointPolicy] = field(default_factory=WeakSet)
+    """Of the episodes that it answers now."""
 
     async def check(self) -> None:
-        """After a failed request: raises if the server is gone, else returns."""
+        """Raises ``UserError`` if it is gone."""
         if self.server is not None:
             self.server.check_alive()
         await self.endpoint.check()
+
+
+@dataclass
+class Serving:
+    """A policy that is being served, perhaps not yet ready, by one server or several alike."""
+
+    copies: list[Copy]
+
+    async def ready(self) -> None:
+        """Wait until all answer."""
+        servers = [copy.server for copy in self.copies if copy.server is not None]
+        for seconds in await asyncio.gather(*(server.ready() for server in servers)):
+            logger.info(f"vLLM was ready after {seconds:.1f} s")
+        await self.check()
+
+    async def check(self) -> None:
+        """Leave out what is gone; raises ``UserError`` if nothing remains."""
+        for copy in list(self.copies):
+            try:
+                await copy.check()
+            except UserError as error:
+                if self.copies == [copy]:
+                    raise
+                if copy in self.copies:
+                    self.copies.remove(copy)
+                    logger.info(
+                        f"going on with {len(self.copies)} of the policy's servers: {one_line(error)}"
+                    )
+
+    def policy(
+        self, config: PolicyConfig, sampling: Sampling, seed_parts: tuple[object, ...]
+    ) -> EndpointPolicy:
+        """The policy for one episode, on the server with the fewest: its conversation stays there."""
+        copy = min(self.copies, key=lambda copy: len(copy.users))
+        if copy.server is None:
+            policy = EndpointPolicy(copy.endpoint, config, sampling, seed_parts)
+        else:
+            # The history then holds the tokens that were sampled, special ones too (vLLM's own field).
+            sampling = replace(sampling, extra={"skip_special_tokens": False})
+            policy = NamedImagePolicy(copy.endpoint, config, sampling, seed_parts)
+        copy.users.add(policy)
+        return policy
 
 
 def collect_rollouts(
@@ -159,14 +198,12 @@ async def collect_served(
     )
     began = time.monotonic()
     async with serving as served:
-        # The history then holds the tokens that were sampled, special ones too (vLLM's own field).
-        extra = {"skip_special_tokens": False} if served.server else {}
-        sampling = Sampling(evaluation.temperature, evaluation.top_p, config.policy.max_new_tokens, extra)
+        sampling = Sampling(evaluation.temperature, evaluation.top_p, config.policy.max_new_tokens)
         progress = await collect_episodes(
             outputs,
             provider=provider,
-            policy=lambda root: (NamedImagePolicy if served.server else EndpointPolicy)(
-                served.endpoint, config.policy, sampling, (labels.seed, labels.stage, root.trial)
+            policy=lambda root: served.policy(
+                config.policy, sampling, (labels.seed, labels.stage, root.trial)
             ),
             parser=UITarsParser.of(config.policy, config.desktop.screen),
             labels=labels,
@@ -194,16 +231,19 @@ async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> 
             key_variable=config.policy.api_key_variable,
         ) as endpoint:
             await endpoint.check()  # before any desktop is started
-            yield Serving(endpoint, None)
+            yield Serving([Copy(endpoint, None)])
         return
-    async with (
-        VllmServer(config, model, log) as server,
-        Endpoint(
-            server.url,
-            model=SERVED_NAME,
-            api_key=server.api_key,
-            timeout_s=timeout_s,
-            connections=connections,
-        ) as endpoint,
-    ):
-        yield Serving(endpoint, server)
+    async with contextlib.AsyncExitStack() as stack:
+        serving = Serving([])
+        for number, cards in enumerate(cards_of_copies(config)):
+            file = log.with_stem(f"{log.stem}_{number + 1}") if number else log
+            server = await stack.enter_async_context(VllmServer(config, model, file, cards))
+            endpoint = Endpoint(
+                server.url,
+                model=SERVED_NAME,
+                api_key=server.api_key,
+                timeout_s=timeout_s,
+                connections=connections,
+            )
+            serving.copies.append(Copy(await stack.enter_async_context(endpoint), server))
+        yield serving
