@@ -9,6 +9,7 @@ from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.providers.desktop_image import image_files
+from arpo_replica.workflow.console import quieten
 from arpo_replica.workflow.job import SNAKEMAKE
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
@@ -30,6 +31,24 @@ try:
 except UserError as error:
     refuse(error)
 asked = Asked(study.config)
+
+
+def ending():
+    """How the study came out, where its page is, what to do next."""
+    from arpo_replica.report.render import (
+        ending,
+    )  # only now: its libraries take a second to import
+
+    return ending(study.config)
+
+
+shown = workflow.output_settings
+if workflow.is_main_process and not shown.dryrun and not shown.verbose:
+    quieten(logger, shown.show_failed_logs, ending)
+
+
+onsuccess:
+    logger.info(ending())
 
 
 # Of a run alone, not of a dry run, a lint or a graph: these need nothing but the controller's environment.

@@ -69,6 +69,29 @@ def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     write_atomically(out, _page(config, gallery, context).encode())
 
 
+def ending(config: StudyConfig) -> str:
+    """Three lines for the end of a run: what came out, where the page is, what to do next.
+
+    Empty where there is no page yet, as after ``snakemake table1``.
+    """
+    results, page = Path("results", config.name), Path("reports", config.name, "index.html")
+    try:
+        numbers = Summary.model_validate_json((results / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    if not page.is_file():
+        return ""
+    rates = [row for _, row in views.own_rates(numbers) if row.seed is None or row.arm != "base"]
+    came_out = "; ".join(
+        f"{row.arm} {row.split} {words.percent(row.of_valid.value)} %" for row in rates if row.of_valid
+    )
+    return (
+        f"What came out: {came_out} (hard protocol).\n"
+        f"The page:      {page.resolve()}\n"
+        "Next:          open the page in a browser; docs/after_the_demo.md says what else can be asked."
+    )
+
+
 def _context(
     config: StudyConfig,
     summary: Summary,

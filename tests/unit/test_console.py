@@ -1,0 +1,66 @@
+"""The terminal of a run: one line a job, errors without walls of files, the ending of a finished study."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake.logging import ColorizingTextHandler
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from arpo_replica.workflow.console import HANDLER, quieten
+
+JOB = {
+    "rule_name": "train_stage",
+    "wildcards": {"arm": "arpo", "seed": "0"},
+    "rule_msg": None,
+    "input": [f"in_{number}" for number in range(60)],
+    "output": [f"out_{number}" for number in range(60)],
+    "log": [],
+    "conda_env": None,
+    "shellcmd": None,
+    "aux": {},
+}
+
+
+@pytest.fixture
+def terminal():
+    """(a logger as Snakemake's, what it wrote)."""
+    handler = ColorizingTextHandler(nocolor=True, stream=io.StringIO())
+    handler.name = HANDLER
+    logger = logging.Logger("snakemake")
+    logger.addHandler(handler)
+    quieten(logger, True, lambda: "What came out: 1 of 2")
+    return logger, handler.stream
+
+
+def test_a_job_is_one_line_with_its_place_its_name_and_its_time(terminal):
+    logger, said = terminal
+    logger.info("Select jobs to execute...")
+    logger.info(None, extra={"event": LogEvent.JOB_INFO, "jobid": 7, **JOB})
+    assert said.getvalue() == ""
+    logger.info("Finished jobid: 7", extra={"event": LogEvent.JOB_FINISHED, "job_id": 7})
+    logger.info(None, extra={"event": LogEvent.PROGRESS, "done": 3, "total": 25})
+    assert said.getvalue() == "[ 3/25] train_stage arpo 0 (0 s)\n"
+
+
+def test_a_failed_job_names_its_rule_and_no_wall_of_files(terminal):
+    logger, said = terminal
+    logger.error("failed", extra={"event": LogEvent.JOB_ERROR, "jobid": 7, "rule": None, **JOB})
+    assert "Error in rule train_stage" in said.getvalue()
+    assert "in_3" not in said.getvalue()
+    assert "out_3" not in said.getvalue()
+
+
+def test_other_words_of_snakemake_stay(terminal):
+    logger, said = terminal
+    logger.warning("A run would refuse to start: no disk")
+    assert said.getvalue() == "A run would refuse to start: no disk\n"
+
+
+def test_a_finished_study_says_how_it_came_out(terminal):
+    logger, said = terminal
+    logger.info(NOTHING_TO_BE_DONE_MSG)
+    assert said.getvalue().endswith("What came out: 1 of 2\n")
