@@ -1,8 +1,8 @@
 """What Snakemake shows while a study runs: one line for each finished job, not the files and reasons of all.
 
 Snakemake's own formatter does the rest (errors, tables of jobs), and its log file under ``.snakemake/log``
-has everything. Dry runs and ``--verbose`` show what they always did. A formatter is less than a plug-in of our
-own, and leaves ``--logger`` to those who have one.
+has everything. Dry runs and ``--verbose`` show what they always did. A formatter is less than a plug-in of
+our own, and leaves ``--logger`` to those who have one.
 """
 
 from __future__ import annotations
