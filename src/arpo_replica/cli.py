@@ -120,7 +120,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 @command(
     "explain",
-    "say what a key of the config decides, and what runs again",
+    "say what a key of the config means and decides, and what runs again",
     option("key", help="e.g. training.learning_rate, or a section: desktop"),
 )
 def run_explain(options: argparse.Namespace) -> int:
@@ -378,17 +378,16 @@ def run_replay_study(options: argparse.Namespace) -> int:
     return 0
 
 
-@command("docs", "write the generated pages of configs/ and docs/ anew")
+@command("docs", "write the generated pages of docs/ anew")
 def run_docs(options: argparse.Namespace) -> int:
     """Write the generated pages anew."""
     from arpo_replica.actions.compared import write_actions_page
-    from arpo_replica.config.docs import render_docs, render_reruns
+    from arpo_replica.config.docs import render_reruns
     from arpo_replica.doctor.examine import fill
     from arpo_replica.evaluation.tables import write_results_docs
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page
 
-    Path("configs/README.md").write_text(render_docs())
     Path("docs/what_reruns.md").write_text(render_reruns())
     write_results_docs(Path("docs"))
     page = Path("docs/doctor.md")

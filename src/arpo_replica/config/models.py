@@ -1,7 +1,7 @@
 """The configuration of a study: one typed model, the only source of schema, defaults and docs.
 
 A study is one YAML file under ``configs/``. Unknown keys are refused. The docstring under a field is
-its documentation (``configs/README.md`` is generated from here).
+its documentation, in ``arpo explain`` and on the docs site.
 """
 
 from __future__ import annotations
