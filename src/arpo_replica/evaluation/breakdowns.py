@@ -11,7 +11,6 @@ import json
 import math
 import re
 import statistics
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -309,7 +308,7 @@ def effort_rows(table: pd.DataFrame) -> Iterator[r.EffortRow]:
 
 
 def replay_rows(curves: Sequence[r.Curve]) -> Iterator[r.ReplayRow]:
-    """When replay fired in each training, for which tasks, how old the trajectories were."""
+    """When replay fired in each training, and how old the trajectories were."""
     for curve in curves:
         swaps = [(point.step, swap) for point in curve.points for swap in point.swaps]
         ages = [swap.age for _, swap in swaps]
@@ -320,7 +319,6 @@ def replay_rows(curves: Sequence[r.Curve]) -> Iterator[r.ReplayRow]:
             all_fail_groups=_sum(point.all_fail_groups for point in curve.points),
             fired=len(swaps),
             first_step=swaps[0][0] if swaps else None,
-            tasks=dict(sorted(Counter(swap.task for _, swap in swaps).items())),
             age_mean=statistics.fmean(ages) if ages else None,
             age_median=float(statistics.median(ages)) if ages else None,
             age_max=max(ages, default=None),

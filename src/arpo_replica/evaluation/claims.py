@@ -109,7 +109,6 @@ def compare(
     return r.Claims(
         study=config.name,
         size=config.size,
-        synthetic=summary.synthetic,
         claims=results,
         inputs=[],
         mark=mark_of(config, summary),

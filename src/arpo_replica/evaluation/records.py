@@ -209,8 +209,6 @@ class ReplayRow(Training):
     """Groups that got a replayed success."""
     first_step: int | None
     """Update at which replay fired first; None: never."""
-    tasks: dict[str, int]
-    """Task -> times that it got a replayed success."""
     age_mean: float | None
     """Updates between making and replaying, mean over all swaps."""
     age_median: float | None
@@ -577,7 +575,7 @@ class Summary(Document):
     size: str
     desktop: str
     synthetic: bool = False
-    """True if any episode was invented by a generator: such a study is never published."""
+    """True if any episode's own record says that a generator invented it: such a study is never published."""
     seeds: list[int]
     trials: int
     splits: dict[str, SplitFacts]
@@ -716,8 +714,6 @@ class Claims(Document):
     schema_version: Literal[1] = 1
     study: str
     size: str
-    synthetic: bool = False
-    """True if any episode was invented: then no verdict is a result, and nothing may be published."""
     claims: list[ClaimResult]
     inputs: list[InputFile]
     mark: str = ""
@@ -740,7 +736,6 @@ class TargetDocument(Document):
     study: str
     mark: str
     """Size, desktops, step limit and task sets: never to be left out beside a number."""
-    synthetic: bool
     splits: dict[str, str]
     """Part in the paper's table or figure -> this study's split (or training)."""
     columns: list[str]

