@@ -115,7 +115,9 @@ def test_axe_finds_nothing_serious(browser: Browser, html: Path, width: int, sch
     watched = open_page(browser, html, viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = watched.page
     page.evaluate("document.querySelectorAll('details:not(.card)').forEach((d) => { d.open = true; })")
-    page.evaluate("document.querySelector('.card').open = true")
+    page.evaluate(
+        "for (const kind of ['.film', '.card:not(.film)']) document.querySelector(kind).open = true"
+    )
     page.wait_for_selector(".player")
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -152,7 +154,7 @@ def test_compressed_episodes_are_unpacked_when_asked_for(
     watched = open_page(browser, squeezed)
     page = watched.page
     index = json.loads(page.text_content("#episode-index") or "")
-    everything = [episode for group in index["groups"] for episode in group["episodes"]]
+    everything = [episode for group in index["groups"] if group["arm"] for episode in group["episodes"]]
     packed = [episode for episode in everything if episode[5] >= 0]
     assert 0 < len(packed) < len(everything)
     assert (
@@ -204,7 +206,7 @@ def test_filters_by_arm_outcome_and_flip(browser: Browser, squeezed: Path) -> No
 def test_keyboard_alone_reads_an_episode_and_the_next(browser: Browser, squeezed: Path) -> None:
     watched = open_page(browser, squeezed)
     page = watched.page
-    page.locator(".card summary").first.focus()
+    page.locator(".card:not(.film) summary").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".card[open] .player")
     first = page.locator(".card[open]").get_attribute("id")
@@ -225,6 +227,73 @@ def test_keyboard_alone_reads_an_episode_and_the_next(browser: Browser, squeezed
     page.locator("#filters input").focus()
     page.keyboard.type("np")
     assert page.locator("#filters input").input_value() == "np"
+    assert watched.complaints() == []
+    page.close()
+
+
+def test_a_flip_leads_to_the_arms_side_by_side_and_back(browser: Browser, html: Path, study: Study) -> None:
+    watched = open_page(browser, html, viewport={"width": 1366, "height": 900})
+    page = watched.page
+    chip = page.locator(".matrix a.flip-gained").first
+    column = chip.evaluate("(e) => e.closest('td').cellIndex")
+    wanted = chip.get_attribute("href")
+    chip.click()
+    page.wait_for_url(f"**{wanted}")
+    film = page.locator(f"{wanted}[open]")
+    box = film.bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] < 100  # on the screen, whatever its size
+    # The arm that gained succeeds where the first fails, and its first unlike action is marked once.
+    heads = film.locator(".reel-head").all_text_contents()
+    assert len(heads) == 3
+    assert "not solved, score 0" in heads[0]
+    assert "✓ solved, score 1" in " ".join(heads[column - 1].split())
+    assert film.locator(".reel").nth(0).locator(".parted").count() == 0
+    marked = film.locator(".reel").nth(column - 1).locator(".parted")
+    assert marked.count() == 1
+    assert "unlike base from here" in (marked.text_content() or "")
+    # To an episode of it, to the same task in another arm, and back.
+    film.locator(".reel-head a").nth(column - 1).click()
+    page.wait_for_selector(".card:not(.film)[open] .player")
+    card = page.locator(".card:not(.film)[open]")
+    first = card.get_attribute("id")
+    assert card.locator(".twins a[aria-current]").get_attribute("href") == f"#{first}"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(f"**#{first}.2")
+    card.locator(".twins a:not([aria-current])").first.click()
+    page.wait_for_url(lambda url: f"#{first}" not in url)
+    page.go_back()
+    page.wait_for_url(f"**#{first}.2")
+    page.wait_for_function(
+        f"document.querySelector('#{first} .player output').textContent.startsWith('2 of')"
+    )
+    page.locator(f"#{first} .twins a").last.click()
+    page.wait_for_url(f"**{wanted}")
+    assert watched.complaints() == []
+    page.close()
+    # The address alone opens the step.
+    again = open_page(browser, html)
+    again.page.goto(f"{html.as_uri()}#{first}.2")
+    again.page.reload()
+    again.page.wait_for_selector(f"#{first}[open] .step:nth-child(2):not([hidden])")
+    again.page.close()
+
+
+def test_an_opened_card_is_on_the_screen_and_in_the_address(browser: Browser, html: Path) -> None:
+    watched = open_page(browser, html, viewport={"width": 1366, "height": 900})
+    page = watched.page
+    card = page.locator(".card:not(.film)").nth(6)
+    card.locator("summary").scroll_into_view_if_needed()
+    name = card.get_attribute("id")
+    card.locator("summary").click()
+    page.wait_for_url(f"**#{name}")
+    box = card.locator(".player").bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] <= 900 - box["height"]
+    page.keyboard.press("n")
+    page.wait_for_url(lambda url: "#ep" in url and f"#{name}" not in url)
+    page.keyboard.press("Escape")
+    page.wait_for_url("**#episodes")
     assert watched.complaints() == []
     page.close()
 
@@ -253,7 +322,7 @@ def test_full_set_lies_beside_the_page(browser: Browser, tmp_path: Path) -> None
     failed: list[str] = []
     page.on("console", lambda message: failed.append(message.text))
     page.goto(page_file.as_uri())
-    page.locator(".card summary").first.click()
+    page.locator(".card:not(.film) summary").first.click()
     page.wait_for_function(
         "[...document.querySelectorAll('.card[open] .step:not([hidden]) img')]"
         ".every((image) => image.naturalWidth > 100)"

@@ -39,7 +39,10 @@ async def test_set_up_and_score_go_through_desktop_env(worker, guest):
     assert await worker.set_up(task, guest.address, SCREEN) == []
     assert await score(worker, guest, task) == 1.0
     guest.answers["/execute"] = lambda _: executed("no")
-    assert await score(worker, guest, task) == 0.0
+    found = await score(worker, guest, task)
+    assert found == 0.0
+    assert found.expected.startswith("exact_match {'expected': 'yes'}")
+    assert found.found == "'no'"
     sent = [body["command"] for _, path, body in guest.calls if path == "/setup/execute"]
     assert sent == [["echo", "320x120 password"]]
 

@@ -8,7 +8,8 @@ import pytest
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, run_episode
+from arpo_replica.desktop.interface import WORDS, Score
+from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 
 LIMITS = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5)
@@ -152,6 +153,15 @@ async def test_text_that_utf8_cannot_hold_is_recorded_harmlessly():
 async def test_a_broken_desktop_is_an_error_not_a_score(event):
     with pytest.raises(DesktopError, match=event):
         await episode(CLICK, FINISHED, provider=FakeProvider(broken(event)))
+
+
+async def test_the_record_says_what_the_evaluator_wanted_and_found():
+    result, _ = await episode(FINISHED, provider=FakeProvider(score=Score.of(0.0, "a file", "x" * 1000)))
+    labels = Labels("base", 0, "base", "nano", "process", "0" * 64, {})
+    record = make_record(make_task(), result, labels, split="s", trial=0, errors=[], started_at=0.0)
+    assert (record.expected, record.found) == ("a file", "x" * WORDS)
+    broken = make_record(make_task(), None, labels, split="s", trial=0, errors=["gone"], started_at=0.0)
+    assert (broken.expected, broken.found) == ("", "")
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.5])

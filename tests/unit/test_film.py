@@ -10,9 +10,11 @@ from PIL import Image
 
 from arpo_replica.actions.types import Action, Click, Finished, Hotkey, Scroll
 from arpo_replica.cli import main
-from arpo_replica.report.film import MAGENTA, first_difference
-from arpo_replica.report.gallery import END, Shot, StepView
-from synthetic_study import Study, make_study
+from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.report.film import MAGENTA, build_films, first_difference, first_films
+from arpo_replica.report.gallery import END, Shot, StepView, build_gallery
+from arpo_replica.report.matrix import build_matrix
+from synthetic_study import Study, evaluate, make_study
 
 SHOT = Shot("s", 200, 100)
 """The ring has a radius of 6.4 pixels on it."""
@@ -114,3 +116,44 @@ def test_hostile_files_of_an_episode_are_left_out(study: Study, tmp_path: Path) 
     assert main(["export-episode", str(copy), "--out", str(tmp_path / "film.gif")]) == 0
     with Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames == len(list(copy.glob("step_*.webp")))  # type: ignore[attr-defined]
+
+
+def test_films_pair_the_arms_and_flips_come_first(tmp_path: Path) -> None:
+    """Task 0 is gained in trial 1 only, task 1 lost in both; the untrained policy has one seed for both."""
+
+    def choose(arm: str, task: str, trial: int) -> str:
+        if task.endswith("_0"):
+            return "success" if arm == "grpo" and trial else "failure"
+        return "failure" if arm == "grpo" and task.endswith("_1") else "success"
+
+    study = make_study(
+        tmp_path, tasks=3, trials=2, steps=1, arms=("base", "grpo"), seeds=(0, 1), choose=choose,
+        overrides={"evaluation": {"splits": ["test_in"], "trials": 2}},
+    )  # fmt: skip
+    evaluate(study)
+    scores = read_scores(study.results / "scores.parquet")
+    episodes = build_gallery(scores, study.episodes, budget_mb=1, width=400).episodes
+    parts = build_matrix(episodes, ["base", "grpo"])
+    films = build_films(parts)
+    assert len(films) == 3 * 2 * 2
+    for film in films:
+        (base, unmarked), (grpo, _) = film.reels.values()
+        same = ("split", "task_id", "trial")
+        assert unmarked is None
+        assert [base.row[name] for name in same] == [grpo.row[name] for name in same]
+        assert (base.row["arm"], grpo.row["arm"], base.row["seed"]) == ("base", "grpo", 0)
+        assert grpo.film is film
+    # Every episode of an arm with seeds is in one film.
+    assert len({film.reels["grpo", "train_32"][0].id for film in films}) == len(films)
+    by_id = {film.id: film for film in films}
+    rows = parts[0].domains[0].rows
+    cells = {row.task_id[-1]: row.cells[1] for row in rows}
+    assert [cells[name].flip for name in "012"] == ["mixed", "lost", "same"]
+    shown = by_id[cells["1"].film]
+    assert shown.shows_change(("grpo", "train_32"))
+    assert not shown.shows_change(("base", "base"))
+    assert cells["2"].film == ""
+    first = first_films(films, 2)
+    assert [film.row["task_id"][-1] for film in first] == ["1", "0"]
+    assert first[0].flipped
+    assert not first[1].flipped

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from arpo_replica.actions.types import Click, Fail, TypeText
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
+from arpo_replica.desktop.interface import Score
 from arpo_replica.providers import remote, remote_service
 from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.providers.remote_service import DesktopService
@@ -82,13 +83,15 @@ async def until(condition, limit_s: float = 5.0) -> None:
 
 
 async def test_an_episode_over_http(tmp_path, task):
-    async with Lent(tmp_path, score=0.75) as lent:
+    async with Lent(tmp_path, score=Score.of(0.75, "three", "four")) as lent:
         desktop = await lent.provider().start("d")
         await desktop.reset(task)
         assert (await desktop.screenshot()).startswith(b"\x89PNG")
         await desktop.act(Click(3, 4), "a-1")
         await desktop.act(TypeText("<é\n"), "a-2")
-        assert await desktop.evaluate(task, None) == 0.75
+        score = await desktop.evaluate(task, None)
+        assert score == 0.75
+        assert (score.expected, score.found) == ("three", "four")
         assert await desktop.evaluate(task, Fail("no")) == 0.0
         fake = lent.fakes.desktops[0]
         assert fake.actions == [(Click(3, 4), "a-1"), (TypeText("<é\n"), "a-2")]

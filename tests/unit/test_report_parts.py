@@ -65,7 +65,7 @@ def test_cards_beyond_the_limit_are_compressed_whole(study: Study) -> None:
     def card(view: EpisodeView) -> Markup:
         return Markup(f"<details class='card' id='{view.id}'>" + "ü" * 200 + "</details>")
 
-    packed = pack(gallery, study.config, card, plain_bytes=1000)
+    packed = pack(gallery, [], study.config, card, plain_bytes=1000)
     plain = [str(html) for group in packed.groups for html in group.cards]
     squeezed = [json.loads(gzip.decompress(base64.b64decode(chunk))) for chunk in packed.chunks]
     index = json.loads(packed.index)

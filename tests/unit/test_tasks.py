@@ -266,7 +266,9 @@ async def test_fail_is_scored_as_osworld_does_without_looking(task, last, score)
 @pytest.mark.parametrize(("raw", "score"), [(1, 1.0), (0.25, 0.25), (-1, 0.0), (0, 0.0), (None, 0.0)])
 async def test_the_pages_reward_is_the_score(raw, score):
     devtools = FakeDevTools(urls=[page_url("click-tab")], value=raw)
-    assert await evaluate_task(FEASIBLE, Click(1, 2), FakeGuest(), devtools) == score
+    found = await evaluate_task(FEASIBLE, Click(1, 2), FakeGuest(), devtools)
+    assert found == score
+    assert found.found == ("the page did not end" if raw is None else f"the page ended with reward {raw:g}")
 
 
 async def test_a_policy_that_left_the_page_gets_nothing():

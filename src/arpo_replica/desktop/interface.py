@@ -11,6 +11,27 @@ FRESH_S = 0.2
 """A screenshot that came with an action's answer is what ``screenshot`` returns for so long, once."""
 
 
+WORDS = 300
+"""Most characters of what an evaluator expected, or found."""
+
+
+class Score(float):
+    """A score in [0, 1] that also says what the evaluator wanted and what it found, each in a few words.
+
+    For readers only: a desktop that gives a plain number says neither.
+    """
+
+    expected: str = ""
+    found: str = ""
+
+    @classmethod
+    def of(cls, value: float, expected: object = "", found: object = "") -> Score:
+        """``expected`` and ``found`` are cut at ``WORDS`` characters: an evaluator may read whole files."""
+        score = cls(value)
+        score.expected, score.found = (str(text)[:WORDS] for text in (expected, found))
+        return score
+
+
 class Desktop(Protocol):
     """One desktop with one user in front of it. All methods raise ``DesktopError`` when it is broken."""
 
@@ -33,7 +54,7 @@ class Desktop(Protocol):
         """Score in [0, 1] of the state as it is (hard protocol), by the task's own evaluator.
 
         ``last_action`` is what the policy did last: a ``Fail`` scores 1 on an infeasible task and
-        0 on any other without running the evaluator, as OSWorld does.
+        0 on any other without running the evaluator, as OSWorld does. A ``Score`` also says why.
         """
 
     async def close(self) -> None:

@@ -23,7 +23,7 @@ from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.client import typing_s
-from arpo_replica.desktop.interface import FRESH_S
+from arpo_replica.desktop.interface import FRESH_S, Score
 from arpo_replica.providers.remote_service import MAX_ANSWER, VERSION, WAIT_S, TaskName
 from arpo_replica.tasks.model import Task
 
@@ -127,7 +127,8 @@ class RemoteDesktop:
         last = None if last_action is None else last_action.to_json()
         data = await self._call("evaluate", LONG_S, task=TaskName.of(task).model_dump(), last_action=last)
         try:
-            return float(json.loads(data)["score"])
+            answer = json.loads(data)
+            return Score.of(float(answer["score"]), answer.get("expected", ""), answer.get("found", ""))
         except (ValueError, KeyError, TypeError) as error:
             raise DesktopError(f"{self._service.name} gave no score: {data[:80]!r}") from error
 

@@ -50,7 +50,7 @@ from arpo_replica.actions.types import from_json
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.desktop.interface import Desktop, DesktopProvider
+from arpo_replica.desktop.interface import Desktop, DesktopProvider, Score
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.splits import read_split
@@ -360,7 +360,8 @@ class DesktopService:
         task = await asyncio.to_thread(self._task, asked.task)
         last = None if asked.last_action is None else _action(asked.last_action)
         score = await self._run(lease, lambda: lease.desktop.evaluate(task, last))
-        return web.json_response({"score": score})
+        words = {"expected": score.expected, "found": score.found} if isinstance(score, Score) else {}
+        return web.json_response({"score": score, **words})
 
     async def _close(self, request: web.Request) -> web.Response:
         lease, _ = self._find(request), await _read(request, Nothing)

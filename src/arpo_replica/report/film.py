@@ -23,12 +23,14 @@ from arpo_replica.report.gallery import (
     END,
     RING,
     Drawing,
+    EpisodeView,
     Ring,
     Shot,
     StepView,
     frames_of,
     read_screenshot,
 )
+from arpo_replica.report.matrix import Cell, Column, SplitPart
 from arpo_replica.rollout.records import EpisodeRecord, read_episode
 
 # --- where two episodes part ---
@@ -66,6 +68,84 @@ def _same(one: Action | None, other: Action | None, reach: float) -> bool:
     return True
 
 
+# --- the page's films ---
+
+
+@dataclass(slots=True)
+class Film:
+    """One task and trial under every arm."""
+
+    id: str
+    row: dict[str, Any]
+    """Of the first arm's episode."""
+    reels: dict[Column, tuple[EpisodeView, int | None]]
+    """Per arm: the episode, and its first frame that is unlike the first arm's."""
+    flip: str
+    """What became of the task in the arms, e.g. ``gained`` or ``gained lost``, for the filter."""
+
+    @property
+    def flipped(self) -> bool:
+        """It shows how the task was gained or lost."""
+        return self.flip != "same" and any(map(self.shows_change, self.reels))
+
+    def shows_change(self, column: Column) -> bool:
+        """The arm succeeds where the first arm fails, or the other way round."""
+        first = next(iter(self.reels.values()))[0]
+        return column in self.reels and self.reels[column][0].row["success_hard"] != first.row["success_hard"]
+
+
+def build_films(parts: Sequence[SplitPart]) -> list[Film]:
+    """One film per task, trial and training seed, in the order of the tables.
+
+    Each episode learns of its film, and each cell that flipped of one in which the two episodes show it.
+    """
+    films: list[Film] = []
+    rows = [(part.columns, row) for part in parts for domain in part.domains for row in domain.rows]
+    for columns, row in rows:
+        here: list[Film] = []
+        most = max(row.cells, key=lambda cell: len(cell.by_seed))
+        for run in most.episodes:
+            shown = {
+                column: episode
+                for column, cell in zip(columns, row.cells, strict=True)
+                if (episode := _same_run(cell, run)) is not None
+            }
+            if len(shown) < 2:
+                continue
+            first = next(iter(shown.values()))
+            reels = {
+                column: (episode, first_difference(first.steps, episode.steps))
+                for column, episode in shown.items()
+            }
+            here.append(Film(f"film{len(films) + len(here)}", first.row, reels, row.flips or "same"))
+            for episode in shown.values():
+                episode.film = episode.film or here[-1]
+        for column, cell in zip(columns, row.cells, strict=True):
+            found = sorted(here, key=lambda film: not film.shows_change(column))
+            cell.film = found[0].id if found and cell.flip in ("gained", "lost") else ""
+        films += here
+    return films
+
+
+def first_films(films: Sequence[Film], most: int) -> list[Film]:
+    """Those to be seen first, one per task: such that show a flip, gained, lost and the splits in turn."""
+    groups: dict[bool, dict[tuple[str, str], list[Film]]] = {True: {}, False: {}}
+    seen: set[tuple[str, str, str]] = set()
+    for film in sorted(films, key=lambda film: not film.flipped):
+        task = (film.row["split"], film.row["domain"], film.row["task_id"])
+        if task not in seen:
+            seen.add(task)
+            groups[film.flipped].setdefault((film.flip, film.row["split"]), []).append(film)
+    turns = [turn for found in groups.values() for turn in zip_longest(*found.values())]
+    return [film for turn in turns for film in turn if film is not None][:most]
+
+
+def _same_run(cell: Cell, run: EpisodeView) -> EpisodeView | None:
+    """The cell's episode of the same trial and seed; an untrained policy has one seed for all."""
+    same = [episode for episode in cell.episodes if episode.row["trial"] == run.row["trial"]]
+    return next((e for e in same if e.row["seed"] == run.row["seed"] or len(cell.by_seed) == 1), None)
+
+
 # --- the animation ---
 
 MARGIN = 16
@@ -78,7 +158,7 @@ COLOURS = {"success": PALETTE["other1"], "failure": PALETTE["muted"], "truncated
 
 
 @dataclass(frozen=True, slots=True)
-class Reel:
+class Take:
     """One episode of an animation."""
 
     record: EpisodeRecord
@@ -95,15 +175,15 @@ def export_animation(folders: Sequence[Path], out: Path, *, seconds: float, widt
     """
     if out.suffix.lower() not in FORMATS:
         raise UserError(f"{out}: the ending says the format; use one of {', '.join(FORMATS)}.")
-    reels = [_reel(folder) for folder in folders]
-    tasks = list(dict.fromkeys(f"{reel.record.domain}/{reel.record.task_id}" for reel in reels))
+    takes = [_take(folder) for folder in folders]
+    tasks = list(dict.fromkeys(f"{take.record.domain}/{take.record.task_id}" for take in takes))
     if len(tasks) > 1:
         raise UserError(
             f"The episodes are of different tasks ({', '.join(tasks)}); name folders of one task."
         )
-    parted = [first_difference(reels[0].frames, reel.frames) for reel in reels]
-    count = max(len(reel.frames) for reel in reels)
-    pictures = [_picture(reels, parted, place, width) for place in range(count)]
+    parted = [first_difference(takes[0].frames, take.frames) for take in takes]
+    count = max(len(take.frames) for take in takes)
+    pictures = [_picture(takes, parted, place, width) for place in range(count)]
     lasts = [round(1000 * seconds)] * (count - 1) + [round(3000 * seconds)]
     data = io.BytesIO()
     pictures[0].save(
@@ -113,7 +193,7 @@ def export_animation(folders: Sequence[Path], out: Path, *, seconds: float, widt
     write_atomically(out, data.getvalue())
 
 
-def _reel(folder: Path) -> Reel:
+def _take(folder: Path) -> Take:
     try:
         record, steps = read_episode(folder)
     except (OSError, ValidationError) as error:
@@ -132,7 +212,7 @@ def _reel(folder: Path) -> Reel:
         shots[name] = Shot(name, *pictures[name].size)
     if not shots:
         raise UserError(f"{folder} holds no screenshot; an episode without one cannot be shown.")
-    return Reel(record, frames_of(steps, record.model_dump(), shots), pictures)
+    return Take(record, frames_of(steps, record.model_dump(), shots), pictures)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -140,27 +220,27 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
-def _picture(reels: Sequence[Reel], parted: Sequence[int | None], place: int, width: int) -> Image.Image:
+def _picture(takes: Sequence[Take], parted: Sequence[int | None], place: int, width: int) -> Image.Image:
     """One frame of the animation. An episode that is over stays on its end."""
     heights = [
         round(width * shot.height / shot.width)
-        for reel in reels
-        for shot in [next(frame.shot for frame in reel.frames if frame.shot)]
+        for take in takes
+        for shot in [next(frame.shot for frame in take.frames if frame.shot)]
     ]
-    size, full = max(12, width // 24), MARGIN + len(reels) * (width + MARGIN)
+    size, full = max(12, width // 24), MARGIN + len(takes) * (width + MARGIN)
     text, line = _font(size), round(1.45 * size)
-    head = textwrap.wrap(reels[0].record.instruction, max(20, int(full / (0.62 * size))), max_lines=2)
+    head = textwrap.wrap(takes[0].record.instruction, max(20, int(full / (0.62 * size))), max_lines=2)
     top = MARGIN + line * len(head) + line // 2
     sheet = Image.new("RGB", (full, top + max(heights) + round(4.6 * line)), "white")
     pen = ImageDraw.Draw(sheet)
     pen.multiline_text((MARGIN, MARGIN), "\n".join(head), PALETTE["ink"], text, spacing=line - size)
-    for at, (reel, height, differs) in enumerate(zip(reels, heights, parted, strict=True)):
+    for at, (take, height, differs) in enumerate(zip(takes, heights, parted, strict=True)):
         x = MARGIN + at * (width + MARGIN)
-        frame = reel.frames[min(place, len(reel.frames) - 1)]
-        record = reel.record
+        frame = take.frames[min(place, len(take.frames) - 1)]
+        record = take.record
         pen.text((x, top), record.arm, PALETTE.get(record.arm, PALETTE["ink"]), text)
         if frame.shot:
-            screen = reel.pictures[frame.shot.id].resize((width, height), Image.Resampling.LANCZOS)
+            screen = take.pictures[frame.shot.id].resize((width, height), Image.Resampling.LANCZOS)
             if frame.drawing:
                 _draw(ImageDraw.Draw(screen), frame.drawing, width / frame.shot.width)
             sheet.paste(screen, (x, top + line))
@@ -170,7 +250,7 @@ def _picture(reels: Sequence[Reel], parted: Sequence[int | None], place: int, wi
         lines = textwrap.wrap(words, max(12, int(width / (0.6 * size))), max_lines=2, placeholder=" …")
         pen.multiline_text((x, below), "\n".join(lines), colour, text, spacing=line - size)
         if differs is not None and place == differs:
-            pen.text((x, below + 2 * line), f"unlike {reels[0].record.arm} from here", MAGENTA, text)
+            pen.text((x, below + 2 * line), f"unlike {takes[0].record.arm} from here", MAGENTA, text)
     return sheet
 
 

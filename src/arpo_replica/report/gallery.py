@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -20,6 +20,9 @@ from PIL import Image
 from arpo_replica.actions.types import Action, Drag, Scroll, from_json
 from arpo_replica.evaluation.scores import read_steps
 from arpo_replica.rollout.records import StepRecord, read_summary
+
+if TYPE_CHECKING:
+    from arpo_replica.report.film import Film
 
 PLAIN_BYTES = 1_500_000
 """Most that the HTML of plain cards may take, so that the first view does not wait for the last episode."""
@@ -115,6 +118,11 @@ class EpisodeView:
     errors: list[str]
     has_shots: bool = False
     thumbnail: StepView | None = None
+    expected: str = ""
+    """What the evaluator wanted, and what it found; empty where the record does not say it."""
+    found: str = ""
+    film: Film | None = None
+    """The same task and trial under other arms too."""
     flip: str = "none"
     """Against the reference arm on this task: gained, lost, same, mixed, none (nothing to compare)."""
 
@@ -332,6 +340,7 @@ def _view(
     frames = frames_of(steps, record, shots)
     errors = [str(line) for line in record.get("errors", [])]
     view = EpisodeView(f"ep{index}", row, frames, errors, has_shots=bool(shots))
+    view.expected, view.found = str(record.get("expected", "")), str(record.get("found", ""))
     acted = [frame for frame in frames if frame.drawing]
     pictured = [frame for frame in frames if frame.shot]
     view.thumbnail = next(iter(reversed(acted or pictured)), None)

@@ -27,6 +27,8 @@ class Cell:
 
     episodes: list[EpisodeView]
     flip: Flip
+    film: str = ""
+    """Where a flip can be seen side by side (``film.build_films``)."""
 
     @property
     def by_seed(self) -> list[list[EpisodeView]]:

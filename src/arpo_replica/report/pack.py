@@ -1,4 +1,4 @@
-"""Cards of episodes: some stand in the page as they are, the others compressed beside them.
+"""Cards of episodes and films: some stand in the page as they are, the others compressed beside them.
 
 A study of the full size has tens of thousands of steps; as plain HTML they would be forty megabytes. So a
 share of the cards, arms, splits and outcomes in turn, is plain HTML for every reader, and the rest is the
@@ -17,28 +17,32 @@ from typing import Any
 from markupsafe import Markup
 
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
 from arpo_replica.report.views import OUTCOMES
 
 CHUNK = 64
 """Cards per compressed chunk."""
+FILMS = 12
+"""Films that stand in the page as plain HTML."""
 
 
 @dataclass(slots=True)
 class Group:
-    """The cards of one split, arm and stage."""
+    """The cards of one split, arm and stage, or the films of a split."""
 
     split: str
     arm: str
+    """Empty: films."""
     stage: str
-    episodes: list[EpisodeView]
+    views: Sequence[EpisodeView | Film]
     cards: list[Markup] = field(default_factory=list)
     """The plain ones."""
 
     @property
     def successes(self) -> int:
         """Episodes that ended in success."""
-        return sum(episode.row["outcome"] == "success" for episode in self.episodes)
+        return sum(view.row["outcome"] == "success" for view in self.views)
 
 
 @dataclass(slots=True)
@@ -65,34 +69,46 @@ def group_episodes(episodes: Sequence[EpisodeView], config: StudyConfig) -> list
         split, arm, stage = key
         return splits.index(split) if split in splits else len(splits), split, arms.index(arm), stage
 
-    return [Group(*key, episodes=found[key]) for key in sorted(found, key=order)]
+    return [Group(*key, views=found[key]) for key in sorted(found, key=order)]
 
 
 def pack(
     gallery: Gallery,
+    films: Sequence[Film],
     config: StudyConfig,
-    card: Callable[[EpisodeView], Markup],
+    card: Callable[[EpisodeView | Film], Markup],
     plain_bytes: int = PLAIN_BYTES,
 ) -> Packed:
-    """Render every card with ``card`` and decide where it stands."""
-    html = {episode.id: card(episode) for episode in gallery.episodes}
-    plain: set[str] = set()
+    """Render everything with ``card`` and decide where it stands.
+
+    Plain are ``FILMS`` of the films, tasks that flipped first, and as many episodes as ``plain_bytes`` take.
+    """
+    everything: list[EpisodeView | Film] = [*films, *gallery.episodes]
+    html = {view.id: card(view) for view in everything}
+    shown = {film.id for film in first_films(films, FILMS)}
     room = plain_bytes
+    plain: set[str] = set()
     for position in gallery.order:
         name = gallery.episodes[position].id
         if len(html[name]) <= room:
             room -= len(html[name])
             plain.add(name)
-    groups = group_episodes(gallery.episodes, config)
+    splits = dict.fromkeys(str(film.row["split"]) for film in films)
+    ordered = sorted(films, key=lambda film: not film.flipped)
+    groups = [
+        Group(split, "", "", [film for film in ordered if film.row["split"] == split]) for split in splits
+    ]
+    groups += group_episodes(gallery.episodes, config)
     chunks: list[str] = []
     places: dict[str, tuple[int, int]] = {}
     for group in groups:
-        group.cards = [html[episode.id] for episode in group.episodes if episode.id in plain]
-        others = [episode.id for episode in group.episodes if episode.id not in plain]
+        names = [view.id for view in group.views]
+        group.cards = [html[name] for name in names if name in plain | shown]
+        others = [name for name in names if name not in plain | shown]
         for start in range(0, len(others), CHUNK):
-            names = others[start : start + CHUNK]
-            places.update({name: (len(chunks), at) for at, name in enumerate(names)})
-            chunks.append(_squeeze([html[name] for name in names]))
+            packed = others[start : start + CHUNK]
+            places.update({name: (len(chunks), at) for at, name in enumerate(packed)})
+            chunks.append(_squeeze([html[name] for name in packed]))
     return Packed(groups, chunks, _index(groups, places), len(plain))
 
 
@@ -102,12 +118,13 @@ def _squeeze(cards: list[Markup]) -> str:
 
 
 def _index(groups: list[Group], places: dict[str, tuple[int, int]]) -> Markup:
-    """Per group: per episode [id, outcome, domain, flip, task, chunk, place in it]; -1: plain."""
-    domains = sorted({str(e.row["domain"]) for group in groups for e in group.episodes})
-    tasks = sorted({f"{e.row['task_id']} {e.row['instruction']}" for group in groups for e in group.episodes})
-    domain_at = {name: at for at, name in enumerate(domains)}
-    task_at = {name: at for at, name in enumerate(tasks)}
-    outcomes, flips = list(OUTCOMES), ["gained", "lost", "same", "mixed", "none"]
+    """Per group: per view [id, outcome, domain, flip, task, chunk, place in it]; -1: plain; no outcome."""
+    views = [view for group in groups for view in group.views]
+    domains = sorted({str(view.row["domain"]) for view in views})
+    tasks = sorted({_words(view) for view in views})
+    flips = sorted({view.flip for view in views})
+    domain_at, task_at, flip_at = ({name: at for at, name in enumerate(x)} for x in (domains, tasks, flips))
+    outcomes = list(OUTCOMES)
     content: dict[str, Any] = {
         "outcomes": {name: words for name, (_, words) in OUTCOMES.items()},
         "flips": flips,
@@ -119,20 +136,24 @@ def _index(groups: list[Group], places: dict[str, tuple[int, int]]) -> Markup:
                 "arm": group.arm,
                 "episodes": [
                     [
-                        e.id,
-                        outcomes.index(e.row["outcome"]),
-                        domain_at[str(e.row["domain"])],
-                        flips.index(e.flip),
-                        task_at[f"{e.row['task_id']} {e.row['instruction']}"],
-                        *places.get(e.id, (-1, -1)),
+                        view.id,
+                        outcomes.index(view.row["outcome"]) if group.arm else -1,
+                        domain_at[str(view.row["domain"])],
+                        flip_at[view.flip],
+                        task_at[_words(view)],
+                        *places.get(view.id, (-1, -1)),
                     ]
-                    for e in group.episodes
+                    for view in group.views
                 ],
             }
             for group in groups
         ],
     }
     return json_block(content)
+
+
+def _words(view: EpisodeView | Film) -> str:
+    return f"{view.row['task_id']} {view.row['instruction']}"
 
 
 def json_block(content: Any) -> Markup:

@@ -22,7 +22,8 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import figures, matrix, views, words
-from arpo_replica.report.gallery import Gallery, build_gallery
+from arpo_replica.report.film import Film, build_films
+from arpo_replica.report.gallery import EpisodeView, Gallery, build_gallery
 from arpo_replica.report.pack import pack
 from arpo_replica.report.sources import Download, PageFiles, Sources, build_twins, collect_sources, download
 
@@ -106,6 +107,7 @@ def _context(
     banner = views.banner(config, summary.synthetic)
     tag = banner["tag"]
     parts = matrix.build_matrix(gallery.episodes, arms, config.evaluation.splits)
+    films = build_films(parts)
     swaps = views.swap_rows(summary)
     drawn = {
         "forest": figures.forest_plot(summary.rates, arms, tag),
@@ -123,6 +125,7 @@ def _context(
         "provenance_json": json.dumps(origin, indent=1, sort_keys=True),
         "config_yaml": yaml.safe_dump(origin["config"], sort_keys=False, allow_unicode=True),
         "gallery": gallery,
+        "films": films,
         "sources": sources,
         "outcomes": views.OUTCOMES,
         "banner": banner,
@@ -156,14 +159,17 @@ def _context(
 
 def _page(config: StudyConfig, gallery: Gallery, context: dict[str, Any]) -> str:
     environment = template_environment()
-    card: Callable[..., Markup] = (
-        environment.get_template("episode.html.j2").make_module(context).card  # type: ignore[attr-defined]
-    )
+    macros: Any = environment.get_template("episode.html.j2").make_module(context)
+
+    def card(view: EpisodeView | Film) -> Markup:
+        made: Markup = macros.film(view) if isinstance(view, Film) else macros.card(view)
+        return made
+
     style, script = static_file("report.css"), static_file("report.js")
     pictures = "data: 'self' file:" if gallery.beside else "data:"
     return environment.get_template("report.html.j2").render(
         **context,
-        packed=pack(gallery, config, card),
+        packed=pack(gallery, context["films"], config, card),
         style=Markup(style),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         policy=content_policy(pictures, style, script),

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.desktop.interface import Desktop
+from arpo_replica.desktop.interface import Desktop, Score
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
 from arpo_replica.tasks.model import Task
@@ -60,6 +60,9 @@ class EpisodeResult:
     final_screenshot: str | None = None
     refusal: str = ""
     """What the server said when it refused to go on; see ``EpisodeRecord``."""
+    expected: str = ""
+    """What the evaluator wanted, and what it found; see ``EpisodeRecord``."""
+    found: str = ""
     reset_s: float = 0.0
     """Seconds until the desktop showed the task."""
     evaluate_s: float = 0.0
@@ -110,6 +113,8 @@ def make_record(
         outcome="env_error" if result is None else result.outcome,
         hard_score=None if result is None else result.hard_score,
         standard_score=None if result is None else result.standard_score,
+        expected="" if result is None else result.expected,
+        found="" if result is None else result.found,
         format_errors=0 if result is None else result.format_errors,
         n_steps=0 if result is None else result.taken,
         attempts=len(errors) + (result is not None),
@@ -212,10 +217,13 @@ async def _run(
         standard = hard
     else:
         outcome, standard = "truncated", hard if refusal else float(task.infeasible)
+    told = hard if isinstance(hard, Score) else Score(hard)
     return EpisodeResult(
         outcome=outcome,
-        hard_score=hard,
-        standard_score=standard,
+        hard_score=float(hard),
+        standard_score=float(standard),
+        expected=told.expected,
+        found=told.found,
         format_errors=format_errors,
         refusal=refusal,
         steps=steps,

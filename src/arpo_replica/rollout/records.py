@@ -101,6 +101,10 @@ class EpisodeRecord(BaseModel):
     standard_score: float | None
     """The same, but an episode cut at the step limit counts as FAIL (ARPO p. 6; OSWorld runner). One that the
     server cut does not: OSWorld's agents say DONE then."""
+    expected: Text = ""
+    """What the evaluator wanted, in words; empty where it does not say it (``desktop.interface.Score``)."""
+    found: Text = ""
+    """What it found."""
     format_errors: int
     n_steps: int
     """Actions, plus one for a reply that was none: what ``policy.max_steps`` limits."""

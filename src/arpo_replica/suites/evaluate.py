@@ -14,6 +14,7 @@ from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.desktop.client import GuestClient
 from arpo_replica.desktop.devtools import DevTools
+from arpo_replica.desktop.interface import Score
 from arpo_replica.suites.miniwob.pages import read_reward
 from arpo_replica.suites.osworld.inventory import refuse_unsupported
 from arpo_replica.suites.setup import check_steps, run_steps
@@ -66,7 +67,10 @@ def verdict(task: Task, last_action: Action | None) -> float | None:
     any other, and the state does not matter then.
     """
     failed = isinstance(last_action, Fail)
-    return float(task.infeasible and failed) if task.infeasible or failed else None
+    if not (task.infeasible or failed):
+        return None
+    expected = "FAIL: the task cannot be done" if task.infeasible else "no FAIL: the task can be done"
+    return Score.of(float(task.infeasible and failed), expected, "FAIL" if failed else "no FAIL")
 
 
 def check_task(task: Task) -> None:
@@ -121,4 +125,6 @@ async def evaluate_task(
     except (KeyError, TypeError) as error:
         raise DesktopError(f"task {task.id} has no evaluator that exists here: {error!r}") from error
     await run_steps(task, task.evaluator.get("postconfig", []), guest, devtools)
-    return metric(await getter(task.evaluator["result"], guest, devtools))
+    result = await getter(task.evaluator["result"], guest, devtools)
+    found = "the page did not end" if result is None else f"the page ended with reward {result:g}"
+    return Score.of(metric(result), "the page ends with reward 1", found)

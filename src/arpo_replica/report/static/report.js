@@ -17,6 +17,13 @@
   nameTheme();
   document.querySelector(".masthead").append(theme);
 
+  // The address of what is open, so that a reader can pass it on. Browsers refuse one for every move of a slider.
+  let pending;
+  const address = (name) => {
+    clearTimeout(pending);
+    pending = setTimeout(() => { if (location.hash !== `#${name}`) history.replaceState(null, "", `#${name}`); }, 100);
+  };
+
   // One step of an episode at a time.
   const players = new WeakMap();
   let current = null;
@@ -31,6 +38,15 @@
     const where = make("output");
     where.setAttribute("aria-live", "polite");
     const bar = make("div", { className: "player" }, [back, next, slider, where]);
+    const name = () => (at ? `${card.id}.${at + 1}` : card.id);
+    if (navigator.clipboard) {
+      const copy = make("button", { type: "button", textContent: "Copy link" });
+      copy.addEventListener("click", async () => {
+        const link = `${location.href.split("#")[0]}#${name()}`;
+        copy.textContent = await navigator.clipboard.writeText(link).then(() => "Copied", () => "The address bar has it");
+      });
+      bar.append(copy);
+    }
     card.querySelector(".steps").before(bar);
     let at = 0;
     const show = (index) => {
@@ -41,6 +57,7 @@
       slider.value = at + 1;
       where.textContent = `${at + 1} of ${steps.length}`;
       slider.setAttribute("aria-valuetext", steps[at].querySelector(".step-title").textContent);
+      if (current === card) address(name());
     };
     back.addEventListener("click", () => show(at - 1));
     next.addEventListener("click", () => show(at + 1));
@@ -54,7 +71,13 @@
   document.addEventListener("toggle", (event) => {
     const card = event.target;
     if (!card.classList.contains("card")) return;
-    if (card.open) { prepare(card); current = card; } else if (current === card) { current = null; }
+    if (card.open) {
+      prepare(card);
+      current = card;
+      if (location.hash.slice(1).split(".")[0] !== card.id) address(card.id);
+      const box = card.getBoundingClientRect();
+      if (box.top < 0 || box.bottom > innerHeight) card.scrollIntoView({ block: "start" });
+    } else if (current === card) { current = null; address("episodes"); }
   }, true);
   document.addEventListener("focusin", (event) => {
     const card = event.target.closest(".card");
@@ -134,7 +157,7 @@
     return [key, list];
   };
   if (form) {
-    const all = groups.flatMap((group) => group.entries);
+    const all = groups.filter((group) => group.arm).flatMap((group) => group.entries);
     const values = (key) => [...new Set(all.map((entry) => entry[key]))];
     const flips = values("flip").filter((flip) => flip !== "none");
     const lists = [
@@ -151,11 +174,11 @@
     const apply = () => {
       const wanted = text.value.trim().toLowerCase();
       const active = Boolean(wanted) || lists.some(([, list]) => list.value);
-      fits = (entry) => lists.every(([key, list]) => !list.value || entry[key] === list.value) && entry.task.includes(wanted);
+      fits = (entry) => lists.every(([key, list]) => !list.value || entry[key] === list.value || (key === "flip" && entry.flip.split(" ").includes(list.value))) && entry.task.includes(wanted);
       let found = 0;
       groups.forEach((group) => {
         const here = group.entries.filter(fits).length;
-        found += here;
+        if (group.arm) found += here;
         group.limit = 24;
         group.block.hidden = !here;
         if (active && here) group.block.open = true;
@@ -172,20 +195,22 @@
   }
 
   // A link to an episode opens it; a filter that would hide it gives way.
-  const open = async ({ group, entry }) => {
+  const open = async ({ group, entry }, step = 1) => {
     if (!fits(entry)) clear();
     group.block.hidden = false;
     group.block.open = true;
     const card = await place(group, entry);
     card.open = true;
-    prepare(card);
     current = card;
+    prepare(card)?.to(step - 1);
+    address(step > 1 ? `${card.id}.${step}` : card.id);
     card.scrollIntoView({ block: "start" });
     card.querySelector("summary").focus({ preventScroll: true });
   };
   const follow = () => {
-    const found = home.get(location.hash.slice(1));
-    if (found) open(found);
+    const [name, step] = location.hash.slice(1).split(".");
+    const found = home.get(name);
+    if (found) open(found, Number(step) || 1);
   };
   const neighbour = (by) => {
     const { group, entry } = home.get(current.id);

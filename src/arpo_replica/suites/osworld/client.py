@@ -24,6 +24,7 @@ from arpo_replica.actions.types import Fail
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.desktop.interface import Score
 from arpo_replica.suites.evaluate import verdict
 from arpo_replica.suites.osworld.confine import can_confine, confined
 from arpo_replica.suites.osworld.downloads import default_cache, fetch_missing, path_of, urls_of
@@ -230,7 +231,8 @@ class OSWorldWorker:
             return known
         episode = await self._episode(task)
         place = _place(address, screen, password)
-        return float(await self._call(EVALUATE_S, "evaluate", failed=failed, **episode, **place))
+        answer = await self._call(EVALUATE_S, "evaluate", failed=failed, **episode, **place)
+        return Score.of(float(answer["score"]), answer["expected"], answer["found"])
 
     async def start_desktop(self, timeout_s: float, **options: Any) -> DesktopAddress:
         """Start a desktop by a provider of desktop-env: ``hypervisor``, ``vm``, ``snapshot``, ``mark``,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.desktop.interface import WORDS
 from arpo_replica.suites.osworld import desktop_env
 from arpo_replica.suites.osworld.desktop_env import GUEST, GuestGone
 
@@ -97,8 +98,11 @@ class Worker:
         self.task_id = None if task is None else task["id"]
         return list(desktop_env.WARNINGS)
 
-    def evaluate(self, request: dict[str, Any]) -> float:
-        """The score of the desktop as it is, by ``DesktopEnv.evaluate`` with all its rules."""
+    def evaluate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The score of the desktop as it is, by ``DesktopEnv.evaluate`` with all its rules.
+
+        With it what each metric was given, in words: ``expected`` and ``found``.
+        """
         task = request["task"]
         if self.task_id != task["id"] or self.address != request["address"]:
             if self.task_id != task["id"]:
@@ -106,13 +110,34 @@ class Worker:
             self.environment = self._attach(request)
             self._reset({**task, "config": []})
         self.environment.action_history = ["FAIL" if request["failed"] else "DONE"]
-        score = float(self.environment.evaluate())
+        told: list[tuple[str, str]] = []
+        metric = self.environment.metric
+        many = isinstance(metric, list)
+        noting = [self._noting(one, told) for one in (metric if many else [metric])]
+        self.environment.metric = noting if many else noting[0]
+        try:
+            score = float(self.environment.evaluate())
+        finally:
+            self.environment.metric = metric
         self._still_there()
         if not self.environment.controller.get_screenshot():
             raise GuestGone(f"no screenshot after the evaluation ({GUEST.refused})")
         if not (math.isfinite(score) and 0 <= score <= 1):
             raise ValueError(f"the evaluator gave {score!r}, which is no score in [0, 1]")
-        return score
+        expected, found = ("; ".join(texts) for texts in zip(*told, strict=True)) if told else ("", "")
+        return {"score": score, "expected": expected, "found": found}
+
+    def _noting(self, metric: Any, told: list[tuple[str, str]]) -> Any:
+        """The metric, which notes what it is given. Files have their names in the task's cache."""
+
+        def noted(result: Any, *expected: Any, **options: Any) -> Any:
+            seen, *wanted = (
+                repr(value).replace(f"{self.cache}/", "")[:WORDS] for value in (result, *expected)
+            )
+            told.append((" ".join([metric.__name__, *wanted]), seen))
+            return metric(result, *expected, **options)
+
+        return noted
 
     def _still_there(self) -> None:
         """A request without an answer spoils the result even where upstream went on without it."""
