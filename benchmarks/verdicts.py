@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 
 from arpo_replica.base.checkout import git_state  # noqa: E402
-from arpo_replica.evaluation.power import SPREADS, Plan, power_of  # noqa: E402
+from arpo_replica.evaluation.power import SPREADS, ClaimPlan, power_of  # noqa: E402
 from arpo_replica.evaluation.published import load_claims  # noqa: E402
 from verdict_simulation import Design, Family, coverage, families, verdicts  # noqa: E402
 
@@ -37,7 +37,7 @@ def power_shown(family: Family, design: Design) -> dict[str, float]:
         sides = family.sides(claim)
         trained = tuple(arm != "base" for (arm, _), _, _ in sides)
         rates = tuple(number.value / 100 for _, _, number in sides)
-        plan = Plan(rates, trained, int(sides[0][2].n or 0), claim.margin / 100, len(family.claims))
+        plan = ClaimPlan(rates, trained, int(sides[0][2].n or 0), claim.margin / 100, len(family.claims))
         spread = design.spread * math.sqrt(max(1, sum(trained)))  # of the difference, as the page has it
         shown[claim.id] = round(power_of(plan, design.trials, design.trainings, spread), 3)
     return shown

@@ -17,7 +17,7 @@ from verl.utils import hf_processor  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
 from arpo_replica.rollout.records import to_webp  # noqa: E402
-from arpo_replica.training.items import ItemStore, Row, value_of  # noqa: E402
+from arpo_replica.training.items import ItemStore, QueueRow, value_of  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402
 
 OPTIONS = {"min_pixels": 3136, "max_pixels": 100352}
@@ -47,7 +47,7 @@ def stored(tmp_path: Path) -> tuple[ItemStore, dict[str, Any], list[Path]]:
         "multi_modal_inputs": inputs,
     }
     store = ItemStore(tmp_path / "items", tmp_path, tmp_path / "model", OPTIONS)
-    store.save("a", [Row(list_of_dict_to_tensordict([row]), {"seq_len": 7}, paths)])
+    store.save("a", [QueueRow(list_of_dict_to_tensordict([row]), {"seq_len": 7}, paths)])
     return store, row, paths
 
 

@@ -28,7 +28,7 @@ from arpo_replica.training.job import Job, StartStore  # noqa: E402
 from arpo_replica.training.offline.data import read_rollout  # noqa: E402
 from arpo_replica.training.playback import Recorded, play  # noqa: E402
 from arpo_replica.training.recipe import image_options  # noqa: E402
-from arpo_replica.training.replay import Plan, ReplayBuffer, Stored, Swap  # noqa: E402
+from arpo_replica.training.replay import ReplayBuffer, ReplayPlan, Stored, Swap  # noqa: E402
 from arpo_replica.training.rollout_metrics import Rollout  # noqa: E402
 from fakes import make_task  # noqa: E402
 from offline_episodes import END, GOOD, offline_config, write_rollout  # noqa: E402
@@ -155,7 +155,7 @@ def test_a_replayed_one_stands_in_the_batch_as_the_rollout_that_gave_way(
         task=name, score=0.0, format_errors=0, attempts=1, turns=1, rollout=0, step=1, version=0, session=0,
         keys=("u_0_0",), images=((0, 1),), reward=0.0,
     )  # fmt: skip
-    plan = Plan(swaps=[Swap(0, 0, stored)])
+    plan = ReplayPlan(swaps=[Swap(0, 0, stored)])
     replaced, tags = made._swap(plan, [[lost]], {"u_0_0": tag}, step=1)
     assert replaced == {(0, 0): (1.0, 1.0 - job.recipe.format_weight)}
     assert tags == {"u_0_0": {**tag, "replayed_from": 0, "global_steps": 1}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arpo_replica.evaluation.power import Plan, reach
+from arpo_replica.evaluation.power import ClaimPlan, reach
 from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.records import ClaimResult, Interval, Verdict
 from arpo_replica.report.words import (
@@ -35,7 +35,7 @@ def result(
     verdict: Verdict = "inconclusive"
     tasks = numbers[0].n or 0
     rates = tuple(number.value / 100 for number in numbers)
-    plan = Plan(rates, tuple(number.arm != "base" for number in numbers), tasks, claim.margin / 100)
+    plan = ClaimPlan(rates, tuple(number.arm != "base" for number in numbers), tasks, claim.margin / 100)
 
     def record(ends: tuple[float, float, float]) -> Interval:
         return Interval(value=ends[0], low=ends[1], high=ends[2], method="m", about="both studies")

@@ -22,7 +22,7 @@ from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.slurm import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster import profile, resources
-from arpo_replica.cluster.costs import Estimate, Rate, other_estimate, rollout_estimate, stage_estimate
+from arpo_replica.cluster.costs import JobEstimate, Rate, other_estimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
 from arpo_replica.config import load_config
@@ -201,11 +201,11 @@ def test_numbers_of_sinfo_are_read(text, number):
 
 
 def test_run_times_grow_with_attempts_and_end_at_the_partitions_limit(cluster, monkeypatch):
-    estimate = Estimate(hours=10, gpus=8, disk_gb=0)
+    estimate = JobEstimate(hours=10, gpus=8, disk_gb=0)
     assert [resources.minutes(estimate, attempt) for attempt in (1, 2)] == [900, 1800]
     monkeypatch.setattr(profile, "active", make_profile(Site.model_validate({"max_minutes": {"cpu": 100}})))
     assert [resources.minutes(estimate, attempt) for attempt in (1, 2)] == [900, 1440]
-    assert resources.minutes(Estimate(hours=10, gpus=0, disk_gb=0), 1) == 100
+    assert resources.minutes(JobEstimate(hours=10, gpus=0, disk_gb=0), 1) == 100
 
 
 def test_gpus_are_asked_for_by_model_if_the_site_names_one(cluster, monkeypatch):

@@ -132,7 +132,7 @@ def test_power_of_a_direction_by_hand() -> None:
     One training: .4595 x (.2096 + .1924) / 1107 = 1.669e-4; five: 3.337e-5, error 0.578 points, 4 degrees;
     the effect is 6.75 errors, the critical value 2.776.
     """
-    plan = power.Plan((0.299, 0.26), (True, True), 369, 0.03)
+    plan = power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03)
     error, degrees = power.error_of(plan, 3, 5, 0.0)
     assert error == pytest.approx(0.005777, abs=1e-5)
     assert degrees == pytest.approx(4)
@@ -141,18 +141,18 @@ def test_power_of_a_direction_by_hand() -> None:
 
 
 def test_trainings_do_not_lessen_the_noise_of_the_untrained_policy() -> None:
-    plan = power.Plan((0.299, 0.235), (True, False), 369, 0.03)
+    plan = power.ClaimPlan((0.299, 0.235), (True, False), 369, 0.03)
     base = power.run_noise(0.235, 369, 3)
     assert power.error_of(plan, 3, 10**6, 0.0)[0] == pytest.approx(base, rel=1e-3)
 
 
 def test_reach_of_too_few_trainings_is_nothing() -> None:
-    few = power.reach(power.Plan((0.299, 0.26), (True, True), 369, 0.03), 1, 1)
+    few = power.reach(power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03), 1, 1)
     assert (few.answers, few.power["0"]) == ([], 0.0)
     assert few.needed["0"] is not None
-    many = power.reach(power.Plan((0.299, 0.26), (True, True), 369, 0.03), 3, 5)
+    many = power.reach(power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03), 3, 5)
     assert many.answers == ["same direction", "contradicted", "inconclusive"]  # never equivalent: noise 3.3
-    assert power.reach(power.Plan((0.235,), (False,), 369, 0.05), 3, 5).answers[:2] == [
+    assert power.reach(power.ClaimPlan((0.235,), (False,), 369, 0.05), 3, 5).answers[:2] == [
         "equivalent",
         "within prediction interval",
     ]
@@ -160,9 +160,9 @@ def test_reach_of_too_few_trainings_is_nothing() -> None:
 
 def test_left_out_tasks_take_answers_away() -> None:
     """12 of 369 tasks: of +3.9 points +3.8 - 3.3 are left at the worse end, of +2.5 nothing."""
-    whole = power.Plan((0.299, 0.26), (True, True), 369, 0.03)
-    less = power.Plan((0.299, 0.26), (True, True), 369, 0.03, left_out=12 / 369)
-    none = power.Plan((0.26, 0.235), (True, True), 369, 0.03, left_out=12 / 369)
+    whole = power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03)
+    less = power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03, left_out=12 / 369)
+    none = power.ClaimPlan((0.26, 0.235), (True, True), 369, 0.03, left_out=12 / 369)
     assert power.power_of(less, 3, 5, 0.0) < 0.2 < power.power_of(whole, 3, 5, 0.0)
     assert "same direction" in power.reach(less, 3, 5).answers
     assert "same direction" not in power.reach(none, 3, 5).answers

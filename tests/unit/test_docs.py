@@ -1,9 +1,11 @@
-"""Commands in the docs: they parse, and the files that they name exist."""
+"""Commands in the docs parse, and the files that they name exist; a class name has one meaning."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -130,3 +132,13 @@ def test_every_function_of_the_walks_is_there():
                 name,
                 part,
             )
+
+
+def test_a_class_name_has_one_meaning():
+    names = Counter(
+        node.name
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

@@ -58,7 +58,7 @@ WORDS = {
 }
 
 
-class Row(Section):
+class Spelling(Section):
     """A way of writing an action."""
 
     group: str
@@ -69,8 +69,8 @@ class Row(Section):
     """Wherever ours differs from one of the two."""
 
 
-def rows() -> list[Row]:
-    return [Row.model_validate(row) for row in safe_load(REPLIES.read_text(encoding="utf-8"))["rows"]]
+def rows() -> list[Spelling]:
+    return [Spelling.model_validate(row) for row in safe_load(REPLIES.read_text(encoding="utf-8"))["rows"]]
 
 
 def ours(reply: str) -> str:

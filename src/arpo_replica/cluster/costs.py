@@ -102,7 +102,7 @@ class Arithmetic(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class JobEstimate:
     """One job."""
 
     hours: float
@@ -136,7 +136,7 @@ def rollout_gpus(config: StudyConfig, arm: str) -> int:
     return gpus if config.accelerator == "cuda" and not elsewhere else 0
 
 
-def stage_estimate(config: StudyConfig, arm: str, stage: str) -> Estimate:
+def stage_estimate(config: StudyConfig, arm: str, stage: str) -> JobEstimate:
     """One stage of training."""
     costs, recipe = costs_of(config), config.recipe(arm)
     nodes, gpus = train_gpus(config, arm)
@@ -147,43 +147,43 @@ def stage_estimate(config: StudyConfig, arm: str, stage: str) -> Estimate:
     saved = min(recipe.keep_checkpoints, math.ceil(steps / recipe.save_every))
     weights_gb = costs.weights * (CHECKPOINT_BYTES * saved + MODEL_BYTES) / 1e9
     disk_gb = weights_gb + episodes * costs.episode_mb.value / 1e3
-    return Estimate(costs.start_seconds.value / 3600 + rollouts_h + update_h, nodes * gpus, disk_gb)
+    return JobEstimate(costs.start_seconds.value / 3600 + rollouts_h + update_h, nodes * gpus, disk_gb)
 
 
-def rollout_estimate(config: StudyConfig, arm: str) -> Estimate:
+def rollout_estimate(config: StudyConfig, arm: str) -> JobEstimate:
     """All evaluation episodes of one checkpoint."""
     costs = costs_of(config)
     episodes = sum(split_size(config, name) for name in config.evaluation.splits) * config.evaluation.trials
     hours = costs.start_seconds.value / 3600 + episodes / costs.episodes_per_hour.at(config.desktop.count)
-    return Estimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3)
+    return JobEstimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3)
 
 
-def offline_estimate(config: StudyConfig, *, collected: bool) -> Estimate:
+def offline_estimate(config: StudyConfig, *, collected: bool) -> JobEstimate:
     """Collecting what offline arms learn from, or one arm's training: an update's cost for each episode."""
     costs = costs_of(config)
     episodes = split_size(config, config.offline_split) * config.offline.rollouts_per_task
     hours = costs.start_seconds.value / 3600
     if collected:
         hours += episodes / costs.episodes_per_hour.at(config.desktop.count)
-        return Estimate(hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3)
+        return JobEstimate(hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3)
     hours += episodes * costs.update_gpu_seconds.value / 3600
     gpus = 1 if config.accelerator == "cuda" else 0
-    return Estimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
+    return JobEstimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
 
 
-def other_estimate(config: StudyConfig, rule: str) -> Estimate:
+def other_estimate(config: StudyConfig, rule: str) -> JobEstimate:
     """Jobs that are neither training nor rollouts."""
     costs = costs_of(config)
     match rule:
         case "fetch_model":
-            return Estimate(0.5, 0, costs.weights * MODEL_BYTES / 1e9)
+            return JobEstimate(0.5, 0, costs.weights * MODEL_BYTES / 1e9)
         case "record_demonstrations":
-            return Estimate(config.nano.demonstrations * 0.17 / 3600, 0, 0.05)
+            return JobEstimate(config.nano.demonstrations * 0.17 / 3600, 0, 0.05)
         case "build_nano_model":
-            return Estimate(config.nano.demonstrations * 0.11 / 3600, 0, 0.05)
+            return JobEstimate(config.nano.demonstrations * 0.11 / 3600, 0, 0.05)
         case "collect_offline_episodes" | "train_offline":
             return offline_estimate(config, collected=rule == "collect_offline_episodes")
         case "measure_throughput" | "build_desktop_image":
-            return Estimate(0.5, rollout_gpus(config, "") if rule == "measure_throughput" else 0, 0.0)
+            return JobEstimate(0.5, rollout_gpus(config, "") if rule == "measure_throughput" else 0, 0.0)
         case _:
-            return Estimate(0.0, 0, 0.0)
+            return JobEstimate(0.0, 0, 0.0)

@@ -15,7 +15,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import profile
 from arpo_replica.cluster.costs import (
     CHECKPOINT_BYTES,
-    Estimate,
+    JobEstimate,
     costs_of,
     rollout_estimate,
     rollout_gpus,
@@ -30,7 +30,7 @@ BASE_MB = 8000
 """Interpreter, vLLM, Ray and torch of a job, without weights and desktops."""
 
 
-def minutes(estimate: Estimate, attempt: int) -> int:
+def minutes(estimate: JobEstimate, attempt: int) -> int:
     """Run time to ask for."""
     wanted = max(LEAST_MINUTES, math.ceil(60 * MARGIN * estimate.hours)) * attempt
     return capped(wanted, gpus=estimate.gpus > 0)

@@ -78,7 +78,7 @@ class Desktops(Section):
     """Of an episode's reset and evaluation."""
 
 
-class Machine(Arithmetic):
+class GpuSpeed(Arithmetic):
     """One size of policy, and the speed at which one H200 computes it."""
 
     basis: Literal["measured"]
@@ -116,7 +116,7 @@ class StepCosts(Section):
     """The machine's processors."""
     desktops: Desktops
     """Desktops."""
-    machines: dict[str, Machine]
+    machines: dict[str, GpuSpeed]
     """Size of policy -> GPU."""
     measured_trajectories: Positive
     """Of a step of the runs that the numbers were fitted to, each with a desktop of its own."""
@@ -193,7 +193,7 @@ class StepTime:
         return self.rollout + self.log_probs + self.update + TAIL_S
 
 
-def step_time(step: Step, host: Host, machine: Machine) -> StepTime:
+def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
     """Predict a step."""
     rollout, computing = rollout_time(step, host, machine)
     tokens = step.turns * (step.patches / 4 + REPLY_TOKENS) + PROMPT_TOKENS
@@ -211,7 +211,7 @@ def step_time(step: Step, host: Host, machine: Machine) -> StepTime:
     return StepTime(time.rollout, time.log_probs, time.update, busy)
 
 
-def rollout_time(step: Step, host: Host, machine: Machine) -> tuple[float, float]:
+def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, float]:
     """Seconds of the rollouts of a step, and seconds of it in which a GPU computes (mean over GPUs)."""
     world = simpy.Environment()
     agent, desktops = simpy.Resource(world), simpy.Resource(world, step.desktops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.cluster.costs import Estimate, rollout_estimate, stage_estimate
+from arpo_replica.cluster.costs import JobEstimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import Profile, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
 from arpo_replica.cluster.site import SITE_FILE, load_site
@@ -33,7 +33,7 @@ def site_profile(machine: Machine) -> Profile | None:
     return make_profile(load_site(SITE_FILE), ask)
 
 
-def longest(config: StudyConfig, gpus: bool) -> Estimate | None:
+def longest(config: StudyConfig, gpus: bool) -> JobEstimate | None:
     """The study's longest job with, or without, GPUs."""
     jobs = [rollout_estimate(config, arm) for arm in config.arms]
     for arm in config.online_arms:

@@ -38,7 +38,7 @@ from arpo_replica.evaluation.comparison import (
     published_noise,
     tests,
 )
-from arpo_replica.evaluation.power import Plan, reach
+from arpo_replica.evaluation.power import ClaimPlan, reach
 from arpo_replica.evaluation.published import (
     Claim,
     CurveRole,
@@ -50,7 +50,7 @@ from arpo_replica.evaluation.published import (
 )
 from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.tasks.splits import split_size
-from arpo_replica.training.parity import Facts, actual
+from arpo_replica.training.parity import Hyperparameters, actual
 
 QUESTIONS = ("same", "opposite", "outside", "equal")
 Family = tuple[str, str, str]
@@ -83,7 +83,7 @@ def compare(
         entry.value = None if entry.key is None else lookup(resolved, entry.key)
     facts = None
     if paper.hyperparameters is not None:
-        facts = Facts.model_validate(load_yaml(paper.hyperparameters.read_text("utf-8")))
+        facts = Hyperparameters.model_validate(load_yaml(paper.hyperparameters.read_text("utf-8")))
     numbers = {claim.id: [published[name] for name in claim.published] for claim in claims}
     findings = {
         claim.id: find(
@@ -132,7 +132,7 @@ def mark_of(config: StudyConfig, summary: r.Summary) -> str:
     return f"{invented}{config.size}{model}, {desktops} desktops, at most {config.policy.max_steps} steps"
 
 
-def _adjusted(claims: Sequence[Claim], findings: dict[str, Finding]) -> dict[str, Tests]:
+def _adjusted(claims: Sequence[Claim], findings: dict[str, ClaimFinding]) -> dict[str, Tests]:
     """Claim -> p-values, each question adjusted by Holm over the family.
 
     The family is fixed beforehand: a claim that this study did not test counts with p = 1, so that no verdict
@@ -155,7 +155,9 @@ def _adjusted(claims: Sequence[Claim], findings: dict[str, Finding]) -> dict[str
     return adjusted
 
 
-def _result(claim: Claim, numbers: list[Published], found: Finding, tested: Tests | None) -> r.ClaimResult:
+def _result(
+    claim: Claim, numbers: list[Published], found: ClaimFinding, tested: Tests | None
+) -> r.ClaimResult:
     result = r.ClaimResult(
         id=claim.id,
         statement=claim.statement,
@@ -201,7 +203,7 @@ def _reach(
     n, measure = numbers[0].n, claim.measure
     if n is None or measure is None or measure.kind not in ("rate", "difference"):
         return None
-    plan = Plan(
+    plan = ClaimPlan(
         rates=tuple(number.value / 100 for number in numbers),
         trained=tuple(arm != "base" for arm in [measure.arm, measure.reference][: len(numbers)]),
         tasks=n,
@@ -218,7 +220,7 @@ NO_NOISE = "no noise was seen, which is not the same as no noise."
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimFinding:
     """A result on a claim. Without ``estimate`` the verdict is already known, else it is made of it."""
 
     reason: str
@@ -236,18 +238,18 @@ class Finding:
     """The row of the summary that it rests on."""
 
 
-def not_run(reason: str) -> Finding:
+def not_run(reason: str) -> ClaimFinding:
     """No result at all, and why."""
-    return Finding(reason, "not run")
+    return ClaimFinding(reason, "not run")
 
 
 def too_few(
     measured: r.Interval, trainings: int, sources: list[str], more: str = "", **other: Any
-) -> Finding:
+) -> ClaimFinding:
     """A number without a verdict: how much trainings differ cannot be seen."""
     count = trainings_words(trainings)
     words = f"{count}: it takes {st.FEWEST_TRAININGS} to see how much trainings differ. {more}"
-    return Finding(
+    return ClaimFinding(
         words.strip(), "too few trainings", measured, trainings=trainings, sources=sources, **other
     )
 
@@ -264,7 +266,7 @@ def obstacles(
     measure: Measure,
     *,
     lists: Sequence[Path],
-    facts: Facts | None,
+    facts: Hyperparameters | None,
 ) -> Iterator[str]:
     """Why this study cannot speak about the claim, the size mark first; nothing if it can.
 
@@ -288,7 +290,7 @@ def obstacles(
 
 
 def _arm_obstacles(
-    config: StudyConfig, summary: r.Summary, claim: Claim, measure: Measure, facts: Facts | None
+    config: StudyConfig, summary: r.Summary, claim: Claim, measure: Measure, facts: Hyperparameters | None
 ) -> Iterator[str]:
     """What the claim's arms are and did."""
     needs = claim.needs
@@ -329,7 +331,7 @@ def _split_obstacles(
         yield f"This study's list of {needs.split} is not the committed {committed.name}."
 
 
-def _recipe_obstacles(config: StudyConfig, claim: Claim, arm: str, facts: Facts) -> Iterator[str]:
+def _recipe_obstacles(config: StudyConfig, claim: Claim, arm: str, facts: Hyperparameters) -> Iterator[str]:
     """The first value by which an arm is no arm of the nearest recipe that the claim allows."""
     found = [
         list(_differences(config, claim.needs.differs, arm, recipe, facts)) for recipe in claim.needs.recipe
@@ -340,7 +342,7 @@ def _recipe_obstacles(config: StudyConfig, claim: Claim, arm: str, facts: Facts)
 
 
 def _differences(
-    config: StudyConfig, differs: Mapping[str, Any], arm: str, recipe: str, facts: Facts
+    config: StudyConfig, differs: Mapping[str, Any], arm: str, recipe: str, facts: Hyperparameters
 ) -> Iterator[str]:
     for row in facts.rows:
         if row.key is None or not row.claims:
@@ -417,8 +419,8 @@ def find(
     *,
     throughput: Path | None,
     lists: Sequence[Path],
-    facts: Facts | None,
-) -> Finding:
+    facts: Hyperparameters | None,
+) -> ClaimFinding:
     """What this study found on a claim."""
     measure = claim.measure
     if measure is None:
@@ -449,7 +451,7 @@ def _untrained(config: StudyConfig, summary: r.Summary, measure: Measure) -> str
     return f"Training left out {' and '.join(parts)} (tasks.leave_out)."
 
 
-def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Published) -> Finding:
+def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Published) -> ClaimFinding:
     row = _row(summary, summary.rates, claim, measure)
     if not isinstance(row, r.RateRow) or row.of_valid is None or published.n is None:
         return not_run(f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
@@ -473,7 +475,7 @@ def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Pu
     noise = published_noise([published.value / 100], published.n)
     estimate = _rate_estimate(row, trained)
     ends = (row.of_all_low, row.of_all_high) if unscored else None
-    return Finding(
+    return ClaimFinding(
         words, None, shown, replace(estimate, ends=ends), published.value / 100, noise,
         trainings=row.trainings if trained else 0, **common,
     )  # fmt: skip
@@ -481,14 +483,14 @@ def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Pu
 
 def _no_estimate(
     row: r.RateRow | r.DifferenceRow, shown: r.Interval, trained: bool, common: dict[str, Any]
-) -> Finding | None:
+) -> ClaimFinding | None:
     """A finding without a test: too few trainings, or trainings that do not differ at all."""
     if not trained or row.training_error is not None:
         return None
     if row.trainings < st.FEWEST_TRAININGS:
         return too_few(shown, row.trainings, **common)
     words = f"All {row.trainings} trainings gave the same: {NO_NOISE}"
-    return Finding(words, "inconclusive", shown, trainings=row.trainings, **common)
+    return ClaimFinding(words, "inconclusive", shown, trainings=row.trainings, **common)
 
 
 def _rate_estimate(row: r.RateRow, trained: bool) -> Estimate:
@@ -510,7 +512,7 @@ def _rate_estimate(row: r.RateRow, trained: bool) -> Estimate:
 
 def _find_difference(
     summary: r.Summary, claim: Claim, measure: Measure, published: list[Published]
-) -> Finding:
+) -> ClaimFinding:
     row = _row(summary, summary.differences, claim, measure)
     n = published[0].n
     if not isinstance(row, r.DifferenceRow) or n is None:
@@ -526,7 +528,7 @@ def _find_difference(
     if row.dropped:
         count = len(row.dropped)
         words = f"{count} {'task has' if count == 1 else 'tasks have'} no valid episode on one side."
-        return Finding(words, "inconclusive", shown, trainings=row.trainings, **common)
+        return ClaimFinding(words, "inconclusive", shown, trainings=row.trainings, **common)
     if trained:
         assert row.training_error is not None
         assert row.training_degrees is not None
@@ -534,7 +536,7 @@ def _find_difference(
     else:
         error = row.conditional_se or row.standard_error or 0.0
         if not error:
-            return Finding(NO_NOISE, "inconclusive", shown, **common)
+            return ClaimFinding(NO_NOISE, "inconclusive", shown, **common)
         degrees = 2.0 * row.tasks if row.conditional_se else row.tasks - 1.0
         method = "paired by task"
     out = sum(entry.split == row.split for entry in summary.left_out)
@@ -548,7 +550,7 @@ def _find_difference(
             f"of all, ours is {100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points; both ends count. {words}"
         )
     rates = [number.value / 100 for number in published]
-    return Finding(
+    return ClaimFinding(
         words, None, shown, Estimate(shown.value, error, degrees, method, ends),
         rates[0] - rates[1], published_noise(rates, n), trainings=row.trainings if trained else 0, **common,
     )  # fmt: skip
@@ -628,7 +630,7 @@ SPAN = 2.0
 
 def find_curve(
     config: StudyConfig, summary: r.Summary, measure: Measure, published: list[Published]
-) -> Finding:
+) -> ClaimFinding:
     """The mean of a metric over the first or last updates, one value per training."""
     pair = measure.reference is not None or measure.reference_role is not None
     try:
@@ -649,7 +651,7 @@ def find_curve(
         if len(values) < st.FEWEST_TRAININGS:
             return too_few(shown, len(values), sources, known)
         words = f"Each of {len(values)} trainings gave {mean:.3f}: {NO_NOISE}"
-        return Finding(words, "inconclusive", shown, trainings=len(values), sources=sources)
+        return ClaimFinding(words, "inconclusive", shown, trainings=len(values), sources=sources)
     target = published[0].value - (published[1].value if pair else 0.0)
     roles = [measure.role, *([measure.reference_role] if pair else [])]
     shift = SPAN * sum(_left_out(config, summary, role) for role in roles)
@@ -661,7 +663,7 @@ def find_curve(
         found.interval.method,
         (mean - shift, mean + shift) if shift else None,
     )
-    return Finding(
+    return ClaimFinding(
         known + left, None, found.interval, estimate, target, trainings=len(values), sources=sources
     )  # fmt: skip
 
@@ -700,7 +702,7 @@ def _values(curve: r.Curve, metric: str) -> list[float]:
     return [float(value) for value in known if value is not None]
 
 
-def find_throughput(measure: Measure, published: list[Published], throughput: Path | None) -> Finding:
+def find_throughput(measure: Measure, published: list[Published], throughput: Path | None) -> ClaimFinding:
     """Hours of rollouts per 1,024 trajectories with so many desktops; other hardware, so never judged."""
     if throughput is None or not throughput.is_file():
         return not_run("The throughput was not measured in this study (`snakemake fig7`).")
@@ -716,4 +718,4 @@ def find_throughput(measure: Measure, published: list[Published], throughput: Pa
     words = (
         f"Ours is {value:.2f} h, published {target:.2f} h, on other hardware and from one measurement each."
     )
-    return Finding(words, "inconclusive", measured, sources=[throughput.as_posix()])
+    return ClaimFinding(words, "inconclusive", measured, sources=[throughput.as_posix()])

@@ -40,7 +40,7 @@ def run_noise(rate: float, tasks: int, trials: int) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClaimPlan:
     """A claim and the study that shall speak about it; fractions."""
 
     rates: tuple[float, ...]
@@ -55,7 +55,7 @@ class Plan:
     """Share of the tasks that the study leaves out: each counts as lost and as gained."""
 
 
-def error_of(plan: Plan, trials: int, trainings: int, spread: float) -> tuple[float, float]:
+def error_of(plan: ClaimPlan, trials: int, trainings: int, spread: float) -> tuple[float, float]:
     """(standard error, degrees of freedom) of our rate, or of first - second; fractions.
 
     The runs of an arm that is not trained are shared by all trainings: more trainings do not make their noise
@@ -89,7 +89,7 @@ def agreement_power(error: float, margin: float, family: int = 1) -> float:
 
 
 @lru_cache(maxsize=4096)
-def power_of(plan: Plan, trials: int, trainings: int, spread: float) -> float:
+def power_of(plan: ClaimPlan, trials: int, trainings: int, spread: float) -> float:
     """Of the claim's own question: the sign of a difference, agreement within the margin of a rate."""
     if any(plan.trained) and trainings < FEWEST_TRAININGS:
         return 0.0
@@ -101,13 +101,13 @@ def power_of(plan: Plan, trials: int, trainings: int, spread: float) -> float:
     return agreement_power(both, _margin(plan), plan.family)
 
 
-def _margin(plan: Plan) -> float:
+def _margin(plan: ClaimPlan) -> float:
     """What is left of the margin when the tasks that are left out go the worse way."""
     rate = plan.rates[0]
     return plan.margin - plan.left_out * max(rate, 1 - rate)
 
 
-def reach(plan: Plan, trials: int, trainings: int) -> Reach:
+def reach(plan: ClaimPlan, trials: int, trainings: int) -> Reach:
     """What a study of so many trials and trainings can say."""
     difference, anew = len(plan.rates) == 2, any(plan.trained)
     spreads = SPREADS if anew else (0,)

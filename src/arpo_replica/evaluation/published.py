@@ -64,7 +64,7 @@ class Published(Document):
         return self
 
 
-class Source(Document):
+class PublishedSource(Document):
     """Where published numbers stand."""
 
     title: str
@@ -74,7 +74,7 @@ class Source(Document):
 class PublishedFile(Document):
     """``data/paper/results.yaml``."""
 
-    sources: dict[str, Source]
+    sources: dict[str, PublishedSource]
     results: list[Published] = Field(min_length=1)
 
 

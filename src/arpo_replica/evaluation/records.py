@@ -105,7 +105,7 @@ class PairPlace(Document):
     protocol: Protocol
 
 
-class Training(Document):
+class TrainingRow(Document):
     """One training: an arm and a seed through a stage."""
 
     arm: str
@@ -197,7 +197,7 @@ class FlipRow(PairPlace):
     """Tasks that one side has no valid run of."""
 
 
-class ReplayRow(Training):
+class ReplayRow(TrainingRow):
     """When replay fired in one training, and with how old trajectories."""
 
     steps: int
@@ -275,7 +275,7 @@ class OfflinePoint(Document):
     """Every further number that TRL wrote."""
 
 
-class OfflineTraining(Training):
+class OfflineTraining(TrainingRow):
     """The one training of an offline arm and seed: it learns from records, so there is no reward."""
 
     method: str
@@ -508,14 +508,14 @@ class CurvePoint(Document):
     """Every further number the trainer wrote."""
 
 
-class Curve(Training):
+class Curve(TrainingRow):
     """Training of one arm and seed through one stage."""
 
     source: str
     points: list[CurvePoint]
 
 
-class ModelFacts(Training):
+class ModelFacts(TrainingRow):
     """What the manifest of a finished stage says."""
 
     step: int

@@ -131,7 +131,7 @@ def _named(names: str) -> tuple[Column, ...]:
     return tuple(Column(name, meaning=COMMON.get(name, "")) for name in names.split())
 
 
-TRAINING, PAIR, SPLIT, PROTOCOL = _of(r.Training), _of(r.PairPlace), *_named("split protocol")
+TRAINING, PAIR, SPLIT, PROTOCOL = _of(r.TrainingRow), _of(r.PairPlace), *_named("split protocol")
 STEP = columns_of(r.CurvePoint)["step"]
 TABLES = (
     _records("rates", r.RateRow),

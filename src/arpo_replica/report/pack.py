@@ -28,7 +28,7 @@ FILMS = 12
 
 
 @dataclass(slots=True)
-class Group:
+class CardGroup:
     """The cards of one split, arm and stage, or the films of a split."""
 
     split: str
@@ -49,7 +49,7 @@ class Group:
 class Packed:
     """All cards, and what the script needs to find and filter them."""
 
-    groups: list[Group]
+    groups: list[CardGroup]
     chunks: list[str]
     """gzip, base64: a JSON list of cards as HTML."""
     index: Markup
@@ -58,7 +58,7 @@ class Packed:
     """How many cards are plain HTML."""
 
 
-def group_episodes(episodes: Sequence[EpisodeView], config: StudyConfig) -> list[Group]:
+def group_episodes(episodes: Sequence[EpisodeView], config: StudyConfig) -> list[CardGroup]:
     """One group per split, arm and stage, in the config's order."""
     arms, splits = list(config.arms), list(config.evaluation.splits)
     found: dict[tuple[str, str, str], list[EpisodeView]] = {}
@@ -69,7 +69,7 @@ def group_episodes(episodes: Sequence[EpisodeView], config: StudyConfig) -> list
         split, arm, stage = key
         return splits.index(split) if split in splits else len(splits), split, arms.index(arm), stage
 
-    return [Group(*key, views=found[key]) for key in sorted(found, key=order)]
+    return [CardGroup(*key, views=found[key]) for key in sorted(found, key=order)]
 
 
 def pack(
@@ -96,7 +96,7 @@ def pack(
     splits = dict.fromkeys(str(film.row["split"]) for film in films)
     ordered = sorted(films, key=lambda film: not film.flipped)
     groups = [
-        Group(split, "", "", [film for film in ordered if film.row["split"] == split]) for split in splits
+        CardGroup(split, "", "", [film for film in ordered if film.row["split"] == split]) for split in splits
     ]
     groups += group_episodes(gallery.episodes, config)
     chunks: list[str] = []
@@ -117,7 +117,7 @@ def _squeeze(cards: list[Markup]) -> str:
     return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode()
 
 
-def _index(groups: list[Group], places: dict[str, tuple[int, int]]) -> Markup:
+def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Markup:
     """Per group: per view [id, outcome, domain, flip, task, chunk, place in it]; -1: plain; no outcome."""
     views = [view for group in groups for view in group.views]
     domains = sorted({str(view.row["domain"]) for view in views})

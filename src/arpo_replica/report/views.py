@@ -19,7 +19,7 @@ from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.figures import TOTALS, phase_totals, phases_by_weight
 from arpo_replica.report.words import counted, duration, short_hash
-from arpo_replica.training.parity import Fact, Facts, actual
+from arpo_replica.training.parity import Fact, Hyperparameters, actual
 
 OUTCOMES = {
     "success": ("✓", "success"),
@@ -426,7 +426,7 @@ def parity_rows(config: StudyConfig, facts: Path) -> list[dict[str, Any]]:
     if not config.online_arms:
         return []
     rows = []
-    for row in Facts.model_validate(load_yaml(facts.read_text(encoding="utf-8"))).rows:
+    for row in Hyperparameters.model_validate(load_yaml(facts.read_text(encoding="utf-8"))).rows:
         value = actual(row, config)
         rows.append(
             {

@@ -26,7 +26,7 @@ PIXELS = "pixel_values"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class QueueRow:
     """One row of TransferQueue: a sequence of a trajectory."""
 
     fields: Any
@@ -47,7 +47,7 @@ class ItemStore:
         processor_options: dict[str, Any],
         *,
         bytes_only: bool = False,
-        play: Callable[[Path, Any], list[Row]] | None = None,
+        play: Callable[[Path, Any], list[QueueRow]] | None = None,
     ) -> None:
         """``model``: folder of the processor; ``processor_options``: as in ``data.mm_processor_kwargs``.
 
@@ -59,7 +59,7 @@ class ItemStore:
         self.play = play
         self._processor: Any = None
 
-    def save(self, name: str, rows: list[Row]) -> None:
+    def save(self, name: str, rows: list[QueueRow]) -> None:
         """Write a trajectory, all its rows in order."""
         self._write(name, [self._without_pixels(row) for row in rows])
 
@@ -87,7 +87,7 @@ class ItemStore:
         torch.save(content, temporary)
         temporary.replace(self.folder / f"{name}.pt")
 
-    def _without_pixels(self, row: Row) -> dict[str, Any]:
+    def _without_pixels(self, row: QueueRow) -> dict[str, Any]:
         fields = row.fields.clone()
         inputs = dict(value_of(fields[INPUTS][0]))
         pixels = inputs.pop(PIXELS)
@@ -99,7 +99,7 @@ class ItemStore:
             "pixels_sha256": checksum(pixels),
         }
 
-    def load(self, name: str) -> list[Row]:
+    def load(self, name: str) -> list[QueueRow]:
         """The rows as they were saved. Raises RuntimeError if the pixels, or a recorded episode, are not the
         same."""
         # Written by ``save`` in this very folder: not foreign data.
@@ -108,14 +108,14 @@ class ItemStore:
             return self._played(found[0])
         return [self._with_pixels(name, item) for item in found]
 
-    def _played(self, item: dict[str, Any]) -> list[Row]:
+    def _played(self, item: dict[str, Any]) -> list[QueueRow]:
         episode = self.root / item["episode"]
         if digest([read_rollout(episode)]) != item["sha256"]:
             raise RuntimeError(f"the recorded episode {episode}, which is in the replay store, has changed")
         assert self.play is not None
         return self.play(episode, self.processor)
 
-    def _with_pixels(self, name: str, item: dict[str, Any]) -> Row:
+    def _with_pixels(self, name: str, item: dict[str, Any]) -> QueueRow:
         fields, paths = item["fields"], [self.root / path for path in item["screenshots"]]
         images = [Image.open(path).convert("RGB") for path in paths]
         pixels = self.processor.image_processor(images=images, return_tensors="pt", **self.processor_options)[
@@ -128,7 +128,7 @@ class ItemStore:
             )
         inputs = {**value_of(fields[INPUTS][0]), PIXELS: pixels}
         assign_non_tensor_stack(fields, INPUTS, [inputs])
-        return Row(fields, item["tag"], paths)
+        return QueueRow(fields, item["tag"], paths)
 
     def keep_only(self, names: set[str]) -> None:
         for path in self.folder.glob("*.pt"):

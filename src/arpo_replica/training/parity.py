@@ -59,7 +59,7 @@ class Departure(Section):
     why: str
 
 
-class Row(Section):
+class Hyperparameter(Section):
     """One hyper-parameter."""
 
     name: str
@@ -87,17 +87,17 @@ class Row(Section):
         return next(fact.value for fact in facts if fact is not None)
 
 
-class Facts(Section):
+class Hyperparameters(Section):
     """``hyperparameters.yaml``."""
 
     sources: dict[str, str]
     recipes: dict[str, list[Path]]
-    rows: list[Row]
+    rows: list[Hyperparameter]
 
 
-def read_facts(root: Path = Path()) -> Facts:
+def read_facts(root: Path = Path()) -> Hyperparameters:
     """The committed facts. ``root``: the repository."""
-    return Facts.model_validate(load_yaml((root / FACTS).read_text()))
+    return Hyperparameters.model_validate(load_yaml((root / FACTS).read_text()))
 
 
 def compose(paths: list[Path], root: Path = Path()) -> StudyConfig:
@@ -108,7 +108,7 @@ def compose(paths: list[Path], root: Path = Path()) -> StudyConfig:
     return parse_config(merged, ", ".join(map(str, paths)))
 
 
-def actual(row: Row, config: StudyConfig, arm: str | None = None) -> Value:
+def actual(row: Hyperparameter, config: StudyConfig, arm: str | None = None) -> Value:
     """The config's value of a row, for one arm if it is named."""
     if row.key is None:
         return row.fixed

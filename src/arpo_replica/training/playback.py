@@ -24,9 +24,9 @@ from arpo_replica.rollout.episode import EpisodeResult
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.agent_loop import Attempts, make_outputs
 from arpo_replica.training.conversation import TokenConversation
-from arpo_replica.training.items import Row
+from arpo_replica.training.items import QueueRow
 from arpo_replica.training.job import Job
-from arpo_replica.training.offline.data import Rollout, read_rollout, turn_of
+from arpo_replica.training.offline.data import RecordedEpisode, read_rollout, turn_of
 from arpo_replica.training.offline.trainers import completion
 from arpo_replica.training.recipe import image_options
 
@@ -60,14 +60,14 @@ class Recorded:
         )
 
 
-def play(job: Job, episode: Path, processor: Any) -> list[Row]:
+def play(job: Job, episode: Path, processor: Any) -> list[QueueRow]:
     """The rows of a recorded episode of one of the job's tasks, without the columns of its data set."""
     recorded = read_rollout(episode)
     task = next(task for task in job.split.load() if f"{task.domain}/{task.id}" == recorded.task)
     return asyncio.run(_play(job, recorded, task, processor))
 
 
-async def _play(job: Job, recorded: Rollout, task: Task, processor: Any) -> list[Row]:
+async def _play(job: Job, recorded: RecordedEpisode, task: Task, processor: Any) -> list[QueueRow]:
     policy, record, steps = job.config.policy, recorded.record, recorded.steps
     tokenizer = processor.tokenizer
     turns = [turn_of(recorded, index, policy) for index in range(len(steps))]
@@ -92,7 +92,7 @@ async def _play(job: Job, recorded: Rollout, task: Task, processor: Any) -> list
     ]
 
 
-def _row(loop: Recorded, output: AgentLoopOutput, screenshots: list[Path]) -> Row:
+def _row(loop: Recorded, output: AgentLoopOutput, screenshots: list[Path]) -> QueueRow:
     """As verl 0.9.1 puts it into TransferQueue (``AgentLoopWorkerTQ._agent_loop_postprocess``)."""
     ids = torch.tensor([*output.prompt_ids, *output.response_ids], dtype=torch.int64)
     inputs = AgentLoopWorker._compute_multi_modal_inputs(loop, output, ids)
@@ -109,4 +109,4 @@ def _row(loop: Recorded, output: AgentLoopOutput, screenshots: list[Path]) -> Ro
     lengths = {"prompt_len": len(output.prompt_ids), "response_len": len(output.response_ids)}
     tag = {"status": "success", **lengths, "seq_len": len(ids), "global_steps": STEP}
     tag |= {"min_global_steps": STEP, "max_global_steps": STEP}
-    return Row(list_of_dict_to_tensordict([fields]), tag, screenshots)
+    return QueueRow(list_of_dict_to_tensordict([fields]), tag, screenshots)

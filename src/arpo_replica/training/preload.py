@@ -22,7 +22,7 @@ from arpo_replica.rollout.run import describe_sampling, sampled_as_in_training
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE
 from arpo_replica.training.job import StartStore
-from arpo_replica.training.offline.data import Rollout, digest, read_rollouts
+from arpo_replica.training.offline.data import RecordedEpisode, digest, read_rollouts
 
 
 def start_store(
@@ -59,7 +59,7 @@ def start_store(
 
 def successes(
     config: StudyConfig, arm: str, checkpoint_sha256: str, indexes: Sequence[Path]
-) -> list[Rollout]:
+) -> list[RecordedEpisode]:
     """The recorded episodes that the replay rule would have stored, by task and trial.
 
     Raises ``UserError`` for episodes of another policy or otherwise sampled ones, and if none succeeded.

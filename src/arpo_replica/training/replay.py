@@ -64,7 +64,7 @@ class Swap:
 
 
 @dataclass(slots=True)
-class Plan:
+class ReplayPlan:
     """What a step does to its batch and to the buffer."""
 
     swaps: list[Swap] = field(default_factory=list)
@@ -114,12 +114,12 @@ class ReplayBuffer:
         stored = self.config.enabled and bool(self.tasks.get(group.task))
         return stored and len(group.scores) > 1 and self.failed(group.scores)
 
-    def plan(self, groups: Sequence[Group]) -> Plan:
+    def plan(self, groups: Sequence[Group]) -> ReplayPlan:
         """Decide one step. Draws from the random generator; the buffer itself stays unchanged.
 
         With ``enabled: false`` nothing is swapped, stored or drawn.
         """
-        plan = Plan()
+        plan = ReplayPlan()
         for index, group in enumerate(groups):
             if not self.failed(group.scores):
                 continue

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from arpo_replica.config.training import TrainingConfig
-from arpo_replica.training.replay import Plan
+from arpo_replica.training.replay import ReplayPlan
 
 LONGEST_REASON = 300
 NUMBER = re.compile(r"\d+")
@@ -27,7 +27,7 @@ FIELD = "arpo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class RolloutFacts:
     """What the agent loop knows of a rollout and verl does not."""
 
     task: str
@@ -51,7 +51,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceFacts(Facts):
+class SequenceFacts(RolloutFacts):
     """One token sequence of a rollout, as it crosses verl from the agent loop to the sampler, and as a stored
     trajectory keeps it."""
 
@@ -92,7 +92,7 @@ class RowKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout(Facts):
+class Rollout(RolloutFacts):
     """One trajectory of the batch."""
 
     session: int
@@ -109,19 +109,17 @@ class Rollout(Facts):
         cls, sequences: Sequence[SequenceFacts], *, session: int, keys: Sequence[str], reward: float
     ) -> Rollout:
         """The rollout of these sequences, in order; their facts are alike but for the screenshots."""
-        facts = {field.name: getattr(sequences[-1], field.name) for field in fields(Facts)}
+        facts = {field.name: getattr(sequences[-1], field.name) for field in fields(RolloutFacts)}
         images = tuple(sequence.images for sequence in sequences)
         return cls(**facts, session=session, keys=tuple(keys), images=images, reward=reward)
 
 
-Group = list[Rollout]
-"""The rollouts of a task in a step."""
 Replaced = dict[tuple[int, int], tuple[float, float]]
 """(group, rollout) that gave way -> (score, reward) of the replayed trajectory in its place."""
 
 
 def measure(
-    plan: Plan,
+    plan: ReplayPlan,
     groups: Sequence[Sequence[Rollout]],
     replaced: Replaced,
     *,
@@ -223,7 +221,7 @@ def common_reason(episodes: Path) -> str | None:
     return max(found.values(), key=len)[-1] if found else None
 
 
-def in_updates(groups: Sequence[Group], recipe: TrainingConfig, seed: str) -> list[Group]:
+def in_updates(groups: Sequence[list[Rollout]], recipe: TrainingConfig, seed: str) -> list[list[Rollout]]:
     """The groups in the order in which the updates of a step take them, whole.
 
     They come sorted by task, so that the first of several updates would have the domains at the alphabetical

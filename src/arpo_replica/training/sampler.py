@@ -38,12 +38,20 @@ from verl.utils import tensordict_utils
 from arpo_replica.base.files import write_atomically
 from arpo_replica.rollout.records import episode_dir
 from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE, mark_complete
-from arpo_replica.training.items import ItemStore, Row, value_of
+from arpo_replica.training.items import ItemStore, QueueRow, value_of
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.offline.data import read_rollout
 from arpo_replica.training.playback import play
 from arpo_replica.training.recipe import Speed, data_parallel, image_options
-from arpo_replica.training.replay import RECORDED, Group, Plan, ReplayBuffer, Stored, continued, is_recorded
+from arpo_replica.training.replay import (
+    RECORDED,
+    Group,
+    ReplayBuffer,
+    ReplayPlan,
+    Stored,
+    continued,
+    is_recorded,
+)
 from arpo_replica.training.rollout_metrics import (
     Replaced,
     Rollout,
@@ -124,7 +132,9 @@ class ReplaySampler(VerlReplayBuffer):
             )
         except RuntimeError as error:
             if NOTHING in str(error):
-                self._write_step(Plan(), [], batch_size * self.job.recipe.rollouts_per_task, global_steps)
+                self._write_step(
+                    ReplayPlan(), [], batch_size * self.job.recipe.rollouts_per_task, global_steps
+                )
                 self._stop_if_desktops_fail()
             raise
         if partition_id != TRAIN:
@@ -209,14 +219,14 @@ class ReplaySampler(VerlReplayBuffer):
         """Write buffer and random generator into a checkpoint."""
         write_atomically(folder / REPLAY_FILE, json.dumps(self.buffer.state()).encode())
 
-    def _keep(self, plan: Plan, groups: list[list[Rollout]], tags: Tags) -> None:
+    def _keep(self, plan: ReplayPlan, groups: list[list[Rollout]], tags: Tags) -> None:
         """Write the trajectories to store to disk; they enter the buffer in ``_swap``, afterwards."""
         for group, index in plan.store:
             chosen = groups[group][index]
             domain, _, task_id = chosen.task.partition("/")
             episode = episode_dir(self.job.episodes(chosen.step, chosen.rollout), domain, task_id)
             rows = [
-                Row(
+                QueueRow(
                     tq.kv_batch_get(keys=[key], partition_id=TRAIN),
                     tags[key],
                     [episode / f"step_{turn:03d}.webp" for turn in range(first, first + count)],
@@ -225,7 +235,9 @@ class ReplaySampler(VerlReplayBuffer):
             ]
             self.items.save(item_name(chosen), rows)
 
-    def _swap(self, plan: Plan, groups: list[list[Rollout]], tags: Tags, step: int) -> tuple[Replaced, Tags]:
+    def _swap(
+        self, plan: ReplayPlan, groups: list[list[Rollout]], tags: Tags, step: int
+    ) -> tuple[Replaced, Tags]:
         """Carry out the plan. Returns what replaced whom, and the tags of the batch as it is then."""
         replaced: Replaced = {}
         instead: dict[str, Tags] = {}
@@ -309,7 +321,7 @@ class ReplaySampler(VerlReplayBuffer):
                     tags[key] = {**tags[key], "is_padding": True}
                 tq.kv_batch_put(keys=[key], partition_id=TRAIN, fields=fields, tags=[tags[key]])
 
-    def _write_step(self, plan: Plan, groups: list[list[Rollout]], lost: int, step: int) -> None:
+    def _write_step(self, plan: ReplayPlan, groups: list[list[Rollout]], lost: int, step: int) -> None:
         details = {
             "step": step,
             "groups": [

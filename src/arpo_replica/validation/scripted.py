@@ -60,7 +60,7 @@ class Look(BaseModel):
         return value >> 16, value >> 8 & 255, value & 255
 
 
-class Step(BaseModel):
+class ScriptedStep(BaseModel):
     """One reply of the script."""
 
     model_config = ConfigDict(extra="forbid")
@@ -78,11 +78,11 @@ class Oracle(BaseModel):
     task: str
     task_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     screen: tuple[int, int]
-    steps: list[Step] = Field(min_length=1)
+    steps: list[ScriptedStep] = Field(min_length=1)
 
     @field_validator("steps")
     @classmethod
-    def _by_mouse_and_keyboard(cls, steps: list[Step]) -> list[Step]:
+    def _by_mouse_and_keyboard(cls, steps: list[ScriptedStep]) -> list[ScriptedStep]:
         parser = screen_parser((1920, 1080))
         for step in steps:
             try:

@@ -81,7 +81,7 @@ class KnownIssue(BaseModel):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PolicyResult:
     """What one policy reached on one task; ``score`` None: an environment error."""
 
     score: float | None
@@ -92,7 +92,7 @@ class Attempt:
     errors: tuple[str, ...] = ()
 
 
-def judge(infeasible: bool, attempts: Mapping[str, list[Attempt]]) -> Verdict:
+def judge(infeasible: bool, attempts: Mapping[str, list[PolicyResult]]) -> Verdict:
     """The verdict on a task. ``attempts``: mode -> one for each trial; the worst one decides."""
     everything = [attempt for mode in attempts.values() for attempt in mode]
     if any(attempt.score is None for attempt in everything):
@@ -148,7 +148,7 @@ def validate_tasks(
         "fail": EndsAtOnce(FAIL),
         "oracle": ScriptedOracle(scripts),
     }
-    attempts: dict[str, dict[str, list[Attempt]]] = {task.id: {} for task in tasks}
+    attempts: dict[str, dict[str, list[PolicyResult]]] = {task.id: {} for task in tasks}
     for mode, policy in policies.items():
         wanted = [task for task in tasks if mode != "oracle" or (task.id in scripts and not task.infeasible)]
         labels = make_labels(config, mode, scripts if mode == "oracle" else {})
@@ -218,10 +218,10 @@ async def _collect(
     )
 
 
-def read_attempt(root: Path, task: Task) -> Attempt:
+def read_attempt(root: Path, task: Task) -> PolicyResult:
     """The finished episode of a task."""
     record = read_summary(episode_dir(root, task.domain, task.id))
-    return Attempt(
+    return PolicyResult(
         record["hard_score"],
         record["duration_s"],
         record["reset_s"],
@@ -233,7 +233,7 @@ def read_attempt(root: Path, task: Task) -> Attempt:
 
 def summarise(
     tasks: Iterable[Task],
-    attempts: Mapping[str, Mapping[str, list[Attempt]]],
+    attempts: Mapping[str, Mapping[str, list[PolicyResult]]],
     known: Iterable[KnownIssue],
 ) -> dict[str, Any]:
     """What each task scored, what that means, and what was not expected.
@@ -256,7 +256,7 @@ def summarise(
     return {"counts": dict(sorted(counts.items())), "unexpected": unexpected, "tasks": rows}
 
 
-def _as_json(attempt: Attempt) -> dict[str, Any]:
+def _as_json(attempt: PolicyResult) -> dict[str, Any]:
     found: dict[str, Any] = {"score": attempt.score, "steps": attempt.steps}
     for key in ("seconds", "reset_s", "evaluate_s"):
         found[key] = round(getattr(attempt, key), 2)

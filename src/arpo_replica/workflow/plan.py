@@ -20,7 +20,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import (
     Costs,
-    Estimate,
+    JobEstimate,
     costs_of,
     other_estimate,
     rollout_estimate,
@@ -48,7 +48,7 @@ class PlannedJob:
     rule: str
     local: bool
     wildcards: dict[str, str]
-    estimate: Estimate
+    estimate: JobEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def read_jobs(config: StudyConfig, text: str) -> list[PlannedJob]:
     return jobs
 
 
-def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> Estimate:
+def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> JobEstimate:
     """What one job costs."""
     match rule:
         case "train_stage":

@@ -43,7 +43,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TrainingSequence:
     """One sequence to learn from. The first three fields are equally long."""
 
     ids: list[int]
@@ -88,7 +88,7 @@ class Screenshots:
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations padded on the right with token 0; see ``Conversation``."""
+    """Conversations padded on the right with token 0; see ``TrainingSequence``."""
 
     ids: Tensor
     learned: Tensor
@@ -131,7 +131,7 @@ def read_patches(path: Path, frame: Frame) -> Tensor:
 
 def make_conversations(
     demonstration: Demonstration, tokenizer: Any, policy: PolicyConfig, screenshots: Screenshots
-) -> list[Conversation]:
+) -> list[TrainingSequence]:
     """The conversations of one episode. ``tokenizer``: transformers' tokenizer with the chat template."""
     replies = [step.text for step in demonstration.steps]
     # One conversation teaches all replies only as long as no turn and no screenshot has left it.
@@ -157,13 +157,13 @@ def _conversation(
     tokenizer: Any,
     screenshots: Screenshots,
     only_last: bool,
-) -> Conversation:
+) -> TrainingSequence:
     rows, columns = screenshots.token_grid
     pad = SPECIAL_TOKENS[IMAGE_TOKEN]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     ids = tokenizer.encode(text.replace(pad, pad * rows * columns), add_special_tokens=False)
     learned = _reply_mask(ids, tokenizer.encode("assistant\n", add_special_tokens=False), only_last)
-    return Conversation(
+    return TrainingSequence(
         ids,
         learned,
         _kinds(ids, learned, tokenizer),
@@ -199,7 +199,7 @@ def _kinds(ids: list[int], learned: list[bool], tokenizer: Any) -> list[int]:
     return kinds
 
 
-def make_batch(conversations: Sequence[Conversation], screenshots: Screenshots) -> Batch:
+def make_batch(conversations: Sequence[TrainingSequence], screenshots: Screenshots) -> Batch:
     """Pad conversations to the longest of them and gather their screenshots."""
     length = max(len(conversation.ids) for conversation in conversations)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arpo_replica.config.models import NanoConfig
-from arpo_replica.models.nano.data import OTHER, Batch, Conversation, Screenshots, make_batch
+from arpo_replica.models.nano.data import OTHER, Batch, Screenshots, TrainingSequence, make_batch
 from arpo_replica.models.nano.model import IMAGE_MEAN, IMAGE_STD
 from arpo_replica.models.nano.network import multimodal_hidden
 
@@ -63,7 +63,7 @@ class NumberTokens:
 
 def train(
     model: Any,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[TrainingSequence],
     screenshots: Screenshots,
     tokens: NumberTokens,
     nano: NanoConfig,
@@ -138,7 +138,7 @@ def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def _accumulate(
-    model: Any, batch: Sequence[Conversation], screenshots: Screenshots, tokens: NumberTokens
+    model: Any, batch: Sequence[TrainingSequence], screenshots: Screenshots, tokens: NumberTokens
 ) -> Losses:
     """Gradients of the mean loss per learned token over a batch, and the losses before the update."""
     ordered = sorted(batch, key=lambda conversation: len(conversation.ids))

@@ -43,7 +43,7 @@ FILE_BYTES = 2 << 30
 
 
 @dataclass
-class Child:
+class WorkerProcess:
     """A worker."""
 
     pid: int
@@ -52,7 +52,7 @@ class Child:
     """Private: its files, log and home. Removed with it."""
 
 
-class Server:
+class EvaluatorServer:
     """See the module."""
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class Server:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(path))
         self.listener.listen(64)
-        self.children: dict[int, Child] = {}
+        self.children: dict[int, WorkerProcess] = {}
         self.running = True
         self.wake, self.bell = socket.socketpair()
         for end in (self.wake, self.bell):
@@ -122,7 +122,7 @@ class Server:
         self.children[child.pid] = child
         self.selector.register(leash, selectors.EVENT_READ, lambda: self._leash_moved(child))
 
-    def _fork(self, leash: socket.socket, channel: int) -> Child:
+    def _fork(self, leash: socket.socket, channel: int) -> WorkerProcess:
         folder = Path(tempfile.mkdtemp(prefix="arpo-osworld-"))
         server = os.getpid()
         pid = os.fork()
@@ -131,9 +131,9 @@ class Server:
             become_worker(self, server, channel, folder)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does it too: whoever comes first
-        return Child(pid, leash, folder)
+        return WorkerProcess(pid, leash, folder)
 
-    def _leash_moved(self, child: Child) -> None:
+    def _leash_moved(self, child: WorkerProcess) -> None:
         try:
             gone = not child.leash.recv(4096)
         except OSError:
@@ -141,7 +141,7 @@ class Server:
         if gone:
             self._end(child)
 
-    def _end(self, child: Child) -> None:
+    def _end(self, child: WorkerProcess) -> None:
         """Kill the worker with its children and wait for it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -149,7 +149,7 @@ class Server:
             _, status = os.waitpid(child.pid, 0)
             self._ended(child, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, child: Child, status: int) -> None:
+    def _ended(self, child: WorkerProcess, status: int) -> None:
         """After the worker's end: its helpers and files go, then the client is told."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -171,7 +171,7 @@ def last_words(log: Path, size: int = 300) -> str:
     return ""
 
 
-def become_worker(server: Server, parent: int, channel: int, folder: Path) -> NoReturn:
+def become_worker(server: EvaluatorServer, parent: int, channel: int, folder: Path) -> NoReturn:
     """In the fork: own group, own files, own home; then serve the channel. Never returns."""
     status = 1
     try:
@@ -235,7 +235,7 @@ def main() -> None:
     desktop_env.prepare()
     worker.preload()
     try:
-        Server(path).serve()
+        EvaluatorServer(path).serve()
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
 

@@ -23,7 +23,7 @@ from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_epi
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class RecordedEpisode:
     """One recorded episode."""
 
     directory: Path
@@ -69,12 +69,12 @@ class Sample:
     label: bool | None = None
 
 
-def read_rollout(directory: Path) -> Rollout:
+def read_rollout(directory: Path) -> RecordedEpisode:
     """One recorded episode."""
-    return Rollout(directory, *read_episode(directory))
+    return RecordedEpisode(directory, *read_episode(directory))
 
 
-def read_rollouts(indexes: Sequence[Path], checkpoint_sha256: str) -> list[Rollout]:
+def read_rollouts(indexes: Sequence[Path], checkpoint_sha256: str) -> list[RecordedEpisode]:
     """All episodes beside the indexes, by task and rollout. Raises ``UserError`` for another policy's."""
     found = []
     for index in indexes:
@@ -89,7 +89,7 @@ def read_rollouts(indexes: Sequence[Path], checkpoint_sha256: str) -> list[Rollo
     return sorted(found, key=lambda rollout: (rollout.task, rollout.record.trial))
 
 
-def digest(rollouts: Sequence[Rollout]) -> str:
+def digest(rollouts: Sequence[RecordedEpisode]) -> str:
     """Identity of all that can be learnt from: tasks, outcomes, texts, screenshots."""
     total = hashlib.sha256()
     for rollout in rollouts:
@@ -101,7 +101,9 @@ def digest(rollouts: Sequence[Rollout]) -> str:
     return total.hexdigest()
 
 
-def make_samples(config: StudyConfig, arm: str, seed: int, rollouts: Sequence[Rollout]) -> list[Sample]:
+def make_samples(
+    config: StudyConfig, arm: str, seed: int, rollouts: Sequence[RecordedEpisode]
+) -> list[Sample]:
     """The data set of an offline arm, in the order of its first pass.
 
     Raises ``UserError`` if the episodes hold nothing to learn from by the arm's method.
@@ -122,7 +124,7 @@ def make_samples(config: StudyConfig, arm: str, seed: int, rollouts: Sequence[Ro
     return samples
 
 
-def turn_of(rollout: Rollout, index: int, policy: PolicyConfig) -> Turn:
+def turn_of(rollout: RecordedEpisode, index: int, policy: PolicyConfig) -> Turn:
     """The reply number ``index`` of an episode."""
     messages = build_messages(
         rollout.record.instruction, [step.text for step in rollout.steps[:index]], policy
@@ -138,15 +140,15 @@ def turn_of(rollout: Rollout, index: int, policy: PolicyConfig) -> Turn:
     )
 
 
-def _turns(rollout: Rollout, policy: PolicyConfig) -> list[Turn]:
+def _turns(rollout: RecordedEpisode, policy: PolicyConfig) -> list[Turn]:
     return [turn_of(rollout, index, policy) for index in range(len(rollout.steps))]
 
 
-def _successes(rollouts: Sequence[Rollout], policy: PolicyConfig) -> list[Sample]:
+def _successes(rollouts: Sequence[RecordedEpisode], policy: PolicyConfig) -> list[Sample]:
     return [Sample(turn) for rollout in rollouts if rollout.good for turn in _turns(rollout, policy)]
 
 
-def _labelled(rollouts: Sequence[Rollout], policy: PolicyConfig) -> list[Sample]:
+def _labelled(rollouts: Sequence[RecordedEpisode], policy: PolicyConfig) -> list[Sample]:
     found = [
         Sample(turn, label=rollout.good)
         for rollout in rollouts
@@ -157,7 +159,7 @@ def _labelled(rollouts: Sequence[Rollout], policy: PolicyConfig) -> list[Sample]
 
 
 def _pairs(
-    rollouts: Sequence[Rollout], policy: PolicyConfig, most: int, source: random.Random
+    rollouts: Sequence[RecordedEpisode], policy: PolicyConfig, most: int, source: random.Random
 ) -> list[Sample]:
     """At most ``most`` pairs of a good and a bad episode of each task, each episode in one pair at most."""
     found = []
@@ -171,7 +173,7 @@ def _pairs(
     return found
 
 
-def _parting(good: Rollout, bad: Rollout, policy: PolicyConfig) -> Sample | None:
+def _parting(good: RecordedEpisode, bad: RecordedEpisode, policy: PolicyConfig) -> Sample | None:
     """The first replies in which two episodes of a task differ: both answer the same conversation.
 
     None if one says all that the other says: then its outcome was not the replies' doing. The screenshots
@@ -183,7 +185,7 @@ def _parting(good: Rollout, bad: Rollout, policy: PolicyConfig) -> Sample | None
     return None
 
 
-def _nothing(config: StudyConfig, arm: str, rollouts: Sequence[Rollout]) -> str:
+def _nothing(config: StudyConfig, arm: str, rollouts: Sequence[RecordedEpisode]) -> str:
     """Why there is no sample, in one sentence with the key to change."""
     good, bad = sum(rollout.good for rollout in rollouts), sum(rollout.bad for rollout in rollouts)
     recipe = config.recipe(arm).offline
