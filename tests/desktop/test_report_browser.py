@@ -298,11 +298,14 @@ def test_an_opened_card_is_on_the_screen_and_in_the_address(browser: Browser, ht
     page.close()
 
 
-def test_print_shows_folded_claims_and_tasks(browser: Browser, html: Path) -> None:
+def test_print_shows_the_first_screen_and_leaves_claims_folded_that_were_not_run(
+    browser: Browser, html: Path
+) -> None:
     watched = open_page(browser, html)
     page = watched.page
     page.emulate_media(media="print")
-    assert page.locator("#table-claims").is_visible()
+    assert page.locator(".answer").is_visible()
+    assert not page.locator("#table-claims").is_visible()
     pdf = page.pdf(format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") + pdf.count(b"/Type /Page/") >= 5

@@ -4,7 +4,6 @@ import base64
 import gzip
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from arpo_replica.report import gallery
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
-from arpo_replica.report.views import banner, facts, staleness
+from arpo_replica.report.views import banner, facts, protocols, staleness, told_once
 from arpo_replica.rollout.records import StepRecord
-from synthetic_study import Study, evaluate, make_study, render
+from synthetic_study import Study, evaluate, make_study
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +131,9 @@ def test_a_task_of_two_lists_counts_once(study: Study) -> None:
     assert summary.distinct_tasks == places
     origin = {"git": {"commit": None, "dirty": None}}
     shared = summary.model_copy(update={"distinct_tasks": places - 2})
-    assert facts(shared, origin)[0][1] == str(places - 2)
-    assert f"{places} places in {len(summary.splits)} lists that share tasks" in facts(shared, origin)[0][2]
-    assert "share" not in facts(summary, origin)[0][2]
+    assert facts(shared, origin)[1][1] == str(places - 2)
+    assert f"{places} places in {len(summary.splits)} lists that share tasks" in facts(shared, origin)[1][2]
+    assert "share" not in facts(summary, origin)[1][2]
 
 
 def test_the_banner_does_not_deny_the_papers_own_size(study: Study) -> None:
@@ -148,12 +147,12 @@ def test_the_banner_does_not_deny_the_papers_own_size(study: Study) -> None:
         assert "Not the paper's set-up" in banner(other)["text"]
 
 
-def test_numbers_at_a_glance_name_their_place(study: Study) -> None:
-    page = render(study).read_text(encoding="utf-8")
-    summary = json.loads((study.results / "summary.json").read_bytes())
-    places = re.findall(r'<li title="[^"\n]*summary\.json /differences/(\d+)\n', page)
-    assert places
-    for place in places:
-        row = summary["differences"][int(place)]
-        assert (row["protocol"], row["seed"]) == ("hard", 0)
-    assert page.count('<div title="') == 5
+def test_tables_of_two_protocols_that_agree_are_one(study: Study) -> None:
+    summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
+    hard = [row for row in summary.rates if row.protocol == "hard"]
+    same = [*hard, *(row.model_copy(update={"protocol": "standard"}) for row in hard)]
+    assert protocols(same) == [("Hard and standard protocol, which agree here", "hard")]
+    assert [(place, word) for place, _, word in told_once(same)] == [(i, "both") for i in range(len(hard))]
+    other = [*same[:-1], same[-1].model_copy(update={"truncated": 99})]
+    assert [protocol for _, protocol in protocols(other)] == ["hard", "standard"]
+    assert [word for _, _, word in told_once(other)] == ["both"] * (len(hard) - 1) + ["hard", "standard"]

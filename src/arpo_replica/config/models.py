@@ -133,6 +133,8 @@ class ReportConfig(Section):
     """Most that the whole page should take, in MB; screenshots give way to text and tables."""
     screenshot_width: Positive = 960
     """Wider screenshots are reduced to this width, in pixels."""
+    titles: dict[str, str] = Field(default_factory=dict)
+    """Split -> what its tasks are, in a reader's words; without it the page says the split's name."""
     full_screenshots: bool = False
     """Also put every screenshot that the budget leaves out of the page into `screenshots/` beside it."""
     full_trajectories: bool = False
@@ -260,6 +262,7 @@ class StudyConfig(Section):
             "evaluation.splits": self.evaluation.splits,
             "targets": self.targets.splits(),
             "offline.split": [self.offline_split],
+            "report.titles": list(self.report.titles),
         }
         for where, names in (
             ("training.stages", [stage.name for stage in self.training.stages]),

@@ -23,7 +23,7 @@ mpl.use("svg")
 import numpy as np
 from matplotlib.figure import Figure
 
-from arpo_replica.evaluation.records import Curve, CurvePoint, DomainRow, OfflineTraining, RateRow
+from arpo_replica.evaluation.records import Curve, CurvePoint, DomainRow, OfflineTraining
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -154,73 +154,6 @@ def _prefix_ids(element: ElementTree.Element, prefix: str) -> None:
     for name, value in element.attrib.items():
         if "url(#" in value:
             element.set(name, REFERENCE.sub(rf"url(#{prefix}-\1)", value))
-
-
-def forest_plot(rows: Sequence[RateRow], arms: Sequence[str], size: str) -> str | None:
-    """Success rate of each arm on each split: filled marks for hard, open ones for standard."""
-    shown = [row for row in rows if row.of_valid is not None]
-    if not shown:
-        return None
-    splits = list(dict.fromkeys(row.split for row in shown))
-    keys = list(dict.fromkeys((row.split, row.arm, row.stage, row.seed) for row in shown))
-    places, labels, y = {}, [], 0.0
-    headings = []
-    for split in splits:
-        headings.append((y, split))
-        y += 1
-        for key in (key for key in keys if key[0] == split):
-            places[key] = y
-            labels.append((y, label_of(key[1], key[2], key[3], keys)))
-            y += 1
-        y += 0.4
-    with styled("forest"):
-        figure = Figure(figsize=(8.2, 0.42 * y + 0.9), layout="constrained")
-        axes = figure.subplots()
-        for row in shown:
-            assert row.of_valid is not None
-            colour = PALETTE[arm_colour(row.arm, arms)]
-            at = places[row.split, row.arm, row.stage, row.seed] + (-0.17 if row.protocol == "hard" else 0.17)
-            low, value, high = (100 * v for v in (row.of_valid.low, row.of_valid.value, row.of_valid.high))
-            axes.plot([low, high], [at, at], color=colour, linewidth=1.8, solid_capstyle="butt")
-            axes.plot(
-                [value], [at], MARKERS.get(row.arm, "^"), color=colour, markersize=6,
-                markerfacecolor=colour if row.protocol == "hard" else "none", markeredgewidth=1.5,
-            )  # fmt: skip
-        axes.set_yticks([at for at, _ in labels], [text for _, text in labels])
-        for at, split in headings:
-            axes.text(0, at, split, va="center", fontweight="bold", color=PALETTE["ink"])
-        axes.set_ylim(y - 0.3, -0.6)
-        axes.set_xlim(-1, 101)
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"success, % of valid episodes, 95 % interval   [{size}]")
-        return embedded(
-            figure,
-            "forest",
-            "Success rates with 95 % intervals",
-            "; ".join(_spoken(row) for row in shown),
-        )
-
-
-def label_of(arm: str, stage: str, seed: int | None, keys: Sequence[tuple[str, str, str, int | None]]) -> str:
-    """Name of a row; stage and seed only where the arm has several."""
-    stages = {key[2] for key in keys if key[1] == arm}
-    seeds = {key[3] for key in keys if key[1] == arm}
-    text = arm
-    if len(stages) > 1:
-        text += f", {stage}"
-    if len(seeds) > 1:
-        text += ", all seeds" if seed is None else f", seed {seed}"
-    return text
-
-
-def _spoken(row: RateRow) -> str:
-    assert row.of_valid is not None
-    interval = row.of_valid
-    return (
-        f"{row.split}, {row.arm}, {row.protocol}: {100 * interval.value:.0f} % "
-        f"({100 * interval.low:.0f} to {100 * interval.high:.0f})"
-    )
 
 
 def learning_curves(

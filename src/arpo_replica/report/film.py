@@ -88,6 +88,11 @@ class Film:
         """It shows how the task was gained or lost."""
         return self.flip != "same" and any(map(self.shows_change, self.reels))
 
+    @property
+    def pictured(self) -> bool:
+        """Every arm has screenshots in the page."""
+        return all(episode.thumbnail for episode, _ in self.reels.values())
+
     def shows_change(self, column: Column) -> bool:
         """The arm succeeds where the first arm fails, or the other way round."""
         first = next(iter(self.reels.values()))[0]

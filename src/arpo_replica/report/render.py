@@ -21,13 +21,15 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
-from arpo_replica.report import figures, matrix, views, words
-from arpo_replica.report.film import Film, build_films
+from arpo_replica.report import answer, figures, matrix, views, words
+from arpo_replica.report.film import Film, build_films, first_films
 from arpo_replica.report.gallery import EpisodeView, Gallery, build_gallery
 from arpo_replica.report.pack import pack
 from arpo_replica.report.sources import Download, PageFiles, Sources, build_twins, collect_sources, download
 
 STATIC = Path(__file__).parent / "static"
+STRIPS = 8
+"""Film strips of one task under all arms: one on the first screen, all of them in print."""
 FULL_SET = "screenshots"
 """Folder beside the page with the screenshots that its budget left out (``report.full_screenshots``)."""
 
@@ -65,6 +67,7 @@ def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     context["parity"] = views.parity_rows(config, files.hyperparameters)
     context["jobs"] = views.job_rows(files.benchmarks)
     context["cost"] = views.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
+    context["contents"] = views.contents(context)
     context["twins"] = build_twins(files.tables, context, sources)
     context["documents"] = [_document(path) for path in documents]
     write_atomically(out, _page(config, gallery, context).encode())
@@ -82,9 +85,9 @@ def ending(config: StudyConfig) -> str:
         return ""
     if not page.is_file():
         return ""
-    rates = [row for _, row in views.own_rates(numbers) if row.seed is None or row.arm != "base"]
+    lines = [line["row"] for part in answer.forest(config, numbers) for line in part["lines"]]
     came_out = "; ".join(
-        f"{row.arm} {row.split} {words.percent(row.of_valid.value)} %" for row in rates if row.of_valid
+        f"{row.arm} {row.split} {words.percent(row.of_valid.value)} %" for row in lines if row.of_valid
     )
     return (
         f"What came out: {came_out} (hard protocol).\n"
@@ -110,7 +113,6 @@ def _context(
     films = build_films(parts)
     swaps = views.swap_rows(summary)
     drawn = {
-        "forest": figures.forest_plot(summary.rates, arms, tag),
         "curves": figures.learning_curves(summary.curves, arms, stages, tag),
         "phases": figures.phase_seconds(summary.curves, tag),
         "replay": figures.replay_figure(summary.curves, arms, tag),
@@ -133,13 +135,22 @@ def _context(
         "verdict_words": views.VERDICT_WORDS,
         "reasons": views.reasons(claims.claims),
         "facts": views.facts(summary, origin),
-        "findings": views.findings(summary),
-        "own_rates": views.own_rates(summary),
+        "flags": views.flags(summary, origin),
+        "arm_words": views.arm_words(config),
+        "answer": answer.answer(config, summary, claims),
+        "forest": answer.forest(config, summary),
+        "main_claims": answer.main_claims(claims.claims),
+        "titles": {name: answer.title(config, summary, name) for name in summary.splits},
+        "strips": first_films([film for film in films if film.pictured], STRIPS),
+        "chips": views.chips(summary),
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
         "subsets": views.subset_parts(summary),
         "left_out": views.left_out_parts(summary),
         "by_split": views.by_split,
+        "told_once": views.told_once,
+        "protocols": views.protocols,
+        "glossary": words.GLOSSARY,
         "matrix": parts,
         "several_seeds": len(summary.seeds) > 1,
         "stages": views.stage_rows(summary),
@@ -189,6 +200,7 @@ def template_environment() -> Environment:
     environment.filters.update(
         pct=words.percent,
         points=words.points,
+        published_value=words.published_value,
         amount=words.amount,
         bounds=words.bounds,
         chances=words.chances,

@@ -13,9 +13,8 @@ from typing import Any
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
-from arpo_replica.evaluation.claims import lookup, trainings_words
+from arpo_replica.evaluation.claims import lookup
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
-from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.figures import TOTALS, phase_totals, phases_by_weight
 from arpo_replica.report.words import counted, duration, short_hash
@@ -119,40 +118,76 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
         f"{tasks} places in {len(summary.splits)} lists that share tasks" if distinct < tasks else "",
         f"{trials} each, {seeds}",
     ]
+    planned = "all that were planned" if episodes == expected else f"of {expected} planned"
     return [
-        ("Tasks to evaluate", str(distinct), "; ".join(filter(None, notes))),
-        (
-            "Episodes",
-            str(episodes),
-            "all that were planned" if episodes == expected else f"of {expected} planned",
-        ),
-        ("Environment failures", str(errors), "counted apart, never as 0"),
-        ("Training updates", str(updates), duration(training) if updates else "no metrics found"),
-        ("Commit", short_hash(commit) if commit else "unknown", dirty[provenance["git"]["dirty"]]),
+        ("training seed" + "s" * (len(summary.seeds) > 1), str(len(summary.seeds)), ""),
+        ("tasks", str(distinct), "; ".join(filter(None, notes))),
+        ("episodes", str(episodes), planned),
+        ("environment failures", str(errors), "counted apart, never as 0"),
+        ("training updates", str(updates), duration(training) if updates else "no metrics found"),
+        ("commit", short_hash(commit)[:9] if commit else "unknown", dirty[provenance["git"]["dirty"]]),
     ]
 
 
-def findings(summary: Summary) -> list[dict[str, Any]]:
-    """What this study shows by itself: one sentence per comparison (hard protocol)."""
-    found = []
-    gate = {(effect.arm, effect.reference): no_test(effect) for effect in summary.replay_effects}
-    for place, row in enumerate(summary.differences):
-        if row.protocol == "hard" and (row.seed is None or len(summary.seeds) == 1):
-            shown = row.over_trainings or row.difference
-            words = gate.get((row.arm, row.reference)) or _settled(row)
-            found.append({"row": row, "place": place, "shown": shown, "words": words})
-    return found
-
-
-def own_rates(summary: Summary) -> list[tuple[int, r.RateRow]]:
-    """(place in the summary, row) of each arm on each split by itself (hard protocol), all seeds together."""
-    return [
-        (place, row)
-        for place, row in enumerate(summary.rates)
-        if row.protocol == "hard"
-        and row.of_valid is not None
-        and (row.seed is None or len(summary.seeds) == 1 or row.arm == "base")
+def flags(summary: Summary, provenance: dict[str, Any]) -> list[str]:
+    """What a reader should know before believing anything; empty if there is nothing of the kind."""
+    rows = [row for row in summary.rates if row.protocol == "hard" and row.seed is not None]
+    lost, missing = sum(row.env_errors for row in rows), sum(row.missing for row in rows)
+    failed = sum(not report.passed for report in summary.gates)
+    dirty = provenance["git"]["dirty"]
+    found = [
+        ("Invented data: nothing on this page was measured", summary.synthetic),
+        (f"{counted(lost, 'episode')} given up after environment failures", lost),
+        (f"{counted(missing, 'planned episode')} not run", missing),
+        (f"{counted(failed, 'training stage')} failed a gate", failed),
+        ("Made with uncommitted changes of the code", dirty),
+        ("Made outside a git checkout: the code behind it is not known", dirty is None),
     ]
+    return [words for words, said in found if said]
+
+
+def arm_words(config: StudyConfig) -> list[tuple[str, str]]:
+    """Each trained arm and what it was taught by."""
+    replay = {name: config.recipe(name).replay.enabled for name in config.online_arms}
+    return [
+        (name, "trained with replay" if on else "trained without replay") for name, on in replay.items()
+    ] + [(name, "taught from records") for name in config.offline_arms]
+
+
+def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    """(anchor, words) of the page's sections, in its order."""
+    summary = context["summary"]
+    entries = [
+        ("answer", "What was found", True),
+        ("results", "Success rates", True),
+        ("differences", "Differences", True),
+        ("training", "Training", True),
+        ("gates", "Stage gates", context["stages"]),
+        ("replay", "Replay", context["stages"]),
+        ("matrix", "Task by task", True),
+        ("episodes", "Episodes", True),
+        ("breakdown", "By kind of task", summary.domains or summary.subsets or summary.pass_at_k),
+        ("claims", "Claims of the paper", True),
+        ("effort", "Time and cost", True),
+        ("failures", "Env. failures", True),
+        ("limits", "Deviations, not run", True),
+        ("contradictions", "Contradictions", context["claims"].contradictions),
+        ("provenance", "Provenance", True),
+        ("downloads", "Downloads", True),
+        ("glossary", "Glossary", True),
+    ]
+    return [(anchor, words) for anchor, words, there in entries if there]
+
+
+def chips(summary: Summary) -> list[tuple[str, str, int, int]]:
+    """(arm, reference, tasks gained, tasks lost) over all lists, hard protocol."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in summary.flips:
+        if row.protocol == "hard":
+            counts = found.setdefault((row.arm, row.reference), [0, 0])
+            counts[0] += len(row.gained)
+            counts[1] += len(row.lost)
+    return [(*pair, gained, lost) for pair, (gained, lost) in found.items()]
 
 
 def reach(summary: Summary) -> float:
@@ -178,11 +213,11 @@ def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def subset_parts(summary: Summary) -> list[tuple[int, r.SubsetRow]]:
-    """(place in the summary, row) of parts that are less than their split: the others repeat its rate."""
+def subset_parts(summary: Summary) -> list[tuple[int, r.SubsetRow, str]]:
+    """(place in the summary, row, protocol) of parts that are less than their split."""
     return [
-        (place, row)
-        for place, row in enumerate(summary.subsets)
+        (place, row, protocol)
+        for place, row, protocol in told_once(summary.subsets)
         if row.tasks < summary.splits[row.split].tasks - summary.splits[row.split].left_out
     ]
 
@@ -221,11 +256,11 @@ def power_words(claims: Sequence[r.ClaimResult]) -> str:
 
 
 def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Protocol -> splits -> domains -> per arm (place in the summary, row). Empty with one domain."""
+    """Words for the protocol -> splits -> domains -> per arm (place, row); none with one domain."""
     if len({row.domain for row in summary.domains}) < 2:
         return []
     parts = []
-    for protocol in PROTOCOLS:
+    for label, protocol in protocols(summary.domains):
         tables = []
         for split, rows in by_split(summary.domains, protocol):
             arms = list(dict.fromkeys(row.arm for _, row in rows))
@@ -236,8 +271,26 @@ def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
                 for name, count in tasks.items()
             ]
             tables.append({"split": split, "arms": arms, "rows": full})
-        parts.append((str(protocol), tables))
+        parts.append((label, tables))
     return parts
+
+
+def told_once(rows: Sequence[Any]) -> list[tuple[int, Any, str]]:
+    """(place in the summary, row, protocol) with rows that the two protocols share told once, as "both"."""
+    texts = [row.model_dump_json(exclude={"protocol"}) for row in rows]
+    shared = {text for text, count in Counter(texts).items() if count == len(PROTOCOLS)}
+    return [
+        (place, row, "both" if text in shared else row.protocol)
+        for place, (row, text) in enumerate(zip(rows, texts, strict=True))
+        if text not in shared or row.protocol == "hard"
+    ]
+
+
+def protocols(rows: Sequence[Any]) -> list[tuple[str, str]]:
+    """(words, protocol) of the tables to show: one where the protocols agree in every row."""
+    if all(protocol == "both" for _, _, protocol in told_once(rows)):
+        return [("Hard and standard protocol, which agree here", "hard")]
+    return [(f"{protocol.capitalize()} protocol", protocol) for protocol in PROTOCOLS]
 
 
 def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[int, Any]]]]:
@@ -247,15 +300,6 @@ def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[i
         if row.protocol == protocol:
             found.setdefault(row.split, []).append((place, row))
     return list(found.items())
-
-
-def _settled(row: r.DifferenceRow) -> str:
-    """A word only where there are enough trainings to know how much they differ."""
-    if row.over_trainings is None:
-        return f"{trainings_words(row.trainings)}: no verdict"
-    if row.over_trainings.low > 0:
-        return "higher"
-    return "lower" if row.over_trainings.high < 0 else "not settled either way"
 
 
 def deviation(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
