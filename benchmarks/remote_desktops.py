@@ -46,7 +46,7 @@ async def measure(calls: int, screen: tuple[int, int]) -> dict[str, dict[str, fl
     path = Path(folder.name) / "socket"
     await web.UnixSite(runner, str(path)).start()
     there = config.desktop.model_copy(deep=True)
-    there.provider, there.remote.url = "remote", f"http://127.0.0.1:{runner.addresses[0][1]}"
+    there.provider, there.remote.pools = "remote", [f"http://127.0.0.1:{runner.addresses[0][1]}"]
     desktops: dict[str, Desktop] = {
         "direct": await local.start("direct"),
         "tcp": await RemoteProvider(there).start("tcp"),

@@ -306,7 +306,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
         "policy.endpoint is",
     ),
     ("connections", OK, REMOTE, {}, "on this machine"),
-    ("connections", WARN, REMOTE | {"desktop.remote": {"url": "http://10.0.0.1:1"}}, {}, "SSH tunnel"),
+    ("connections", WARN, REMOTE | {"desktop.remote": {"pools": ["http://10.0.0.1:1"]}}, {}, "SSH tunnel"),
     ("port_lock", OK, OSWORLD, {}, "free"),
     ("port_lock", FAIL, OSWORLD, {"closed": ("/tmp/docker_port_allocation.lck",)}, "another user"),
 ]

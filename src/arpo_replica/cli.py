@@ -202,12 +202,18 @@ def run_doctor(options: argparse.Namespace) -> int:
     "serve-desktops",
     "lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
     config("; the section 'desktop' says what is lent", required=True),
-    option("--host", default="127.0.0.1", help="address to listen on (default: loopback)"),
-    option("--port", type=int, default=8700, help="0: any free one"),
+    option("--host", help="address to listen on (default: loopback; with --announce this machine's)"),
+    option("--port", type=int, help="0: any free one (default: 8700; with --announce 0)"),
     option("--allow-network", action="store_true", help="let --host be another than loopback"),
     option("--lease-seconds", type=float, default=30.0, help="silence that ends a client's lease"),
     option("--tasks", type=Path, action="append", default=[], help="further folder of task files"),
-    description="Needs a token in the environment variable that desktop.remote.token_variable names.",
+    option(
+        "--announce", type=Path, help="folder that desktop.remote.pools names: say there where it listens"
+    ),
+    option("--idle-minutes", type=float, default=0.0, help="end when nothing was lent for so long; 0: never"),
+    option("--drain-seconds", type=float, default=0.0, help="what is lent may be used so long after SIGTERM"),
+    description="Needs a token in the environment variable that desktop.remote.token_variable names; with "
+    "--announce it is that of the folder.",
 )
 def run_service(options: argparse.Namespace) -> int:
     """Lend desktops until a signal ends it."""
@@ -220,6 +226,9 @@ def run_service(options: argparse.Namespace) -> int:
         allow_network=options.allow_network,
         lease_s=options.lease_seconds,
         roots=options.tasks,
+        announce=options.announce,
+        idle_minutes=options.idle_minutes,
+        drain_s=options.drain_seconds,
     )
     return 0
 

@@ -55,7 +55,7 @@ def service(tmp_path, monkeypatch):
     line = process.stderr.readline()
     url = re.search(r"http://\S+:\d+", line)
     assert url, line
-    config = {"provider": "remote", "screen": list(SMALL), "count": 2, "remote": {"url": url[0]}}
+    config = {"provider": "remote", "screen": list(SMALL), "count": 2, "remote": {"pools": [url[0]]}}
     yield process, DesktopConfig.model_validate(config)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) in (0, -signal.SIGKILL)

@@ -139,7 +139,9 @@ def test_two_nodes_train_together_on_desktops_of_a_third(story: Story, cluster: 
     token, (port,) = secrets.token_urlsafe(32), free_ports(1)
     shutil.copy(ROOT / "scripts" / "train_stage.py", root / "scripts" / "train_stage.py")
     (root / "slurm" / "site.yaml").write_text(SITE + "partitions: {cpu: gpu}\nretries: 0\n")
-    remote = f"desktop: {{provider: remote, remote: {{url: 'http://127.0.0.1:{port}', lends: process}}}}\n"
+    remote = (
+        f"desktop: {{provider: remote, remote: {{pools: ['http://127.0.0.1:{port}'], lends: process}}}}\n"
+    )
     (root / "pool.yaml").write_text(remote)
     lend = f"{python_of('controller')} -m arpo_replica serve-desktops --config configs/ci.yaml --port {port}"
     pool = subprocess.run(

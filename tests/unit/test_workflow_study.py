@@ -56,7 +56,7 @@ def test_a_study_without_trainings_refuses_screenshots_that_no_context_fits(chec
 def test_a_server_that_is_gone_stops_no_page_of_finished_episodes(checkout, monkeypatch, gone, words):
     monkeypatch.setenv("ARPO_DESKTOP_TOKEN", "x" * 32)
     url = f"http://127.0.0.1:{free_port()}"
-    where = {"policy": {"endpoint": url}, "desktop": {"remote": {"url": url}}}
+    where = {"policy": {"endpoint": url}, "desktop": {"remote": {"pools": [url]}}}
     study = study_of(merge(merge({"arms": {"grpo": None, "arpo": None}}, where), gone))
     indexes = [checkout / index.replace("<results>", "results/demo") for index in study.all_indexes()]
     assert len(indexes) == 4  # two splits, two trials

@@ -26,6 +26,11 @@ class DesktopError(Exception):
     """The desktop, its set-up or its evaluator failed: the episode is an ``env_error``, never a score."""
 
 
+class NoDesktopFree(DesktopError):
+    """All desktops are taken at the moment. Nothing is wrong: it is asked again, and no attempt is
+    counted."""
+
+
 class PolicyError(Exception):
     """The policy's endpoint failed or did not answer: the episode is an ``env_error`` too."""
 

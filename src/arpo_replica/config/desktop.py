@@ -8,7 +8,7 @@ and program versions differ from OSWorld's virtual machine. So the provider's na
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -102,24 +102,40 @@ class OSWorldConfig(Section):
 
 
 class RemoteConfig(Section):
-    """Desktops that `arpo serve-desktops` lends over the network."""
+    """Desktops that pools (`arpo serve-desktops`) lend over the network."""
 
-    url: str = "http://127.0.0.1:8700"
-    """Where the service listens; over untrusted networks reach it through an SSH tunnel."""
+    pools: Annotated[list[str], Field(min_length=1)] | Path = Field(default=["http://127.0.0.1:8700"])
+    """Where they listen: their URLs, or a folder in which each of them announces itself. Over untrusted
+    networks reach them through an SSH tunnel."""
     lends: Literal["process", "container", "osworld"] = "process"
-    """What the service lends; results are marked with it, and a service that lends others is refused."""
+    """What they lend; results are marked with it, and a pool that lends others is refused."""
     token_variable: str = "ARPO_DESKTOP_TOKEN"  # noqa: S105  # a name
-    """Environment variable that holds the service's token; the same on both sides."""
+    """Environment variable that holds the pools' token, the same on both sides; a folder has one of its
+    own."""
 
     @field_validator("token_variable")
     @classmethod
     def _names_a_variable(cls, name: str) -> str:
         return variable_name(name)
 
-    @field_validator("url")
+    @field_validator("pools", mode="before")
     @classmethod
-    def _without_secret(cls, url: str) -> str:
-        return plain_url(url)
+    def _urls_or_folder(cls, pools: Any) -> Any:
+        if isinstance(pools, str) and "://" in pools:
+            raise ValueError("give URLs as a list, [http://...], or the path of a folder")
+        for url in pools if isinstance(pools, list) else ():
+            plain_url(str(url))
+        return pools
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the pools announce themselves; None if their URLs are given."""
+        return self.pools if isinstance(self.pools, Path) else None
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs that are given; none where pools announce themselves."""
+        return [] if isinstance(self.pools, Path) else self.pools
 
 
 class DesktopConfig(Section):

@@ -15,7 +15,7 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, merge
 
-UNSHOWN = {"endpoint", "url", "api_key_variable", "token_variable"}
+UNSHOWN = {"endpoint", "pools", "api_key_variable", "token_variable"}
 """Keys whose values no message repeats: somebody may have pasted a secret there."""
 
 

@@ -125,14 +125,14 @@ def chromium(config: StudyConfig, machine: Machine) -> Finding:
 )
 def connections(config: StudyConfig, machine: Machine) -> Finding:
     """Tokens in plain http can be read on the way; a server of several models may list another one first."""
-    asked = {
-        "policy.endpoint": config.policy.endpoint if machine.env.get(config.policy.api_key_variable) else None
-    }
+    asked = []
+    if config.policy.endpoint and machine.env.get(config.policy.api_key_variable):
+        asked.append(("policy.endpoint", config.policy.endpoint))
     if config.desktop.provider == "remote":
-        asked["desktop.remote.url"] = config.desktop.remote.url
+        asked += [("desktop.remote.pools", url) for url in config.desktop.remote.urls]
     local = ("https://", "http://127.", "http://localhost", "http://[::1]")
-    for key, url in asked.items():
-        if url and not url.startswith(local):
+    for key, url in asked:
+        if not url.startswith(local):
             fix = "use https or an SSH tunnel, unless the network is yours"
             return warn(f"{key} is {url}: what is sent there travels unencrypted", fix)
     if config.policy.endpoint and config.policy.served_model is None:

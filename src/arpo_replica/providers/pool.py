@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from arpo_replica.base.errors import DesktopError, PolicyError, UserError
+from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
 
@@ -72,8 +73,7 @@ class DesktopPool:
         Raises ``StartError``, or ``UserError`` for what the user has to correct.
         """
         async with self.slots:
-            # After a broken one comes a fresh one: who asks next is usually the attempt that it broke.
-            desktop = self.free.pop() if self.free and not self.broken else await self._start()
+            desktop = await self._take()
             healthy = False
             try:
                 yield desktop
@@ -88,6 +88,17 @@ class DesktopPool:
                     self.broken += 1
                     await asyncio.shield(self._close(desktop))
 
+    async def _take(self) -> Desktop:
+        """A free desktop, or a new one. Waits for as long as others have them all.
+
+        After a broken one comes a fresh one: who asks next is usually the attempt that it broke. Where none
+        is to be had, e.g. because a machine with desktops was lost, one that another attempt leaves will do.
+        """
+        while self.broken or not self.free:
+            with contextlib.suppress(NoDesktopFree):
+                return await self._start()
+        return self.free.pop()
+
     async def _start(self) -> Desktop:
         self.attempts += 1
         replaces = self.broken > 0
@@ -95,7 +106,7 @@ class DesktopPool:
         try:
             async with asyncio.timeout(self.start_timeout_s):
                 desktop = await self.provider.start(f"desktop-{self.attempts}")
-        except UserError:
+        except (UserError, NoDesktopFree):
             raise
         except Exception as error:
             self.failures += 1

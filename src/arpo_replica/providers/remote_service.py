@@ -4,9 +4,11 @@ to other processes (the keeper of a training). All calls are POSTs with JSON bod
 =================================  ==========================  ==========================================
 call                               body                        answer
 =================================  ==========================  ==========================================
-GET /v1/status                                                 facts, count, leased, screen, lease_s
-/v1/lease                          name, screen, wait_s        lease, lease_s; 503: all are taken
-/v1/heartbeat                      leases                      alive: those of them that still exist
+GET /v1/status                                                 facts, count, leased, screen, lease_s, time,
+                                                               draining
+/v1/lease                          name, screen                lease, lease_s; 503: all are taken, 410: the
+                                                               service is about to end
+/v1/heartbeat                      leases                      alive: those of them that still exist; draining
 /v1/desktops/{lease}/reset         task                        {}
 /v1/desktops/{lease}/screenshot    {}                          PNG
 /v1/desktops/{lease}/act           action, id                  PNG of the screen at rest
@@ -37,6 +39,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,25 +50,25 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.actions.types import from_json
-from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.errors import DesktopError, NoDesktopFree, UserError
+from arpo_replica.base.slurm import ask
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider, Score
 from arpo_replica.providers.pool import make_provider
+from arpo_replica.providers.pool_folder import Announcement, make_secret
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.splits import read_split
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 MAX_BODY = 64 * 1024
 """Longest body of a call, in bytes; the longest text of an action has 4,096 characters."""
 MAX_ANSWER = 64 * 1024 * 1024
 """Longest answer that a client reads, in bytes."""
 LEASE_S = 30.0
 """A client not heard of for so long has lost its desktops."""
-WAIT_S = 20.0
-"""Longest time that one call for a desktop waits while all are taken."""
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 """A domain or an id: one name of a file, no path."""
 CLOSE_S = 30.0
@@ -98,7 +101,6 @@ class LeaseRequest(Body):
 
     name: str = Field(max_length=100)
     screen: tuple[int, int]
-    wait_s: float = Field(ge=0, le=WAIT_S)
 
 
 class Heartbeat(Body):
@@ -173,14 +175,17 @@ class DesktopService:
     ) -> None:
         """``token``: None where the kernel decides who gets in, by the mode of a Unix socket. ``roots``:
         folders of task files. ``config.count`` desktops are lent at most, ``stock`` of them started
-        beforehand, one after the other: many browsers at once would take all cores from their user."""
+        beforehand, own ones one after the other: many browsers at once would take all cores from their
+        user."""
         self.provider = provider
         self.config = config
         self.roots = list(roots)
         self.lease_s = lease_s
         self._token = None if token is None else hashlib.sha256(token.encode()).digest()
-        self._free = asyncio.Semaphore(config.count)
         self._taken = 0
+        self._used = time.monotonic()
+        self.draining = False
+        """No desktop is lent any more; those that are lent may be used to the end of their leases."""
         self._started = 0
         self._stock_size = stock
         self._stock: list[asyncio.Task[Desktop]] = []
@@ -210,7 +215,7 @@ class DesktopService:
         return app
 
     async def _life(self, app: web.Application) -> Any:
-        turn = asyncio.Lock()
+        turn = asyncio.Semaphore(32 if self.config.provider == "remote" else 1)
 
         async def start_in_turn() -> Desktop:
             async with turn:
@@ -267,7 +272,12 @@ class DesktopService:
 
     def _give_back(self) -> None:
         self._taken -= 1
-        self._free.release()
+        self._used = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """For so long no desktop has been lent."""
+        return 0.0 if self._taken else time.monotonic() - self._used
 
     # --- calls --------------------------------------------------------------------------------------
 
@@ -299,6 +309,8 @@ class DesktopService:
                 "screen": list(self.config.screen),
                 "pace": self.config.model_dump(include={"wait_seconds", "pause_seconds"}),
                 "lease_s": self.lease_s,
+                "time": time.time(),
+                "draining": self.draining,
             }
         )
 
@@ -306,15 +318,11 @@ class DesktopService:
         asked = await _read(request, LeaseRequest)
         if asked.screen != tuple(self.config.screen):
             raise Refused(409, f"the desktops here have the screen {list(self.config.screen)}")
-        try:
-            async with asyncio.timeout(asked.wait_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise Refused(503, f"all {self.config.count} desktops are taken") from None
+        if self.draining or self._stopping:
+            raise Refused(410, "it is about to end")
+        if self._taken >= self.config.count:
+            raise Refused(503, f"all {self.config.count} desktops are taken")
         self._taken += 1
-        if self._stopping or _is_gone(request):
-            self._give_back()
-            raise Refused(503, "the service stops or the client is gone")
         try:
             desktop = await (self._stock.pop(0) if self._stock else self._start())
         except BaseException:
@@ -331,7 +339,7 @@ class DesktopService:
         alive = [name for name in asked.leases if name in self.leases]
         for name in alive:
             self.leases[name].heard = time.monotonic()
-        return web.json_response({"alive": alive})
+        return web.json_response({"alive": alive, "draining": self.draining})
 
     async def _reset(self, request: web.Request) -> web.Response:
         lease, asked = self._find(request), await _read(request, ResetRequest)
@@ -434,7 +442,7 @@ def _status_of(error: Exception) -> tuple[int, str]:
     """Status and text of the answer to a call that failed."""
     if isinstance(error, web.HTTPException):
         return error.status, error.reason
-    for kind, status in ((UserError, 409), (DesktopError, 500)):
+    for kind, status in ((UserError, 409), (NoDesktopFree, 503), (DesktopError, 500)):
         if isinstance(error, kind):
             return status, str(error)
     if isinstance(error, Refused):
@@ -497,36 +505,47 @@ def task_folders(config: StudyConfig) -> list[Path]:
 def serve_desktops(
     config: StudyConfig,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8700,
+    host: str | None = None,
+    port: int | None = None,
     allow_network: bool = False,
     lease_s: float = LEASE_S,
     roots: Sequence[Path] = (),
+    announce: Path | None = None,
+    idle_minutes: float = 0.0,
+    drain_s: float = 0.0,
 ) -> None:
     """Lend the config's desktops until SIGTERM or SIGINT; then close them all.
 
-    ``roots``: folders of task files besides ``tasks.root``. Raises ``UserError`` before anything starts.
+    ``roots``: folders of task files besides ``tasks.root``. ``announce``: folder in which to say where this
+    pool listens; other machines are then let in, with the folder's token. ``idle_minutes``: end when no
+    desktop was lent for so long; 0: never. ``drain_s``: after SIGTERM nothing is lent any more, and what is
+    lent may be used for so long. Raises ``UserError`` before anything starts.
     """
     if config.desktop.provider == "remote":
         raise UserError("desktop.provider is 'remote'; the service needs desktops of its own machine.")
     if not 1 <= lease_s <= 3600:
         raise UserError(f"--lease-seconds is {lease_s:g}; give 1 to 3600.")
-    if not 0 <= port <= 65_535:
+    if port is not None and not 0 <= port <= 65_535:
         raise UserError(f"--port is {port}; give 1 to 65535, or 0 for any free one.")
     for folder in roots:
         if not folder.is_dir():
             raise UserError(f"--tasks names {folder}, which is no folder; correct it.")
-    loopback = check_host(host, allow_network=allow_network)
-    token = read_token(config.desktop.remote.token_variable, loopback=loopback)
+    if announce is None:
+        host, shown, port = host or "127.0.0.1", host or "127.0.0.1", 8700 if port is None else port
+        loopback = check_host(host, allow_network=allow_network)
+        token = read_token(config.desktop.remote.token_variable, loopback=loopback)
+    else:
+        shown = host or own_name()
+        host, port, token = host or listening_address(shown), port or 0, make_secret(announce)
     provider = make_provider(config.desktop)
     provider.check()
     for handler in logging.getLogger("arpo_replica").handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-
-    folders = [*task_folders(config), *roots]
+    service = DesktopService(
+        provider, config.desktop, token=token, roots=[*task_folders(config), *roots], lease_s=lease_s
+    )
 
     async def run() -> None:
-        service = DesktopService(provider, config.desktop, token=token, roots=folders, lease_s=lease_s)
         runner = web.AppRunner(service.application(), access_log=None)
         await runner.setup()
         try:
@@ -538,16 +557,46 @@ def serve_desktops(
                     f"Port {port} of {host} cannot be used ({error.strerror}); name another one with --port."
                 ) from error
             bound = runner.addresses[0][1]
-            shown = f"[{host}]" if ":" in host else host
+            url = f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
             logger.info(
-                f"lending {config.desktop.count} {config.desktop.provider} desktops at "
-                f"http://{shown}:{bound}; a client not heard of for {lease_s:g} s loses its own"
+                f"lending {config.desktop.count} {config.desktop.provider} desktops at {url}; a client not "
+                f"heard of for {lease_s:g} s loses its own"
             )
-            stop = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            await stop.wait()
+            stop, now, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, stop.set)
+            loop.add_signal_handler(signal.SIGINT, now.set)
+            facts = {"url": url, "count": config.desktop.count, "study": config.name}
+            with contextlib.nullcontext() if announce is None else Announcement(announce, facts):
+                await _wait(stop, lambda: now.is_set() or 0 < 60 * idle_minutes < service.idle_s)
+            service.draining, until = True, time.monotonic() + drain_s
+            await _wait(now, lambda: not service.leases or time.monotonic() > until)
         finally:
             await runner.cleanup()
 
     asyncio.run(run())
+
+
+async def _wait(stop: asyncio.Event, condition: Callable[[], bool]) -> None:
+    """Return at ``stop``, or within a second when the condition holds."""
+    while not condition() and not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 1)
+
+
+def own_name() -> str:
+    """How other machines call this one: as Slurm does, on a node of Slurm's."""
+    node = os.environ.get("SLURMD_NODENAME")
+    if node is not None:
+        with contextlib.suppress(UserError):
+            words = ask("scontrol", "show", "node", node, "--oneliner").split()
+            return next((word[9:] for word in words if word.startswith("NodeAddr=")), node)
+    return node or socket.gethostname()
+
+
+def listening_address(name: str) -> str:
+    """Where to listen to be reached by a name: at that address, or at all where it is a host's name (which on
+    its own machine may stand for loopback)."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104  # pools are for other machines, and ask for a token
