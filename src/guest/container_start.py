@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import GuestConfig
-from .extras import APPLICATIONS, CHROME_ENTRY
-from .files import POLICY, static_files
+from .files import APPLICATIONS, CHROME_ENTRY, POLICY, static_files
 from .processes import forbid_tracing
 
 CONTROL = Path("/run/arpo/control")

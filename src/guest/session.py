@@ -17,8 +17,7 @@ from Xlib.display import Display
 from Xlib.error import DisplayConnectionError
 
 from .config import GuestConfig
-from .extras import BACKGROUND, drop_doubled_key, panel_settings, write_x_authority
-from .files import profile
+from .files import BACKGROUND, panel_settings, profile, write_x_authority
 from .input import InputDevice
 from .processes import (
     any_running,
@@ -405,3 +404,15 @@ async def _until(ready: Any, what: str, limit_s: float) -> None:
 def log(message: str) -> None:
     """One line on stderr, which the owner keeps for its error messages."""
     print(message, file=sys.stderr, flush=True)
+
+
+def drop_doubled_key(display: Display) -> None:
+    """Take ``<`` and ``>`` off the key that European keyboards have beside Shift.
+
+    pyautogui finds ``<`` there, thinks that it needs Shift, and types ``>``. Now it takes the comma's key.
+    """
+    least, most = display.display.info.min_keycode, display.display.info.max_keycode
+    for offset, keysyms in enumerate(display.get_keyboard_mapping(least, most - least + 1)):
+        if tuple(keysyms[:2]) == (ord("<"), ord(">")):
+            display.change_keyboard_mapping(least + offset, [tuple(0 for _ in keysyms)])
+    display.sync()

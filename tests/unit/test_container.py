@@ -21,8 +21,7 @@ from arpo_replica.providers.relay import owner_of, relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study
 from guest.container_start import image_config
-from guest.extras import panel_settings, write_x_authority
-from guest.files import static_files
+from guest.files import panel_settings, static_files, write_x_authority
 
 
 def task(config=(), **raw):
