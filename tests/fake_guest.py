@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.desktop.interface import DesktopAddress
 from fakes import png
 
 SCREEN = (320, 240)

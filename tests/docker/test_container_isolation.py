@@ -10,7 +10,7 @@ from docker_helpers import IMAGE, facts, inside, provider, task
 
 from arpo_replica.actions.types import Wait
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.providers.container_launch import SPARE_MB
+from arpo_replica.providers.container import SPARE_MB
 from arpo_replica.providers.docker_engine import SUDO_CAPABILITIES
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]

@@ -8,7 +8,7 @@ from docker_helpers import IMAGE
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
-from arpo_replica.providers import osworld_host
+from arpo_replica.providers import osworld
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import compare_validations, validate_tasks
@@ -74,7 +74,7 @@ def test_scripts_solve_what_no_action_does_not(study, tmp_path):
 
 def test_desktop_envs_own_provider_gives_the_same_scores(study, engine, tmp_path):
     image = engine._client.images.get(IMAGE)
-    repository, _, tag = osworld_host.IMAGE.rpartition(":")
+    repository, _, tag = osworld.IMAGE.rpartition(":")
     image.tag(repository, tag)
     config = study(provider="osworld", osworld={"image_digest": image.id})
     theirs = tmp_path / "osworld" / "fewest.json"

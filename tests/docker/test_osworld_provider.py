@@ -12,7 +12,7 @@ from arpo_replica.actions.types import Click, Fail, Finished, TypeText, Wait
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.providers import osworld_host
+from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
@@ -38,7 +38,7 @@ def provider(engine):
     if not (ROOT / "envs" / "evaluator" / ".venv" / "prepared").is_file():
         pytest.skip("envs/evaluator is not installed (python3 envs/prepare.py evaluator)")
     image = engine._client.images.get(IMAGE)
-    repository, _, tag = osworld_host.IMAGE.rpartition(":")
+    repository, _, tag = osworld.IMAGE.rpartition(":")
     image.tag(repository, tag)
     config = DesktopConfig(
         provider="osworld", screen=LARGE, start_timeout_s=120, osworld={"image_digest": image.id}
@@ -52,7 +52,7 @@ def provider(engine):
 def ours(desktops):
     """Containers of these desktops."""
     marks = {desktop.mark for desktop in desktops}
-    return [one for one, mark in osworld_host.OSWorldEngine().marked().items() if mark in marks]
+    return [one for one, mark in osworld.OSWorldEngine().marked().items() if mark in marks]
 
 
 def typing():

@@ -14,7 +14,7 @@ from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.base.processes import command_of
 from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.providers import osworld_host
+from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld import inventory
 from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
@@ -75,7 +75,7 @@ async def test_vmware_through_desktop_envs_provider(vmrun, monkeypatch):
     def no_proc():
         raise FileNotFoundError("a Mac has no /proc")
 
-    monkeypatch.setattr(osworld_host, "owner", no_proc)
+    monkeypatch.setattr(osworld, "owner", no_proc)
     machine = vmrun / "Ubuntu.vmx"
     own = {"hypervisor": "vmware", "vm": machine, "settle_ms": 100}
     with pytest.raises(UserError, match=r"set desktop\.count to 1"):

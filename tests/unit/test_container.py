@@ -13,8 +13,14 @@ import yaml
 
 from arpo_replica.config import parse_config
 from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.providers.container import kind_of, needs_sudo, opens_window
-from arpo_replica.providers.container_launch import Kind, container_spec, guest_settings
+from arpo_replica.providers.container import (
+    Kind,
+    container_spec,
+    guest_settings,
+    kind_of,
+    needs_sudo,
+    opens_window,
+)
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, image_files
 from arpo_replica.providers.docker_engine import abandoned, owner
 from arpo_replica.providers.relay import owner_of, relay

@@ -11,7 +11,7 @@ from arpo_replica.actions.types import Click, TypeText, Wait
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
-from arpo_replica.providers import osworld, osworld_host
+from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldDesktop
 from arpo_replica.suites.osworld.downloads import urls_of
 from arpo_replica.tasks.model import Task
@@ -57,7 +57,7 @@ async def guest():
 async def desktop(guest, monkeypatch, tmp_path):
     monkeypatch.setenv("ARPO_CACHE", str(tmp_path))
     removed = []
-    monkeypatch.setattr(osworld_host, "remove_containers", removed.append)
+    monkeypatch.setattr(osworld, "remove_containers", removed.append)
     config = DesktopConfig(provider="osworld", screen=SCREEN, act_timeout_s=2, osworld={"settle_ms": 200})
     worker = FakeWorker(guest.address)
     one = OSWorldDesktop("d", config, worker, worker)
@@ -172,37 +172,35 @@ def test_a_machine_of_other_bytes_is_refused(tmp_path, monkeypatch):
     machine = tmp_path / "Ubuntu.qcow2"
     machine.write_bytes(b"one")
     good = hashlib.sha256(b"one").hexdigest()
-    osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+    osworld._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
     assert remembered_sha256(machine) == good  # from the note
     machine.write_bytes(b"another")
     with pytest.raises(UserError, match="vm_sha256 is " + good):
-        osworld_host._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+        osworld._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
     with pytest.raises(UserError, match="does not exist"):
-        osworld_host._check_machine(OSWorldConfig(vm=tmp_path / "none"))
+        osworld._check_machine(OSWorldConfig(vm=tmp_path / "none"))
 
 
 def test_an_image_of_another_digest_is_refused(monkeypatch):
     have, want = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-    monkeypatch.setattr(
-        osworld_host.OSWorldEngine, "image_facts", lambda _: {"digests": [have], "labels": {}}
-    )
-    osworld_host._check_image(OSWorldConfig())
-    osworld_host._check_image(OSWorldConfig(image_digest=have))
+    monkeypatch.setattr(osworld.OSWorldEngine, "image_facts", lambda _: {"digests": [have], "labels": {}})
+    osworld._check_image(OSWorldConfig())
+    osworld._check_image(OSWorldConfig(image_digest=have))
     with pytest.raises(UserError, match=f"has the digest {have}, but desktop.osworld.image_digest is {want}"):
-        osworld_host._check_image(OSWorldConfig(image_digest=want))
+        osworld._check_image(OSWorldConfig(image_digest=want))
 
 
 def test_vmware_needs_vmrun_and_a_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no 'vmrun'"):
-        osworld_host._check_vmware(OSWorldConfig(hypervisor="vmware"))
+        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"))
     (tmp_path / "vmrun").touch(0o755)
     with pytest.raises(UserError, match=r"\.vmx"):
-        osworld_host._check_vmware(OSWorldConfig(hypervisor="vmware"))
+        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"))
     own = OSWorldConfig(hypervisor="vmware", vm=tmp_path / "x.vmx")
-    osworld_host._check_vmware(own)
+    osworld._check_vmware(own)
     with pytest.raises(UserError, match=r"desktop\.count is 2.*set desktop\.count to 1"):
-        osworld_host._check_vmware(own, 2)
+        osworld._check_vmware(own, 2)
 
 
 @pytest.mark.parametrize("fails", ["start", "reset", "nothing"])
@@ -245,9 +243,9 @@ async def test_a_virtual_machine_is_stopped_whatever_failed(guest, monkeypatch, 
 
 def test_the_mark_is_the_same_on_both_sides():
     source = (
-        osworld_host.python_of.__globals__["ROOT"] / "src/arpo_replica/suites/osworld/desktop_env.py"
+        osworld.python_of.__globals__["ROOT"] / "src/arpo_replica/suites/osworld/desktop_env.py"
     ).read_text()
-    assert f'MARK = "{osworld_host.VARIABLE}"' in source
+    assert f'MARK = "{osworld.VARIABLE}"' in source
 
 
 # -- downloads -----------------------------------------------------------------------

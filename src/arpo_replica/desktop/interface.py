@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arpo_replica.actions.types import Action
@@ -72,3 +73,16 @@ class DesktopProvider(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Facts for provenance: provider, versions of browser and guest, isolation, screen."""
+
+
+@dataclass(frozen=True)
+class DesktopAddress:
+    """Where a desktop is reached over TCP, by OSWorld's own client and evaluators: host and ports."""
+
+    host: str
+    server: int
+    """The guest server (OSWorld's HTTP API; 5000 inside)."""
+    chromium: int
+    """Chrome's DevTools (9222 inside)."""
+    vlc: int
+    """VLC's HTTP interface (8080 inside)."""

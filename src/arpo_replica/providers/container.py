@@ -1,5 +1,6 @@
 """Provider ``container``: desktops in containers of our Debian image (envs/desktop). No KVM, no VM image.
 
+A guest is started in a container by an engine (Docker, bubblewrap), handed its sockets, watched and ended.
 Results are OSWorld-compatible, not OSWorld's: see docs/fidelity.md.
 """
 
@@ -10,27 +11,239 @@ import enum
 import functools
 import json
 import logging
+import os
 import re
+import secrets
+import shutil
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig, DesktopConfig
-from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.providers.container_launch import Kind, RunningContainer, launch_container
-from arpo_replica.providers.engine import Engine, make_engine
-from arpo_replica.providers.guest_desktop import GuestDesktop, pack_assets
+from arpo_replica.desktop.interface import DesktopAddress
+from arpo_replica.desktop.sandbox import USER_ID, DataFiles
+from arpo_replica.providers.engine import ContainerSpec, Engine, make_engine
+from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
 from arpo_replica.providers.relay import relay
 from arpo_replica.suites.evaluate import seconds_to_settle, uses_osworld, verdict
 from arpo_replica.tasks.model import Task
+from guest.config import GuestConfig
+from guest.container_start import ASSET, CONTROL, END, image_config
+from guest.files import POLICY, static_files
 
 if TYPE_CHECKING:
     from arpo_replica.suites.osworld.client import OSWorldWorker
 
 logger = logging.getLogger(__name__)
+
+SPARE_MB = 256
+"""The container may hold so much more than the guest grants its programs: it can still say why it ends."""
+LOOK_S = 0.25
+RUNTIME = "/run/user/1000"
+PLACES = {"home": "/home/user", "tmp": "/tmp", "more": "/var/tmp"}  # noqa: S108 - the container's own
+LISTENERS = ("server_fd", "devtools_fd", "vlc_fd")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a task may ask of its container."""
+
+    network: bool = False
+    sudo: bool = False
+
+
+class RunningContainer(Running):
+    """One guest in a container."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        fds: list[int],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """``reader`` and ``writer``: the connection to the guest. It says what goes wrong, and ends when
+        either side ends."""
+        super().__init__(fds, reader)
+        self.name, self.engine, self.writer = name, engine, writer
+        self.vlc_path = f"/proc/self/fd/{fds[2]}"
+        """The socket of what listens on port 8080 inside."""
+
+    @property
+    def alive(self) -> bool:
+        return not self.log_reader.done()
+
+    async def wait(self) -> None:
+        await asyncio.wait({self.log_reader})
+
+    async def end(self) -> None:
+        try:
+            await asyncio.to_thread(self.engine.remove, self.name)
+        except DesktopError as error:
+            logger.warning("%s", error)
+        self.writer.close()
+        self.log_reader.cancel()
+        await asyncio.wait({self.log_reader})
+        self.close_files()
+
+
+async def launch_container(
+    config: DesktopConfig, label: str, kind: Kind, assets: dict[str, bytes], engine: Engine
+) -> RunningContainer:
+    """Start one container; its guest answers within a second. Raises ``DesktopError``."""
+    name = f"arpo-{secrets.token_hex(8)}"
+    folder = Path(tempfile.mkdtemp(prefix="arpo-"))
+    settings = guest_settings(config)
+    creation: asyncio.Future[None] | None = None
+    try:
+        control, files = _prepare(folder, settings)
+        spec = container_spec(config, kind, name=name, label=label, control=folder / "run", files=files)
+        with control:
+            creation = asyncio.ensure_future(asyncio.to_thread(engine.run, spec))
+            await asyncio.shield(creation)
+            connection = await _accept(control, engine, name, config.start_timeout_s)
+        running = await _hand_over(connection, settings, assets, name=name, engine=engine)
+    except BaseException as error:
+        # Also when cancelled: the thread that starts the container goes on.
+        await asyncio.shield(_discard(engine, name, creation))
+        if isinstance(error, OSError):
+            raise DesktopError(f"the container could not be started: {error}") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return running
+
+
+async def _discard(engine: Engine, name: str, creation: asyncio.Future[None] | None) -> None:
+    if creation is None:
+        return
+    await asyncio.wait({creation})
+    if not creation.cancelled():
+        creation.exception()
+    try:
+        await asyncio.to_thread(engine.remove, name)
+    except DesktopError as error:
+        logger.warning("%s", error)
+
+
+def guest_settings(config: DesktopConfig) -> GuestConfig:
+    """What the guest in the container is told, apart from its sockets."""
+    return replace(
+        image_config(config.screen, fullscreen=config.screen[0] < NARROW),
+        memory_mb=config.memory_mb,
+        memory_folders=(*PLACES.values(), "/dev/shm", RUNTIME),  # noqa: S108 - the container's own
+        settle_ms=config.settle_ms,
+        wait_s=config.wait_seconds,
+        pause_s=config.pause_seconds,
+    )
+
+
+def container_spec(
+    config: DesktopConfig, kind: Kind, *, name: str, label: str, control: Path, files: dict[Path, str]
+) -> ContainerSpec:
+    """What the container is given. ``disk_mb`` is split as in provider ``process``."""
+    own: ContainerConfig = config.container
+    quarter = max(config.disk_mb // 4, 1)
+    options = f"rw,exec,nosuid,nodev,uid={USER_ID},gid={USER_ID}"
+    return ContainerSpec(
+        name=name,
+        image=own.image,
+        label=label,
+        control=control,
+        files=files,
+        tmpfs={
+            PLACES["home"]: f"{options},mode=755,size={2 * quarter}m",
+            PLACES["tmp"]: f"{options},mode=1777,size={quarter}m",
+            PLACES["more"]: f"{options},mode=1777,size={quarter}m",
+            RUNTIME: f"{options},mode=700,size=16m",
+        },
+        shared_mb=quarter,
+        memory_mb=config.memory_mb + SPARE_MB,
+        cpus=own.cpus,
+        processes=own.processes,
+        network=kind.network,
+        sudo=kind.sudo,
+    )
+
+
+def _prepare(folder: Path, settings: GuestConfig) -> tuple[socket.socket, dict[Path, str]]:
+    """Put what the container sees into ``folder``, which nobody else may enter: no matter to a mount."""
+    shared = folder / "run"
+    shared.mkdir()
+    shared.chmod(0o755)
+    control = socket.socket(socket.AF_UNIX)
+    path = shared / CONTROL.name
+    control.bind(str(path))
+    path.chmod(0o666)
+    control.listen(1)
+    control.setblocking(False)
+    files = {}
+    if settings.fullscreen:
+        policy = folder / "policy.json"
+        policy.write_text(static_files(settings)[POLICY].text)
+        policy.chmod(0o644)
+        files[policy] = POLICY
+    return control, files
+
+
+async def _accept(control: socket.socket, engine: Engine, name: str, limit_s: float) -> socket.socket:
+    """The guest's connection. Raises ``DesktopError`` if it ends or says nothing in time."""
+    waiting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(control))
+    try:
+        async with asyncio.timeout(limit_s):
+            while not (await asyncio.wait({waiting}, timeout=LOOK_S))[0]:
+                if not await asyncio.to_thread(engine.running, name):
+                    raise DesktopError("the container ended at once; is it an image of ours?")
+        return waiting.result()[0]
+    except TimeoutError:
+        raise DesktopError(f"the container's guest did not start within {limit_s:g} s") from None
+    finally:
+        waiting.cancel()
+
+
+async def _hand_over(
+    connection: socket.socket,
+    settings: GuestConfig,
+    assets: dict[str, bytes],
+    *,
+    name: str,
+    engine: Engine,
+) -> RunningContainer:
+    """Give the guest its settings and its listening sockets."""
+    data = DataFiles()
+    lent: list[int] = []
+    kept: list[int] = []
+    try:
+        for _ in LISTENERS:
+            listen(lent, kept)
+        for archive in assets.values():
+            data.add(archive)
+        names = [*LISTENERS, *(ASSET + asset for asset in assets)]
+        text = json.dumps({"settings": asdict(settings), "fds": names}).encode() + END
+        connection.setblocking(True)
+        socket.send_fds(connection, [text], [*lent, *data.fds])
+        connection.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+    except BaseException:
+        connection.close()
+        for fd in kept:
+            os.close(fd)
+        raise
+    finally:
+        data.close()
+        for fd in lent:
+            os.close(fd)
+    return RunningContainer(name, engine, kept, reader, writer)
+
+
+# -- the provider --------------------------------------------------------------------------------
 
 VERSIONS = "/opt/desktop/versions.json"
 WITH_WINDOW = (
@@ -125,7 +338,7 @@ class ContainerDesktop(GuestDesktop):
         return await self._provider.take(self._kind)
 
     async def reset(self, task: Task) -> None:
-        """See the interface. OSWorld's tasks, and those that may do more than others, get a new container."""
+        """OSWorld's tasks, and those that may do more than others, get a new container."""
         if self._closed:
             raise DesktopError(f"desktop {self.name} is closed")
         self._acted = None
@@ -184,12 +397,10 @@ class ContainerDesktop(GuestDesktop):
             raise
 
     async def act(self, action: Action, action_id: str) -> None:
-        """See the interface."""
         await super().act(action, action_id)
         self._acted = time.monotonic()
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
-        """See the interface."""
         if not uses_osworld(task):
             return await super().evaluate(task, last_action)
         known = verdict(task, last_action)
@@ -202,7 +413,6 @@ class ContainerDesktop(GuestDesktop):
         return score
 
     async def close(self) -> None:
-        """See the interface."""
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.close()
@@ -240,7 +450,7 @@ class ContainerProvider:
         return pack_assets(self._folders)
 
     async def start(self, name: str) -> ContainerDesktop:
-        """See the interface. The first one removes what killed processes have left."""
+        """The first one removes what killed processes have left."""
         if self._reaped is None:
             self._reaped = asyncio.create_task(asyncio.to_thread(self._engine.reap))
         for leftover in await asyncio.shield(self._reaped):
@@ -290,7 +500,6 @@ class ContainerProvider:
             await asyncio.gather(*(_drop(spare) for spare in spares))
 
     def describe(self) -> dict[str, Any]:
-        """See the interface."""
         own = self._config.container
         image = self._engine.image(own.image)
         versions = json.loads(self._engine.read(own.image, VERSIONS))

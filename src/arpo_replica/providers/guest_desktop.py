@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
 import logging
+import os
+import shutil
+import socket
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError, UserError
@@ -29,30 +35,70 @@ logger = logging.getLogger(__name__)
 
 ORIGINS = ("http://localhost:8000", "http://127.0.0.1:8000")
 """What a page can be loaded from inside a full-screen desktop."""
+NARROW = 640
+"""Below this width no browser window with its bars fits: the page fills the screen instead."""
+LOG_LINES = 20
 ENDING_S = 2.0
 """A desktop that does not answer may be about to end; why is known only then."""
 
 
-class Running(Protocol):
-    """A guest that has been started."""
+class Running(ABC):
+    """A guest that has been started, and what it takes to reach it."""
 
-    server_path: str
-    """Path of the HTTP server's Unix socket, valid in this process."""
-    devtools_path: str
-    """The same for the browser's DevTools."""
+    def __init__(self, fds: list[int], log: asyncio.StreamReader) -> None:
+        """``fds``: ours to close; the first two lead to the sockets below. ``log``: what the guest says."""
+        self.server_path, self.devtools_path = (f"/proc/self/fd/{fd}" for fd in fds[:2])
+        """Unix sockets of the HTTP server and of the browser's DevTools. They have no name on disk: valid in
+        this process alone."""
+        self.fds = fds
+        self.log = collections.deque[str](maxlen=LOG_LINES)
+        self.log_reader = asyncio.create_task(self._read_log(log))
+
+    async def _read_log(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a line without end: the guest is not to be trusted
+            while line := await stream.readline():
+                self.log.append(line.decode(errors="replace").rstrip())
+
+    def last_words(self) -> str:
+        """What the guest said last, for error messages."""
+        return " | ".join(self.log)[-600:]
+
+    def close_files(self) -> None:
+        """After the guest's end."""
+        fds, self.fds = self.fds, []
+        for fd in fds:
+            os.close(fd)
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """False once it has ended."""
 
+    @abstractmethod
     async def wait(self) -> None:
         """Return when it has ended."""
 
-    def last_words(self) -> str:
-        """What the guest wrote last, for error messages."""
-
+    @abstractmethod
     async def end(self) -> None:
         """Kill everything and wait until it is gone. Never raises."""
+
+
+def listen(lent: list[int], kept: list[int]) -> None:
+    """A listening Unix socket for the guest, and our way to it: a descriptor of its unlinked name.
+
+    So nothing lies on disk, whatever happens to us, and no other user can connect.
+    """
+    folder = tempfile.mkdtemp(prefix="arpo-")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path = f"{folder}/socket"
+        listener.bind(path)
+        listener.listen(64)
+        kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        lent.append(listener.detach())
+    finally:
+        listener.close()
+        shutil.rmtree(folder)
 
 
 def pack_assets(folders: Mapping[str, Path] | None) -> dict[str, bytes]:
@@ -133,7 +179,6 @@ class GuestDesktop(ABC):
             await running.end()
 
     async def close(self) -> None:
-        """See the interface."""
         self._closed = True
         try:
             await self._stop()
@@ -141,7 +186,7 @@ class GuestDesktop(ABC):
             logger.warning("closing desktop %s: %r", self.name, error)
 
     async def reset(self, task: Task) -> None:
-        """See the interface. A desktop that cannot be cleaned is replaced as a whole."""
+        """A desktop that cannot be cleaned is replaced as a whole."""
         if self._closed:
             raise DesktopError(f"desktop {self.name} is closed")
         self._seen = None
@@ -182,20 +227,17 @@ class GuestDesktop(ABC):
             return False
 
     async def screenshot(self) -> bytes:
-        """See the interface."""
         seen, self._seen = self._seen, None
         if seen is not None and time.monotonic() - seen[0] < FRESH_S:
             return seen[1]
         return await self._alive(self.guest.screenshot())
 
     async def act(self, action: Action, action_id: str) -> None:
-        """See the interface."""
         self._seen = None
         _, png = await self._alive(self.guest.act(action, action_id))
         self._seen = (time.monotonic(), png)
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
-        """See the interface."""
         return await self._alive(evaluate_task(task, last_action, self.guest, self.devtools))
 
     async def _alive(self, work: Awaitable[Answer]) -> Answer:

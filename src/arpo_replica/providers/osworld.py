@@ -1,7 +1,8 @@
 """Provider ``osworld``: desktops of desktop-env's own, unmodified providers (Docker, VMware).
 
 desktop-env starts, reverts, sets up and evaluates them in a worker (``suites.osworld``); we see and act
-through the guest's HTTP API, each action at most once.
+through the guest's HTTP API, each action at most once. What this machine must have (image, virtual machine,
+hypervisor) and how leftovers are removed stands below the provider.
 """
 
 from __future__ import annotations
@@ -9,21 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import requests
+from docker.errors import DockerException, ImageNotFound
 
 from arpo_replica.actions.pyautogui_source import source_of
 from arpo_replica.actions.types import Action, Fail
+from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.base.files import remembered_sha256
+from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
 from arpo_replica.desktop.client import KEY_S, GuestClient
-from arpo_replica.providers import osworld_host
+from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.providers.container import opens_window
+from arpo_replica.providers.docker_engine import DockerEngine, abandoned, owner
 from arpo_replica.suites.evaluate import seconds_to_settle, uses_osworld
 from arpo_replica.suites.osworld.client import OSWorldWorker
+from arpo_replica.suites.osworld.downloads import default_cache
+from arpo_replica.suites.osworld.inventory import read_version
 from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
@@ -34,6 +46,12 @@ SET_UP_S = 8.0
 WINDOW_S = 30.0
 """Longest wait for a task's first window; OSWorld's runner sleeps 60 s whatever the task."""
 CLOSE_S = 30.0
+IMAGE = "happysixd/osworld-docker:latest"
+"""What desktop-env's DockerProvider runs; the name is fixed there."""
+VARIABLE = "ARPO_DESKTOP"
+"""As ``osworld.upstream.MARK``."""
+STOP_S = 30
+"""Longest time that stopping VMware's machine may take."""
 
 
 class OSWorldDesktop:
@@ -47,7 +65,7 @@ class OSWorldDesktop:
         self.screen: tuple[int, int] = config.screen
         self.keeper = keeper
         self.worker = worker
-        self.mark = osworld_host.new_mark() if config.osworld.hypervisor == "docker" else ""
+        self.mark = new_mark() if config.osworld.hypervisor == "docker" else ""
         """What its containers carry (``osworld.upstream.MARK``). Made of /proc, which a Mac does not have."""
         self._config = config
         self._guest: GuestClient | None = None
@@ -65,7 +83,7 @@ class OSWorldDesktop:
             await self.keeper.start_desktop(
                 float(self._config.start_timeout_s),
                 hypervisor=own.hypervisor,
-                vm=str(osworld_host.machine_file(own)),
+                vm=str(machine_file(own)),
                 snapshot=own.snapshot,
                 mark=self.mark,
                 screen=list(self.screen),
@@ -101,7 +119,7 @@ class OSWorldDesktop:
         return self._address
 
     async def reset(self, task: Task) -> None:
-        """See the interface. Always the hard way: ``DesktopEnv.reset`` reverts the machine."""
+        """Always the hard way: ``DesktopEnv.reset`` reverts the machine."""
         if not uses_osworld(task):
             raise UserError(
                 f"Task {task.domain}/{task.id} is no task of OSWorld: desktop.provider 'osworld' cannot "
@@ -129,12 +147,11 @@ class OSWorldDesktop:
             )
 
     async def screenshot(self) -> bytes:
-        """See the interface."""
         seen, self._seen = self._seen, None
         return await self.guest.screenshot() if seen is None else seen
 
     async def act(self, action: Action, action_id: str) -> None:
-        """See the interface. The command goes out once: without an answer the desktop counts as broken."""
+        """The command goes out once: without an answer the desktop counts as broken."""
         if action_id in self._done:
             return
         self._done.add(action_id)
@@ -189,14 +206,12 @@ class OSWorldDesktop:
         return last
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
-        """See the interface."""
         failed, password = isinstance(last_action, Fail), self._config.osworld.password
         if not failed:
             await asyncio.sleep(seconds_to_settle(task, self._acted))
         return await self.worker.evaluate(task, self.address, self.screen, failed, password)
 
     async def close(self) -> None:
-        """See the interface."""
         guest, self._guest = self._guest, None
         self._address = None
         if guest is not None:
@@ -208,7 +223,7 @@ class OSWorldDesktop:
         if self._config.osworld.hypervisor == "docker":
             # Not by desktop-env: it waits 10 s for the container to stop and forgets those that do not.
             try:
-                await asyncio.to_thread(osworld_host.remove_containers, self.mark)
+                await asyncio.to_thread(remove_containers, self.mark)
             except (DesktopError, UserError) as error:
                 logger.warning("closing desktop %s: %s", self.name, error)
 
@@ -220,7 +235,7 @@ class OSWorldDesktop:
                 await self.keeper.stop_desktop(CLOSE_S)
                 stopped = True
         if not stopped:
-            await asyncio.to_thread(osworld_host.stop_machine, self._config.osworld)
+            await asyncio.to_thread(stop_machine, self._config.osworld)
 
 
 class OSWorldProvider:
@@ -232,14 +247,14 @@ class OSWorldProvider:
 
     def check(self) -> None:
         """Raises ``UserError`` for what is missing or is not what the config pins."""
-        osworld_host.check(self._config.osworld, self._config.count)
+        check(self._config.osworld, self._config.count)
 
     async def start(self, name: str) -> OSWorldDesktop:
-        """See the interface. Several may start at once: desktop-env's lock on ports lets them in one by one.
+        """Several may start at once: desktop-env's lock on ports lets them in one by one.
         The first one removes what killed processes have left."""
         if self._config.osworld.hypervisor == "docker":
             if self._reaped is None:
-                self._reaped = asyncio.create_task(asyncio.to_thread(osworld_host.reap))
+                self._reaped = asyncio.create_task(asyncio.to_thread(reap))
             for leftover in await asyncio.shield(self._reaped):
                 logger.info("removed the container %s of a process that was killed", leftover[:12])
         starting = [
@@ -260,11 +275,10 @@ class OSWorldProvider:
         return desktop
 
     def describe(self) -> dict[str, Any]:
-        """See the interface."""
         return {
             "provider": self._config.provider,
             "screen": list(self._config.screen),
-            **osworld_host.describe(self._config.osworld),
+            **describe(self._config.osworld),
         }
 
 
@@ -273,3 +287,146 @@ async def _close_all(starting: list[asyncio.Task[OSWorldWorker]]) -> None:
     for one in await asyncio.gather(*starting, return_exceptions=True):
         if isinstance(one, OSWorldWorker):
             await one.close()
+
+
+# -- what this machine must have, and its clean-up -------------------------------------------------
+
+
+def new_mark() -> str:
+    """What the containers of one desktop carry: desktop-env gives them neither name nor label."""
+    return f"{owner()}#{secrets.token_hex(8)}"
+
+
+def check(config: OSWorldConfig, count: int = 1) -> None:
+    """Raises ``UserError`` for the first thing that is missing or is not what the config pins.
+
+    ``count``: desktops that are to run at once.
+    """
+    python_of("evaluator")
+    if config.hypervisor == "vmware":
+        _check_vmware(config, count)
+    else:
+        _check_image(config)
+    _check_machine(config)
+
+
+class OSWorldEngine(DockerEngine):
+    """The Docker daemon, as far as desktop-env's containers need it."""
+
+    def image_facts(self) -> dict[str, Any]:
+        """``{digests, labels}`` of the local image; its id is the first digest. Raises ``UserError``."""
+        try:
+            image = self._client.images.get(IMAGE)
+        except ImageNotFound:
+            raise UserError(
+                f"The Docker daemon has no image {IMAGE}; pull it, or give our image that name: "
+                f"docker tag arpo-desktop:latest {IMAGE}."
+            ) from None
+        digests = [name.partition("@")[2] for name in image.attrs.get("RepoDigests") or []]
+        return {"digests": [image.id, *digests], "labels": image.labels}
+
+    def marked(self) -> dict[str, str]:
+        """Id -> mark of desktop-env's containers that we started. Raises ``DesktopError``."""
+        found = {}
+        try:
+            for container in self._client.containers.list(
+                all=True, filters={"ancestor": IMAGE}, ignore_removed=True
+            ):
+                variables = dict(line.partition("=")[::2] for line in container.attrs["Config"]["Env"] or [])
+                if VARIABLE in variables:
+                    found[container.id] = variables[VARIABLE]
+        except (DockerException, requests.RequestException) as error:
+            raise DesktopError(f"the Docker daemon does not answer: {str(error)[:200]}") from error
+        return found
+
+
+def _check_vmware(config: OSWorldConfig, count: int = 1) -> None:
+    if shutil.which("vmrun") is None:
+        raise UserError(
+            "desktop.osworld.hypervisor is 'vmware', but there is no 'vmrun' on PATH; add VMware's."
+        )
+    if config.vm is None:
+        raise UserError("desktop.osworld.vm must name the virtual machine's .vmx file.")
+    if count > 1:
+        raise UserError(
+            f"desktop.count is {count}, but desktop.osworld.vm names one virtual machine, which each desktop "
+            "would revert under the others; set desktop.count to 1."
+        )
+
+
+def stop_machine(config: OSWorldConfig) -> None:
+    """Power VMware's virtual machine off, whoever started it; one that does not run is fine. Never raises."""
+    host = "fusion" if sys.platform == "darwin" else "ws"
+    command = ["vmrun", "-T", host, "stop", str(machine_file(config)), "hard"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=STOP_S, check=False)
+
+
+def _check_image(config: OSWorldConfig) -> None:
+    digests = OSWorldEngine().image_facts()["digests"]
+    wanted = config.image_digest
+    if wanted is not None and wanted not in digests:
+        raise UserError(
+            f"The local image {IMAGE} has the digest {digests[-1]}, but desktop.osworld.image_digest is "
+            f"{wanted}; pull that one or correct the key."
+        )
+
+
+def _check_machine(config: OSWorldConfig) -> None:
+    if config.vm is None:
+        return
+    if not config.vm.is_file():
+        raise UserError(f"desktop.osworld.vm names {config.vm}, which does not exist; correct the path.")
+    if config.vm_sha256 is not None and (found := remembered_sha256(config.vm)) != config.vm_sha256:
+        raise UserError(
+            f"{config.vm} has the sha256 {found}, but desktop.osworld.vm_sha256 is {config.vm_sha256}; "
+            "fetch the file again or correct the key."
+        )
+
+
+def machine_file(config: OSWorldConfig) -> Path:
+    """The machine's file; an empty one for an image that holds its desktop itself.
+
+    Given none, desktop-env would download 10 GB.
+    """
+    if config.vm is not None:
+        return config.vm.resolve()
+    empty = default_cache() / "no-machine.qcow2"
+    empty.parent.mkdir(parents=True, exist_ok=True)
+    empty.touch()
+    return empty
+
+
+def remove_containers(mark: str) -> None:
+    """Kill and remove every container of a desktop. Raises ``DesktopError``."""
+    engine = OSWorldEngine()
+    for container, found in engine.marked().items():
+        if found == mark:
+            engine.remove(container)
+
+
+def reap() -> list[str]:
+    """Remove the containers of processes that have been killed; their ids. Raises ``DesktopError``."""
+    engine = OSWorldEngine()
+    gone = [one for one, mark in engine.marked().items() if abandoned(mark.partition("#")[0])]
+    for container in gone:
+        engine.remove(container)
+    return gone
+
+
+def describe(config: OSWorldConfig) -> dict[str, Any]:
+    """Facts for provenance."""
+    facts: dict[str, Any] = {
+        "hypervisor": config.hypervisor,
+        "desktop_env": read_version(),
+        "vm": None if config.vm is None else config.vm.name,
+        "vm_sha256": config.vm_sha256,
+    }
+    if config.hypervisor == "docker":
+        engine = OSWorldEngine()
+        image = engine.image_facts()
+        facts |= {"image": image["digests"][0], "image_digests": image["digests"][1:]}
+        facts["docker"] = engine.version()
+        if config.vm is None or "arpo.inputs" in image["labels"]:
+            facts["mark"] = "OSWorld-compatible, container desktop"
+    return facts

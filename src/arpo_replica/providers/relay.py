@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from arpo_replica.base.errors import DesktopError
-from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.desktop.sandbox import unprivileged_id
 
 HOST = "127.0.0.1"

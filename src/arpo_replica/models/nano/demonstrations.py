@@ -95,7 +95,6 @@ class SteadyDesktop:
         self.close = desktop.close
 
     async def act(self, action: Action, action_id: str) -> None:
-        """See the interface."""
         await self._desktop.act(action, action_id)
         self._clicks += isinstance(action, Click)
         self._keys += len(action.text) if isinstance(action, TypeText) else 0

@@ -20,11 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from arpo_replica.actions.types import Fail
 from arpo_replica.base.environments import python_of
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.desktop.interface import Score
+from arpo_replica.desktop.interface import DesktopAddress, Score
 from arpo_replica.suites.evaluate import verdict
 from arpo_replica.suites.osworld.confine import can_confine, confined
 from arpo_replica.suites.osworld.downloads import default_cache, fetch_missing, path_of, urls_of
@@ -154,7 +155,7 @@ def _sweep() -> None:
     """Remove the folders of clients that were killed: their sandboxes could empty them, no more."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
         number = folder.name.removeprefix(FOLDER).partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+        if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -34,7 +34,7 @@ import requests
 import requests.sessions
 from requests.adapters import HTTPAdapter
 
-from arpo_replica.desktop.address import DesktopAddress
+from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.suites.osworld.confine import run_without_network
 
 VERSION = "1.0.2"

@@ -23,11 +23,12 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from arpo_replica.base.environments import die_with_parent
 
@@ -70,7 +71,7 @@ class EvaluatorServer:
 
     def serve(self) -> None:
         """Serve until there is no more use."""
-        if threading.active_count() != 1 or _kernel_threads() != 1:
+        if psutil.Process().num_threads() != 1:
             raise RuntimeError("the server must have one thread when it forks: a lock could be held")
         gc.collect()
         gc.freeze()  # a worker's collector must not touch, and so copy, the shared pages
@@ -220,11 +221,6 @@ def enter(folder: Path) -> None:
     os.environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"))
     tempfile.tempdir = None
     os.chdir(folder)
-
-
-def _kernel_threads() -> int:
-    task = Path("/proc/self/task")
-    return len(list(task.iterdir())) if task.is_dir() else 1
 
 
 def main() -> None:

@@ -18,8 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.desktop.address import DesktopAddress
-from arpo_replica.desktop.interface import WORDS
+from arpo_replica.desktop.interface import WORDS, DesktopAddress
 from arpo_replica.suites.osworld import desktop_env
 from arpo_replica.suites.osworld.desktop_env import GUEST, GuestGone
 
