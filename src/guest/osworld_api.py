@@ -42,7 +42,6 @@ class Recorder:
 
     async def start(self, request: web.Request) -> web.Response:
         """Film the screen with ffmpeg until /end_recording."""
-        del request
         if self._process is not None and self._process.returncode is None:
             return web.json_response({"status": "error", "message": "a recording runs already"}, status=400)
         width, height = self.session.config.screen
@@ -63,7 +62,6 @@ class Recorder:
 
     async def end(self, request: web.Request) -> web.Response:
         """The film as mp4."""
-        del request
         process, self._process = self._process, None
         if process is None:
             return web.json_response({"status": "error", "message": "no recording runs"}, status=400)
@@ -291,7 +289,6 @@ class OsworldApi:
 
     async def desktop_path(self, request: web.Request) -> web.Response:
         """``{desktop_path}``."""
-        del request
         return web.json_response({"desktop_path": f"{self.session.config.home}/Desktop"})
 
     async def list_directory(self, request: web.Request) -> web.Response:
@@ -340,7 +337,6 @@ class OsworldApi:
 
     async def screen_size(self, request: web.Request) -> web.Response:
         """``{width, height}``."""
-        del request
         width, height = self.session.config.screen
         return web.json_response({"width": width, "height": height})
 
@@ -365,7 +361,6 @@ class OsworldApi:
 
     async def wallpaper(self, request: web.Request) -> web.Response:
         """The wallpaper's bytes."""
-        del request
         try:
             _, output, _ = await self._run(["gsettings", "get", *WALLPAPER_KEY], PYTHON_S)
             path = Path(output.strip().strip("'").removeprefix("file://"))
@@ -375,7 +370,6 @@ class OsworldApi:
 
     async def terminal(self, request: web.Request) -> web.Response:
         """Text of the terminal in front; also what OSWorld's client tests the connection with."""
-        del request
         try:
             output = await self._at_spi("--terminal")
         except (OSError, TimeoutError, RuntimeError):
@@ -384,7 +378,6 @@ class OsworldApi:
 
     async def accessibility(self, request: web.Request) -> web.Response:
         """``{"AT": xml}``."""
-        del request
         try:
             return web.json_response({"AT": await self._at_spi("--tree")})
         except (OSError, TimeoutError, RuntimeError) as problem:
@@ -403,12 +396,10 @@ class OsworldApi:
 
     async def platform(self, request: web.Request) -> web.Response:
         """Name of the system, as text."""
-        del request
         return web.Response(text=platform.system())
 
     async def cursor_position(self, request: web.Request) -> web.Response:
         """``[x, y]``."""
-        del request
         return web.json_response(list(self.session.input.position()))
 
 

@@ -61,14 +61,12 @@ class Server:
 
     async def health(self, request: web.Request) -> web.Response:
         """Facts about the desktop; answering at all means that it is up."""
-        del request
         return web.json_response(
             {"screen": list(self.session.config.screen), "browser": self.session.browser_alive}
         )
 
     async def screenshot(self, request: web.Request) -> web.Response:
         """OSWorld's: the screen with the mouse pointer, PNG."""
-        del request
         return web.Response(body=self.session.framebuffer.png(), content_type="image/png")
 
     async def act(self, request: web.Request) -> web.Response:
@@ -100,7 +98,6 @@ class Server:
 
     async def rest(self, request: web.Request) -> web.Response:
         """Answer when the screen has come to rest, after at most ``REST_LIMIT_S``."""
-        del request
         now = time.monotonic()
         await self.session.changes.settle(now, REST_LIMIT_S)
         return web.json_response({"waited_s": time.monotonic() - now})

@@ -104,7 +104,9 @@ async def reader(html: Path, *, scripts: bool = True) -> AsyncIterator[Reader]:
         )
         try:
             port = await asyncio.to_thread(wait_for_port, Path(profile) / "DevToolsActivePort")
-            async with DevTools(base_url=f"http://127.0.0.1:{port}", timeout_s=60) as tools:
+            tools = DevTools(base_url=f"http://127.0.0.1:{port}", timeout_s=60)
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(tools.disconnect)
                 found = Reader(tools, await tools.first_page())
                 await found.call("Page.addScriptToEvaluateOnNewDocument", source=HELPERS)
                 await found.size(1280, 900)

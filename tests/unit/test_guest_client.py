@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import aiohttp
 import pytest
@@ -36,7 +37,9 @@ async def test_slow_typing_is_no_broken_desktop_and_a_slow_click_is_one():
     async with FakeGuest() as guest:
         guest.answers["/act"] = slowly
         url = f"http://{guest.host}:{guest.port}"
-        async with GuestClient(aiohttp.TCPConnector, SCREEN, 0.1, url) as client:
+        client = GuestClient(aiohttp.TCPConnector, SCREEN, 0.1, url)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(client.close)
             facts, _ = await client.act(TypeText("\u6f22\u5b57" * 3), "a")
             assert facts["status"] == "applied"
             with pytest.raises(DesktopError, match=r"did not answer /act within 0\.1 s"):

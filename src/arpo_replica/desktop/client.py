@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -54,14 +53,6 @@ class GuestClient:
         self._timeout_s = timeout_s
         self._act_s = timeout_s if act_s is None else act_s
         self._http: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> GuestClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the connection; the desktop goes on."""

@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -42,8 +41,7 @@ class _PageGone(DesktopError):
 class DevTools:
     """The DevTools connection of one browser. Every method raises ``DesktopError`` when it fails.
 
-    Connects on first use and again after ``disconnect``; use it as an async context manager or call
-    ``disconnect`` at the end.
+    Connects on first use and again after ``disconnect``; call ``disconnect`` at the end.
     """
 
     context: str | None = None
@@ -72,15 +70,6 @@ class DevTools:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._reader: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
-
-    async def __aenter__(self) -> DevTools:
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.disconnect()
 
     # -- connection -------------------------------------------------------------------------------
 
