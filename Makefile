@@ -8,14 +8,13 @@ CORES ?= 2
 # A Docker daemon of our own keeps its images here between runs; see envs/desktop/with_docker.sh.
 export ARPO_DOCKER_STATE ?= /var/tmp/arpo-docker
 
-.PHONY: help demo test lint type unit workflow docker rootless slurm slow osworld-tasks setup system controller cpu gpu evaluator lock
+.PHONY: help demo test docs pictures lint type unit workflow docker rootless slurm slow osworld-tasks setup system controller cpu gpu evaluator lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: setup ## Set everything up, run the study of configs/demo.yaml, write reports/demo/index.html
-	$(BIN)/snakemake --cores $(CORES)
-	@echo "The report: reports/demo/index.html"
+	@$(BIN)/snakemake --cores $(CORES)
 
 test: setup lint type unit workflow docker rootless slurm ## Set up what is missing and run every check that two cores can run
 
@@ -37,7 +36,13 @@ evaluator: controller
 	@sh envs/debian.sh envs/desktop/apt-evaluator.txt
 	@$(PYTHON) envs/prepare.py evaluator
 
-lint: controller ## ruff, the order of the packages, snakefmt, snakemake --lint
+docs: controller ## The docs site, into site/; a broken link or a key without its docstring fails
+	$(BIN)/zensical build --strict --clean
+
+pictures: controller ## The pictures of README and docs, from reports/nano and, if it is there, results/demo
+	$(BIN)/python benchmarks/make_pictures.py
+
+lint: docs ## ruff, the order of the packages, snakefmt, snakemake --lint, the docs site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports

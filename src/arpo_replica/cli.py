@@ -234,6 +234,24 @@ def run_service(options: argparse.Namespace) -> int:
 
 
 @command(
+    "serve-policy",
+    "serve a finished model of a study to studies that run elsewhere (policy.endpoint)",
+    config("; its sections 'policy' and 'serving' say how", required=True),
+    option("--manifest", type=Path, required=True, help="results/{study}/models/.../manifest.json"),
+    option("--name", default="policy", help="what the other side calls it: policy.served_model"),
+    option("--port", type=int, default=8000, help="on loopback alone; use a tunnel"),
+    description="Needs a key in the environment variable that policy.api_key_variable names.",
+)
+def run_server(options: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    from arpo_replica.policy.vllm_server import serve_policy
+
+    config = load_config(*options.config)
+    asyncio.run(serve_policy(config, options.manifest, options.port, options.name))
+    return 0
+
+
+@command(
     "validate-tasks",
     "run a split with no action, with FAIL and with the committed scripts",
     config("; its desktops are used", required=True),

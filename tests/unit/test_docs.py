@@ -18,7 +18,7 @@ from arpo_replica.config.models import merge
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "configs").rglob("*.yaml")),
 ]
 BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
@@ -89,6 +89,23 @@ def test_targets_of_make_are_in_the_makefile():
     # Other targets that `make test` is made of would not be checked there.
     (test,) = re.findall(r"^test: (.+?) ##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert ["setup", *hosted["strategy"]["matrix"]["target"]] == test.split()
+
+
+def test_every_page_begins_with_what_to_want_to_type_and_to_expect():
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        title, _, first = page.read_text().partition("\n\n")
+        assert title.startswith("# ") or "<!--" in title, page
+        for words in ("You want", "Type", "Expect"):
+            assert words in first.split("\n\n## ")[0], f"{page.name}: {words}"
+
+
+def test_every_page_has_its_place_in_the_site_and_every_picture_is_there():
+    nav = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(nav) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
+    for page in (ROOT / "README.md", *docs.rglob("*.md")):
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)|srcset=\"([^\"]+)\"", page.read_text()):
+            assert (page.parent / "".join(target)).is_file(), f"{page.name}: {target}; run: make pictures"
 
 
 def test_the_config_for_a_model_served_elsewhere_is_one():

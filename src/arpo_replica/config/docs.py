@@ -13,8 +13,8 @@ from arpo_replica.config.section import nested_model
 
 RERUNS = """# What runs again when a key changes
 
-You want to change a key and keep what is finished. Type `arpo explain KEY`, then `snakemake --dry-run`. Expect only what the key
-decides to run again.
+You want to change a key and keep what is finished. Type `arpo explain KEY`, then `snakemake --dry-run`.
+Expect only what the key decides to run again.
 
 Generated from the table in `src/arpo_replica/config/decides.py` by `arpo docs`. Snakemake, the
 identity of unfinished work and `arpo explain KEY` use the same table.

@@ -25,6 +25,7 @@ from arpo_replica.base import supervisor
 from arpo_replica.base.environments import ROOT, heavy_environment, python_of, short_root
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.policy.manifest import read_manifest
 
 SERVED_NAME = "policy"
 GRACE_S = 5.0
@@ -35,8 +36,9 @@ LOG_LINES = 20
 SERVE_MODULE = "arpo_replica.policy.serve"
 
 
-def serve_command(config: StudyConfig, model: Path, port: int) -> list[str]:
-    """The command line that serves ``model`` on loopback. Raises ``UserError`` without its environment."""
+def serve_command(config: StudyConfig, model: Path, port: int, name: str = SERVED_NAME) -> list[str]:
+    """The command line that serves ``model`` as ``name`` on loopback. Raises ``UserError`` without its
+    environment."""
     python = python_of(heavy_environment(config.accelerator))
     if config.accelerator == "cpu":
         start = [str(python), "-m", SERVE_MODULE, "--model", str(model)]
@@ -46,7 +48,7 @@ def serve_command(config: StudyConfig, model: Path, port: int) -> list[str]:
     pixels = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
     return [
         *start,
-        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", name),
         *("--dtype", serving_dtype(config), "--seed", "0"),
         # The model folder's own sampling defaults (top_k, repetition penalty) would change the policy.
         *("--generation-config", "vllm"),
@@ -314,9 +316,29 @@ class VllmServer(GuardedServer):
         self.config = config
         self.model = model.resolve()
         self.cards = cards
+        self.name = SERVED_NAME
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
         environment = serve_environment(self.config, scratch, self.api_key)
         if self.cards is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.cards
-        return serve_command(self.config, self.model, self.port), environment
+        return serve_command(self.config, self.model, self.port, self.name), environment
+
+
+async def serve_policy(config: StudyConfig, manifest: Path, port: int, name: str) -> None:
+    """Serve a finished model on loopback, for studies elsewhere, until this task is cancelled.
+
+    The key comes from the variable that ``policy.api_key_variable`` names. Raises ``UserError`` without one,
+    for a damaged model, and if vLLM does not come up or ends.
+    """
+    variable = config.policy.api_key_variable
+    if not os.environ.get(variable):
+        raise UserError(f"Set a key that the other side sends too: export {variable}=... before serving.")
+    model = read_manifest(manifest, verify=True).model_path(manifest)
+    server = VllmServer(config, model, Path("results", config.name, "logs", f"serve_policy_{port}.log"))
+    server.port, server.api_key, server.name = port, os.environ[variable], name
+    async with server:
+        print(f"{name} is served at {server.url}/v1 after {await server.ready():.0f} s", flush=True)
+        while True:
+            server.check_alive()
+            await asyncio.sleep(1)
