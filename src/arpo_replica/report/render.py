@@ -81,18 +81,17 @@ def ending(config: StudyConfig) -> str:
     results, page = Path("results", config.name), Path("reports", config.name, "index.html")
     try:
         numbers = Summary.model_validate_json((results / "summary.json").read_bytes())
+        judged = Claims.model_validate_json((results / "claims.json").read_bytes())
     except (OSError, ValueError):
         return ""
     if not page.is_file():
         return ""
-    lines = [line["row"] for part in answer.forest(config, numbers) for line in part["lines"]]
-    came_out = "; ".join(
-        f"{row.arm} {row.split} {words.percent(row.of_valid.value)} %" for row in lines if row.of_valid
-    )
+    found = answer.answer(config, numbers, judged)
+    command, purpose = found.steps[0]
     return (
-        f"What came out: {came_out} (hard protocol).\n"
+        f"What came out: {' '.join(found.sentences)}\n"
         f"The page:      {page.resolve()}\n"
-        "Next:          open the page in a browser; docs/after_the_demo.md says what else can be asked."
+        f"Next:          {command}: {purpose}"
     )
 
 
