@@ -121,7 +121,9 @@ def run_check(options: argparse.Namespace) -> int:
 @command(
     "explain",
     "say what a key of the config means and decides, and what runs again",
-    option("key", help="e.g. training.learning_rate, or a section: desktop"),
+    option(
+        "key", nargs="?", default="", help="e.g. training.learning_rate, or a section: desktop; none: all"
+    ),
 )
 def run_explain(options: argparse.Namespace) -> int:
     """Print the row of a key."""

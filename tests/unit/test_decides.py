@@ -258,7 +258,7 @@ def test_explain_prints_the_row(key: str, says: str, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("key", "says"),
-    [("desktop.setle_ms", "did you mean 'desktop.settle_ms'?"), ("q", "configs/README.md lists the keys.")],
+    [("desktop.setle_ms", "did you mean 'desktop.settle_ms'?"), ("q", "'arpo explain' lists the keys.")],
 )
 def test_a_typo_is_told_the_nearest_key(key: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", key]) == 2

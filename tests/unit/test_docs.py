@@ -15,6 +15,7 @@ from arpo_replica import cli
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import parse_config
 from arpo_replica.config.models import merge
+from arpo_replica.suites.miniwob.make_tasks import read_plan
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md")),
@@ -122,6 +123,18 @@ def test_the_config_for_a_model_served_elsewhere_is_one():
         f'{{"min_pixels": {config.policy.min_pixels}, "max_pixels": {config.policy.max_pixels}}}',
     ):
         assert option in page
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_the_configs_of_a_tutorial_are_ones(page, tmp_path):
+    """Each is laid over the demo, as the page says; a plan of tasks is one."""
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        written = yaml.safe_load(block)
+        if "splits" in written:
+            (tmp_path / "plan.yaml").write_text(block)
+            assert set(read_plan(tmp_path / "plan.yaml").splits) == {"train_6", "test_4"}
+        else:
+            parse_config(merge(yaml.safe_load((ROOT / "configs/demo.yaml").read_text()), written), page.name)
 
 
 def test_the_page_on_the_code_names_what_is_there():

@@ -62,7 +62,7 @@ def test_a_training_a_server_and_an_evaluation_against_it(place):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (place.root / "served.yaml").write_text(
-        "study: served\narms: {grpo: null, arpo: null}\ntargets: null\n"
+        "study: served\narms: {grpo: null, arpo: null}\ntargets: {selected_curve: null, full_curve: null}\n"
         f"policy: {{model: served, endpoint: 'http://127.0.0.1:{port}/v1', served_model: {NAME}}}\n"
     )
     server = {

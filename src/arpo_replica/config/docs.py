@@ -77,15 +77,15 @@ def _reruns(row: Row) -> str:
 
 
 def explain(key: str) -> str:
-    """The rows of a key, or of all keys of a section. Raises ``UserError`` that names the nearest key."""
+    """The rows of a key, of a section's keys or, for none, of all. Raises ``UserError`` for a typo."""
     rows = table()
     parts = key.split(".")
     asked = ".".join(["training", *parts[2:]]) if parts[0] == "arms" and len(parts) > 2 else key
     plain = {name.replace("[]", ""): name for name in rows}
-    found = [plain[name] for name in plain if name == asked or name.startswith(f"{asked}.")]
+    found = [plain[name] for name in plain if not key or name == asked or name.startswith(f"{asked}.")]
     if not found:
         close = difflib.get_close_matches(asked, [*plain, *{name.partition(".")[0] for name in plain}], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "configs/README.md lists the keys."
+        hint = f"did you mean '{close[0]}'?" if close else "'arpo explain' lists the keys."
         raise UserError(f"There is no key '{key}'; {hint}")
     return "\n".join(
         f"{name}: {rows[name].kind.value} ({rows[name].why}). Runs again: {_reruns(rows[name])}. "

@@ -126,7 +126,7 @@ def checked_mapping(raw: Any, source: str) -> dict[str, Any]:
 
 
 def describe(
-    error: ValidationError, model: type[BaseModel] | None = None, page: str = "configs/README.md"
+    error: ValidationError, model: type[BaseModel] | None = None, page: str = "'arpo explain'"
 ) -> str:
     """The first fault of a validation error in one sentence with the key and a fix.
 

@@ -299,7 +299,7 @@ class StudyConfig(Section):
         first = error.errors(include_url=False)[0]
         key = ".".join(["arms", arm, *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            return ValueError(f"unknown key '{key}'; configs/README.md lists the keys of 'training'")
+            return ValueError(f"unknown key '{key}'; 'arpo explain training' lists the keys")
         return ValueError(f"'{key}' is {first['input']!r}: {first['msg']}")
 
     def recipe(self, arm: str) -> TrainingConfig:
