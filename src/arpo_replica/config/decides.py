@@ -111,7 +111,7 @@ DECIDES = (
     # An attempt that is given up is an env_error: not scored, not trained on.
     Row("rollout", "*", SPEED, "", "patience"),
     # --- training; an arm's overrides are these keys
-    Row("training", "* asynchrony.* replay.* speed.freeze_vision", TRAINING, "train_stage", "recipe"),
+    Row("training", "* asynchrony.* replay.* lora.* speed.freeze_vision", TRAINING, "train_stage", "recipe"),
     Row("training", "stages[].*", TRAINING, "train_stage", "stage"),
     Row("training", "stages[].name", TRAINING, f"{JOBS} train_stage", "which"),
     Row("training", "learning_rate lr_warmup_ratio", TRAINING, "train_stage train_offline", "recipe"),

@@ -111,6 +111,18 @@ class SpeedConfig(Section):
     """Share of a GPU's memory for vLLM during rollouts (verl: rollout.gpu_memory_utilization)."""
 
 
+class LoraConfig(Section):
+    """Train low-rank adapters on frozen weights. What is published, and what vLLM gets, are whole weights."""
+
+    rank: Positive
+    """Rank of the adapters (verl: model.lora_rank)."""
+    alpha: Positive
+    """The adapters' product counts alpha / rank (verl: model.lora_alpha)."""
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    """Linear layers of the blocks that get an adapter, by the last part of their name, as `q_proj`, or `all`.
+    The vision tower's blocks are among them unless `speed.freeze_vision` is set."""
+
+
 class OfflineConfig(Section):
     """An arm that learns from recorded episodes through TRL. Set it in an arm, not in `training` itself.
 
@@ -222,6 +234,8 @@ class TrainingConfig(Section):
     """Experience replay."""
     offline: OfflineConfig | None = None
     """In an arm: learn from recorded episodes instead, in one training, without stages and replay."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters instead of all weights; memory for them alone is needed beside the model's."""
     speed: SpeedConfig = SpeedConfig()
     """How the trainer computes."""
     verl: dict[str, Any] = Field(default_factory=dict)

@@ -204,3 +204,5 @@ if os.environ.get(VARIABLE) and current_job().recipe.kl_weight:
     install_kl()
 if os.environ.get(VARIABLE) and Speed.of(current_job()).changes_model:
     importlib.import_module(f"{PACKAGE}.qwen_vl")
+if os.environ.get(VARIABLE) and current_job().recipe.lora:
+    importlib.import_module(f"{PACKAGE}.lora")

@@ -123,6 +123,41 @@ def speed_overrides(job: Job) -> dict[str, Any]:
     return overrides
 
 
+LANGUAGE_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOWER_LAYERS = {
+    "qwen2_vl": ("qkv", "proj", "fc1", "fc2"),
+    "qwen2_5_vl": ("qkv", "proj", "gate_proj", "up_proj", "down_proj"),
+}
+"""model_type -> linear layers in the blocks of its vision tower; those of its language model are the same."""
+
+
+def lora_layers(job: Job, described: dict[str, Any]) -> tuple[str, ...]:
+    """Layers that ``training.lora.targets`` may name. ``described``: the model's ``config.json``."""
+    tower = () if job.recipe.speed.freeze_vision else TOWER_LAYERS.get(described["model_type"], ())
+    return tuple(dict.fromkeys(LANGUAGE_LAYERS + tower))
+
+
+def lora_overrides(job: Job) -> dict[str, Any]:
+    """verl's keys for adapters; nothing without them."""
+    lora = job.recipe.lora
+    if lora is None:
+        return {}
+    model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+    blocks = "language_model[.]layers" if job.recipe.speed.freeze_vision else "(language_model[.]layers|visual[.]blocks)"
+    every = {*LANGUAGE_LAYERS, *(name for names in TOWER_LAYERS.values() for name in names)}
+    names = sorted(every if lora.targets == "all" else lora.targets)
+    return {
+        f"{model}.lora_rank": lora.rank,
+        f"{model}.lora_alpha": lora.alpha,
+        # By the whole path: a name alone would take in the tower's convolution, which is a "proj" too.
+        f"{model}.target_modules": f".*[.]{blocks}[.][0-9]+[.].*[.]({'|'.join(names)})",
+        f"{model}.lora.merge": True,  # vLLM gets whole weights; adapters of the tower it would not take
+        f"+{actor}.checkpoint.save_lora_only": True,  # what is frozen comes from the parent's folder again
+        # Frozen weights need no more bits than their file has. The adapters stay float32 (``lora``).
+        **({f"{actor}.fsdp_config.model_dtype": "bfloat16"} if job.config.accelerator == "cuda" else {}),
+    }
+
+
 def check_recipe(job: Job, tasks: int | None) -> None:
     """Refuse what verl would refuse late or accept wrongly. Raises ``UserError``.
 
@@ -158,6 +193,11 @@ def check_recipe(job: Job, tasks: int | None) -> None:
             f"minibatch_tasks x rollouts_per_task ({rollouts}) must be a multiple of training.micro_batch x "
             f"data-parallel GPUs ({recipe.micro_batch} x {parallel}); change training.minibatch_tasks, "
             "training.rollouts_per_task, training.micro_batch or training.gpus."
+        )
+    if bypassed := [key for key in recipe.verl if "lora" in key or key.endswith("target_modules")]:
+        raise UserError(
+            f"training.verl sets {bypassed[0]}; adapters are set by training.lora (rank, alpha, targets), "
+            "which also makes whole weights of them."
         )
     check_asynchrony(recipe)
     check_speed(job)
@@ -208,11 +248,17 @@ def asynchrony_overrides(recipe: TrainingConfig) -> dict[str, Any]:
 
 
 def check_window(job: Job, described: dict[str, Any] | None = None) -> None:
-    """Refuse what the model itself does not allow: a longer window, heads that do not divide.
+    """Refuse what the model itself does not allow: a longer window, heads that do not divide, other layers.
 
     ``described``: its ``config.json`` where the model is not here yet. Raises ``UserError``.
     """
     config = described or json.loads((job.parent_model / "config.json").read_bytes())
+    targets = job.recipe.lora.targets if job.recipe.lora else "all"
+    if targets != "all" and (strange := set(targets) - set(known := lora_layers(job, config))):
+        raise UserError(
+            f"training.lora.targets names '{min(strange)}', but the layers that can have an adapter here are "
+            f"{', '.join(known)} (model_type {config['model_type']} in the model's config.json)."
+        )
     config = config | (config.get("text_config") or {})
     window, heads = config.get("max_position_embeddings"), config.get("num_attention_heads")
     for key in ("sequence_parallel", "tensor_parallel"):
@@ -249,6 +295,7 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
         **_trainer(job),
         **(_cpu(job) if job.config.accelerator == "cpu" else _cuda(job)),
         **speed_overrides(job),
+        **lora_overrides(job),
         **asynchrony_overrides(job.recipe),
     }
     user = {key.lstrip("+"): (key, value) for key, value in job.recipe.verl.items()}

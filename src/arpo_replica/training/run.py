@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -196,6 +197,39 @@ def resume(job: Job) -> Job:
     return job.model_copy(update={"attempt": max(attempts, default=0) + 1, "resume_step": step})
 
 
+def check_tensors(model: Path, parent: Path) -> None:
+    """Refuse weights that are not those of the parent's architecture, each in its shape: whatever reads such
+    a folder fills what is missing with random numbers. Raises RuntimeError."""
+    found, expected = (tensors(folder) for folder in (model, parent))
+    if found != expected:
+        names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise RuntimeError(
+            f"the training wrote {len(found)} weights where its parent has {len(expected)}; "
+            f"{len(names)} differ in name or shape, the first is {names[0]} "
+            f"({found.get(names[0])} instead of {expected.get(names[0])}); nothing is published"
+        )
+
+
+def tensors(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of every weight of a model folder, by the headers of its files.
+
+    Left out is what versions of transformers do not agree on: where ``model.`` and ``language_model.`` stand
+    in a name, and whether a head that is the embedding once more is written.
+    """
+    config = json.loads((folder / "config.json").read_bytes())
+    tied = (config | (config.get("text_config") or {})).get("tie_word_embeddings", False)
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            known = name.replace("language_model.", "").removeprefix("model.")
+            if name != "__metadata__" and not (tied and known == "lm_head.weight"):
+                shapes[known] = entry["shape"]
+    return shapes
+
+
 def publish_model(job: Training, exported: Path, **facts: Any) -> Manifest:
     """Make the folder ``model/`` of a trained policy and write its manifest, of which ``facts`` are a part.
 
@@ -211,6 +245,7 @@ def publish_model(job: Training, exported: Path, **facts: Any) -> Manifest:
             shutil.copy2(path, temporary / path.name)
     for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
         shutil.copy2(path, temporary / path.name)
+    check_tensors(temporary, job.parent_model)
     hashes, identity = hash_weights(temporary)
     shutil.rmtree(model, ignore_errors=True)
     temporary.rename(model)
