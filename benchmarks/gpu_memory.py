@@ -3,11 +3,11 @@
     python benchmarks/gpu_memory.py --out memory.jsonl                     all cases, in order of worth
     python benchmarks/gpu_memory.py --cases nano_lora_tower --accelerator cpu --screens 2 --out dry.jsonl
 
-The update is the training's own: verl's actor worker with the keys that ``train_stage`` gives it, without Ray,
-vLLM and desktops. Weights are random and are built on the GPU. A small update comes first, so that the
-optimiser's state is there; the measured one has two trajectories, one after another as ``micro_batch`` 1 asks
-for, so that the second meets the first one's gradients. Each case is a process of its own, forked after the
-imports, with a time limit; its row is written as soon as it is there.
+The update is the training's own: verl's actor worker with the keys that ``train_stage`` gives it, without
+Ray, vLLM and desktops. Weights are random and are built on the GPU. A small update comes first, so that the
+optimiser's state is there; the measured one has two trajectories, one after another as ``micro_batch`` 1
+asks for, so that the second meets the first one's gradients. Each case is a process of its own, forked after
+the imports, with a time limit; its row is written as soon as it is there.
 
 A row: ``peak_gib`` what torch's allocator held at most (``reserved``: what it had taken from the card),
 ``resident_gib`` what stays between updates, ``seconds``, tokens and weights. A card needs the peak and some
@@ -31,12 +31,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 import gpu_training  # noqa: E402
-from gpu_shapes import FIRST_SPECIAL, SHAPES, build_shape  # noqa: E402
-
 from arpo_replica.actions.coordinates import smart_resize  # noqa: E402
 from arpo_replica.training.job import VARIABLE, Job  # noqa: E402
 from arpo_replica.training.process.attempt import environment  # noqa: E402
 from arpo_replica.training.recipe import Speed, to_arguments, verl_overrides  # noqa: E402
+from gpu_shapes import FIRST_SPECIAL, SHAPES, build_shape  # noqa: E402
 
 RANK, ALPHA = 32, 64
 CASES = ("7b_lora_frozen", "2b_lora_frozen", "7b_lora_tower", "2b_lora_tower", "2b_full_frozen")
@@ -204,7 +203,7 @@ def run_case(case: str, options: argparse.Namespace, folder: Path, results: Any)
     os.dup2(log.fileno(), 2)
     try:
         row = measure(job, options)
-    except Exception as error:  # noqa: BLE001 - the other cases go on
+    except Exception as error:
         import traceback
 
         traceback.print_exc()
@@ -230,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", default=",".join(CASES), help=f"{sorted(SHAPES)} _ lora, full _ frozen, tower")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"of the shapes {sorted(SHAPES)}")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; added to")
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--screens", type=int, default=15)

@@ -10,19 +10,13 @@ pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(1500)]
 pytest.importorskip("verl")
 
 import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoModelForImageTextToText  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.config.training import LoraConfig as Lora  # noqa: E402
-from arpo_replica.training.job import outline  # noqa: E402
-from arpo_replica.training.lora import merged_weights  # noqa: E402
-from arpo_replica.training.recipe import LANGUAGE_LAYERS, TOWER_LAYERS, lora_overrides  # noqa: E402
-from arpo_replica.training.run import check_tensors, tensors  # noqa: E402
+from arpo_replica.training.recipe import LANGUAGE_LAYERS, TOWER_LAYERS  # noqa: E402
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_resume import OPTIONS, compare, in_update, scripted_config  # noqa: E402
-from training.tiny_model import build_tiny_model  # noqa: E402
 
 STEPS = 3
 
@@ -54,7 +48,8 @@ def test_the_published_model_is_the_parent_but_for_the_layers_with_adapters(whol
     expected = {
         name
         for name in parent
-        if (".layers." in name or ".blocks." in name) and name.endswith(".weight") and name.split(".")[-2] in layers
+        if any(part in name for part in (".layers.", ".blocks.")) and name.endswith(".weight")
+        if name.split(".")[-2] in layers
     }
     assert any("visual" in name for name in expected)
     assert changed == expected

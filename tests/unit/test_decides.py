@@ -41,6 +41,7 @@ VALUES: dict[str, Any] = {
     "training.tasks_per_step": 8,
     "training.loggers": ["wandb"],
     "training.minibatch_tasks": 2,
+    "training.lora.targets": ["q_proj"],
     "training.offline.batch_size": 32,
     "training.offline.micro_batch": 2,
 }
@@ -82,6 +83,7 @@ def base_of(key: str) -> StudyConfig:
     overlay = {
         "tasks": {"noisy": {"noisy": {"source": "test_in"}}, "selected": {"rare": {"source": "train_32"}}},
         "evaluation": {"splits": ["test_in", "test_out", "noisy", "rare"]},
+        "training": {"lora": {"rank": 4, "alpha": 8}},
     }
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
     config = parse_config(merge(raw, overlay), "of the test")

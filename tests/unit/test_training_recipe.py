@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.training.job import Job
 from arpo_replica.training.process.attempt import environment
 from arpo_replica.training.process.launch import check_loggers
@@ -325,3 +326,56 @@ def test_several_nodes_join_a_ray_that_runs(tmp_path: Path) -> None:
 def test_one_cpu_node_trains_in_one_process(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training\.gpus is 2"):
         check_recipe(two_nodes(tmp_path, gpus=2), 4)
+
+
+def with_training(**keys: object) -> StudyConfig:
+    """The demo with other keys of the section ``training``."""
+    raw = load_config(ROOT / "configs" / "demo.yaml").model_dump()
+    return StudyConfig.model_validate(merge(raw, {"training": keys}))
+
+
+def test_adapters_are_told_to_verl_by_the_layers_whole_path(tmp_path: Path) -> None:
+    key = "actor_rollout_ref.model.target_modules"
+    plain = overrides(make_job(tmp_path))
+    assert not any("lora" in name for name in plain)
+    found = overrides(make_job(tmp_path, config=with_training(lora={"rank": 4, "alpha": 8})))
+    assert (found["actor_rollout_ref.model.lora_rank"], found["actor_rollout_ref.model.lora_alpha"]) == (4, 8)
+    layer = re.compile(str(found[key]))
+    assert layer.fullmatch("model.language_model.layers.11.self_attn.q_proj")
+    assert layer.fullmatch("model.visual.blocks.3.attn.proj")
+    assert not layer.fullmatch("model.visual.patch_embed.proj")
+    frozen = overrides(
+        make_job(tmp_path, config=with_training(lora={"rank": 4, "alpha": 8}, speed={"freeze_vision": True}))
+    )
+    assert not re.fullmatch(str(frozen[key]), "model.visual.blocks.3.attn.proj")
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "targets", "strange"),
+    [
+        ("qwen2_5_vl", False, ["q_proj", "query"], "query"),
+        ("qwen2_5_vl", False, ["fc1"], "fc1"),
+        ("qwen2_5_vl", True, ["qkv"], "qkv"),
+        ("qwen2_vl", False, ["fc1", "qkv", "down_proj"], None),
+    ],
+)
+def test_a_layer_that_the_model_lacks_is_refused(
+    tmp_path: Path, kind: str, frozen: bool, targets: list[str], strange: str | None
+) -> None:
+    job = make_job(
+        tmp_path,
+        config=with_training(
+            lora={"rank": 4, "alpha": 8, "targets": targets}, speed={"freeze_vision": frozen}
+        ),
+    )
+    described = {"model_type": kind, "num_attention_heads": 2}
+    if strange is None:
+        check_window(job, described)
+    else:
+        with pytest.raises(UserError, match=rf"training\.lora\.targets names '{strange}'.*q_proj"):
+            check_window(job, described)
+
+
+def test_adapters_behind_the_configs_back_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.verl sets actor_rollout_ref\.model\.lora_rank"):
+        overrides(make_job(tmp_path, config=with_training(verl={"actor_rollout_ref.model.lora_rank": 8})))

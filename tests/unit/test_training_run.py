@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import struct
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,18 @@ from arpo_replica.training.run import (
 )
 
 
+def weights(content: bytes, shapes: dict[str, list[int]] | None = None) -> bytes:
+    """A file of safetensors with this header; the rest is whatever it is."""
+    named = {"w": [2]} if shapes is None else shapes
+    header = json.dumps({name: {"shape": shape} for name, shape in named.items()}).encode()
+    return struct.pack("<Q", len(header)) + header + content
+
+
 def add_checkpoint(job: Job, step: int) -> Path:
     """A checkpoint as the sampler's callback leaves it."""
     folder = job.checkpoint(step)
     (folder / "actor" / "huggingface").mkdir(parents=True)
-    (folder / "actor" / "huggingface" / "model.safetensors").write_bytes(b"weights of %d" % step)
+    (folder / "actor" / "huggingface" / "model.safetensors").write_bytes(weights(b"weights of %d" % step))
     (folder / "replay.json").write_text("{}")
     files = [path for path in folder.rglob("*") if path.is_file()]
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
@@ -213,7 +221,7 @@ def test_publication(job: Job) -> None:
     job.parent_model.mkdir()
     (job.parent_model / "config.json").write_text("{}")
     (job.parent_model / "tokenizer.json").write_text("parent's")
-    (job.parent_model / "model.safetensors").write_bytes(b"old")
+    (job.parent_model / "model.safetensors").write_bytes(weights(b"old"))
     (job.work / "versions.json").write_text('{"verl": "0.9.1"}')
     add_checkpoint(job, 3)
     with pytest.raises(RuntimeError, match="step 3"):
@@ -221,7 +229,7 @@ def test_publication(job: Job) -> None:
     write(job.work / "logs", 1, [1, 2, 3])
     manifest = publish(job)
     model = job.out / "model"
-    assert (model / "model.safetensors").read_bytes() == b"weights of 3"
+    assert (model / "model.safetensors").read_bytes() == weights(b"weights of 3")
     assert (model / "tokenizer.json").read_text() == "parent's"
     found = run.read_manifest(job.out / "manifest.json", verify=True)
     assert found == manifest
@@ -229,3 +237,30 @@ def test_publication(job: Job) -> None:
     assert len((job.out / "metrics.jsonl").read_text().splitlines()) == 3
     again = publish(job)
     assert again.sha256 == manifest.sha256
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ({"model.layers.0.q_proj.weight": [2, 4]}, r"1 differ.* layers\.0\.q_proj\.weight \(\[2, 4\]"),
+        ({"base_model.model.model.layers.0.q_proj.base_layer.weight": [4, 4]}, r"2 differ"),
+        ({}, r"wrote 0 weights where its parent has 1"),
+    ],
+)
+def test_weights_that_are_not_the_parents_in_name_and_shape_are_not_published(
+    job: Job, shapes: dict[str, list[int]], says: str
+) -> None:
+    """As adapters end, which nothing that loads a model would notice."""
+    job.parent_model.mkdir()
+    (job.parent_model / "config.json").write_text('{"tie_word_embeddings": true}')
+    # Names as transformers 5 writes them, and the shared head that only some versions write.
+    parents = {"model.language_model.layers.0.q_proj.weight": [4, 4], "lm_head.weight": [9, 4]}
+    (job.parent_model / "model.safetensors").write_bytes(weights(b"old", parents))
+    exported = job.work / "exported"
+    exported.mkdir()
+    (exported / "model.safetensors").write_bytes(weights(b"new", shapes))
+    with pytest.raises(RuntimeError, match=says):
+        run.publish_model(job, exported, stage="train_4", step=1, recipe={}, versions={})
+    assert not (job.out / "model").exists()
+    (exported / "model.safetensors").write_bytes(weights(b"new", {"model.layers.0.q_proj.weight": [4, 4]}))
+    run.publish_model(job, exported, stage="train_4", step=1, recipe={}, versions={})

@@ -143,14 +143,14 @@ def lora_overrides(job: Job) -> dict[str, Any]:
     if lora is None:
         return {}
     model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
-    blocks = "language_model[.]layers" if job.recipe.speed.freeze_vision else "(language_model[.]layers|visual[.]blocks)"
+    tower = "" if job.recipe.speed.freeze_vision else "|visual[.]blocks"
     every = {*LANGUAGE_LAYERS, *(name for names in TOWER_LAYERS.values() for name in names)}
-    names = sorted(every if lora.targets == "all" else lora.targets)
+    names = "|".join(sorted(every if lora.targets == "all" else lora.targets))
     return {
         f"{model}.lora_rank": lora.rank,
         f"{model}.lora_alpha": lora.alpha,
         # By the whole path: a name alone would take in the tower's convolution, which is a "proj" too.
-        f"{model}.target_modules": f".*[.]{blocks}[.][0-9]+[.].*[.]({'|'.join(names)})",
+        f"{model}.target_modules": f".*[.](language_model[.]layers{tower})[.][0-9]+[.].*[.]({names})",
         f"{model}.lora.merge": True,  # vLLM gets whole weights; adapters of the tower it would not take
         f"+{actor}.checkpoint.save_lora_only": True,  # what is frozen comes from the parent's folder again
         # Frozen weights need no more bits than their file has. The adapters stay float32 (``lora``).
