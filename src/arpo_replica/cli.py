@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,17 +154,38 @@ def run_plan(options: argparse.Namespace) -> int:
     "status",
     "say how far a study is, from its files alone",
     config(),
+    option("--html", type=Path, metavar="FILE", help="write one page with the latest screens instead"),
+    option("--serve", type=int, metavar="PORT", help="serve that page on loopback; 0: any port"),
+    option("--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="again so often (10)"),
     description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
 )
 def run_status(options: argparse.Namespace) -> int:
-    """Print the screen."""
+    """Print the screen, or write or serve the page; with ``--watch`` until everything is done."""
+    from arpo_replica.base.files import write_atomically
     from arpo_replica.base.slurm import read_jobs
-    from arpo_replica.workflow.status import render, study_status
+    from arpo_replica.workflow.status import Line, render, study_status
 
     config = load_config(*options.config)
-    jobs = read_jobs(Path("results") / config.name)
-    print(render(config, study_status(config), jobs), end="")
-    return 0
+    results = Path("results") / config.name
+
+    def page(lines: list[Line]) -> str:
+        from arpo_replica.report.live import live_page
+
+        return live_page(config, lines, read_jobs(results), results, options.watch or 10.0)
+
+    if options.serve is not None:
+        from arpo_replica.report.live import serve
+
+        serve(lambda: page(study_status(config)), options.serve)
+    while True:
+        lines = study_status(config)
+        if options.html is not None:
+            write_atomically(options.html, page(lines).encode())
+        else:
+            print(render(config, lines, read_jobs(results)), end="", flush=True)
+        if options.watch is None or all(line.state == "done" for line in lines):
+            return 0
+        time.sleep(options.watch)
 
 
 @command(

@@ -98,7 +98,7 @@ def test_a_reply_of_several_actions_is_one_frame_of_several_steps() -> None:
         StepRecord(index=1, action=word, **values),
         StepRecord(index=2, action=None, **values),
     ]
-    view = gallery._view(0, {}, steps, {}, {})
+    view = gallery.view_of(0, {}, steps, {}, {})
     assert [(frame.title, frame.action, frame.detail) for frame in view.steps] == [
         ("Steps 1 to 3", "click at (1, 2), then type text, then unknown action", "<b>"),
         ("Step 4", "type text", "<b>"),

@@ -147,7 +147,7 @@ class Gallery:
     """Positions in ``episodes``, arms, splits and outcomes in turn: who comes first when room is short."""
 
 
-class _Store:
+class Store:
     """Distinct screenshots within a budget of bytes (as they stand in the page)."""
 
     def __init__(self, budget: int, width: int) -> None:
@@ -174,6 +174,13 @@ class _Store:
         self.used += cost
         self.images.update(new)
         return shots
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """id, width, height and data URI of each, as templates write them."""
+        return [
+            {"id": key, "uri": image["uri"], "width": image["screen"][0], "height": image["screen"][1]}
+            for key, image in sorted(self.images.items())
+        ]
 
     def _load(self, file: Path) -> dict[str, Any] | None:
         data = read_screenshot(file)
@@ -236,12 +243,12 @@ def build_gallery(
     raw_steps = [read_steps(root / row["directory"]) for row in records]
     finals = [read_summary(root / row["directory"]) for row in records]
     budget = max(0.0, min(budget_mb * 1e6, page_mb * 1e6 - _text_bytes(raw_steps)))
-    store = _Store(round(budget), width)
+    store = Store(round(budget), width)
     gallery = Gallery(episodes=[], order=list(_fair_order(records)))
     shots: dict[int, dict[str, Shot]] = {}
     refused = 0
     for index in gallery.order:
-        present = _files_of(root / records[index]["directory"], raw_steps[index], finals[index])
+        present = files_of(root / records[index]["directory"], raw_steps[index], finals[index])
         if not present:
             gallery.without_files += 1
             continue
@@ -257,11 +264,8 @@ def build_gallery(
             shots[index] = added
             refused = 0
     for index, row in enumerate(records):
-        gallery.episodes.append(_view(index, row, raw_steps[index], finals[index], shots.get(index, {})))
-    gallery.images = [
-        {"id": key, "uri": image["uri"], "width": image["screen"][0], "height": image["screen"][1]}
-        for key, image in sorted(store.images.items())
-    ]
+        gallery.episodes.append(view_of(index, row, raw_steps[index], finals[index], shots.get(index, {})))
+    gallery.images = store.pictures()
     in_folder = [shot.file for found in shots.values() for shot in found.values() if shot.file]
     gallery.beside = len(set(in_folder))
     gallery.with_shots = sum(not any(shot.file for shot in found.values()) for found in shots.values())
@@ -280,7 +284,7 @@ def _text_bytes(steps: Sequence[Sequence[StepRecord]]) -> float:
     return 1e6 + min(plain, PLAIN_BYTES) + 4 / 3 * squeezed + 650 * len(steps)
 
 
-def _files_of(folder: Path, steps: list[StepRecord], record: dict[str, Any]) -> list[Path]:
+def files_of(folder: Path, steps: list[StepRecord], record: dict[str, Any]) -> list[Path]:
     """The screenshots of an episode that are on disk, in order."""
     names = [step.screenshot for step in steps]
     final = record.get("final_screenshot")
@@ -330,7 +334,7 @@ def _fair_order(records: list[dict[str, Any]]) -> Iterable[int]:
         yield from (index for index in turn if index is not None)
 
 
-def _view(
+def view_of(
     index: int,
     row: dict[str, Any],
     steps: list[StepRecord],

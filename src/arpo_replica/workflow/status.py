@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Line:
     """``done``, ``running``, ``silent`` (began, but says nothing any more) or ``waiting``."""
     progress: str
     details: str
+    share: float = 0.0
+    """How much of it is done, 0 to 1."""
+    rewards: Sequence[float] = ()
+    """Mean reward of each update so far, before replay."""
 
 
 def study_status(config: StudyConfig, root: Path = Path(), now: float | None = None) -> list[Line]:
@@ -46,8 +50,9 @@ def training_line(config: StudyConfig, results: Path, key: tuple[str, int, str],
     folder = results / "models" / arm / f"seed_{seed}" / f"stage_{stage}"
     name, steps = f"train {arm} seed {seed} {stage}", config.stage(stage).steps
     rows = read_rows(folder / "metrics.jsonl")
+    rewards = [row["reward_before"] for row in rows]
     if (folder / "manifest.json").is_file():
-        return Line(name, "done", f"{steps}/{steps} steps", _reward(rows).rstrip(", "))
+        return Line(name, "done", f"{steps}/{steps} steps", _reward(rows).rstrip(", "), 1.0, rewards)
     newest = latest([folder / "metrics.jsonl", *(folder / "checkpoints" / "logs").glob("*")])
     newest = max(newest, latest((folder / "episodes").glob("step_*/rollout_*")))
     if not newest:
@@ -62,7 +67,7 @@ def training_line(config: StudyConfig, results: Path, key: tuple[str, int, str],
         rate = f"{3600 * episodes / sum(pace):.0f} episodes/h, "
     errors = sum(row["env_errors"] for row in rows)
     details = f"{_reward(rows)}{rate}env errors {errors}, {left}"
-    return Line(name, _state(newest, now), f"{step}/{steps} steps", details)
+    return Line(name, _state(newest, now), f"{step}/{steps} steps", details, step / steps, rewards)
 
 
 def offline_line(results: Path, key: tuple[str, int, str], now: float) -> Line:
@@ -72,7 +77,7 @@ def offline_line(results: Path, key: tuple[str, int, str], now: float) -> Line:
     name = f"train {arm} seed {seed}"
     if (folder / "manifest.json").is_file():
         rows = read_rows(folder / "learning.jsonl")
-        return Line(name, "done", f"{rows[-1]['step']} updates", f"loss {rows[-1]['loss']:.3f}")
+        return Line(name, "done", f"{rows[-1]['step']} updates", f"loss {rows[-1]['loss']:.3f}", 1.0)
     steps = checkpoints(folder / "checkpoints", PREFIX_TRL)
     newest = latest([folder / "checkpoints" / "job.json", *(folder / "checkpoints").glob(f"{PREFIX_TRL}*")])
     state = _state(newest, now) if newest else "waiting"
@@ -86,7 +91,7 @@ def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: fl
     name = f"rollouts {arm} seed {seed} {stage}"
     beat = read_json(folder / "heartbeat.json")
     if all(Path(index).is_file() for index in study.episode_indexes(str(folder))):
-        return Line(name, "done", f"{beat.get('total', '?')} episodes", _outcomes(beat).rstrip(", "))
+        return Line(name, "done", f"{beat.get('total', '?')} episodes", _outcomes(beat).rstrip(", "), 1.0)
     if not beat:
         return Line(name, "waiting", "0 episodes", "")
     rate, left = beat["per_hour"], beat["total"] - beat["done"]
@@ -96,6 +101,7 @@ def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: fl
         _state(beat["time"], now),
         f"{beat['done']}/{beat['total']} episodes",
         f"{_outcomes(beat)}{rate:.0f} episodes/h, ETA {eta}",
+        beat["done"] / max(1, beat["total"]),
     )
 
 
