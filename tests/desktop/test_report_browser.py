@@ -13,7 +13,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from arpo_replica.report import render as render_module
+from arpo_replica.report.live import live_page
 from arpo_replica.report.pack import pack
+from arpo_replica.workflow.status import study_status
 from synthetic_study import Study, evaluate, make_study, render
 
 pytestmark = pytest.mark.desktop
@@ -377,6 +379,35 @@ def test_payloads_in_every_field_neither_run_nor_leave(browser: Browser, tmp_pat
         ".every((e) => [...e.attributes].every((a) => !/^on/.test(a.name)))"
     )
     assert page.locator(".model-text").first.text_content() == everything
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1366, "light"), (390, "dark")], ids=["wide", "phone"])
+def test_live_page_is_as_safe_and_as_readable(
+    browser: Browser, tmp_path: Path, width: int, scheme: Any
+) -> None:
+    everything = "\n".join(PAYLOADS)
+    study = make_study(
+        tmp_path, tasks=2, trials=1, steps=3, text=lambda _: everything, instruction=everything
+    )
+    for path in study.episodes.rglob("episode.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "errors": PAYLOADS[:40]}))
+    log = study.results / "logs/rule.log"
+    log.parent.mkdir()
+    log.write_text("".join(PAYLOADS))
+    lines = study_status(study.config, study.root)
+    jobs = [{"rule": payload, "job": payload, "nodes": payload} for payload in PAYLOADS]
+    html = tmp_path / "live.html"
+    html.write_text(live_page(study.config, lines, jobs, study.results, 600))
+    watched = open_page(browser, html, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = watched.page
+    page.wait_for_timeout(300)
+    assert page.locator(".screens svg use").count() >= 1
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("script, iframe, object, embed, base, img, form").count() == 0
+    assert watched.complaints() == []
     page.close()
 
 

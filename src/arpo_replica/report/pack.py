@@ -81,16 +81,15 @@ def pack(
 ) -> Packed:
     """Render everything with ``card`` and decide where it stands.
 
-    Plain are ``FILMS`` of the films, tasks that flipped first, and as many episodes as ``plain_bytes`` take.
+    Plain are ``FILMS`` of the films, tasks that flipped first, and of the rest, episodes before films, what
+    ``plain_bytes`` take.
     """
     everything: list[EpisodeView | Film] = [*films, *gallery.episodes]
     html = {view.id: card(view) for view in everything}
-    shown = {film.id for film in first_films(films, FILMS)}
+    plain = {film.id for film in first_films(films, FILMS)}
     room = plain_bytes
-    plain: set[str] = set()
-    for position in gallery.order:
-        name = gallery.episodes[position].id
-        if len(html[name]) <= room:
+    for name in [*(gallery.episodes[at].id for at in gallery.order), *(film.id for film in films)]:
+        if name not in plain and len(html[name]) <= room:
             room -= len(html[name])
             plain.add(name)
     splits = dict.fromkeys(str(film.row["split"]) for film in films)
@@ -103,13 +102,15 @@ def pack(
     places: dict[str, tuple[int, int]] = {}
     for group in groups:
         names = [view.id for view in group.views]
-        group.cards = [html[name] for name in names if name in plain | shown]
-        others = [name for name in names if name not in plain | shown]
+        group.cards = [html[name] for name in names if name in plain]
+        others = [name for name in names if name not in plain]
         for start in range(0, len(others), CHUNK):
             packed = others[start : start + CHUNK]
             places.update({name: (len(chunks), at) for at, name in enumerate(packed)})
             chunks.append(_squeeze([html[name] for name in packed]))
-    return Packed(groups, chunks, _index(groups, places), len(plain))
+    return Packed(
+        groups, chunks, _index(groups, places), sum(episode.id in plain for episode in gallery.episodes)
+    )
 
 
 def _squeeze(cards: list[Markup]) -> str:
