@@ -75,6 +75,8 @@ def test_pass_at_k(summary: Summary) -> None:
     assert rows[1].rate.value == pytest.approx(0.5)
     assert rows[2].rate.value == pytest.approx(0.6)
     assert rows[2].left_out == 0
+    trained = [r for r in summary.pass_at_k if r.arm == "arpo"]
+    assert {r.seed for r in trained} == set(summary.seeds)
 
 
 def test_environment_errors_are_named_and_never_scored(summary: Summary) -> None:
@@ -91,6 +93,9 @@ def test_throughput_by_hand(study: Study, summary: Summary) -> None:
     lines = [json.loads(line) for line in study.metrics[0].read_text().splitlines()]
     hours = sum(line["seconds"]["rollout"] for line in lines) / 3600
     assert row.rollout_hours == pytest.approx(hours)
+    clock = sum(line["seconds"]["total"] for line in lines) / 3600
+    assert row.total_hours == pytest.approx(clock)
+    assert row.trajectories_per_hour == pytest.approx(row.trajectories / clock)
     evaluation = [r for r in summary.throughput if r.phase == "evaluation"]
     assert {r.trajectories for r in evaluation} == {12, 4}
     assert all(0 < (r.desktop_busy or 0) <= 1 for r in evaluation)

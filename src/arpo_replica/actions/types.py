@@ -115,6 +115,23 @@ ACTIONS: dict[str, type[Action]] = {
 }
 
 
+def same_action(one: Action, other: Action, reach: float) -> bool:
+    """Whether two actions do the same: points at most ``reach`` pixels apart, in x and in y, are one place.
+
+    Final words (``finished``, ``fail``) are the same whatever they say.
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Finished | Fail):
+        return True
+    mine, yours = one.to_json(), other.to_json()
+    for name, value in mine.items():
+        point = name in ("x", "y", "to_x", "to_y") and isinstance(value, int) and isinstance(yours[name], int)
+        if abs(value - yours[name]) > reach if point else value != yours[name]:
+            return False
+    return True
+
+
 def from_json(data: dict[str, Any]) -> Action:
     """The inverse of ``Action.to_json``. Raises ValueError for anything that is no action."""
     values = dict(data)

@@ -230,8 +230,14 @@ def subset_rows(
 
 
 def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.PassRow]:
-    """pass@k for k = 1, 2, 4 ... and the number of runs; none where every task has one run."""
-    for place, _, runs in _cells(table, splits, checkpoints):
+    """pass@k for k = 1, 2, 4 ... and the number of runs, by seed; none where every task has one run."""
+    apart = [(c, seed) for c in checkpoints for seed in c.seeds]
+    for checkpoint, seed in apart:
+        yield from _pass_rows(table[table["seed"] == seed], splits, checkpoint, seed)
+
+
+def _pass_rows(table: pd.DataFrame, splits: Splits, checkpoint: Checkpoint, seed: int) -> Iterator[r.PassRow]:
+    for place, _, runs in _cells(table, splits, [checkpoint]):
         most = max(map(len, runs.values()), default=0)
         for k in sorted({1, 2, 4, 8, 16, most} if most > 1 else ()):
             enough = {task: outcomes for task, outcomes in runs.items() if len(outcomes) >= k}
@@ -239,6 +245,7 @@ def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
             if found is not None:
                 yield r.PassRow(
                     **place,
+                    seed=seed,
                     k=k,
                     tasks=len(enough),
                     left_out=len(runs) - len(enough),
@@ -304,6 +311,8 @@ def effort_rows(table: pd.DataFrame) -> Iterator[r.EffortRow]:
             model_seconds=round(float(episodes["model_s"].sum()), 3),
             env_seconds=round(float(episodes["env_s"].sum()), 3),
             completion_tokens=int(episodes["completion_tokens"].sum()),
+            reset_seconds=round(float(episodes["reset_s"].sum()), 3),
+            evaluate_seconds=round(float(episodes["evaluate_s"].sum()), 3),
         )
 
 
@@ -337,8 +346,9 @@ def throughput_rows(
             phase="training",
             **curve.place,
             split=None,
+            rollout_hours=_hours(curve.points, "rollout"),
             total_hours=_hours(curve.points, "total"),
-            **_rates(_total(curve.points, "rollouts"), _hours(curve.points, "rollout"), desktops),
+            **_rates(_total(curve.points, "rollouts"), _hours(curve.points, "total"), desktops),
         )
     for place, episodes in _by_place(table):
         # Trials and seeds may run on different days: idle time between folders of episodes is no time of
@@ -353,6 +363,7 @@ def throughput_rows(
             phase="evaluation",
             **place,
             seed=None,
+            rollout_hours=hours,
             total_hours=hours,
             **_rates(len(episodes), hours, desktops),
             desktop_busy=min(1.0, busy / (hours * desktops)) if hours > 0 else None,
@@ -414,7 +425,7 @@ def kind_of(message: str) -> str:
 
 
 def _rates(trajectories: int | None, hours: float | None, desktops: int) -> dict[str, Any]:
-    found = {"desktops": desktops, "trajectories": trajectories or 0, "rollout_hours": hours}
+    found = {"desktops": desktops, "trajectories": trajectories or 0}
     if not trajectories or not hours:
         return found
     return found | {

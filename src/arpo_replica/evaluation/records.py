@@ -169,8 +169,10 @@ class SubsetRow(Place):
 
 
 class PassRow(Place):
-    """Chance that at least one of k runs solves a task (unbiased estimate), all seeds together."""
+    """Chance that at least one of k runs of one training solves a task (unbiased estimate)."""
 
+    seed: int
+    """Runs of several trainings are never mixed: they differ more than tries of one policy."""
     k: int
     tasks: int
     """Tasks with at least k valid runs."""
@@ -303,10 +305,10 @@ class ThroughputRow(Document):
     total_hours: float | None
     """Training: with the updates. Evaluation: the same as ``rollout_hours``."""
     trajectories_per_hour: float | None = None
-    """Of rollout time."""
+    """By the clock: of the total time, updates included."""
     per_desktop_hour: float | None = None
     desktop_hours: float | None = None
-    """Desktops x rollout hours: what a bill would count."""
+    """Desktops x total hours: what a bill would count."""
     desktop_busy: float | None = None
     """Share of the desktop hours in which an episode ran; None for training."""
     steps: int | None = None
@@ -314,6 +316,34 @@ class ThroughputRow(Document):
     completion_tokens: int | None = None
     minutes_per_trajectory: float | None = None
     """Mean duration of an episode with all its attempts; None for training."""
+
+
+Failure = Literal[
+    "desktop",
+    "context full",
+    "unparsable",
+    "missed FAIL",
+    "repeated action",
+    "never finished",
+    "wrong target",
+]
+"""Why an episode was not solved; ``failures`` says when, in this order."""
+
+
+class FailureRow(Document):
+    """Episodes of one arm, stage and list of tasks that were not solved, of one class (hard protocol)."""
+
+    arm: str
+    stage: str
+    split: str
+    kind: Failure
+    episodes: int
+    of: int
+    """All episodes of the arm, stage and list."""
+    tasks: int
+    """Different tasks among them."""
+    examples: list[str]
+    """Folders of some of these episodes."""
 
 
 class EnvErrorRow(Document):
@@ -463,8 +493,20 @@ class EffortRow(Document):
     episode_seconds: float
     """Sum over episodes; desktops run side by side, so this is more than wall-clock time."""
     model_seconds: float
+    """Waiting for the policy's replies."""
     env_seconds: float
+    """Actions and the screenshots after them."""
     completion_tokens: int
+    reset_seconds: float = 0.0
+    """Until the desktop showed the task."""
+    evaluate_seconds: float = 0.0
+    """Of the evaluator."""
+
+    @property
+    def other_seconds(self) -> float:
+        """What of the episodes' time is none of these: attempts that failed, screenshots put on disk."""
+        known = self.model_seconds + self.env_seconds + self.reset_seconds + self.evaluate_seconds
+        return max(0.0, self.episode_seconds - known)
 
 
 class SwapFact(Document):
@@ -610,6 +652,7 @@ class Summary(Document):
     trainings: list[TrainingOutcome] = Field(default_factory=list)
     replay_effects: list[ReplayEffect] = Field(default_factory=list)
     throughput: list[ThroughputRow] = Field(default_factory=list)
+    failures: list[FailureRow] = Field(default_factory=list)
     env_errors: list[EnvErrorRow] = Field(default_factory=list)
     commit: str | None = None
     """Commit of the checkout that computed this file; None outside git."""
@@ -763,7 +806,8 @@ EPISODE_COLUMNS = {
     "hard_score": "Float64", "standard_score": "Float64", "success_hard": "boolean",
     "success_standard": "boolean", "format_errors": "int64", "n_steps": "int64", "attempts": "int64",
     "failed_attempts": "int64", "model_s": "Float64", "env_s": "Float64", "prompt_tokens": "Int64",
-    "completion_tokens": "Int64", "started_at": "float64", "duration_s": "float64", "directory": "string",
+    "completion_tokens": "Int64", "reset_s": "Float64", "evaluate_s": "Float64", "failure": "string",
+    "started_at": "float64", "duration_s": "float64", "directory": "string",
     "synthetic": "bool", "errors": "string", "refusal": "string", "index": "string", "index_sha256": "string",
 }  # fmt: skip
 """Columns of the table of episodes, in order, with pandas' types. ``directory`` is relative to the study's

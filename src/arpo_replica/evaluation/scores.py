@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.failures import failure_of
 from arpo_replica.evaluation.records import EPISODE_COLUMNS as COLUMNS
 from arpo_replica.evaluation.records import shown_path
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
@@ -21,7 +22,10 @@ from arpo_replica.tasks.splits import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""
-ADDED: dict[str, Any] = {"synthetic": False, "errors": "[]", "refusal": "", "index": "", "index_sha256": ""}
+ADDED: dict[str, Any] = {
+    "synthetic": False, "errors": "[]", "refusal": "", "index": "", "index_sha256": "", "failure": "",
+    "reset_s": None, "evaluate_s": None,
+}  # fmt: skip
 """What a table written before these columns existed is read with."""
 
 
@@ -125,13 +129,14 @@ def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[st
     valid = record.outcome != "env_error" and record.hard_score is not None
     hard, standard = record.hard_score, record.standard_score
     steps = read_steps(directory)
+    solved = hard > above if valid and hard is not None else None
     return {
         **record.model_dump(include=set(COLUMNS)),
         "study": config.name,
         "desktop_mark": desktop_mark(record.desktop),
         "sampling": json.dumps(record.sampling, sort_keys=True),
         "valid": valid,
-        "success_hard": hard > above if valid and hard is not None else None,
+        "success_hard": solved,
         "success_standard": standard > above if valid and standard is not None else None,
         "failed_attempts": len(record.errors),
         "errors": json.dumps(record.errors, ensure_ascii=False),
@@ -139,6 +144,7 @@ def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[st
         "env_s": sum(step.env_s for step in steps) if steps else None,
         "prompt_tokens": sum(step.prompt_tokens for step in steps) if steps else None,
         "completion_tokens": sum(step.completion_tokens for step in steps) if steps else None,
+        "failure": failure_of(record, steps, solved) or "",
         "directory": _relative_to_episodes(directory),
     }
 

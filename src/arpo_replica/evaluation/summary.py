@@ -30,6 +30,7 @@ from arpo_replica.evaluation.breakdowns import (
     sources_of,
 )
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
+from arpo_replica.evaluation.failures import failure_rows
 from arpo_replica.evaluation.provenance import source_files
 from arpo_replica.evaluation.records import (
     PROTOCOLS,
@@ -160,6 +161,7 @@ def summarise(
             b.throughput_rows(config, table, curves),
             key=lambda row: (row.phase != "training", arm_order(config, row.arm)),
         ),
+        failures=sorted(failure_rows(table), key=lambda row: arm_order(config, row.arm)),
         env_errors=list(b.env_error_rows(table, curves)),
         commit=code["commit"],
         dirty=code["dirty"],

@@ -200,6 +200,7 @@ TABLES = (
     _records("replay_effects", r.ReplayEffect),
     _records("throughput", r.ThroughputRow),
     _records("effort", r.EffortRow),
+    _records("failures", r.FailureRow),
     _records("env_errors", r.EnvErrorRow),
     _records("models", r.ModelFacts),
     Table("splits", "A list of tasks.", (*_of(r.SplitFacts), SPLIT)),
@@ -215,7 +216,7 @@ TABLES = (
 
 AS_THEY_ARE = (
     "rates", "differences", "domains", "domain_differences", "subsets", "pass_at_k", "flips", "replay",
-    "trainings", "replay_effects", "throughput", "effort", "env_errors", "models", "left_out",
+    "trainings", "replay_effects", "throughput", "effort", "failures", "env_errors", "models", "left_out",
 )  # fmt: skip
 """Tables that are lists of the summary."""
 

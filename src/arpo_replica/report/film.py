@@ -14,7 +14,7 @@ import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
-from arpo_replica.actions.types import Action, Fail, Finished
+from arpo_replica.actions.types import same_action
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.report.figures import PALETTE
@@ -50,22 +50,11 @@ def first_difference(one: Sequence[StepView], other: Sequence[StepView]) -> int 
     for place, (first, second) in enumerate(zip_longest(mine, yours)):
         if first is None or second is None or len(first) != len(second):
             return place
-        if not all(_same(a, b, reach) for a, b in zip(first, second, strict=True)):
+        if not all(
+            a == b or (a and b and same_action(a, b, reach)) for a, b in zip(first, second, strict=True)
+        ):
             return place
     return None
-
-
-def _same(one: Action | None, other: Action | None, reach: float) -> bool:
-    if type(one) is not type(other):
-        return False
-    if one is None or other is None or isinstance(one, Finished | Fail):
-        return True
-    mine, yours = one.to_json(), other.to_json()
-    for name, value in mine.items():
-        point = name in ("x", "y", "to_x", "to_y") and isinstance(value, int) and isinstance(yours[name], int)
-        if abs(value - yours[name]) > reach if point else value != yours[name]:
-            return False
-    return True
 
 
 # --- the page's films ---

@@ -142,6 +142,8 @@ def _context(
         "titles": {name: answer.title(config, summary, name) for name in summary.splits},
         "strips": first_films([film for film in films if film.pictured], STRIPS),
         "chips": views.chips(summary),
+        "failures": views.failure_parts(summary, gallery.episodes),
+        "failure_words": views.FAILURES,
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
         "subsets": views.subset_parts(summary),

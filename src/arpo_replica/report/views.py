@@ -17,6 +17,7 @@ from arpo_replica.evaluation.claims import lookup
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.figures import TOTALS, phase_totals, phases_by_weight
+from arpo_replica.report.gallery import EpisodeView
 from arpo_replica.report.words import counted, duration, short_hash
 from arpo_replica.training.parity import Fact, Hyperparameters, actual
 
@@ -37,6 +38,16 @@ DESKTOPS = {
     "osworld": "VM",
 }
 """Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
+FAILURES: dict[r.Failure, str] = {
+    "desktop": "the desktop or the evaluator broke: nothing is known of the policy, and it is no 0",
+    "context full": "the server refused the conversation as too long",
+    "unparsable": "at least half of the replies held no valid action",
+    "missed FAIL": "the task cannot be done, and the policy did not end with FAIL",
+    "repeated action": "the last three replies or more did the same at the same place, without effect",
+    "never finished": "the step limit came first",
+    "wrong target": "it ended by itself, in a state that the evaluator did not accept",
+}
+"""Class of failure -> when an episode belongs to it (``evaluation.failures``)."""
 VERDICT_WORDS: dict[r.Verdict, str] = {
     "equivalent": "Two one-sided tests put ours within the margin of the published number.",
     "same direction": "A difference: ours is shown to lie on the published side of zero.",
@@ -167,9 +178,9 @@ def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
         ("matrix", "Task by task", True),
         ("episodes", "Episodes", True),
         ("breakdown", "By kind of task", summary.domains or summary.subsets or summary.pass_at_k),
+        ("failures", "Why episodes failed", True),
         ("claims", "Claims of the paper", True),
         ("effort", "Time and cost", True),
-        ("failures", "Env. failures", True),
         ("limits", "Deviations, not run", True),
         ("contradictions", "Contradictions", context["claims"].contradictions),
         ("provenance", "Provenance", True),
@@ -177,6 +188,27 @@ def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
         ("glossary", "Glossary", True),
     ]
     return [(anchor, words) for anchor, words, there in entries if there]
+
+
+def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dict[str, Any]]:
+    """Per list of tasks: arms as columns, classes of failure as rows, cells with links to their examples."""
+    ids = {episode.row["directory"]: (episode.id, str(episode.row["task_id"])) for episode in episodes}
+    parts = []
+    for split in dict.fromkeys(row.split for row in summary.failures):
+        here = [(place, row) for place, row in enumerate(summary.failures) if row.split == split]
+        columns = list(dict.fromkeys((row.arm, row.stage) for _, row in here))
+        cells = {
+            (row.kind, (row.arm, row.stage)): {
+                "place": place,
+                "row": row,
+                "examples": [ids[name] for name in row.examples if name in ids],
+            }
+            for place, row in here
+        }
+        rows = [(kind, [cells.get((kind, column)) for column in columns]) for kind in FAILURES]
+        rows = [(kind, found) for kind, found in rows if any(found)]
+        parts.append({"split": split, "columns": columns, "rows": rows})
+    return parts
 
 
 def chips(summary: Summary) -> list[tuple[str, str, int, int]]:
