@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from arpo_replica.evaluation.records import CurvePoint, Summary
+from arpo_replica.evaluation.records import Curve, CurvePoint, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import as_csv
 from arpo_replica.report import gallery
+from arpo_replica.report.figures import adjusted_success
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
-from arpo_replica.report.views import banner, facts, protocols, staleness, told_once
+from arpo_replica.report.views import banner, chart_data, facts, protocols, staleness, told_once
 from arpo_replica.rollout.records import StepRecord
 from synthetic_study import Study, evaluate, make_study
 
@@ -71,7 +72,7 @@ def test_cards_beyond_the_limit_are_compressed_whole(study: Study) -> None:
     assert len(plain) == packed.plain == 4
     seen = 0
     for group in index["groups"]:
-        for name, *_, chunk, place in group["episodes"]:
+        for name, _, _, _, _, chunk, place, *_ in group["episodes"]:
             html = next(h for h in plain if f"'{name}'" in h) if chunk < 0 else squeezed[chunk][place]
             assert f"id='{name}'" in html
             seen += 1
@@ -156,3 +157,45 @@ def test_tables_of_two_protocols_that_agree_are_one(study: Study) -> None:
     other = [*same[:-1], same[-1].model_copy(update={"truncated": 99})]
     assert [protocol for _, protocol in protocols(other)] == ["hard", "standard"]
     assert [word for _, _, word in told_once(other)] == ["both"] * (len(hard) - 1) + ["hard", "standard"]
+
+
+def test_success_of_a_training_does_not_hang_on_the_tasks_that_an_update_draws() -> None:
+    """An easy task (1.0) and a hard one (0.2), drawn by turns: the plain curve saws, the other is flat."""
+    points = [
+        CurvePoint(step=i, success=1.0 if i % 2 else 0.2, tasks={"easy": 1.0} if i % 2 else {"hard": 0.2})
+        for i in range(1, 21)
+    ]
+    curve = Curve(arm="arpo", seed=0, stage="s", source="", points=points)
+    found = adjusted_success([curve])["arpo", 0, "s"]
+    assert [round(value, 6) for _, value, _ in found] == [60.0] * 20
+    assert {error for _, _, error in found} == {None}
+    # Drawn too rarely to know the tasks: plain.
+    few = adjusted_success([curve.model_copy(update={"points": points[:6]})])["arpo", 0, "s"]
+    assert [round(value) for _, value, _ in few] == [100, 20, 100, 20, 100, 20]
+    # A policy that gets better shows as such, with an error over the groups of an update.
+    better = [
+        CurvePoint(step=i, tasks={"easy": 0.5 + 0.02 * i, "hard": 0.02 * i, "other": 0.25 + 0.02 * i})
+        for i in range(1, 13)
+    ]
+    rising = adjusted_success([curve.model_copy(update={"points": better})])["arpo", 0, "s"]
+    assert rising[-1][1] - rising[0][1] == pytest.approx(22)
+    assert all(error == pytest.approx(0, abs=1e-9) for _, _, error in rising)
+
+
+def test_chart_has_every_metric_and_stages_one_after_the_other(study: Study) -> None:
+    summary = Summary.model_validate_json((study.results / "summary.json").read_bytes())
+    data = chart_data(summary, ["base", "grpo", "arpo"], ["train_4", "train_32"])
+    assert data is not None
+    known = {curve.stage: len(curve.points) for curve in summary.curves}
+    at = 0
+    for stage in data["stages"]:
+        assert (stage["from"], stage["steps"]) == (at, known[stage["name"]])
+        at += known[stage["name"]]
+    assert data["metrics"][0]["key"] == "adjusted"
+    keys = {entry["key"] for entry in data["metrics"]}
+    assert {"success", "reward_before", "entropy", "rollouts_per_hour", "s rollout"} <= keys
+    for curve, drawn in zip(summary.curves, data["curves"], strict=True):
+        assert drawn["values"]["reward_before"] == [
+            None if p.reward_before is None else float(f"{p.reward_before:.4g}") for p in curve.points
+        ]
+    assert chart_data(summary.model_copy(update={"curves": []}), [], []) is None

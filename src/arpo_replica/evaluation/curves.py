@@ -29,7 +29,7 @@ from arpo_replica.policy.manifest import read_manifest
 
 Parsed = TypeVar("Parsed")
 SAID = {"step", "loss"}
-NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps"}
+NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps", "tasks"}
 SECONDS = re.compile(r"^(?:timing_s/|seconds[_/.]|time[_/.])(?P<phase>.+?)(?:_s)?$")
 """Flat keys that hold the seconds of a phase; a mapping under ``seconds`` is read as well."""
 PLACE = re.compile(r"(?P<arm>[^/]+)/seed_(?P<seed>\d+)/stage_(?P<stage>[^/]+)$")
@@ -95,10 +95,16 @@ def _point(raw: dict[str, Any]) -> CurvePoint:
             seconds[match["phase"]] = value
         else:
             other[key] = value
-    spreads = [statistics.pstdev(group["scores"]) for group in raw.get("tasks") or [] if group.get("scores")]
+    groups: dict[str, list[float]] = {}
+    spreads = []
+    for group in raw.get("tasks") or []:
+        if group.get("scores"):
+            groups.setdefault(str(group["task"]), []).extend(group["scores"])
+            spreads.append(statistics.pstdev(group["scores"]))
     if spreads:
         other["group_score_std"] = statistics.fmean(spreads)
-    return CurvePoint(**named, seconds=seconds, other=other, swaps=_swaps(raw))
+    tasks = {task: statistics.fmean(scores) for task, scores in groups.items()}
+    return CurvePoint(**named, seconds=seconds, other=other, swaps=_swaps(raw), tasks=tasks)
 
 
 def _swaps(raw: dict[str, Any]) -> list[SwapFact]:

@@ -544,6 +544,8 @@ class CurvePoint(Document):
     probability_difference_mean: float | None = None
     """Mean of |probability by vLLM - probability by the trainer| over tokens."""
     swaps: list[SwapFact] = Field(default_factory=list)
+    tasks: dict[str, float] = Field(default_factory=dict)
+    """Task -> mean score of its rollouts as they came."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Phase -> seconds."""
     other: dict[str, float] = Field(default_factory=dict)

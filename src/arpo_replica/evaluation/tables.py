@@ -118,8 +118,8 @@ def _kind(annotation: Any) -> str:
     return "whole number" if "int" in text else "text"
 
 
-def _of(model: type[BaseModel], without: str = "") -> tuple[Column, ...]:
-    return tuple(c for name, c in columns_of(model).items() if name not in (*MARK, without))
+def _of(model: type[BaseModel], *without: str) -> tuple[Column, ...]:
+    return tuple(c for name, c in columns_of(model).items() if name not in (*MARK, *without))
 
 
 def _records(name: str, model: type[BaseModel], without: str = "") -> Table:
@@ -175,7 +175,9 @@ TABLES = (
         ),
     ),
     _records("own_measurements", r.OwnMeasurement),
-    Table("learning_curves", "One update of one training.", (*_of(r.CurvePoint, "swaps"), *TRAINING)),
+    Table(
+        "learning_curves", "One update of one training.", (*_of(r.CurvePoint, "swaps", "tasks"), *TRAINING)
+    ),
     Table(
         "offline_curves",
         "One update of one offline arm.",

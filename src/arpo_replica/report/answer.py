@@ -91,7 +91,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FirstScreen:
     """What the first screen says."""
 
     sentences: list[str]
@@ -143,7 +143,7 @@ def _p_value(row: r.DifferenceRow) -> float:
     return 2 * float(special.stdtr(row.training_degrees, -abs(over.value) / row.training_error))
 
 
-def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> Answer:
+def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScreen:
     """The sentences, cards and next steps of a study."""
     found = changes(config, summary)
     trained = [change for change in found if _trained(summary, change)]
@@ -162,7 +162,7 @@ def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> Answer:
         Card("Did replay add to it?", added, "No two arms that differ in replay alone were compared.", gate),
         Card("Does it carry over?", carried, "No list with other tasks was evaluated."),
     ]
-    return Answer(sentences, say.scope(found), cards, list(_steps(config, summary)))
+    return FirstScreen(sentences, say.scope(found), cards, list(_steps(config, summary)))
 
 
 def _trained(summary: Summary, change: Change) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ mpl.use("svg")
 import numpy as np
 from matplotlib.figure import Figure
 
-from arpo_replica.evaluation.records import Curve, CurvePoint, DomainRow, OfflineTraining
+from arpo_replica.evaluation.records import Curve, DomainRow, OfflineTraining
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -73,6 +73,8 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": "none",
 }
 MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
+VISITS = 5
+"""Groups per task, over all trainings of a stage, from which on its mean says something about the task."""
 SMOOTH_FROM = 16
 """Updates from which on a single seed's curve gets a running mean."""
 MOST_BARS = 30
@@ -159,33 +161,67 @@ def _prefix_ids(element: ElementTree.Element, prefix: str) -> None:
 def learning_curves(
     curves: Sequence[Curve], arms: Sequence[str], stages: Sequence[str], size: str
 ) -> str | None:
-    """Reward before and after replacement, success, and groups, over the stages of training."""
+    """Task-adjusted success and groups, over the stages of training; the page's script draws every metric."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
     names = [name for name in stages if any(curve.stage == name for curve in curves)]
     names += sorted({curve.stage for curve in curves} - set(names))
     trained = list(dict.fromkeys(curve.arm for curve in curves))
+    adjusted = adjusted_success(curves)
     with styled("curves"):
-        figure = Figure(figsize=(8.2, 7.2), layout="constrained")
-        grid = _stage_panels(
-            figure, ("mean reward", "success of rollouts, %", "all-fail groups"), names, curves, size
-        )
+        figure = Figure(figsize=(8.2, 5.2), layout="constrained")
+        labels = ("success of rollouts, %,\ntask-adjusted", "all-failed groups")
+        grid = _stage_panels(figure, labels, names, curves, size)
         for column, name in enumerate(names):
             for index, arm in enumerate(trained):
                 group = [curve for curve in curves if curve.arm == arm and curve.stage == name]
                 colour = PALETTE[arm_colour(arm, arms)]
-                _Pen(arm, colour).curves(grid[0][column], group, lambda p: p.reward_after)
-                _Pen(arm, colour, main=False).curves(grid[0][column], group, lambda p: p.reward_before)
-                _Pen(arm, colour).curves(grid[1][column], group, lambda p: _times(p.success, 100))
-                _groups(grid[2][column], group, colour, index, len(trained))
-        grid[2][0].yaxis.get_major_locator().set_params(integer=True)
+                pen = _Pen(arm, colour)
+                pen.curves(grid[0][column], [adjusted[curve.arm, curve.seed, curve.stage] for curve in group])
+                _groups(grid[1][column], group, colour, index, len(trained))
+        grid[0][0].set_ylim(0, 100)
+        grid[1][0].yaxis.get_major_locator().set_params(integer=True)
         for arm in trained:
             _Pen(arm, PALETTE[arm_colour(arm, arms)]).line(grid[0][0], [], [], label=arm)
         figure.legend(loc="outside upper left", ncols=len(trained), fontsize=11)
         return embedded(
             figure, "curves", "Training of each arm over its stages", "; ".join(map(_curve_spoken, curves))
         )
+
+
+Points = list[tuple[int, float, float | None]]
+"""(update, value in %, its standard error)."""
+
+
+def adjusted_success(curves: Sequence[Curve]) -> dict[tuple[str, int, str], Points]:
+    """(arm, seed, stage) -> success of each update as if all updates had drawn the same tasks.
+
+    An update draws a few of a stage's tasks, so its plain success says as much about them as about the
+    policy. From the score of each group its task's own mean, over all trainings of the stage, is taken off,
+    and the mean over tasks put back. A mean of few groups would take the policy off as well: below ``VISITS``
+    groups a task, nothing is taken off. The error is over the update's groups; None for a single one.
+    """
+    found: dict[tuple[str, int, str], Points] = {}
+    for stage in dict.fromkeys(curve.stage for curve in curves):
+        here = [curve for curve in curves if curve.stage == stage]
+        scores: dict[str, list[float]] = {}
+        for task, score in (pair for curve in here for point in curve.points for pair in point.tasks.items()):
+            scores.setdefault(task, []).append(score)
+        enough = scores and sum(map(len, scores.values())) >= VISITS * len(scores)
+        centre = float(np.mean([np.mean(values) for values in scores.values()])) if enough else 0.0
+        own = {task: float(np.mean(values)) if enough else 0.0 for task, values in scores.items()}
+        for curve in here:
+            points: Points = []
+            for point in curve.points:
+                moved = [100 * (score - own[task] + centre) for task, score in point.tasks.items()]
+                if len(moved) > 1:
+                    error = float(np.std(moved, ddof=1)) / len(moved) ** 0.5
+                    points.append((point.step, float(np.mean(moved)), error))
+                elif moved or point.success is not None:
+                    points.append((point.step, moved[0] if moved else 100 * (point.success or 0.0), None))
+            found[curve.arm, curve.seed, stage] = points
+    return found
 
 
 def _stage_panels(
@@ -205,10 +241,6 @@ def _stage_panels(
     for line, label in zip(grid, labels, strict=True):
         line[0].set_ylabel(label)
     return grid
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
 
 
 def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: int) -> None:
@@ -234,11 +266,10 @@ def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: 
 
 @dataclass(frozen=True, slots=True)
 class _Pen:
-    """How an arm's series is drawn: the main one solid with marks, the other one dotted."""
+    """How an arm's series is drawn."""
 
     arm: str
     colour: str
-    main: bool = True
 
     def line(
         self, axes: Any, x: Sequence[int], y: Sequence[float], *, thin: bool = False, label: str | None = None
@@ -247,54 +278,37 @@ class _Pen:
             x,
             y,
             color=self.colour,
-            linewidth=(0.8 if thin else 2.0) if self.main else (0.6 if thin else 1.1),
-            linestyle="solid" if self.main else (0, (2, 2)),
-            marker=MARKERS.get(self.arm, "^") if self.main and not thin else None,
+            linewidth=0.8 if thin else 2.0,
+            marker=None if thin else MARKERS.get(self.arm, "^"),
             markersize=3.6,
             markevery=max(1, len(x) // 12),
             alpha=0.6 if thin else 1,
             label=label,
         )
 
-    def curves(
-        self, axes: Any, curves: Sequence[Curve], value_of: Callable[[CurvePoint], float | None]
-    ) -> None:
+    def curves(self, axes: Any, trainings: Sequence[Points]) -> None:
         """Several seeds: each thin, their mean thick, their range as a band. One seed with enough updates:
-        the updates thin, their running mean thick, one standard deviation within the window as a band."""
+        the updates thin, their running mean thick, its 95 % interval over groups as a band."""
         per_step: dict[int, list[float]] = {}
-        smooth = False
-        for curve in curves:
-            steps = [point.step for point in curve.points if value_of(point) is not None]
-            values = [value for point in curve.points if (value := value_of(point)) is not None]
-            for step, value in zip(steps, values, strict=True):
+        for points in trainings:
+            for step, value, _ in points:
                 per_step.setdefault(step, []).append(value)
-            smooth = len(curves) == 1 and len(steps) >= SMOOTH_FROM
-            if steps:
-                self.line(axes, steps, values, thin=len(curves) > 1 or smooth)
+        smooth = len(trainings) == 1 and len(trainings[0]) >= SMOOTH_FROM
+        for points in trainings:
+            self.line(axes, [p[0] for p in points], [p[1] for p in points], thin=len(trainings) > 1 or smooth)
         steps = sorted(per_step)
         if smooth:
-            self.band(axes, steps, [_window(per_step, steps, at) for at in range(len(steps))], spread=np.std)
-        elif len(curves) > 1 and per_step:
-            self.band(axes, steps, [per_step[step] for step in steps])
-
-    def band(
-        self,
-        axes: Any,
-        steps: Sequence[int],
-        values: Sequence[Sequence[float]],
-        spread: Callable[..., Any] | None = None,
-    ) -> None:
-        """The mean of each step's values, thick, in a band: ``spread`` to both sides or else their range."""
-        means = [float(np.mean(here)) for here in values]
-        low = [m - float(spread(v)) if spread else min(v) for m, v in zip(means, values, strict=True)]
-        high = [m + float(spread(v)) if spread else max(v) for m, v in zip(means, values, strict=True)]
-        if self.main:
-            axes.fill_between(steps, low, high, color=self.colour, alpha=0.16, linewidth=0)
+            near = [trainings[0][max(0, i - WINDOW // 2) : i + WINDOW // 2 + 1] for i in range(len(steps))]
+            means = [float(np.mean([value for _, value, _ in part])) for part in near]
+            half = [1.96 * float(np.sqrt(sum((e or 0.0) ** 2 for _, _, e in p))) / len(p) for p in near]
+            low, high = np.subtract(means, half), np.add(means, half)
+        elif len(trainings) > 1 and steps:
+            means = [float(np.mean(per_step[step])) for step in steps]
+            low, high = (np.array([end(per_step[step]) for step in steps]) for end in (min, max))
+        else:
+            return
+        axes.fill_between(steps, low, high, color=self.colour, alpha=0.16, linewidth=0)
         self.line(axes, steps, means)
-
-
-def _window(per_step: dict[int, list[float]], steps: Sequence[int], at: int) -> list[float]:
-    return [per_step[step][0] for step in steps[max(0, at - WINDOW // 2) : at + WINDOW // 2 + 1]]
 
 
 def _curve_spoken(curve: Curve) -> str:
@@ -378,7 +392,7 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
     stages = list(dict.fromkeys(curve.stage for curve in used))
     with styled("replay"):
         figure = Figure(figsize=(8.2, 4.6), layout="constrained")
-        labels = ("age of the success,\nupdates", "successes in store")
+        labels = ("steps since\nstored", "successes in store")
         grid = _stage_panels(figure, labels, stages, used, size)
         for column, stage in enumerate(stages):
             for curve in (curve for curve in used if curve.stage == stage):
@@ -400,7 +414,7 @@ def replay_figure(curves: Sequence[Curve], arms: Sequence[str], size: str) -> st
             f"{c.arm}, {c.stage}, seed {c.seed}: fired {sum(len(p.swaps) for p in c.points)} times"
             for c in used
         )
-        return embedded(figure, "replay", "When replay fired and how old the success was", spoken)
+        return embedded(figure, "replay", "When replay fired, and steps since the success was stored", spoken)
 
 
 def offline_figure(trainings: Sequence[OfflineTraining], arms: Sequence[str], size: str) -> str | None:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
-from arpo_replica.report.views import OUTCOMES
+from arpo_replica.report.views import FAILURES, OUTCOMES
 
 CHUNK = 64
 """Cards per compressed chunk."""
@@ -119,15 +119,19 @@ def _squeeze(cards: list[Markup]) -> str:
 
 
 def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Markup:
-    """Per group: per view [id, outcome, domain, flip, task, chunk, place in it]; -1: plain; no outcome."""
+    """Per group: per view [id, outcome, domain, flip, task, chunk, place in it, seed, failure].
+
+    -1 as chunk: it is plain; as outcome or failure: it has none.
+    """
     views = [view for group in groups for view in group.views]
     domains = sorted({str(view.row["domain"]) for view in views})
     tasks = sorted({_words(view) for view in views})
     flips = sorted({view.flip for view in views})
     domain_at, task_at, flip_at = ({name: at for at, name in enumerate(x)} for x in (domains, tasks, flips))
-    outcomes = list(OUTCOMES)
+    outcomes, failures = list(OUTCOMES), ["", *FAILURES]
     content: dict[str, Any] = {
         "outcomes": {name: words for name, (_, words) in OUTCOMES.items()},
+        "failures": failures,
         "flips": flips,
         "domains": domains,
         "tasks": tasks,
@@ -143,6 +147,8 @@ def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Marku
                         flip_at[view.flip],
                         task_at[_words(view)],
                         *places.get(view.id, (-1, -1)),
+                        _seed(view),
+                        failures.index(str(view.row["failure"])) if group.arm else -1,
                     ]
                     for view in group.views
                 ],
@@ -151,6 +157,12 @@ def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Marku
         ],
     }
     return json_block(content)
+
+
+def _seed(view: EpisodeView | Film) -> str:
+    """Of the training; empty for the untrained policy, which belongs to all of them."""
+    row = [*view.reels.values()][-1][0].row if isinstance(view, Film) else view.row
+    return "" if row["arm"] == "base" else str(row["seed"])
 
 
 def _words(view: EpisodeView | Film) -> str:

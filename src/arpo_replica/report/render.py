@@ -24,7 +24,7 @@ from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
 from arpo_replica.report.film import Film, build_films, first_films
 from arpo_replica.report.gallery import EpisodeView, Gallery, build_gallery
-from arpo_replica.report.pack import pack
+from arpo_replica.report.pack import json_block, pack
 from arpo_replica.report.sources import Download, PageFiles, Sources, build_twins, collect_sources, download
 
 STATIC = Path(__file__).parent / "static"
@@ -155,6 +155,7 @@ def _context(
         "matrix": parts,
         "several_seeds": len(summary.seeds) > 1,
         "stages": views.stage_rows(summary),
+        "chart": json_block(views.chart_data(summary, arms, stages)),
         "offline": views.offline_rows(summary),
         "swaps": swaps,
         "swapped_tasks": views.swaps_by_task(swaps),
@@ -177,7 +178,7 @@ def _page(config: StudyConfig, gallery: Gallery, context: dict[str, Any]) -> str
         made: Markup = macros.film(view) if isinstance(view, Film) else macros.card(view)
         return made
 
-    style, script = static_file("report.css"), static_file("report.js")
+    style, script = static_file("report.css"), static_file("report.js") + static_file("curves.js")
     pictures = "data: 'self' file:" if gallery.beside else "data:"
     return environment.get_template("report.html.j2").render(
         **context,

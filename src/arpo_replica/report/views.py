@@ -16,7 +16,13 @@ from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.targets import TARGETS
-from arpo_replica.report.figures import TOTALS, phase_totals, phases_by_weight
+from arpo_replica.report.figures import (
+    TOTALS,
+    adjusted_success,
+    arm_colour,
+    phase_totals,
+    phases_by_weight,
+)
 from arpo_replica.report.gallery import EpisodeView
 from arpo_replica.report.words import counted, duration, short_hash
 from arpo_replica.training.parity import Fact, Hyperparameters, actual
@@ -376,6 +382,75 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+METRICS = {
+    "adjusted": ("success of rollouts, task-adjusted, %", 100),
+    "success": ("success of rollouts, plain, %", 100),
+    "reward_before": ("reward before replay", None),
+    "reward_after": ("reward after replay", None),
+    "loss": ("loss", None),
+    "kl": ("KL", None),
+    "grad_norm": ("gradient norm", None),
+    "entropy": ("entropy", None),
+    "response_tokens": ("length: tokens written by a rollout", None),
+    "turns": ("length: turns of a rollout", None),
+    "rollouts_per_hour": ("throughput: rollouts per hour, by the clock", None),
+    "all_fail_groups": ("all-failed groups", None),
+    "swapped_groups": ("all-failed groups rescued", None),
+    "buffer_size": ("successes in store", None),
+    "unparsable": ("unparsable replies, share", None),
+    "clip_fraction": ("share of tokens clipped", None),
+    "probability_difference_mean": ("vLLM against trainer: difference of token probabilities", None),
+    "staleness_mean": ("updates that rollouts lagged behind", None),
+    "learning_rate": ("learning rate", None),
+}
+"""Metric of the chart -> its words, and the end of its axis where that is known."""
+
+
+def chart_data(summary: Summary, arms: Sequence[str], stages: Sequence[str]) -> dict[str, Any] | None:
+    """What the page's script draws: every metric of every training, to four digits. None without a curve."""
+    curves = [curve for curve in summary.curves if curve.points]
+    if not curves:
+        return None
+    adjusted = adjusted_success(curves)
+    phases = list(phases_by_weight(phase_totals(curve) for curve in curves))
+    labels = METRICS | {f"s {phase}": (f"seconds of an update: {phase}", None) for phase in phases}
+    found, used = [], set()
+    for curve in curves:
+        rows = [_chart_row(point) for point in curve.points]
+        whole = {step: (value, error) for step, value, error in adjusted[curve.arm, curve.seed, curve.stage]}
+        for row, point in zip(rows, curve.points, strict=True):
+            row["adjusted"], row["adjusted error"] = whole.get(point.step, (None, None))
+        names = [key for key in (*labels, "adjusted error") if any(row.get(key) is not None for row in rows)]
+        used |= set(names)
+        values = {
+            key: [None if row.get(key) is None else float(f"{row[key]:.4g}") for row in rows] for key in names
+        }
+        found.append({**curve.place, "steps": [point.step for point in curve.points], "values": values})
+    ends, at = [], 0
+    for name in [*stages, *sorted({curve.stage for curve in curves} - set(stages))]:
+        steps = max((curve.points[-1].step for curve in curves if curve.stage == name), default=0)
+        if steps:
+            ends.append({"name": name, "from": at, "steps": steps})
+            at += steps
+    trained = dict.fromkeys(curve.arm for curve in curves)
+    return {
+        "metrics": [{"key": k, "label": w, "top": top} for k, (w, top) in labels.items() if k in used],
+        "arms": [{"name": name, "colour": arm_colour(name, arms)} for name in trained],
+        "stages": ends,
+        "curves": found,
+    }
+
+
+def _chart_row(point: r.CurvePoint) -> dict[str, float | None]:
+    known = {name: getattr(point, name, None) for name in METRICS} | point.other
+    total = sum(point.seconds.get(phase, 0.0) for phase in TOTALS)
+    if point.success is not None:
+        known["success"] = 100 * point.success
+    if total and "rollouts" in point.other:
+        known["rollouts_per_hour"] = 3600 * point.other["rollouts"] / total
+    return known | {f"s {phase}": seconds for phase, seconds in point.seconds.items()}
 
 
 def first_and_last(updates: Sequence[r.CurvePoint], name: str) -> list[float | None]:

@@ -90,10 +90,10 @@
   const blocks = [...document.querySelectorAll(".group-block")];
   const groups = index.groups.map((group, i) => ({
     ...group, block: blocks[i], grid: blocks[i].querySelector(".cards"), limit: 24,
-    entries: group.episodes.map(([id, outcome, domain, flip, task, chunk, place]) => ({
+    entries: group.episodes.map(([id, outcome, domain, flip, task, chunk, place, seed, failure]) => ({
       id, chunk, place, card: chunk < 0 ? document.getElementById(id) : null,
       outcome: outcomes[outcome], domain: index.domains[domain], flip: index.flips[flip],
-      task: index.tasks[task].toLowerCase(), split: group.split, arm: group.arm,
+      task: index.tasks[task].toLowerCase(), split: group.split, arm: group.arm, seed, failure: index.failures[failure] || "",
     })),
   }));
   const home = new Map(groups.flatMap((group) => group.entries.map((entry) => [entry.id, { group, entry }])));
@@ -164,6 +164,7 @@
       choice(form, "split", "Split", values("split")), choice(form, "arm", "Arm", values("arm")),
       choice(form, "domain", "Domain", values("domain").sort()), choice(form, "outcome", "Outcome", values("outcome"), index.outcomes),
       choice(form, "flip", "Task", flips, { gained: "gained (0 → 1)", lost: "lost (1 → 0)", same: "unchanged" }),
+      choice(form, "failure", "Why it failed", values("failure").filter(Boolean)), choice(form, "seed", "Seed", values("seed").filter(Boolean)),
     ];
     const text = make("input", { type: "search", placeholder: "words of a task" });
     form.append(make("label", { textContent: "Search" }, [text]));
@@ -174,7 +175,7 @@
     const apply = () => {
       const wanted = text.value.trim().toLowerCase();
       const active = Boolean(wanted) || lists.some(([, list]) => list.value);
-      fits = (entry) => lists.every(([key, list]) => !list.value || entry[key] === list.value || (key === "flip" && entry.flip.split(" ").includes(list.value))) && entry.task.includes(wanted);
+      fits = (entry) => lists.every(([key, list]) => !list.value || entry[key] === list.value || (key === "flip" && entry.flip.split(" ").includes(list.value)) || (key === "seed" && !entry.seed)) && entry.task.includes(wanted);
       let found = 0;
       groups.forEach((group) => {
         const here = group.entries.filter(fits).length;
