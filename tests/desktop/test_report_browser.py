@@ -29,7 +29,7 @@ PAYLOADS = [
 TYPED = {
     "protocol", "verdict", "subset", "phase", "about", "target", "arm", "reference", "stage", "split", "size",
     "reference_stage", "sha256", "identity", "manifest_sha256", "list_sha256", "tasks_sha256", "parent",
-    "mark", "state", "answers",
+    "mark", "state", "answers", "failure",
 }  # fmt: skip
 """Keys whose values the schema, or the study's own config, restricts."""
 

@@ -59,7 +59,7 @@ def test_rows_count_episodes_and_name_examples() -> None:
         for i, kind in enumerate(["wrong target", "", *["wrong target"] * 3, "desktop"])
     ]  # fmt: skip
     found = list(failure_rows(pd.DataFrame(rows)))
-    assert [(row.kind, row.episodes, row.of, row.tasks) for row in found] == [
+    assert [(row.failure, row.episodes, row.of, row.tasks) for row in found] == [
         ("desktop", 1, 6, 1),
         ("wrong target", 4, 6, 2),
     ]

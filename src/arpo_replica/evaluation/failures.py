@@ -74,7 +74,7 @@ def failure_rows(table: pd.DataFrame) -> Iterator[r.FailureRow]:
                     arm=str(arm),
                     stage=str(stage),
                     split=str(split),
-                    kind=kind,
+                    failure=kind,
                     episodes=len(found),
                     of=len(episodes),
                     tasks=int(found[["domain", "task_id"]].drop_duplicates().shape[0]),

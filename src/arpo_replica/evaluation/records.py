@@ -336,7 +336,7 @@ class FailureRow(Document):
     arm: str
     stage: str
     split: str
-    kind: Failure
+    failure: Failure
     episodes: int
     of: int
     """All episodes of the arm, stage and list."""

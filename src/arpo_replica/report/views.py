@@ -204,7 +204,7 @@ def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dic
         here = [(place, row) for place, row in enumerate(summary.failures) if row.split == split]
         columns = list(dict.fromkeys((row.arm, row.stage) for _, row in here))
         cells = {
-            (row.kind, (row.arm, row.stage)): {
+            (row.failure, (row.arm, row.stage)): {
                 "place": place,
                 "row": row,
                 "examples": [ids[name] for name in row.examples if name in ids],
