@@ -1,10 +1,13 @@
 """``make pictures``: the pictures of README and docs, into ``docs/pictures``, from results alone.
 
+Of the demo, or of the study that is named (``python benchmarks/make_pictures.py ci``).
+
 - ``architecture.svg``: drawn here;
 - ``nano.svg``: the nano study's success rates, from ``reports/nano/summary.json``;
-- ``page-light.webp``, ``page-dark.webp``: the first screen of ``reports/nano/index.html``, in Chromium;
-- ``episode.webp``: one task of the demo under three arms, if ``results/demo`` is there (``make demo``): the
-  task that the arms ended most differently on, the first by name among equals.
+- ``page-light.webp``, ``page-dark.webp``: the first screen of that study's page in Chromium, and
+  ``page-numbered.webp``, the same with the numbers of ``docs/report.md``;
+- ``episode.webp``: one of its tasks under three arms, that on which they ended most differently, the first by
+  name among equals.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 NANO = ROOT / "reports" / "nano"
-DEMO = ROOT / "results" / "demo"
+STUDY = sys.argv[1] if len(sys.argv) > 1 else "demo"
+PARTS = [".answer", "#size", ".state", ".forest-box", ".strips", ".chips"]
+"""Of the first screen, as docs/report.md numbers them."""
 SCREEN = {"width": 1366, "height": 900}
 ARMS = ["base", "grpo", "arpo"]
 COLOURS = {"base": "#666666", "grpo": "#0072b2", "arpo": "#d55e00"}
@@ -52,11 +57,12 @@ def main() -> None:
     plt.rcParams.update({"svg.hashsalt": "arpo", "svg.fonttype": "path"})
     draw_architecture(PICTURES / "architecture.svg")
     draw_rates(json.loads((NANO / "summary.json").read_text()), PICTURES / "nano.svg")
-    photograph(NANO / "index.html")
-    if (DEMO / "scores.csv").is_file():
-        film(DEMO)
+    page = ROOT / "reports" / STUDY / "index.html"
+    if page.is_file():
+        photograph(page)
+        film(ROOT / "results" / STUDY)
     else:
-        print("results/demo is not there (make demo): episode.webp stays as it is")
+        print(f"{page} is not there (make demo): the pictures of the page and the film stay as they are")
     sizes = {path.name: path.stat().st_size // 1000 for path in sorted(PICTURES.iterdir())}
     print(f"{sizes} kB; together {sum(sizes.values())} kB")
 
@@ -111,17 +117,29 @@ def draw_rates(summary: dict[str, Any], out: Path) -> None:
 
 
 def photograph(page: Path) -> None:
-    """The first screen of a page, light and dark."""
+    """The first screen of a page: light, dark, and light with a number at each part."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
+        for scheme in ("dark", "light"):
             view = browser.new_page(viewport=SCREEN, color_scheme=scheme)  # type: ignore[arg-type]
             view.goto(page.as_uri())
-            picture = Image.open(io.BytesIO(view.screenshot()))
-            picture.resize((1000, 1000 * SCREEN["height"] // SCREEN["width"])).save(
-                PICTURES / f"page-{scheme}.webp", quality=75, method=6
-            )
+            picture = Image.open(io.BytesIO(view.screenshot())).convert("RGB")
+            save(picture, f"page-{scheme}")
+        for number, selector in enumerate(PARTS, start=1):
+            place = view.locator(selector).first.bounding_box()
+            assert place is not None, selector
+            corner = place["x"] - 14, max(place["y"], 2)
+            draw = ImageDraw.Draw(picture)
+            draw.ellipse((*corner, corner[0] + 30, corner[1] + 30), fill="#d55e00")
+            draw.text((corner[0] + 15, corner[1] + 15), str(number), "white", anchor="mm", font_size=20)
+        save(picture, "page-numbered")
         browser.close()
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a picture small."""
+    small = picture.resize((1000, 1000 * SCREEN["height"] // SCREEN["width"]))
+    small.save(PICTURES / f"{name}.webp", quality=75, method=6)
 
 
 def film(results: Path) -> None:

@@ -41,6 +41,7 @@ class Progress:
         self.began: float | None = None
         """When the policy was ready: rate and ETA count from there."""
         self._said = float("-inf")
+        self._line = ""
 
     @property
     def done(self) -> int:
@@ -66,7 +67,9 @@ class Progress:
         if not now and time.monotonic() - self._said < self.every_s:
             return
         self._said = time.monotonic()
-        self.out(self.line())
+        if (line := self.line()) != self._line:  # not ten times that it waits for the policy
+            self._line = line
+            self.out(line)
         if self.heartbeat is not None:
             write_atomically(self.heartbeat, (json.dumps(self.state()) + "\n").encode())
 

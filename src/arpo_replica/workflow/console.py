@@ -19,7 +19,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 HANDLER = "DefaultStreamHandler"
 """Snakemake's name for its handler of the terminal."""
 LEFT_OUT = (LogEvent.WORKFLOW_STARTED, LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED)
-NOISE = ("Select jobs to execute", "Provided cores", "Rules claiming more")
+NOISE = ("Select jobs to execute", "Provided cores", "Rules claiming more", "Removing output files")
 """How messages begin that help nobody who waits for a study."""
 
 
