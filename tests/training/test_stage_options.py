@@ -106,3 +106,4 @@ def test_both_loggers_write_below_checkpoints(stage: StageProcess) -> None:
     runs = list((work / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 1
     assert runs[0].stat().st_size > 1000
+    assert runs[0].name == f"run-{(work / 'wandb_id').read_text()}.wandb"

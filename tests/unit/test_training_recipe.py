@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
@@ -238,6 +239,25 @@ def test_loggers_stay_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     assert Path(environment(job)["WANDB_DIR"]).is_relative_to(job.work)
     monkeypatch.setenv("WANDB_MODE", "online")
     assert environment(job)["WANDB_MODE"] == "online"
+
+
+def test_wandb_knows_study_arm_and_seed_and_that_a_training_goes_on(tmp_path: Path) -> None:
+    wandb = {"entity": "team", "tags": ["osworld", "arpo"], "notes": "a line"}
+    job = make_job(tmp_path, config=with_training(loggers=["wandb"], wandb=wandb))
+    found = environment(job)
+    assert (found["WANDB_ENTITY"], found["WANDB_TAGS"], found["WANDB_NOTES"]) == (
+        "team",
+        "osworld,arpo",
+        "a line",
+    )
+    assert (found["WANDB_RUN_GROUP"], found["WANDB_JOB_TYPE"]) == ("demo/arpo/seed_3", "train_4")
+    assert found["WANDB_RESUME"] == "allow"
+    again = environment(make_job(tmp_path, config=job.config, attempt=2))
+    assert again["WANDB_RUN_ID"] == found["WANDB_RUN_ID"]
+    other = environment(make_job(tmp_path / "other", config=job.config))
+    assert other["WANDB_RUN_ID"] != found["WANDB_RUN_ID"]
+    with pytest.raises(ValidationError, match="tags"):
+        with_training(wandb={"tags": ["a,b"]})
 
 
 def test_a_window_shorter_than_the_conversation_is_refused(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ DECIDES = (
     Row("training", "save_every keep_checkpoints", SPEED, "", "checkpoints"),
     Row("training", "lost_rollout_refills env_error_share_max", SPEED, "", "patience"),
     Row("training", "stall_timeout_s dead_after_s", SPEED, "", "patience"),
-    Row("training", "loggers", SPEED, "", "logs"),
+    Row("training", "loggers wandb.*", SPEED, "", "logs"),
     Row(
         "offline",
         "split rollouts_per_task",

@@ -123,6 +123,18 @@ class LoraConfig(Section):
     The vision tower's blocks are among them unless `speed.freeze_vision` is set."""
 
 
+class WandbConfig(Section):
+    """How a training appears in W&B. Its group is the study, arm and seed, its name arm, seed and stage; a
+    training that goes on is the same run."""
+
+    entity: str | None = None
+    """User or team. Without it: that of the environment, or W&B's default."""
+    tags: list[Annotated[str, Field(pattern=r"^[^,]{1,64}$")]] = Field(default_factory=list)
+    """Tags of every run."""
+    notes: str = ""
+    """Text of every run."""
+
+
 class OfflineConfig(Section):
     """An arm that learns from recorded episodes through TRL. Set it in an arm, not in `training` itself.
 
@@ -226,6 +238,8 @@ class TrainingConfig(Section):
     loggers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Further loggers of verl, beside `metrics.jsonl`: files under the stage's `checkpoints/tensorboard` or
     `wandb`. W&B stays offline unless WANDB_MODE in the environment says otherwise."""
+    wandb: WandbConfig = WandbConfig()
+    """With `wandb` among the loggers: names and tags."""
     asynchrony: AsynchronyConfig = AsynchronyConfig()
     """Rollouts beside updates."""
     gates: GatesConfig = GatesConfig()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -172,13 +173,31 @@ def environment(job: Job) -> dict[str, str]:
 
 def loggers(job: Job) -> dict[str, str]:
     """Where verl's further loggers write; W&B stays offline unless the user's environment says otherwise."""
-    wandb = "wandb" in job.recipe.loggers
+    wandb, wanted = job.recipe.wandb, "wandb" in job.recipe.loggers
+    named = {
+        "WANDB_ENTITY": wandb.entity,
+        "WANDB_TAGS": ",".join(wandb.tags),
+        "WANDB_NOTES": wandb.notes,
+        "WANDB_RUN_GROUP": f"{job.config.name}/{job.arm}/seed_{job.seed}",
+        "WANDB_JOB_TYPE": job.stage_name,
+        "WANDB_RUN_ID": run_id(job.work / "wandb_id") if wanted else None,
+        "WANDB_RESUME": "allow",
+    }
     return {
         "TENSORBOARD_DIR": str(job.work / "tensorboard"),
         "WANDB_DIR": str(job.work),
-        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline") if wandb else "disabled",
+        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline") if wanted else "disabled",
         "WANDB_SILENT": "true",
+        **{key: value for key, value in named.items() if value},
     }
+
+
+def run_id(path: Path) -> str:
+    """What W&B knows a training by: drawn at its first attempt, kept for those that go on."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, uuid.uuid4().hex[:16].encode())
+    return path.read_text()
 
 
 class Attempt:
