@@ -1,6 +1,7 @@
 # Needs: a desktop for the demonstrations, envs/cpu for the weights; or a description in data/models and the hub.
 # Makes: the demonstrations of the scripted expert and the nano policy trained on them, or a model of data/models;
-# and the manifest of the policy that all arms start from.
+# and the manifests of the policy that all arms start from and of arms whose weights are given. `of` is empty for
+# the former and `_{arm}` for the latter.
 
 
 rule record_demonstrations:
@@ -27,11 +28,13 @@ rule build_nano_model:
     input:
         demonstrations="<results>/nano/demonstrations/episodes.jsonl",
     output:
-        "<results>/nano/model/manifest.json",
+        "<results>/nano/model{of}/manifest.json",
     log:
-        "<logs>/build_nano_model.log",
+        "<logs>/build_nano_model{of}.log",
     benchmark:
-        "<benchmarks>/build_nano_model.tsv"
+        "<benchmarks>/build_nano_model{of}.tsv"
+    wildcard_constraints:
+        of=study.of_given,
     threads: study.config.threads
     resources:
         mem_mb=6000,
@@ -45,9 +48,11 @@ rule build_nano_model:
 
 rule fetch_model:
     output:
-        "<results>/model/manifest.json",
+        "<results>/model{of}/manifest.json",
     log:
-        "<logs>/fetch_model.log",
+        "<logs>/fetch_model{of}.log",
+    wildcard_constraints:
+        of=study.of_given,
     localrule: True
     threads: study.config.threads
     resources:
@@ -59,15 +64,19 @@ rule fetch_model:
         "../scripts/fetch_model.py"
 
 
-rule register_base_model:
+rule register_model:
     input:
-        study.base_source,
+        source=study.given_source,
+        beside=study.given_beside,
     output:
-        "<results>/models/base/seed_0/stage_base/manifest.json",
+        "<results>/models/{arm}/seed_0/stage_{stage}/manifest.json",
     log:
-        "<logs>/register_base_model.log",
+        "<logs>/register_model/{arm}.{stage}.log",
+    wildcard_constraints:
+        arm=any_of(study.config.given_arms),
+        stage="base|released",
     localrule: True
     params:
-        decides=study.decides("register_base_model"),
+        decides=study.decides("register_model"),
     script:
-        "../scripts/register_base_model.py"
+        "../scripts/register_model.py"

@@ -9,7 +9,7 @@ with job(snakemake) as config:
     run_module(
         heavy_environment(config.accelerator),
         "arpo_replica.models.nano.build",
-        config.model_dump_json(),
+        config.of_arm(snakemake.wildcards.of.removeprefix("_")).model_dump_json(),
         Path(snakemake.input.demonstrations).parent,
         Path(snakemake.output[0]).parent,
         threads=snakemake.threads,

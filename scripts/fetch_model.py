@@ -6,4 +6,4 @@ from arpo_replica.models.weights import fetch_model
 from arpo_replica.workflow.job import job
 
 with job(snakemake) as config:
-    fetch_model(config, Path(snakemake.output[0]))
+    fetch_model(config.of_arm(snakemake.wildcards.of.removeprefix("_")), Path(snakemake.output[0]))

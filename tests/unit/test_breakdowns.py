@@ -142,7 +142,7 @@ def test_replay_names_task_age_and_slot(tmp_path: Path) -> None:
 def test_every_number_names_files_that_are_listed_with_their_hash(study: Study, summary: Summary) -> None:
     files = {entry.path: entry for entry in summary.files}
     assert {entry.rule for entry in summary.files} == {"score_episodes", "collect_rollouts", "train_stage",
-                                                      "check_stage", "register_base_model"}  # fmt: skip
+                                                      "check_stage", "register_model"}  # fmt: skip
     for row in [*summary.rates, *summary.differences]:
         assert row.sources
         assert set(row.sources) <= set(files)

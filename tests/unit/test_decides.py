@@ -35,6 +35,11 @@ JOBS: dict[str, dict[str, str]] = {
 """Rule -> a job of it; the others have no wildcards that matter."""
 VALUES: dict[str, Any] = {
     "arms": {"base": {}, "arpo": {}, "dpo": {"offline": {"method": "dpo"}}, "more": {}},
+    "training.weights.model": "elsewhere",
+    "training.weights.served_model": "other",
+    "training.weights.epochs": 2,
+    "training.weights.endpoint": "http://127.0.0.1:8",
+    "training.weights.revision": "1" * 40,
     "desktop.provider": "osworld",
     "nano.pages": {"click-tab": None},
     "tasks.leave_out": [Path("x.yaml")],
@@ -87,7 +92,12 @@ def base_of(key: str) -> StudyConfig:
     }
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
     config = parse_config(merge(raw, overlay), "of the test")
-    config.arms = {"base": {}, "arpo": {}, "dpo": {"offline": {"method": "dpo"}}}
+    given: dict[str, Any] = {"endpoint": "http://127.0.0.1:9", "served_model": "lab", "revision": "0" * 40}
+    if key == "training.weights.epochs":
+        given = {"model": "nano", "epochs": 1}
+    config.arms = {
+        "base": {}, "arpo": {}, "dpo": {"offline": {"method": "dpo"}}, "released": {"weights": given}
+    }  # fmt: skip
     parts = key.split(".")
     if parts[0] == "desktop" and len(parts) == 3:
         config.desktop.provider = parts[1]  # type: ignore[assignment]
@@ -97,14 +107,14 @@ def base_of(key: str) -> StudyConfig:
 def flip(config: StudyConfig, key: str) -> StudyConfig:
     """A copy in which this key alone has another value."""
     config = config.model_copy(deep=True)
-    if key.startswith("training.offline."):
-        name = key.rpartition(".")[2]
-        method = config.recipe("dpo").offline
-        assert method is not None
-        annotation = type(method).model_fields[name].annotation
-        given = VALUES.get(key, flipped(annotation, getattr(method, name)))
-        config.arms["dpo"] = {"offline": {**config.arms["dpo"]["offline"], name: given}}
-        return config
+    for arm, section in (("dpo", "offline"), ("released", "weights")):
+        if key.startswith(f"training.{section}."):
+            name = key.rpartition(".")[2]
+            found = getattr(config.recipe(arm), section)
+            annotation = type(found).model_fields[name].annotation
+            given = VALUES.get(key, flipped(annotation, getattr(found, name)))
+            config.arms[arm] = {section: {**config.arms[arm][section], name: given}}
+            return config
     place: Any = config
     *path, name = key.split(".")
     for part in path:
@@ -140,6 +150,26 @@ def test_jobs_run_again_as_the_table_says(key: str) -> None:
     other = flip(base, key)
     again = {rule for rule in rules() if decided_by(base, rule) != decided_by(other, rule)}
     assert again == {rule for rule in table()[key].rules.split() if not rule.startswith("+")}
+
+
+@pytest.mark.parametrize(
+    ("key", "seen_as", "rule"),
+    [
+        ("training.weights.model", "policy.model", "fetch_model"),
+        ("training.weights.revision", "model.revision", "fetch_model"),
+        ("training.weights.epochs", "nano.epochs", "build_nano_model"),
+        ("training.weights.served_model", "policy.served_model", "collect_rollouts"),
+    ],
+)
+def test_weights_of_an_arm_decide_its_own_jobs_alone(key: str, seen_as: str, rule: str) -> None:
+    base = base_of(key)
+    other = flip(base, key)
+    changed = {
+        arm: {name for name, value in decided(base, rule, arm=arm).items()
+              if value != decided(other, rule, arm=arm)[name]}
+        for arm in ("", "arpo", "released")
+    }  # fmt: skip
+    assert changed == {"": set(), "arpo": set(), "released": {seen_as}}
 
 
 class Work:

@@ -282,6 +282,24 @@ async def test_the_model_is_found_or_missed():
             await to.check()
 
 
+async def test_a_server_of_another_known_model_is_refused():
+    """By its name or, as vLLM says it, by where the weights come from."""
+
+    class Rooted(Server):
+        async def list_models(self, request):
+            return web.json_response({"data": [{"id": "policy", "root": "Fanbin/ARPO_UITARS1.5_7B"}]})
+
+    def ask(url: str, *others: str) -> str:
+        return module.check_endpoint(url, "policy", others=others)
+
+    async with Rooted() as server:
+        assert await asyncio.to_thread(ask, server.url, "ui-tars-1.5-7b") == "policy"
+        with pytest.raises(
+            UserError, match=r"serves 'policy', which is arpo_uitars1\.5_7b and not the model"
+        ):
+            await asyncio.to_thread(ask, server.url, "ui-tars-1.5-7b", "arpo_uitars1.5_7b")
+
+
 # --- secrets, and a model of another name --------------------------------------------------------------
 
 KEY = "sk-secret-of-the-user"

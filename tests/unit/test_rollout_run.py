@@ -339,9 +339,9 @@ def test_a_served_policy_cannot_be_trained(tmp_path):
     raw = config.model_dump(mode="json")
     raw["policy"] |= {"model": "served", "served_model": "lab"}
     with pytest.raises(UserError, match="the arm 'grpo' needs weights"):
-        Study(parse_config(raw, "x")).base_source()
+        Study(parse_config(raw, "x")).source_of()
     raw["arms"] = {"base": {}}
-    assert Study(parse_config(raw, "x")).base_source() == []
+    assert Study(parse_config(raw, "x")).source_of() == []
 
 
 def test_lent_desktops_are_marked_as_what_they_are(tmp_path, endpoint):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,13 +15,21 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.curves import read_model
 from arpo_replica.models import weights
-from arpo_replica.models.weights import check_folder, check_named_model, fetch_model, read_description
+from arpo_replica.models.weights import (
+    check_beside,
+    check_folder,
+    check_named_model,
+    fetch_model,
+    names_of_others,
+    read_description,
+)
 from arpo_replica.policy.manifest import read_manifest, register_model
 from arpo_replica.workflow.study import Study
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-NAMES = ("UI-TARS-2B-SFT", "UI-TARS-1.5-7B")
+NAMES = ("UI-TARS-2B-SFT", "UI-TARS-1.5-7B", "UI-TARS-7B-DPO", "ARPO_UITARS1.5_7B")
 
 
 def make_folder(folder: Path, **files: bytes) -> Path:
@@ -92,15 +104,161 @@ def test_descriptions_are_sound(name: str) -> None:
     assert description.config["hidden_size"] % description.config["num_attention_heads"] == 0
 
 
-def test_a_model_must_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    config = named_config()
-    study = Study(config)
-    assert study.base_source() == "<results>/model/manifest.json"
-    with pytest.raises(UserError, match=r"set model\.revision to the 40 hex digits"):
-        study.check_base()
-    config.model.revision = REVISION
-    Study(config).check_base()
+class Hub(BaseHTTPRequestHandler):
+    """A hub on loopback with one repository: commits by name."""
+
+    commits: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        found = self.commits.get(self.path.rpartition("/")[2])
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"sha": found}).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Name of a commit (or itself) -> the commit that the hub gives."""
+    monkeypatch.setattr(Hub, "commits", {REVISION: REVISION})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield Hub.commits
+        server.shutdown()
+
+
+def test_a_revision_that_the_hub_does_not_have_is_refused_before_work(
+    hub: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_where_nothing_was_fetched(tmp_path, monkeypatch)
+    assert Study(named_config()).source_of() == "<results>/model/manifest.json"
+    Study(named_config(revision=REVISION)).check_weights("base")
+    with pytest.raises(
+        UserError, match=r"^policy\.model 'UI-TARS-2B-SFT': The hub has no commit 1{12} of Byte"
+    ):
+        Study(named_config(revision="1" * 40)).check_weights("base")
+    hub["1" * 40] = "../../elsewhere"
+    with pytest.raises(UserError, match="the hub does not answer"):
+        Study(named_config(revision="1" * 40)).check_weights("base")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"the hub does not answer .*; fetch it on a machine"):
+        Study(named_config()).check_weights("base")
+
+
+def test_the_first_commit_of_an_unpinned_model_is_held(
+    hub: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_where_nothing_was_fetched(tmp_path, monkeypatch)
+    described = Path("data/models", f"{NAMES[0]}.json")
+    content = json.loads(described.read_bytes())
+    described.write_text(json.dumps(content | {"revision": None, "grade": "unpinned"}))
+    asked: list[object] = []
+
+    def run_module(environment: str, module: str, *arguments: object, **options: object) -> None:
+        asked.append(arguments[1])
+        make_folder(Path(str(arguments[-1])))
+
+    monkeypatch.setattr(weights, "run_module", run_module)
+    hub["main"] = REVISION
+    first = fetch_model(named_config(), tmp_path / "results/x/model/manifest.json")
+    hub["main"] = "2" * 40
+    again = fetch_model(named_config(), tmp_path / "results/y/model/manifest.json")
+    assert asked == [REVISION], "the hub's newer commit is not looked at"
+    assert first.recipe["revision"] == again.recipe["revision"] == REVISION
+    assert first.recipe["grade"] == "unpinned"
+    assert (
+        read_model(out_of(tmp_path, "y")).origin
+        == f"ByteDance-Seed/UI-TARS-2B-SFT at {REVISION[:12]}: unpinned"
+    )
+
+
+def out_of(folder: Path, study: str) -> Path:
+    """A copy of a fetched model's manifest where the registered one would lie."""
+    fetched = folder / f"results/{study}/model/manifest.json"
+    out = folder / f"results/{study}/models/base/seed_0/stage_base/manifest.json"
+    register_model(named_config(), fetched.parent, out)
+    return out
+
+
+def test_a_fetched_model_of_another_architecture_is_refused(
+    hub: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_where_nothing_was_fetched(tmp_path, monkeypatch)
+    other = b'{"model_type": "qwen2_vl", "hidden_size": 8192}'
+    monkeypatch.setattr(
+        weights, "run_module", lambda *a, **_: make_folder(Path(str(a[-1])), config__json=other)
+    )
+    with pytest.raises(UserError, match=r"of another architecture .*hidden_size is 8192, not 1536"):
+        fetch_model(named_config(revision=REVISION), tmp_path / "results/x/model/manifest.json")
+
+
+def make_arms(base: Path, other: Path) -> StudyConfig:
+    """A study without training that compares two folders."""
+    raw = load_config(ROOT / "configs" / "demo.yaml").model_dump(mode="json")
+    del raw["training"], raw["targets"]
+    raw["policy"]["model"] = str(base)
+    raw["arms"] = {"base": {}, "arpo_released": {"weights": str(other)}}
+    return parse_config(raw, "test")
+
+
+VOCABULARY = b'{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<|im_end|>", "id": 2}]}'
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"config__json": b'{"model_type": "qwen3_vl"}'},
+            "another architecture .*model_type is qwen3_vl, not qwen2",
+        ),
+        (
+            {"tokenizer__json": VOCABULARY.replace(b"2}", b"3}")},
+            "another tokenizer .*'<|im_end|>' is 3, not 2",
+        ),
+        (
+            {"vocab__json": b'{"a": 0, "b": 1}', "added_tokens__json": b"{}"},
+            "another tokenizer .*is None, not 2",
+        ),
+    ],
+)
+def test_an_arm_that_does_not_match_the_base_is_refused(
+    tmp_path: Path, files: dict[str, bytes], said: str
+) -> None:
+    base = make_folder(tmp_path / "base", tokenizer__json=VOCABULARY)
+    same = make_folder(
+        tmp_path / "same", vocab__json=b'{"a": 0, "b": 1}', added_tokens__json=b'{"<|im_end|>": 2}'
+    )
+    other = make_folder(tmp_path / "other", **files)
+    study = Study(make_arms(base, same))
+    study.check()
+    study.check_weights("arpo_released")
+    with pytest.raises(
+        UserError, match=rf"^arms\.arpo_released\.weights .*{said}".replace("|", r"\|")
+    ) as caught:
+        Study(make_arms(base, other)).check_weights("arpo_released")
+    assert "\n" not in str(caught.value)
+    # What was fetched or built is looked at when it is registered, before anything is served.
+    manifest = tmp_path / "results/x/models/base/seed_0/stage_base/manifest.json"
+    register_model(make_arms(base, other), base, manifest)
+    with pytest.raises(UserError, match=said.replace("|", r"\|")):
+        check_beside(manifest, other, "arms.arpo_released.weights")
+    mine = register_model(make_arms(base, same), same, tmp_path / "x.json", "arpo_released")
+    assert (mine.arm, mine.stage, mine.seed, mine.recipe["source"]) == (
+        "arpo_released",
+        "released",
+        0,
+        str(same),
+    )
+
+
+def test_names_of_other_models_are_known() -> None:
+    others = names_of_others("ARPO_UITARS1.5_7B")
+    assert "ui-tars-1.5-7b" in others and "arpo_uitars1.5_7b" not in others
+    assert names_of_others("/somewhere/UI-TARS-1.5-7B/") == names_of_others("UI-TARS-1.5-7B")
+    assert names_of_others("served") == [], "only the user knows what that is"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +303,7 @@ def test_random_weights_carry_their_mark() -> None:
 def test_shape_only_needs_a_known_shape() -> None:
     config = named_config("nano", shape_only=True)
     with pytest.raises(UserError, match=r"model\.shape_only needs a name"):
-        Study(config).base_source()
+        Study(config).source_of()
 
 
 def go_where_nothing_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

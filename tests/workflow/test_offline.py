@@ -13,7 +13,7 @@ def test_the_default_study_plans_no_offline_arm(checkout):
 def test_figure_6_needs_one_set_of_episodes_and_one_training_of_each_method(checkout):
     planned = checkout.planned(*OVERLAID, "--", "fig6")
     assert {rule: n for rule, n in planned.items() if rule not in {"resolve_split", "check_stage"}} == {
-        **{"record_demonstrations": 1, "build_nano_model": 1, "register_base_model": 1},
+        **{"record_demonstrations": 1, "build_nano_model": 1, "register_model": 1},
         **{"train_stage": 4, "make_target": 1, "fig6": 1},
         **ADDED,
         "collect_rollouts": 6,

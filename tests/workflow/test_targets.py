@@ -12,7 +12,7 @@ from conftest import ROOT
 from arpo_replica.config import parse_config
 from arpo_replica.workflow.study import Study
 
-PREPARE = {"record_demonstrations": 1, "build_nano_model": 1, "register_base_model": 1}
+PREPARE = {"record_demonstrations": 1, "build_nano_model": 1, "register_model": 1}
 MADE = {"make_target": 1}
 TRAIN_BOTH = {"train_stage": 4}
 ROLLOUTS = {"collect_rollouts": 3}
@@ -41,7 +41,7 @@ def test_a_target_plans_exactly_what_it_needs(checkout, target, expected):
 
 
 REVISION = 'model: {revision: "0123456789abcdef0123456789abcdef01234567"}\n'
-CHEAP = {"resolve_split", "check_stage", "fetch_model", "fetch_osworld_tasks", "register_base_model"}
+CHEAP = {"resolve_split", "check_stage", "fetch_model", "fetch_osworld_tasks", "register_model"}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def train_gpus(config: StudyConfig, arm: str) -> tuple[int, int]:
 
 def rollout_gpus(config: StudyConfig, arm: str) -> int:
     """GPUs of the job that serves a checkpoint; none if it is served elsewhere or on a CPU."""
-    elsewhere = config.policy.endpoint is not None and arm == "base"
+    elsewhere = arm not in config.trained_arms and config.of_arm(arm).policy.endpoint is not None
     serving = config.serving
     gpus = serving.tensor_parallel * serving.data_parallel
     return gpus if config.accelerator == "cuda" and not elsewhere else 0

@@ -62,7 +62,7 @@ ACTING = f"record_demonstrations {EPISODE} validate_tasks measure_throughput"
 """Rules that use desktops."""
 ASKING = f"build_nano_model {EPISODE} train_offline measure_throughput"
 """Rules that make or answer the conversation with the policy."""
-MARKED = f"fetch_model register_base_model {EPISODE} build_nano_model train_offline measure_throughput"
+MARKED = f"fetch_model register_model {EPISODE} build_nano_model train_offline measure_throughput"
 SERVED_ELSEWHERE = "collect_offline_episodes select_tasks collect_rollouts measure_throughput"
 JOBS = "+train_stage +train_offline +collect_rollouts"
 
@@ -102,9 +102,9 @@ DECIDES = (
     Row("policy", "max_steps coordinates", TRAINING, f"record_demonstrations {ASKING}", "conversation"),
     Row("policy", "m??_pixels", TRAINING, f"record_demonstrations fetch_model {ASKING}", "conversation"),
     Row("policy", "language", TRAINING, f"fetch_model {ASKING}", "conversation"),
-    Row("policy", "model", TRAINING, "+build_nano_model fetch_model register_base_model", "weights"),
+    Row("policy", "model", TRAINING, "+build_nano_model fetch_model register_model", "weights"),
     Row("policy", "recipe", TRAINING, "+train_stage +collect_rollouts", "preset"),  # by the keys it fills
-    Row("policy", "served_model", EPISODES, f"register_base_model {SERVED_ELSEWHERE}", "weights"),
+    Row("policy", "served_model", EPISODES, f"register_model {SERVED_ELSEWHERE}", "weights"),
     Row("policy", "endpoint api_key_variable", PLACE, "", "address"),
     Row("serving", "*", SPEED, "measure_throughput", "server"),
     Row("serving", "dtype", TRAINING, f"{EPISODE} measure_throughput", "arithmetic"),
@@ -126,6 +126,8 @@ DECIDES = (
     Row("training", "replay.enabled", TRAINING, "train_stage check_stage", "replay"),
     Row("training", "replay.preload", TRAINING, "+collect_offline_episodes train_stage", "lessons"),
     Row("training", "offline.*", TRAINING, "train_offline", "recipe"),
+    # An arm's weights take the place of the policy's: its jobs see them as keys of `policy` and `model`.
+    Row("training", "weights.*", EPISODES, "+fetch_model +register_model +collect_rollouts", "weights"),
     Row("training", "gates.*", SCORES, "check_stage", "judgement"),
     Row("training", "speed.* micro_batch offload", SPEED, "", "memory"),
     Row("training", "gpus nodes tensor_parallel sequence_parallel", SPEED, "", "devices"),
@@ -192,12 +194,13 @@ def decided(
 ) -> dict[str, Any]:
     """Key -> value of all that decides the result of one job of a rule, as plain JSON.
 
-    With ``arm`` the keys of ``training`` are those of the arm, with ``stage`` those of one stage; ``split``
-    is a noisy or selected one.
+    With ``arm`` the keys of ``training``, or the policy's weights, are those of the arm, with ``stage`` those
+    of one stage; ``split`` is a noisy or selected one.
     """
+    config = config.of_arm(arm)
     whole = config.model_dump(mode="json")
     whole["arms"] = list(config.arms)  # what they override are keys of training
-    if arm and arm != "base":
+    if arm in config.trained_arms:
         whole["training"] = config.recipe(arm).model_dump(mode="json")
     if stage:
         of_stage = {entry["name"]: entry for entry in whole["training"]["stages"]}

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.config.section import PATH_NAME, Below1, Positive, Section, Share
+from arpo_replica.config.section import COMMIT, PATH_NAME, Below1, Positive, Section, Share
 from arpo_replica.config.tasks import TasksConfig
 from arpo_replica.config.training import StageConfig, TrainingConfig
 
@@ -63,7 +63,7 @@ class NanoConfig(Section):
 class ModelConfig(Section):
     """A model of `data/models` (rule `fetch_model`); without effect on `nano` and on local folders."""
 
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    revision: str | None = Field(default=None, pattern=COMMIT)
     """Commit of the hub's repository, 40 hex digits; none: the one in `data/models/{policy.model}.json`."""
     shape_only: bool = False
     """Random weights in the same architecture, to measure speed and memory where weights cannot be had. The
@@ -188,6 +188,10 @@ class TargetsConfig(Section):
         return list(dict.fromkeys(split for split in named if split))
 
 
+GIVEN_STAGES = BASE_STAGE, RELEASED_STAGE = "base", "released"
+"""Stage names of the untrained policy and of arms whose weights are given: what no stage of a study made."""
+
+
 class StudyConfig(Section):
     """A study: everything that decides its result."""
 
@@ -201,7 +205,8 @@ class StudyConfig(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     """Training seeds."""
     arms: dict[str, dict[str, Any]] = Field(default={"base": {}})
-    """Arm -> overrides of `training`; `base` is the untrained policy. An overlay drops an arm with `null`."""
+    """Arm -> overrides of `training`; `base` is the untrained policy, `{weights: X}` an arm that needs none
+    (`training.weights`). An overlay drops an arm with `null`."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Which locked environment (envs/cpu or envs/gpu) serves and trains."""
     threads: Positive = 2
@@ -220,8 +225,8 @@ class StudyConfig(Section):
     """vLLM for rollouts."""
     rollout: RolloutConfig = RolloutConfig()
     """Episodes."""
-    training: TrainingConfig
-    """GRPO and replay."""
+    training: TrainingConfig = TrainingConfig()
+    """GRPO and replay; a study without trained arms needs none of it."""
     offline: OfflineEpisodesConfig = OfflineEpisodesConfig()
     """Episodes for offline arms."""
     evaluation: EvaluationConfig
@@ -271,6 +276,11 @@ class StudyConfig(Section):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{where} names '{twice}' twice")
+        for stage in self.training.stages:
+            if stage.name in GIVEN_STAGES:
+                raise ValueError(
+                    f"training.stages: '{stage.name}' means weights that no stage made; rename it"
+                )
         self.tasks.add_made(self.name, {name for names in uses.values() for name in names})
         known = set(self.tasks.splits)
         for where, names in uses.items():
@@ -286,9 +296,20 @@ class StudyConfig(Section):
             )
         if self.accelerator == "cpu" and self.serving.tensor_parallel > 1:
             raise ValueError("serving.tensor_parallel is about GPUs: with accelerator: cpu it must be 1")
+        if self.training.weights is not None:
+            raise ValueError("training.weights is for single arms: write arms: {NAME: {weights: ...}}")
         for arm in self.arms:
-            self.recipe(arm)
+            self._check_arm(arm)
         return self
+
+    def _check_arm(self, arm: str) -> None:
+        """Refuse an arm that cannot be trained, or that has weights and is to be. Raises ValueError."""
+        weights = self.recipe(arm).weights
+        if weights is not None and len(self.arms[arm]) > 1:
+            other = next(key for key in self.arms[arm] if key != "weights")
+            raise ValueError(f"arms.{arm} has weights, so nothing trains it: drop '{other}' there")
+        if arm in self.trained_arms and not self.training.stages:
+            raise ValueError(f"training.stages is empty, but the arm '{arm}' is trained; give it a stage")
 
     @property
     def name(self) -> str:
@@ -317,14 +338,55 @@ class StudyConfig(Section):
         return recipe
 
     @property
+    def released_arms(self) -> list[str]:
+        """Arms whose weights are given."""
+        return [arm for arm in self.arms if self.recipe(arm).weights is not None]
+
+    @property
+    def trained_arms(self) -> list[str]:
+        """Arms that a training of this study makes."""
+        return [arm for arm in self.arms if arm != "base" and self.recipe(arm).weights is None]
+
+    @property
     def offline_arms(self) -> list[str]:
         """Arms that learn from recorded episodes of the base policy."""
-        return [arm for arm in self.arms if arm != "base" and self.recipe(arm).offline is not None]
+        return [arm for arm in self.trained_arms if self.recipe(arm).offline is not None]
 
     @property
     def online_arms(self) -> list[str]:
         """Arms that verl trains, with rollouts of their own."""
-        return [arm for arm in self.arms if arm != "base" and self.recipe(arm).offline is None]
+        return [arm for arm in self.trained_arms if self.recipe(arm).offline is None]
+
+    def measured(self, arm: str) -> tuple[list[int], str]:
+        """(seeds, stage) at which an arm is evaluated. Weights that are given depend on no seed."""
+        if arm in self.trained_arms:
+            return self.seeds, self.training.stages[-1].name
+        return [0], BASE_STAGE if arm == "base" else RELEASED_STAGE
+
+    @property
+    def given_arms(self) -> list[str]:
+        """The untrained policy and the arms whose weights are given."""
+        return ["base", *self.released_arms]
+
+    def in_part(self, role: str) -> str:
+        """The arm that stands for one of the paper: that of its name, else the one with released weights."""
+        released = f"{role}_{RELEASED_STAGE}"
+        return released if role not in self.arms and released in self.released_arms else role
+
+    def of_arm(self, arm: str) -> StudyConfig:
+        """The study with the given weights of an arm in the place of the base policy's; itself for others."""
+        weights = self.recipe(arm).weights if arm in self.arms else None
+        if weights is None:
+            return self
+        policy = {name: getattr(weights, name) for name in ("model", "endpoint", "served_model")}
+        nano = {} if weights.epochs is None else {"epochs": weights.epochs}
+        return self.model_copy(
+            update={
+                "policy": self.policy.model_copy(update=policy),
+                "model": self.model.model_copy(update={"revision": weights.revision}),
+                "nano": self.nano.model_copy(update=nano),
+            }
+        )
 
     @property
     def preloading_arms(self) -> list[str]:
@@ -335,7 +397,12 @@ class StudyConfig(Section):
     @property
     def offline_split(self) -> str:
         """Split of the recorded episodes of the base policy that offline and preloading arms learn from."""
-        return self.offline.split or self.training.stages[-1].split
+        return self.offline.split or self.last_split
+
+    @property
+    def last_split(self) -> str:
+        """Split that training ends on; without training the first that is evaluated."""
+        return self.training.stages[-1].split if self.training.stages else self.evaluation.splits[0]
 
     @property
     def training_splits(self) -> list[str]:

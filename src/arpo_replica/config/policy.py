@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from arpo_replica.config.section import Positive, Section, plain_url, variable_name
+from arpo_replica.config.section import COMMIT, Positive, Section, plain_url, variable_name
 
 SERVED = "served"
 """``policy.model`` of a policy whose weights no machine of ours has."""
@@ -77,6 +77,47 @@ class PolicyConfig(Section):
     @classmethod
     def _names_a_variable(cls, name: str) -> str:
         return variable_name(name)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _without_secret(cls, url: str | None) -> str | None:
+        return None if url is None else plain_url(url)
+
+
+class WeightsConfig(Section):
+    """Weights of an arm that nothing here trains: the arm is evaluated, compared and judged as released.
+
+    `weights: X` is short for `{model: X}`. Such an arm has no other keys; one called `arpo_released` stands
+    for the paper's `arpo` in claims and targets where the study trains no `arpo`.
+    """
+
+    model: str = SERVED
+    """As `policy.model`: a name in `data/models`, a folder, `nano`; or `served`: only `endpoint` has them."""
+    revision: str | None = Field(default=None, pattern=COMMIT)
+    """As `model.revision`."""
+    endpoint: str | None = None
+    """As `policy.endpoint`."""
+    served_model: str | None = None
+    """As `policy.served_model`."""
+    epochs: Positive | None = None
+    """For the model `nano`: another nano policy, of the same demonstrations, with so many `nano.epochs`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, raw: Any) -> Any:
+        return {"model": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> WeightsConfig:
+        if self.model == SERVED and (self.endpoint is None or self.served_model is None):
+            raise ValueError(
+                "give weights.model, or both weights.endpoint and weights.served_model: results name them"
+            )
+        if (self.epochs is None) == (self.model == "nano"):
+            raise ValueError(
+                "weights.epochs belongs to the model 'nano', which needs it to be another policy"
+            )
+        return self
 
     @field_validator("endpoint")
     @classmethod

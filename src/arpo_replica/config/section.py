@@ -27,6 +27,8 @@ Below1 = Annotated[float, Field(ge=0, lt=1)]
 PATH_NAME = r"[a-z0-9_]+"
 """What appears in paths and as a wildcard of the workflow (``rules/common.smk``)."""
 Positive = Annotated[int, Field(ge=1)]
+COMMIT = r"^[0-9a-f]{40}$"
+"""A commit in full."""
 ReadPath = Annotated[
     Path, AfterValidator(find), PlainSerializer(lambda path: str(as_written(path)), str, when_used="json")
 ]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from arpo_replica.config.policy import WeightsConfig
 from arpo_replica.config.section import Below1, Fraction, Positive, Section
 
 
@@ -171,8 +172,8 @@ class OfflineConfig(Section):
 class TrainingConfig(Section):
     """GRPO through verl. Keys that verl has under another name say so."""
 
-    stages: list[StageConfig] = Field(min_length=1)
-    """Stages in order."""
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Stages in order; a study without trained arms needs none."""
     tasks_per_step: Positive = 4
     """Groups per step (verl: data.train_batch_size)."""
     rollouts_per_task: Annotated[int, Field(ge=2)] = 8
@@ -250,6 +251,8 @@ class TrainingConfig(Section):
     """In an arm: learn from recorded episodes instead, in one training, without stages and replay."""
     lora: LoraConfig | None = None
     """Low-rank adapters instead of all weights; memory for them alone is needed beside the model's."""
+    weights: WeightsConfig | None = None
+    """In an arm: no training at all, because its weights are given."""
     speed: SpeedConfig = SpeedConfig()
     """How the trainer computes."""
     verl: dict[str, Any] = Field(default_factory=dict)

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import BASE_STAGE, GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.records import PROTOCOLS, Protocol
 from arpo_replica.tasks.model import Task
 
-UNTRAINED = "base"
+UNTRAINED = BASE_STAGE
 """Arm and stage of the policy before training."""
 Runs = dict[str, list[bool]]
 Ordered = TypeVar("Ordered")
@@ -36,6 +36,11 @@ class Checkpoint:
     arm: str
     stage: str
     seeds: tuple[int, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training of the study made it."""
+        return self.stage not in GIVEN_STAGES
 
     def place(self, split: str, protocol: Protocol) -> dict[str, Any]:
         """The fields by which a row of results says where it belongs."""
@@ -58,10 +63,10 @@ def checkpoints_of(config: StudyConfig, table: pd.DataFrame) -> Iterator[Checkpo
         if arm == UNTRAINED:
             stages = stages or {UNTRAINED}
         else:
-            stages.add(config.training.stages[-1].name)
+            stages.add(config.measured(arm)[1])
         for stage in sorted(stages, key=lambda name: stage_order(config, name)):
             seeds = {int(seed) for seed in episodes[episodes["stage"] == stage]["seed"]}
-            wanted = set(config.seeds) if arm != UNTRAINED else set()
+            wanted = set(config.measured(arm)[0]) if arm != UNTRAINED else set()
             yield Checkpoint(arm, stage, tuple(sorted(seeds | wanted)) or (config.seeds[0],))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
 from arpo_replica.config.load import load_yaml
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import RELEASED_STAGE, StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.comparison import (
@@ -52,6 +52,7 @@ from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.parity import Hyperparameters, actual
 
+SIDES = ("arm", "reference")
 QUESTIONS = ("same", "opposite", "outside", "equal")
 Family = tuple[str, str, str]
 """Target, kind of measure, model: the claims whose p-values are adjusted together."""
@@ -77,6 +78,10 @@ def compare(
 ) -> r.Claims:
     """The same from a summary, without writing."""
     claims, published = load_claims(paper.claims, paper.published)
+    for claim in claims:
+        if claim.measure is not None:
+            parts = {name: config.in_part(getattr(claim.measure, name) or "") or None for name in SIDES}
+            claim.measure = claim.measure.model_copy(update=parts)
     contradictions = load_contradictions(paper.contradictions, published) if paper.contradictions else []
     resolved = config.model_dump(mode="json")
     for entry in contradictions:
@@ -205,7 +210,9 @@ def _reach(
         return None
     plan = ClaimPlan(
         rates=tuple(number.value / 100 for number in numbers),
-        trained=tuple(arm != "base" for arm in [measure.arm, measure.reference][: len(numbers)]),
+        trained=tuple(
+            arm not in config.given_arms for arm in [measure.arm, measure.reference][: len(numbers)]
+        ),
         tasks=n,
         margin=claim.margin / 100,
         family=family,
@@ -302,14 +309,20 @@ def _arm_obstacles(
         if arm not in config.arms:
             yield f"This study has no arm {arm}."
             return
-    released = {arm for arm in arms if arm != "base" and is_released(summary, arm)}
-    for arm in released:
-        if "released" not in needs.weights:
+    released = {arm for arm in arms if arm != "base" and is_released(config, summary, arm)}
+    for arm in sorted(released):
+        if "released" not in needs.weights or measure.kind == "curve":
             yield f"The weights of {arm} were not trained here; the claim is about a training."
+        folder = Path(config.of_arm(arm).policy.model)
+        theirs = needs.released.get(arm.removesuffix(f"_{RELEASED_STAGE}"))
+        if arm in config.released_arms and theirs and not any(part.endswith(theirs) for part in folder.parts):
+            yield f"The weights of {arm} are “{folder.name}”; the claim is about {theirs}."
     trained = [arm for arm in arms if arm in config.online_arms and arm not in released]
-    split = config.training.stages[-1].split
-    if trained and needs.trained_on and split != needs.trained_on:
-        yield f"This study's training ends on {split}; the claim is about training on {needs.trained_on}."
+    if trained and needs.trained_on and config.last_split != needs.trained_on:
+        yield (
+            f"This study's training ends on {config.last_split}; the claim is about training on "
+            f"{needs.trained_on}."
+        )
     if facts is not None and needs.recipe:
         for arm in dict.fromkeys([*trained, "base"]):
             yield from _recipe_obstacles(config, claim, arm, facts)
@@ -391,8 +404,11 @@ def arms_of(config: StudyConfig, measure: Measure) -> set[str]:
     return measure.arms() | {curve.arm for curve in named if curve is not None}
 
 
-def is_released(summary: r.Summary, arm: str) -> bool:
-    """Whether the arm's weights were registered, not trained here: their manifests name no parent."""
+def is_released(config: StudyConfig, summary: r.Summary, arm: str) -> bool:
+    """Whether the arm's weights were given, not trained here: by the config, or their manifests name no
+    parent."""
+    if arm in config.released_arms:
+        return True
     models = [model for model in summary.models if model.arm == arm]
     return bool(models) and all(model.parent is None for model in models)
 
@@ -433,9 +449,9 @@ def find(
     if measure.kind == "curve":
         found = find_curve(config, summary, measure, published)
     elif measure.kind == "rate":
-        found = _find_rate(summary, claim, measure, published[0])
+        found = _find_rate(config, summary, claim, measure, published[0])
     else:
-        found = _find_difference(summary, claim, measure, published)
+        found = _find_difference(config, summary, claim, measure, published)
     known = (found.reason, _untrained(config, summary, measure), claim.note or "")
     return replace(found, reason=" ".join(filter(None, known)))
 
@@ -451,11 +467,13 @@ def _untrained(config: StudyConfig, summary: r.Summary, measure: Measure) -> str
     return f"Training left out {' and '.join(parts)} (tasks.leave_out)."
 
 
-def _find_rate(summary: r.Summary, claim: Claim, measure: Measure, published: Published) -> ClaimFinding:
+def _find_rate(
+    config: StudyConfig, summary: r.Summary, claim: Claim, measure: Measure, published: Published
+) -> ClaimFinding:
     row = _row(summary, summary.rates, claim, measure)
     if not isinstance(row, r.RateRow) or row.of_valid is None or published.n is None:
         return not_run(f"There is no result of the arm {measure.arm} on {claim.needs.split}.")
-    trained = measure.arm != "base" and not is_released(summary, str(measure.arm))
+    trained = measure.arm != "base" and not is_released(config, summary, str(measure.arm))
     shown = row.over_trainings or row.conditional or row.of_valid
     score = None if row.mean_score is None else row.mean_score.value
     common: dict[str, Any] = {"sources": row.sources, "row": row, "mean_score": score}
@@ -511,7 +529,7 @@ def _rate_estimate(row: r.RateRow, trained: bool) -> Estimate:
 
 
 def _find_difference(
-    summary: r.Summary, claim: Claim, measure: Measure, published: list[Published]
+    config: StudyConfig, summary: r.Summary, claim: Claim, measure: Measure, published: list[Published]
 ) -> ClaimFinding:
     row = _row(summary, summary.differences, claim, measure)
     n = published[0].n
@@ -519,7 +537,7 @@ def _find_difference(
         pair = f"{measure.arm} and {measure.reference}"
         return not_run(f"There is no result of both {pair} on {claim.needs.split}.")
     arms = [arm for arm in (str(measure.arm), str(measure.reference)) if arm != "base"]
-    trained = not all(is_released(summary, arm) for arm in arms)
+    trained = not all(is_released(config, summary, arm) for arm in arms)
     shown = row.over_trainings or row.difference
     common: dict[str, Any] = {"sources": row.sources, "row": row}
     stop = _no_estimate(row, shown, trained, common)
@@ -598,9 +616,9 @@ def _own(config: StudyConfig, summary: r.Summary, used: list[Any]) -> list[r.Own
                 sources=row.sources,
             )
         )
-    stage = config.training.stages[-1]
     for effect in summary.replay_effects:
         if effect.area is not None:
+            stage = config.training.stages[-1]
             found.append(
                 r.OwnMeasurement(
                     mark=f"{mark}, rollouts of the trainings",

@@ -25,7 +25,7 @@ from arpo_replica.evaluation.records import (
     SwapFact,
     shown_path,
 )
-from arpo_replica.policy.manifest import read_manifest
+from arpo_replica.policy.manifest import Manifest, read_manifest
 
 Parsed = TypeVar("Parsed")
 SAID = {"step", "loss"}
@@ -141,4 +141,15 @@ def read_model(path: Path) -> ModelFacts:
         manifest=shown_path(path),
         manifest_sha256=file_sha256(path),
         identity=manifest.sha256,
+        origin=_origin(manifest),
     )
+
+
+def _origin(manifest: Manifest) -> str:
+    """Of weights that no stage made: their source in words."""
+    recipe = manifest.recipe
+    if manifest.parent is not None:
+        return ""
+    if recipe.get("source") == "hub":
+        return f"{recipe['hub']} at {recipe['revision'][:12]}: {recipe.get('grade', 'pinned')}"
+    return str(recipe.get("source") or "demonstrations")

@@ -153,6 +153,8 @@ class Needs(Document):
     """Further config keys -> the values that count, e.g. of the evaluation."""
     weights: list[Literal["trained_here", "released"]] = Field(default=["trained_here"])
     """Whose weights of a trained arm count: of a training of this study, or the authors' own."""
+    released: dict[str, str] = Field(default_factory=dict)
+    """Arm of the paper -> name of the authors' own model."""
 
     def words(self, measure: Measure) -> str:
         """For the page. The untrained policy needs no training."""

@@ -570,6 +570,8 @@ class ModelFacts(TrainingRow):
     """Of all weights together: the ``checkpoint_sha256`` of the episodes."""
     parent: str | None
     """Identity of the model that training began from."""
+    origin: str = ""
+    """Where weights that are given come from, and how far that can be trusted."""
     weights: dict[str, str]
     """Weight file -> sha256."""
 

@@ -280,7 +280,7 @@ def _over_trainings(
     checkpoint: Checkpoint, seed: int | None, values: dict[int, float], shared: float = 0.0
 ) -> dict[str, Any]:
     """The fields of a row by which it says how many trainings it rests on and what they show together."""
-    if checkpoint.arm == UNTRAINED:
+    if not checkpoint.trained:
         return {"trainings": 0}
     if seed is not None and len(checkpoint.seeds) > 1:
         return {"trainings": 1}
@@ -340,7 +340,7 @@ def _left_out(config: StudyConfig, evaluated: list[str]) -> Iterator[LeftOutRow]
 
 def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path]) -> list[str]:
     sentences = []
-    if not metrics and set(config.arms) - {UNTRAINED}:
+    if not metrics and config.trained_arms:
         sentences.append("No training metrics were found: there are no learning curves.")
     for row in rates:
         if row.protocol != "hard" or (row.seed is None):

@@ -91,7 +91,7 @@ def target_of(config: StudyConfig, name: str) -> Target:
 def missing_keys(config: StudyConfig, target: Target) -> Iterator[str]:
     """Config keys that the target needs and the study lacks."""
     for arm in target.arms:
-        if arm not in config.arms:
+        if config.in_part(arm) not in config.arms:
             yield f"arms.{arm}"
     for role in target.roles:
         split = getattr(config.targets, role)
@@ -118,11 +118,11 @@ def splits_of(config: StudyConfig, target: Target) -> list[str]:
 
 def episodes_of(config: StudyConfig, target: Target) -> list[tuple[str, int, str, str, int]]:
     """(arm, seed, stage, split, trial) of every index of episodes that the target needs."""
-    last = config.training.stages[-1].name
     return [
-        (arm, seed, "base" if arm == "base" else last, split, trial)
-        for arm in target.arms
-        for seed in ([0] if arm == "base" else config.seeds)
+        (arm, seed, stage, split, trial)
+        for arm in map(config.in_part, target.arms)
+        for seeds, stage in [config.measured(arm)]
+        for seed in seeds
         for split in splits_of(config, target)
         for trial in range(config.evaluation.trials)
     ]
@@ -139,8 +139,7 @@ def trainings_of(config: StudyConfig, target: Target) -> list[tuple[str, int, st
     elif target.throughput:
         pairs = []
     elif target.roles:
-        last = config.training.stages[-1].name
-        pairs = [(arm, last) for arm in target.arms if arm in config.online_arms]
+        pairs = [(arm, config.measured(arm)[1]) for arm in target.arms if arm in config.online_arms]
     else:
         pairs = [(arm, stage.name) for arm in target.arms for stage in config.training.stages]
     return [(arm, seed, stage) for arm, stage in dict.fromkeys(pairs) for seed in config.seeds]

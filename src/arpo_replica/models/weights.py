@@ -2,7 +2,8 @@
 
 Accepted are safetensors with JSON beside them. Refused are pickles (loading one runs what it holds) and code
 (``auto_map`` asks transformers to run it). A model of the hub is pinned to a commit, and its files to their
-sha256: those of ``data/models``, or those recorded at the first fetch.
+sha256: those of ``data/models``, or those recorded at the first fetch. So is the commit of a model that
+nobody pinned: what was fetched first is held from then on.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from pydantic import Field, ValidationError
 
@@ -21,8 +25,8 @@ from arpo_replica.base.environments import as_module, find, heavy_environment, r
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.config.section import Section
-from arpo_replica.policy.manifest import Manifest, write_base
+from arpo_replica.config.section import COMMIT, Section
+from arpo_replica.policy.manifest import Manifest, read_manifest, write_base
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +47,10 @@ class ModelDescription(Section):
     about: str
     hub: str = Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")
     """Repository of the hub."""
-    revision: str | None = Field(pattern=r"^[0-9a-f]{40}$")
-    """Commit; None: it must be given as ``model.revision``."""
+    revision: str | None = Field(pattern=COMMIT)
+    """Commit; None: the newest one at the first fetch, which is recorded and held."""
+    grade: str
+    """How far the commit can be trusted to be the paper's model, in words for the page."""
     size: Literal["2b", "7b"]
     parameters: int
     """Number of weights; shared ones count once."""
@@ -124,22 +130,139 @@ def refuse_custom_code(path: Path) -> None:
             queue += value
 
 
-def revision_of(config: StudyConfig, description: ModelDescription) -> str:
-    """The pinned commit. Raises ``UserError`` if there is none."""
-    revision = config.model.revision or description.revision
-    if revision is None:
+def revision_of(config: StudyConfig, description: ModelDescription) -> tuple[str | None, str]:
+    """The commit and its grade in words; no commit before the first fetch of a model that nobody pinned."""
+    if config.model.revision is not None and config.model.revision != description.revision:
+        return config.model.revision, "the commit is the config's (model.revision)"
+    if description.revision is not None:
+        return description.revision, description.grade
+    record = record_of(config.policy.model)
+    found = str(json.loads(record.read_bytes())["revision"]) if record.is_file() else None
+    return found, description.grade
+
+
+def record_of(name: str) -> Path:
+    """Where the commit of an unpinned model is recorded at its first fetch."""
+    return STORE / f"{name}.first_fetch.json"
+
+
+def folder_of(name: str, revision: str) -> Path:
+    """Where a named model is kept."""
+    return STORE / f"{name}-{revision[:12]}"
+
+
+def commit_on_hub(hub: str, revision: str = "main") -> str:
+    """The hub's commit of that name. Raises ``UserError`` if it has none or does not answer.
+
+    The hub is that of ``huggingface_hub`` (``HF_ENDPOINT``), asked without it: only the heavy environments
+    have that package.
+    """
+    base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    try:
+        with urlopen(f"{base}/api/models/{hub}/revision/{revision}", timeout=10) as answer:  # noqa: S310
+            found = str(json.load(answer)["sha"])
+        if re.fullmatch(COMMIT, found) is None:
+            raise ValueError("its answer names no commit")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, HTTPError) and error.code in (401, 404):
+            raise UserError(
+                f"The hub has no commit {revision[:12]} of {hub}; correct the model's revision, or give a "
+                "local folder."
+            ) from None
+        brief = " ".join(str(error).split())[:120]
         raise UserError(
-            f"policy.model '{config.policy.model}' has no pinned revision; set model.revision to the 40 hex "
-            f"digits of a commit of {description.hub}, or policy.model to a local folder."
+            f"{hub} is not here and the hub does not answer ({brief}); fetch it on a machine that reaches "
+            "the hub and give its folder."
+        ) from None
+
+
+def check_obtainable(config: StudyConfig, description: ModelDescription, key: str = "policy.model") -> None:
+    """Refuse a named model that is not here and that the hub does not have. Raises ``UserError``."""
+    name = config.policy.model
+    revision, _ = revision_of(config, description)
+    if revision is None or not (folder_of(name, revision) / "config.json").is_file():
+        try:
+            commit_on_hub(description.hub, revision or "main")
+        except UserError as error:
+            raise UserError(f"{key} '{name}': {error}") from None
+
+
+def names_of_others(model: str) -> list[str]:
+    """Every name, in lower case, of the models of ``data/models`` that are not this one."""
+    own = model.rstrip("/").rpartition("/")[2].lower()
+    found = {}
+    for path in sorted(find(DESCRIPTIONS).glob("*.json")):
+        description = read_description(path.stem)
+        assert description is not None
+        found[path.stem.lower()] = description.hub.rpartition("/")[2].lower()
+    if own not in {*found, *found.values()}:
+        return []  # only the user knows what it is
+    return sorted({other for pair in found.items() if own not in pair for other in pair})
+
+
+ALIKE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""Of ``config.json``: what two models of one architecture and size have in common."""
+
+
+def check_alike(base: str, model: str, key: str) -> None:
+    """Refuse a model that is no match for another one: another architecture, another tokenizer.
+
+    ``base``, ``model``: names of ``data/models`` or folders, as far as they can be read. ``key`` says in the
+    sentence where the latter is named. Raises ``UserError``.
+    """
+    ours, theirs = (_architecture(name) for name in (base, model))
+    for part in ALIKE:
+        if part in ours and part in theirs and ours[part] != theirs[part]:
+            raise UserError(
+                f"{key} '{model}' is of another architecture than '{base}' ({part} is {theirs[part]}, not "
+                f"{ours[part]}); give a model of the same architecture."
+            )
+    known, other = (_tokens(Path(name)) for name in (base, model))
+    if known and other and known != other:
+        token = next(token for token, _ in sorted(known.items() ^ other.items()))
+        raise UserError(
+            f"{key} '{model}' has another tokenizer than '{base}' (the token {token!r} is "
+            f"{other.get(token)}, not {known.get(token)}); give weights saved with the same tokenizer."
         )
-    return revision
 
 
-def check_named_model(config: StudyConfig, description: ModelDescription) -> None:
+def check_beside(base: Path, folder: Path, key: str) -> None:
+    """Refuse weights in a folder, or named by its manifest, that do not match those of manifest ``base``.
+
+    Weights that only a server has cannot be looked at. Raises ``UserError``.
+    """
+    known, own = read_manifest(base), folder / "manifest.json"
+    if known.weights:
+        model = read_manifest(own).model_path(own) if own.is_file() else folder
+        check_alike(str(known.model_path(base)), str(model), key)
+
+
+def _architecture(model: str) -> dict[str, Any]:
+    """``config.json`` with the language model's own part laid under it; empty if it cannot be read."""
+    described, file = read_description(model), Path(model) / "config.json"
+    content = described.config if described else json.loads(file.read_bytes()) if file.is_file() else {}
+    return {**(content.get("text_config") or {}), **content}
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """Token -> id of a folder's tokenizer, special ones included; empty if there is none of a known form."""
+    names = ("tokenizer.json", "vocab.json", "added_tokens.json")
+    read = {name: json.loads((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
+    whole = read.get("tokenizer.json")
+    if whole is None:
+        return {**read.get("vocab.json", {}), **read.get("added_tokens.json", {})}
+    vocabulary = whole["model"]["vocab"]
+    if isinstance(vocabulary, list):  # a unigram model: the id is the place
+        vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
+    return {**vocabulary, **{entry["content"]: entry["id"] for entry in whole.get("added_tokens", [])}}
+
+
+def check_named_model(config: StudyConfig, description: ModelDescription, key: str = "policy.model") -> None:
     """Refuse a config that does not fit the model. Raises ``UserError``."""
     if config.size.removesuffix("_random") != description.size:
         raise UserError(
-            f"size is '{config.size}', but policy.model '{config.policy.model}' is of size "
+            f"size is '{config.size}', but {key} '{config.policy.model}' is of size "
             f"'{description.size}'; correct size."
         )
     if config.model.shape_only:
@@ -165,16 +288,21 @@ def fetch_model(config: StudyConfig, out: Path) -> Manifest:
         check_folder(folder)
         recipe = {"source": "random weights", "shape": name, "random": True}
     else:
-        revision = revision_of(config, description)
-        folder = STORE / f"{name}-{revision[:12]}"
+        pinned, grade = revision_of(config, description)
+        revision = pinned or commit_on_hub(description.hub)
+        folder = folder_of(name, revision)
         record = folder.with_name(f"{folder.name}.{HASHES}")
         hashes = description.sha256 or (json.loads(record.read_bytes()) if record.is_file() else None)
         if not (folder / "config.json").is_file():
             run_module(environment, MODULE, description.hub, revision, folder)
         check_folder(folder, hashes)
+        check_alike(name, str(folder), description.hub)
         if hashes is None:
             hashes = record_hashes(folder, record)
-        recipe = {"source": "hub", "hub": description.hub, "revision": revision, "sha256": hashes}
+        if pinned is None:
+            write_atomically(record_of(name), json.dumps({"revision": revision}).encode())
+        source = {"source": "hub", "hub": description.hub, "revision": revision}
+        recipe = {**source, "grade": grade, "sha256": hashes}
     return write_base(config, folder, out, stage="fetched", recipe=recipe, versions={})
 
 

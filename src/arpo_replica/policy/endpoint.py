@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -72,6 +72,8 @@ class Endpoint:
         self.key_variable = key_variable
         self._key = (api_key if api_key is not None else os.environ.get(key_variable, "")).strip()
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=10)
+        self.roots: set[str] = set()
+        """What the server says of the model: its name and, by vLLM, where its weights come from."""
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
@@ -115,6 +117,8 @@ class Endpoint:
         served = [str(entry["id"]) for entry in listed if isinstance(entry, dict) and entry.get("id")]
         if self.model is None and served:
             self.model = served[0]
+        mine = [entry for entry in listed if isinstance(entry, dict) and entry.get("id") == self.model]
+        self.roots = {str(entry[key]) for entry in mine for key in ("id", "root") if entry.get(key)}
         if self.model not in served:
             asked = "any model" if self.model is None else f"'{self.model}'"
             raise UserError(
@@ -169,14 +173,28 @@ class Endpoint:
         return self._session
 
 
-def check_endpoint(url: str, model: str | None = None, key_variable: str = API_KEY_VARIABLE) -> str:
-    """The name of the model served. Refuses, with a ``UserError``, an endpoint that does not answer."""
+def check_endpoint(
+    url: str,
+    model: str | None = None,
+    key_variable: str = API_KEY_VARIABLE,
+    others: Collection[str] = (),
+) -> str:
+    """The name of the model served. Refuses, with a ``UserError``, an endpoint that does not answer.
+
+    Or that serves one of ``others``: known models, in lower case, that the config does not mean.
+    """
 
     async def ask() -> str:
         async with Endpoint(
             url, model=model, api_key=None, timeout_s=20, connections=1, key_variable=key_variable
         ) as endpoint:
             await endpoint.check()
+            names = {root.rstrip("/").rpartition("/")[2].lower() for root in endpoint.roots}
+            if found := sorted(names & set(others)):
+                raise UserError(
+                    f"The endpoint {endpoint.url} serves '{endpoint.hide(str(endpoint.model))}', which is "
+                    f"{found[0]} and not the model that the config names; correct one of them."
+                )
             return str(endpoint.model)
 
     return asyncio.run(ask())

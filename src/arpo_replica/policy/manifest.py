@@ -95,15 +95,16 @@ def write_base(
     stage: str,
     recipe: dict[str, Any],
     versions: dict[str, str],
+    arm: str = "base",
 ) -> Manifest:
-    """Write an untrained policy's manifest. ``folder`` holds its weights; None: nobody here can hash them."""
+    """Write the manifest of given weights. ``folder`` holds them; None: nobody here can hash them."""
     weights: dict[str, str] = {}
     if folder is None:
         identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
     else:
         weights, identity = hash_weights(folder)
     manifest = Manifest(
-        arm="base",
+        arm=arm,
         seed=0,
         stage=stage,
         step=0,
@@ -119,9 +120,10 @@ def write_base(
     return manifest
 
 
-def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manifest:
-    """Write the manifest of the base policy. ``folder`` holds its weights; None: only ``policy.endpoint`` has
-    them, and the manifest says so."""
+def register_model(config: StudyConfig, folder: Path | None, out: Path, arm: str = "base") -> Manifest:
+    """Write the manifest of the base policy or of an arm with given weights. ``folder`` holds them; None:
+    only an endpoint has them, and the manifest says so."""
+    config = config.of_arm(arm)
     recipe, versions = {"source": config.policy.model}, {}
     if folder is None:
         recipe = {"source": f"{UNSEEN}: {config.policy.served_model} at {config.policy.endpoint}"}
@@ -129,4 +131,5 @@ def register_model(config: StudyConfig, folder: Path | None, out: Path) -> Manif
         source = read_manifest(folder / "manifest.json", verify=True)
         folder = source.model_path(folder / "manifest.json")
         recipe, versions = source.recipe, source.versions
-    return write_base(config, folder, out, stage="base", recipe=recipe, versions=versions)
+    stage = config.measured(arm)[1]
+    return write_base(config, folder, out, stage=stage, recipe=recipe, versions=versions, arm=arm)

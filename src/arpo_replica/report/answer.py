@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from scipy import special
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.records import Summary
@@ -123,7 +123,7 @@ def changes(config: StudyConfig, summary: Summary) -> list[Change]:
         for place, row in enumerate(summary.differences)
         if row.protocol == "hard"
         and row.stage not in earlier
-        and (row.seed is None or len(summary.seeds) == 1)
+        and (row.seed is None or row.stage in GIVEN_STAGES or len(summary.seeds) == 1)
     ]
     adjusted = st.holm([_p_value(row) for _, row in rows])
     found = []
@@ -146,8 +146,10 @@ def _p_value(row: r.DifferenceRow) -> float:
 def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScreen:
     """The sentences, cards and next steps of a study."""
     found = changes(config, summary)
-    trained = [change for change in found if _trained(summary, change)]
-    others = [change for change in found if not _trained(summary, change)]
+    given = [change for change in found if change.row.stage in GIVEN_STAGES]
+    own = [change for change in found if change not in given]
+    trained = [change for change in own if _trained(summary, change)]
+    others = [change for change in own if not _trained(summary, change)]
     learnt = [change for change in trained if change.row.reference == "base"]
     carried = [change for change in others if change.row.reference == "base"]
     pairs = {(effect.arm, effect.reference): effect for effect in summary.replay_effects}
@@ -156,12 +158,17 @@ def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScre
     judged = [claim for claim in claims.claims if claim.verdict != "not run"]
     say = _Sentences(config, summary)
     sentences = list(say.of_claims(judged) if judged else say.of_own(learnt, carried, added, gates))
+    if given and not judged:
+        sentences = [*say.of_given(given), *(sentences if config.trained_arms else [])]
     gate = f"{gates[0][:1].upper()}{gates[0][1:]}." if gates else ""
     cards = [
         Card("Did it learn?", learnt, "No list that was evaluated holds the training tasks."),
         Card("Did replay add to it?", added, "No two arms that differ in replay alone were compared.", gate),
         Card("Does it carry over?", carried, "No list with other tasks was evaluated."),
     ]
+    if config.released_arms:
+        asked = Card("Are the released weights better?", given, "They were not compared with the base policy.")
+        cards = [asked, *(cards if config.trained_arms else [])]
     return FirstScreen(sentences, say.scope(found), cards, list(_steps(config, summary)))
 
 
@@ -205,6 +212,11 @@ class _Sentences:
         if carried:
             moved = self._moved(carried, "Success rose", "Success fell")
             yield from moved or ["No change on other tasks is shown."]
+
+    def of_given(self, given: Sequence[Change]) -> Iterator[str]:
+        """What released weights do better or worse than the base policy."""
+        moved = self._moved(given, "Success is higher", "Success is lower")
+        yield from moved or ["No difference between the released weights and the base policy is shown."]
 
     def of_claims(self, judged: Sequence[r.ClaimResult]) -> Iterator[str]:
         """What a study says whose numbers may stand beside the paper's."""
@@ -282,7 +294,7 @@ class _Sentences:
                 for row in self.summary.rates
                 if (row.arm, row.stage, row.split, row.protocol) == (arm, stage, split, "hard")
                 and row.of_valid is not None
-                and (row.seed is None or arm == "base" or len(self.summary.seeds) == 1)
+                and (row.seed is None or stage in GIVEN_STAGES or len(self.summary.seeds) == 1)
             ),
             None,
         )
@@ -313,7 +325,7 @@ def forest(config: StudyConfig, summary: Summary) -> list[dict[str, Any]]:
         if line is None:
             line = {"arm": row.arm, "dots": []}
             lines.append(line)
-        if row.seed is None or row.arm == "base" or len(summary.seeds) == 1:
+        if row.seed is None or row.stage in GIVEN_STAGES or len(summary.seeds) == 1:
             line |= {"row": row, "place": place}
         elif row.of_valid is not None:
             line["dots"].append(row.of_valid.value)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
+from arpo_replica.config.models import GIVEN_STAGES
 from arpo_replica.evaluation.claims import trainings_words
 from arpo_replica.evaluation.comparison import square_and_add
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
@@ -114,7 +115,7 @@ def _rates(summary: Summary) -> dict[Key, RateRow]:
     """Split, arm, protocol -> the row of the last stage, all seeds together where there are several."""
     found: dict[Key, RateRow] = {}
     for row in summary.rates:
-        if row.seed is None or len(summary.seeds) == 1 or row.arm == "base":
+        if row.seed is None or len(summary.seeds) == 1 or row.stage in GIVEN_STAGES:
             found[row.split, row.arm, row.protocol] = row
     return found
 

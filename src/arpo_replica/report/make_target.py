@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.published import PaperFiles
 from arpo_replica.evaluation.records import (
@@ -67,7 +67,11 @@ def make_target(config: StudyConfig, name: str, files: TargetFiles, folder: Path
     narrowed = config.model_copy(
         update={
             "evaluation": config.evaluation.model_copy(update={"splits": splits_of(config, target)}),
-            "arms": {arm: config.arms[arm] for arm in config.arms if not target.roles or arm in target.arms},
+            "arms": {
+                arm: overrides
+                for arm, overrides in config.arms.items()
+                if not target.roles or arm in map(config.in_part, target.arms)
+            },
         }
     )
     table = read_episodes(config, files.indexes)
@@ -155,7 +159,7 @@ def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterato
     }
     order = [(protocol, split) for protocol in PROTOCOLS for split in parts]
     for row in sorted(summary.rates, key=lambda r: order.index((r.protocol, r.split))):
-        if pooled and row.arm != "base" and row.seed is not None:
+        if pooled and row.stage not in GIVEN_STAGES and row.seed is not None:
             continue
         yield {
             "part": parts[row.split],
@@ -163,7 +167,7 @@ def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterato
             "protocol": row.protocol,
             "arm": row.arm,
             "stage": row.stage,
-            "seeds": len(summary.seeds) if row.arm != "base" else 1,
+            "seeds": 1 if row.stage in GIVEN_STAGES else len(summary.seeds),
             "tasks": row.tasks,
             "trials": summary.trials,
             "valid": row.valid,

@@ -110,6 +110,7 @@ def collect_rollouts(
     long work for what a user can correct.
     """
     model = read_manifest(manifest, verify=True)
+    config = config.of_arm(model.arm)
     tasks = {split.split: split.load() for split in splits}
     outputs = [output_root(tasks, path) for path in roots]
     labels = make_labels(config, model)
@@ -161,7 +162,7 @@ def sampled_as_in_training(config: StudyConfig) -> StudyConfig:
 
 def identity_of(config: StudyConfig, model: Manifest) -> dict[str, Any]:
     """Everything besides the task that decides an episode."""
-    return {**decided(config, "collect_rollouts"), "checkpoint": model.sha256}
+    return {**decided(config, "collect_rollouts", arm=model.arm), "checkpoint": model.sha256}
 
 
 def describe_sampling(config: StudyConfig) -> dict[str, Any]:
@@ -218,10 +219,10 @@ async def collect_served(
 
 @asynccontextmanager
 async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> AsyncIterator[Serving]:
-    """Serve a checkpoint: by vLLM started here, or, for the base policy, by ``policy.endpoint``."""
+    """Serve a checkpoint: by vLLM started here or, for weights that are given, by ``policy.endpoint``."""
     connections = max(2, config.desktop.count)
     timeout_s = float(config.rollout.episode_timeout_s)
-    if config.policy.endpoint is not None and labels.arm == "base":
+    if config.policy.endpoint is not None and labels.arm not in config.trained_arms:
         async with Endpoint(
             config.policy.endpoint,
             model=config.policy.served_model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ from arpo_replica.cluster.orphan_jobs import check_left
 from arpo_replica.config import StudyConfig
 from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
+from arpo_replica.config.models import BASE_STAGE
 from arpo_replica.config.policy import SERVED
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.models.nano.model import check_nano
-from arpo_replica.models.weights import check_folder, check_named_model, read_description, revision_of
+from arpo_replica.models.weights import (
+    check_alike,
+    check_folder,
+    check_named_model,
+    check_obtainable,
+    names_of_others,
+    read_description,
+)
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.prompt import check_context
 from arpo_replica.providers.pool import make_provider
@@ -28,14 +37,17 @@ from arpo_replica.training.job import outline
 from arpo_replica.training.preload import check_preload
 from arpo_replica.training.recipe import check_recipe, check_window
 
-BASE_STAGE = "base"
-"""Stage name of the untrained policy."""
 TEMPLATES = "src/arpo_replica/report"
 
 
 def is_model_folder(folder: Path) -> bool:
     """True if weights in Hugging Face's format lie there."""
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def model_key(arm: str) -> str:
+    """Key of the config that names an arm's weights."""
+    return "policy.model" if arm == "base" else f"arms.{arm}.weights"
 
 
 def of_model(arm: str, seed: int | str, stage: str, name: str = "manifest.json") -> str:
@@ -67,15 +79,16 @@ class Study:
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
-        self.base_source()
+        for arm in self.config.given_arms:
+            self.source_of(arm)
         check_context(self.config)
         self.check_training()
 
     def lacks(self) -> list[str]:
         """What a run here and now would lack, a sentence each: a dry run lists it, a run refuses to start."""
-        needed: list[Callable[[], object]] = [self.check_base]
-        policy = self.config.policy
-        if policy.model != SERVED:
+        given = {arm: self.config.of_arm(arm).policy for arm in self.config.given_arms}
+        needed: list[Callable[[], object]] = [partial(self.check_weights, arm) for arm in given]
+        if any(policy.model != SERVED for policy in given.values()):
             needed.append(lambda: python_of(heavy_environment(self.config.accelerator)))
         if (
             not self.is_collected()
@@ -84,9 +97,7 @@ class Study:
                 needed.append(lambda: require_clean(ROOT))  # before days of work that nobody may publish
             needed.append(lambda: make_provider(self.config.desktop).check())
             needed.append(self.check_engine)
-            if policy.endpoint is not None:
-                url = policy.endpoint
-                needed.append(lambda: check_endpoint(url, policy.served_model, policy.api_key_variable))
+            needed += [partial(self.check_server, arm) for arm in given]
         needed.append(lambda: check_left(Path("results") / self.name))
         return [sentence for check in needed if (sentence := _refusal(check))]
 
@@ -127,16 +138,15 @@ class Study:
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
 
-    @property
-    def trained_arms(self) -> list[str]:
-        """All arms but the untrained one."""
-        return [arm for arm in self.config.arms if arm != "base"]
-
     def checkpoints(self) -> list[tuple[str, int, str]]:
-        """(arm, seed, stage) of every checkpoint that is evaluated: the base and each arm's last stage."""
-        last = self.config.training.stages[-1].name
-        trained = [(arm, seed, last) for arm in self.trained_arms for seed in self.config.seeds]
-        return [("base", 0, BASE_STAGE), *trained]
+        """(arm, seed, stage) of all that is evaluated: given weights, and each trained arm's last stage."""
+        arms = dict.fromkeys(["base", *self.config.arms])
+        return [
+            (arm, seed, stage)
+            for arm in arms
+            for seeds, stage in [self.config.measured(arm)]
+            for seed in seeds
+        ]
 
     def stages(self) -> list[tuple[str, int, str]]:
         """(arm, seed, stage) of every stage that is trained."""
@@ -149,58 +159,86 @@ class Study:
 
     def offline_trainings(self) -> list[tuple[str, int, str]]:
         """(arm, seed, stage) of every offline arm: its training stands where others have a last stage."""
-        last = self.config.training.stages[-1].name
-        return [(arm, seed, last) for arm in self.config.offline_arms for seed in self.config.seeds]
+        return [
+            (arm, seed, self.config.measured(arm)[1])
+            for arm in self.config.offline_arms
+            for seed in self.config.seeds
+        ]
 
-    def base_source(self, wildcards: Any = None) -> str | list[str]:
-        """File that stands for the untrained policy: a manifest of ours, or the given folder's config.
+    @property
+    def of_given(self) -> str:
+        """What follows `model` in the names of folders: nothing for the base policy, else the arm."""
+        return "|".join(["", *(f"_{arm}" for arm in self.config.released_arms)])
 
-        None at all if a server elsewhere alone has the weights.
+    def given_source(self, wildcards: Any) -> str | list[str]:
+        """What the manifest of an arm with given weights is made from."""
+        return self.source_of(wildcards.arm)
+
+    def given_beside(self, wildcards: Any) -> list[str]:
+        """The base policy's manifest: its weights and those of another arm must be of one kind."""
+        return [] if wildcards.arm == "base" else [of_model("base", 0, BASE_STAGE)]
+
+    def source_of(self, arm: str = "base") -> str | list[str]:
+        """File that stands for weights that are given: a manifest of ours, or the given folder's config.
+
+        None at all if a server elsewhere alone has them. Raises ``UserError`` for what cannot be.
         """
-        if self.config.policy.model == SERVED:
-            if self.trained_arms:
+        config, key = self.config.of_arm(arm), model_key(arm)
+        model, of = config.policy.model, "" if arm == "base" else f"_{arm}"
+        if model == SERVED:
+            if self.config.trained_arms and arm == "base":
                 raise UserError(
-                    f"policy.model is 'served', but the arm '{self.trained_arms[0]}' needs weights to train "
-                    "on; give a model, or keep the arm 'base' alone."
+                    f"policy.model is 'served', but the arm '{self.config.trained_arms[0]}' needs weights to "
+                    "train on; give a model, or keep the arm 'base' alone."
                 )
             return []
-        if self.config.policy.model == "nano" and not self.config.model.shape_only:
-            if self.config.size != "nano":
+        if model == "nano" and not config.model.shape_only:
+            if config.size != "nano":
                 raise UserError(
-                    f"size is '{self.config.size}', but policy.model is 'nano': results carry the size as "
+                    f"size is '{config.size}', but {key} is 'nano': results carry the size as "
                     "their mark; set size to 'nano'."
                 )
-            check_nano(self.config)
-            return "<results>/nano/model/manifest.json"
-        named = read_description(self.config.policy.model)
+            check_nano(config)
+            return f"<results>/nano/model{of}/manifest.json"
+        named = read_description(model)
         if named is not None:
-            check_named_model(self.config, named)
-            return "<results>/model/manifest.json"
-        if self.config.model.shape_only:
-            raise UserError(
-                "model.shape_only needs a name in data/models, but policy.model is "
-                f"'{self.config.policy.model}'."
-            )
-        folder = Path(self.config.policy.model)
+            check_named_model(config, named, key)
+            return f"<results>/model{of}/manifest.json"
+        if config.model.shape_only:
+            raise UserError(f"model.shape_only needs a name in data/models, but {key} is '{model}'.")
+        folder = Path(model)
         if not is_model_folder(folder):
-            return []  # a dry run goes on without it; ``check_base`` ends a run
+            return []  # a dry run goes on without it; ``check_weights`` ends a run
         check_folder(folder)
         return str(folder / "config.json")
 
-    def check_base(self) -> None:
-        """Refuse a base policy that is not here and cannot be fetched. Raises ``UserError``."""
-        model = self.config.policy.model
+    def check_weights(self, arm: str) -> None:
+        """Refuse weights that are not here and cannot be fetched, or are no match for the base policy's.
+
+        Raises ``UserError``.
+        """
+        config, key = self.config.of_arm(arm), model_key(arm)
+        model = config.policy.model
         named = read_description(model)
-        if named is not None and not self.config.model.shape_only:
-            revision_of(self.config, named)
+        if named is not None and not config.model.shape_only:
+            check_obtainable(config, named, key)
         folder = Path(model)
         if model not in {SERVED, "nano"} and named is None and not is_model_folder(folder):
             of_a_study = folder.parts[:1] == ("results",) and len(folder.parts) > 2
             first = f"run the study '{folder.parts[1]}' first, which makes it, or " if of_a_study else ""
             raise UserError(
-                f"policy.model '{folder}' is no model folder with config.json and *.safetensors; {first}give "
+                f"{key} '{folder}' is no model folder with config.json and *.safetensors; {first}give "
                 "'nano', a name in data/models, or a folder in Hugging Face format."
             )
+        if arm != "base":
+            check_alike(self.config.policy.model, model, key)
+
+    def check_server(self, arm: str) -> None:
+        """Refuse an endpoint that does not answer or serves another model. Raises ``UserError``."""
+        policy = self.config.of_arm(arm).policy
+        if policy.endpoint is not None:
+            others = names_of_others(policy.model)
+            check_endpoint(policy.endpoint, policy.served_model, policy.api_key_variable, others)
 
     def desktop_image(self) -> list[str]:
         """Record of the image that the study's desktops need built; nothing for other desktops."""
@@ -323,8 +361,9 @@ class Study:
         return [of_model(*training, "learning.jsonl") for training in self.offline_trainings()]
 
     def all_manifests(self) -> list[str]:
-        """Manifests of the base, of every trained stage and of every offline arm."""
-        models = [("base", 0, BASE_STAGE), *self.stages(), *self.offline_trainings()]
+        """Manifests of all weights that are given, of every trained stage and of every offline arm."""
+        given = [(arm, 0, self.config.measured(arm)[1]) for arm in self.config.given_arms]
+        models = [*given, *self.stages(), *self.offline_trainings()]
         return [of_model(*model) for model in models]
 
     def offline_indexes(self) -> list[str]:
@@ -353,7 +392,7 @@ class Study:
 
     def last_split(self) -> str:
         """The tasks that training ends on."""
-        return f"<results>/splits/{self.config.training.stages[-1].split}.json"
+        return f"<results>/splits/{self.config.last_split}.json"
 
     def report_templates(self) -> list[str]:
         """Everything that decides how the page looks."""
@@ -372,7 +411,7 @@ class Study:
             return decided(
                 self.config,
                 rule,
-                arm=wildcards.get("arm", ""),
+                arm=wildcards.get("arm", wildcards.get("of", "").removeprefix("_")),
                 stage=wildcards.get("stage", ""),
                 split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
             )
