@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from arpo_replica.config.section import PATH_NAME, Positive, ReadPath, Section
 
-NoiseKind = Literal["notification", "extra_tab", "background_window", "distractor_file"]
+NoiseKind = Literal[
+    "notification", "extra_tab", "background_window", "distractor_file", "browser_history"
+]  # fmt: skip
 
 
 class OsworldTasksConfig(Section):
@@ -37,6 +39,8 @@ class NoisyTasksConfig(Section):
     """What may be added; for each task only what its evaluator does not look at."""
     per_task: Positive = 1
     """Kinds added to each task."""
+    choice: Literal["random", "first"] = "random"
+    """Which of the kinds that a task bears it gets: drawn by the seed, or the first ones of the list."""
 
 
 class SelectedTasksConfig(Section):

@@ -1,7 +1,7 @@
 """Noisy variants of tasks: set-up steps are added, the rest of the task stays as it is.
 
-A notification, a further browser tab, a window in the background, a file that looks interesting: what a
-desktop in use has and a clean one has not. Instruction, evaluator and the task's own steps are untouched,
+A notification, a further browser tab, a window in the background, a file that looks interesting, pages that
+were visited before: what a desktop in use has and a clean one has not. Instruction, evaluator and the task's own steps are untouched,
 and a kind of noise that the evaluator could see is not used for that task.
 """
 
@@ -44,19 +44,30 @@ _FILES = (
     ("phone-numbers", "reception 100\nworkshop 214\n"),
     ("minutes-of-march", "Present: all. Decided: nothing.\n"),
 )
+_VISITED = (
+    ("Flights from Zurich to Lisbon", "Cheapest on Tuesday: 84."),
+    ("Ten laptops compared", "The third is the lightest."),
+    ("Lentil soup in half an hour", "Onions first, then the lentils."),
+    ("Hotels near the station", "From 71 a night, breakfast included."),
+    ("How to export bookmarks", "Open the bookmark manager, then the menu."),
+    ("Driver download for printers", "Choose your model."),
+    ("Weather for the weekend", "Rain on Saturday, sun on Sunday."),
+)
+_VISITS = 4
 _SUFFIXES = (".txt", ".md", ".log", ".csv", ".rst")
 _FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures", "Public", "Templates")
 _HOME = "/home/user"
 
 # What of an evaluator could see a kind of noise: names of its functions and types of its getters.
 _SEES_TABS = re.compile(r"tab|url|page|histor|website|cookie|access|dash", re.IGNORECASE)
+_SEES_HISTORY = re.compile(r"histor", re.IGNORECASE)
 _SEES_WINDOWS = re.compile(r"access|window|screen|terminal|wallpaper|dock", re.IGNORECASE)
 _SEES_FILES = re.compile(r"director|folder", re.IGNORECASE)
 _LOOKS_AT_WINDOWS = re.compile(r"wmctrl|xdotool|xprop|scrot|screenshot", re.IGNORECASE)
 _SEARCHES_HOME = re.compile(r"\bfind\b|\bgrep -r|\bls -R|\btree\b|os\.walk|\*\*|rglob", re.IGNORECASE)
 
 _DEBUGGING_PORT = re.compile(r"--remote-debugging-port=(\d+)")
-_OPEN_TAB = """import sys, time, json, urllib.request as u
+_BROWSER = """import sys, time, json, urllib.request as u
 base, page = sys.argv[1:3]
 def ask(path, method="GET"):
     return json.loads(u.urlopen(u.Request(base + path, method=method), timeout=5).read() or b"null")
@@ -71,9 +82,27 @@ while True:
     if time.monotonic() > end:
         sys.exit("the browser does not answer")
     time.sleep(0.1)
-ask("/json/new?" + page, "PUT")
-u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()
 """
+_TO_THE_FRONT = """u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()
+"""
+_OPEN_TAB = (
+    _BROWSER
+    + """ask("/json/new?" + page, "PUT")
+"""
+    + _TO_THE_FRONT
+)
+# A tab for each page, closed when it has loaded: the browser then remembers the visit.
+_VISIT = (
+    _BROWSER
+    + """for page in sys.argv[2:]:
+    tab = ask("/json/new?" + page, "PUT")["id"]
+    while not any(p["id"] == tab and p["title"] for p in ask("/json/list")) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.2)
+    u.urlopen(base + "/json/close/" + tab, timeout=5).read()
+"""
+    + _TO_THE_FRONT
+)
 
 
 def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
@@ -89,7 +118,9 @@ def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
             "allow more kinds in tasks.noisy, or take the task out of the split."
         )
     source = random.Random(f"noise/{settings.seed}/{task.domain}/{task.id}")
-    kinds = sorted(source.sample(allowed, settings.per_task), key=settings.kinds.index)
+    kinds = allowed[: settings.per_task]
+    if settings.choice == "random":
+        kinds = sorted(source.sample(allowed, settings.per_task), key=settings.kinds.index)
     config, added = list(task.config), set[int]()
     for kind in kinds:
         place, steps = _STEPS[kind](task, source)
@@ -188,6 +219,17 @@ def _tab_is_safe(task: Task) -> bool:
     return not opens and _browser_step(task) is not None and not _SEES_TABS.search(_evaluator_names(task))
 
 
+def _history_is_safe(task: Task) -> bool:
+    if task.domain == DOMAIN:
+        return True
+    steps = {str(step.get("type")) for step in task.config}
+    return (
+        "update_browse_history" not in steps  # it puts another history in the place of this one
+        and _browser_step(task) is not None
+        and not _SEES_HISTORY.search(f"{task.instruction} {json.dumps(task.evaluator)}")
+    )
+
+
 def _browser_step(task: Task) -> tuple[int, int] | None:
     """Index of the step that launches a browser which can be spoken to, and its port."""
     for index, step in enumerate(task.config):
@@ -212,6 +254,7 @@ _APPLIES: dict[NoiseKind, Callable[[Task], bool]] = {
     "extra_tab": _tab_is_safe,
     "background_window": _window_is_safe,
     "distractor_file": _file_is_safe,
+    "browser_history": _history_is_safe,
 }
 
 
@@ -242,14 +285,30 @@ def _distractor_file(task: Task, source: random.Random) -> tuple[int, list[Step]
 
 def _extra_tab(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     """Directly after the task's own step that launches the browser: there is none before."""
-    title, body = source.choice(_TABS)
-    page = f"data:text/html,<title>{title}</title><h1>{title}</h1><p>{body}</p>".replace(" ", "%20")
+    page = _page(*source.choice(_TABS))
     found = _browser_step(task)
     assert found is not None
     at, port = found
     if task.domain == DOMAIN:
         return at + 1, [{"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}]
     return at + 1, [_execute(["python3", "-c", _OPEN_TAB, f"http://localhost:{port}", page])]
+
+
+def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]]:
+    """At the same place; the task then begins with the tabs that it would have had."""
+    pages = [_page(title, body) for title, body in source.sample(_VISITED, _VISITS)]
+    found = _browser_step(task)
+    assert found is not None
+    at, port = found
+    if task.domain == DOMAIN:  # the first page takes the blank tab, so that another one must be left
+        opened = {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [*pages, "about:blank"]}}
+        return at + 1, [opened, {"type": "chrome_close_tabs", "parameters": {"urls_to_close": pages}}]
+    return at + 1, [_execute(["python3", "-c", _VISIT, f"http://localhost:{port}", *pages])]
+
+
+def _page(title: str, body: str) -> str:
+    """The URL of a page that needs no server."""
+    return f"data:text/html,<title>{title}</title><h1>{title}</h1><p>{body}</p>".replace(" ", "%20")
 
 
 def _execute(command: list[str]) -> Step:
@@ -270,4 +329,5 @@ _STEPS: dict[NoiseKind, Callable[[Task, random.Random], tuple[int, list[Step]]]]
     "extra_tab": _extra_tab,
     "background_window": partial(_window, "background_window"),
     "distractor_file": _distractor_file,
+    "browser_history": _browser_history,
 }
