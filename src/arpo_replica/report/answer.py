@@ -167,7 +167,9 @@ def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScre
         Card("Does it carry over?", carried, "No list with other tasks was evaluated."),
     ]
     if config.released_arms:
-        asked = Card("Are the released weights better?", given, "They were not compared with the base policy.")
+        asked = Card(
+            "Are the released weights better?", given, "They were not compared with the base policy."
+        )
         cards = [asked, *(cards if config.trained_arms else [])]
     return FirstScreen(sentences, say.scope(found), cards, list(_steps(config, summary)))
 

@@ -1,8 +1,8 @@
 """Noisy variants of tasks: set-up steps are added, the rest of the task stays as it is.
 
 A notification, a further browser tab, a window in the background, a file that looks interesting, pages that
-were visited before: what a desktop in use has and a clean one has not. Instruction, evaluator and the task's own steps are untouched,
-and a kind of noise that the evaluator could see is not used for that task.
+were visited before: what a desktop in use has and a clean one has not. Instruction, evaluator and the task's
+own steps are untouched, and a kind of noise that the evaluator could see is not used for that task.
 """
 
 from __future__ import annotations
