@@ -109,6 +109,7 @@ def make_study(folder: Path, url: str | None):
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
     raw.pop("targets", None)
+    raw["report"]["titles"] = {}
     raw["policy"] |= {"endpoint": url, "model": str(folder / "model")}
     raw["tasks"] = {"root": str(folder / "tasks"), "splits": {"mine": str(folder / "mine.json")}}
     raw["training"]["stages"] = [{"name": "one", "split": "mine", "steps": 1}]
