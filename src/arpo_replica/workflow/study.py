@@ -168,7 +168,8 @@ class Study:
     @property
     def of_given(self) -> str:
         """What follows `model` in the names of folders: nothing for the base policy, else the arm."""
-        return "|".join(["", *(f"_{arm}" for arm in self.config.released_arms)])
+        names = "|".join(["", *(f"_{arm}" for arm in self.config.released_arms)])
+        return f"({names})"  # with brackets: Snakemake takes an empty text for "anything"
 
     def given_source(self, wildcards: Any) -> str | list[str]:
         """What the manifest of an arm with given weights is made from."""
