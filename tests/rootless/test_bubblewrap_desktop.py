@@ -20,15 +20,17 @@ from PIL import Image
 
 from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
-from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.providers import bwrap_engine
-from arpo_replica.providers.bwrap_engine import why_no_sandbox
+from arpo_replica.config.desktop import DesktopConfig, RootConfig
+from arpo_replica.providers import root_files
 from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.container import ContainerProvider
+from arpo_replica.providers.pool import make_provider
+from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
 from arpo_replica.suites.osworld.client import stop_server
-from arpo_replica.tasks.model import Task
+from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import validate_tasks
 from real_tasks import EXAMPLES, at_hand
@@ -164,7 +166,7 @@ def test_nothing_is_left_of_a_killed_owner(image):
 
 @one_loop
 async def test_the_images_own_bubblewrap_stands_in_for_an_old_one(image, monkeypatch):
-    monkeypatch.setattr(bwrap_engine, "new_enough", lambda: False)
+    monkeypatch.setattr(root_files, "OLDEST", (99,))
     provider = ContainerProvider(config())
     provider.check()
     desktop = await provider.start("old")
@@ -176,21 +178,62 @@ async def test_the_images_own_bubblewrap_stands_in_for_an_old_one(image, monkeyp
 
 REFUSED = """
 import sys
-from arpo_replica.providers import bwrap_engine
-bwrap_engine.unprivileged = lambda number: []  # this root may not change its user
-open(f"/proc/sys/user/{sys.argv[1]}", "w").write("0")
-print(bwrap_engine.why_no_sandbox(["bwrap"]))
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.desktop import DesktopConfig as Config
+from arpo_replica.desktop import sandbox
+from arpo_replica.providers.pool import make_provider
+sandbox.unprivileged = lambda number: []  # this root may not change its user
+open(f"/proc/sys/user/{sys.argv[2]}", "w").write("0")
+try:
+    make_provider(Config.model_validate_json(sys.argv[1])).check()
+except UserError as error:
+    print(error)
 """
 
 
 @pytest.mark.parametrize("setting", ["max_user_namespaces", "max_net_namespaces"])
-def test_a_machine_that_forbids_namespaces_is_told_what_to_change(setting):
-    assert why_no_sandbox(["bwrap"]) == ""
+@pytest.mark.parametrize("kind", ["container", "process"])
+def test_a_machine_that_forbids_namespaces_is_told_what_to_change(kind, setting):
+    desktops = config() if kind == "container" else DesktopConfig()
+    make_provider(desktops).check()
     # A user namespace has such settings of its own: those of this machine stay.
-    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", REFUSED, setting]
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", REFUSED]
+    command += [desktops.model_dump_json(), setting]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.count("\n") == 1
     assert f"the administrator must raise user.{setting}" in said
+
+
+@one_loop
+@pytest.mark.parametrize("kind", ["file", "folder"])
+async def test_provider_process_takes_its_programs_from_the_image(image, kind, monkeypatch):
+    mounted = RootFileSystem(image, RootConfig(), "")
+    if kind == "folder":  # as on a GPU node: its bubblewrap is not new enough either
+        monkeypatch.setattr(root_files, "OLDEST", (99,))
+    place = image if kind == "file" else mounted.folder()
+    provider = ProcessProvider(DesktopConfig(screen=(168, 224), process={"image": place}))
+    provider.check()
+    facts = provider.describe()
+    assert facts["browser"].startswith("Chromium ") and len(facts["image"]) == (64 if kind == "file" else 0)
+    desktop = await provider.start("other")
+    try:
+        await desktop.reset(load_task(ROOT / "data/tasks/miniwob/click-button-s500.json"))
+        assert "/opt/chrome/chrome" in await inside(desktop, "ps -eo args")
+        before = await desktop.screenshot()
+        await desktop.act(Click(80, 120), "click-1")
+        assert await desktop.screenshot() != before
+        libraries = await inside(desktop, "ls -d /usr/lib/libreoffice")  # in the image alone
+        assert libraries == "/usr/lib/libreoffice"
+    finally:
+        await desktop.close()
+
+
+def test_an_image_that_lacks_programs_is_refused(tmp_path):
+    for name in ("usr/bin", "proc", "dev", "tmp"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    provider = ProcessProvider(DesktopConfig(process={"image": tmp_path / "root"}))
+    with pytest.raises(UserError, match=r"desktop\.process\.image\) lacks xvfb, openbox"):
+        provider.check()
 
 
 ANOTHER_ID = 64999
@@ -232,7 +275,7 @@ def open_folder():
 def test_an_ordinary_user_builds_a_system(way, open_folder):
     done, image = build_as_user(open_folder, way)
     assert done.returncode == 0, done.stderr[-2000:]
-    tree = RootFileSystem(image, image.parent)._unpack()
+    tree = RootFileSystem(image, RootConfig(scratch=image.parent), "")._unpack()
     assert (tree / "usr/bin/tree").is_file()
     assert (tree / "home/user").is_dir()
     assert list((tree / "dev").iterdir()) == []

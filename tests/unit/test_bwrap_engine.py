@@ -7,14 +7,20 @@ from types import SimpleNamespace
 import pytest
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.desktop import ContainerConfig
+from arpo_replica.config.desktop import ContainerConfig, RootConfig
+from arpo_replica.desktop import sandbox
 from arpo_replica.desktop.sandbox import DataFiles
-from arpo_replica.providers import bwrap_engine, call_filter, docker_engine, root_files
+from arpo_replica.providers import call_filter, docker_engine, root_files
 from arpo_replica.providers.bwrap_engine import BwrapEngine, sandbox_options
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
 from arpo_replica.providers.engine import ContainerSpec, chosen_engine
 from arpo_replica.providers.root_files import RootFileSystem
 from arpo_replica.tasks.model import Task
+
+
+def root_files_of(image, **own):
+    return RootFileSystem(image, RootConfig(**own), "desktop.container")
+
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x50001, 0x50026
 
@@ -116,9 +122,9 @@ def test_an_old_bubblewrap_gives_way_to_the_images(version, enough, tmp_path, mo
     old.write_text(f"#!/bin/sh\necho bubblewrap {version}\n")
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    engine = BwrapEngine(tmp_path / "image", tmp_path)
-    monkeypatch.setattr(engine._root, "folder", lambda: Path("/root-of-image"))
-    program = engine.program()
+    root = root_files_of(tmp_path / "image")
+    monkeypatch.setattr(root, "folder", lambda: Path("/root-of-image"))
+    program = root.bubblewrap()
     assert (program == ["bwrap"]) is enough
     assert enough or program[-1] == "/root-of-image/usr/bin/bwrap"
 
@@ -133,10 +139,14 @@ def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
 def test_another_image_than_the_pinned_one_is_refused(tmp_path):
     image = tmp_path / "desktop.squashfs"
     with pytest.raises(UserError, match="no desktop image"):
-        BwrapEngine(image, tmp_path).image("")
+        BwrapEngine(root_files_of(image)).image("")
     image.write_bytes(b"x")
-    with pytest.raises(UserError, match="image_sha256"):
-        BwrapEngine(image, tmp_path, "0" * 64).image("")
+    for place, words in (
+        (image, r"but desktop\.container\.image_sha256 is"),
+        (tmp_path, "which has no sha256"),
+    ):
+        with pytest.raises(UserError, match=words):
+            BwrapEngine(root_files_of(place, image_sha256="0" * 64)).image("")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +164,7 @@ def test_an_image_that_cannot_be_unpacked_is_one_sentence(program, free, words, 
     image = tmp_path / "desktop.squashfs"
     image.write_bytes(b"no squashfs")
     with pytest.raises(UserError, match=words) as caught:
-        RootFileSystem(image, tmp_path / "scratch" / "new").folder()
+        root_files_of(image, scratch=tmp_path / "scratch" / "new").folder()
     assert "\n" not in str(caught.value)
 
 
@@ -166,7 +176,8 @@ def test_an_image_that_cannot_be_unpacked_is_one_sentence(program, free, words, 
         ("Operation not permitted", {"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
         ("setting up uid map", {"kernel/apparmor_restrict_unprivileged_userns": "1"}, "AppArmor"),
         ("Operation not permitted", {}, "Docker daemon"),
+        ("Can't find source path /r: Permission denied", {}, r"chmod o+x"),
     ],
 )
 def test_what_stops_bubblewrap_is_named_with_its_fix(said, settings, fix):
-    assert fix in bwrap_engine._fix(said, lambda name: settings.get(name, ""))
+    assert fix in sandbox._fix(said, lambda name: settings.get(name, ""))

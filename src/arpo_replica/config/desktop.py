@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from arpo_replica.config.section import Positive, Section, plain_url, variable_name
 
@@ -34,20 +34,34 @@ Apps = Literal["core", "full"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ContainerConfig(Section):
+class RootConfig(Section):
+    """A root file system that is brought as a file or a folder."""
+
+    image_sha256: Sha256 | None = None
+    """What the squashfs file must be, where it was brought from elsewhere."""
+    scratch: Path = Path("/tmp")  # noqa: S108
+    """bubblewrap: folder of this machine to which the image is unpacked, once per user, where squashfuse
+    cannot mount it; about 2 GB."""
+
+
+class ProcessConfig(RootConfig):
+    """Desktops as processes of this machine (`provider: process`)."""
+
+    image: Path | None = None
+    """Where the desktops' programs come from. Empty: this machine's Debian packages. Otherwise, for machines
+    of another distribution, a squashfs file as `build_desktop_image` makes it, or the folder of a Debian
+    system."""
+
+
+class ContainerConfig(RootConfig):
     """Desktops in containers of our Debian image (`provider: container`)."""
 
     engine: Literal["auto", "docker", "bwrap"] = "auto"
     """What runs them: a Docker daemon, or bubblewrap as an ordinary user, without Docker, KVM or root.
     `auto`: the daemon if one answers, else bubblewrap."""
     image: str = BUILT_IMAGE
-    """Image of the desktops: of the daemon, or for bubblewrap the path of a squashfs file. The default one
-    is built by the workflow (rule `build_desktop_image`)."""
-    image_sha256: Sha256 | None = None
-    """What the squashfs file must be, where it was brought from elsewhere."""
-    scratch: Path = Path("/tmp")  # noqa: S108
-    """bubblewrap: folder of this machine to which the image is unpacked, once per user, where squashfuse
-    cannot mount it; about 2 GB."""
+    """Image of the desktops: of the daemon, or for bubblewrap the path of a squashfs file or of an unpacked
+    folder. The default one is built by the workflow (rule `build_desktop_image`)."""
     apps: Apps = "full"
     """What is in the image that is built: `full`, or `core`, without Thunderbird and some tools."""
     cpus: float = Field(default=2.0, gt=0)
@@ -167,12 +181,20 @@ class DesktopConfig(Section):
     pause_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
     """Shortest time from any other action to the next screenshot. OSWorld's runner: 2 s; what a timer changes
     later than that is not seen there either."""
+    process: ProcessConfig = ProcessConfig()
+    """Desktops as processes of this machine (`provider: process`)."""
     container: ContainerConfig = ContainerConfig()
     """Desktops in containers (`provider: container`)."""
     osworld: OSWorldConfig = OSWorldConfig()
     """Desktops by `desktop-env` (`provider: osworld`)."""
     remote: RemoteConfig = RemoteConfig()
     """Desktops of another machine (`provider: remote`)."""
+
+    @model_validator(mode="after")
+    def _image_needs_namespaces(self) -> DesktopConfig:
+        if self.process.image is not None and self.isolation != "namespace":
+            raise ValueError("desktop.process.image needs desktop.isolation: namespace")
+        return self
 
     @field_validator("screen")
     @classmethod

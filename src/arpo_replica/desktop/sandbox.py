@@ -10,10 +10,12 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from guest.files import StaticFile
 
 CHROMIUM = Path("/usr/lib/chromium/chromium")
 PYTHON = "/usr/bin/python3"
+HOST = Path("/")
+"""The system of this machine."""
 USER_ID = 1000
 """The desktop's user as seen inside: OSWorld's ``user``."""
 ETC = (
@@ -106,23 +110,26 @@ def guest_command(config: GuestConfig) -> list[str]:
     return [PYTHON, "-m", "guest", json.dumps(asdict(config))]
 
 
-def system_files(etc: Iterable[str]) -> list[str]:
-    """bubblewrap's arguments for the system's programs and the files of /etc with these names, read-only."""
-    args = ["--ro-bind", "/usr", "/usr"]
+def system_files(etc: Iterable[str], root: Path = HOST) -> list[str]:
+    """bubblewrap's arguments for the programs of the system below ``root`` and its files of /etc with these
+    names, read-only."""
+    args = ["--ro-bind", str(root / "usr"), "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/") / name
+        path = root / name
         if path.is_symlink():
-            args += ["--symlink", str(path.readlink()), str(path)]
+            args += ["--symlink", str(path.readlink()), f"/{name}"]
         elif path.exists():
-            args += ["--ro-bind", str(path), str(path)]
+            args += ["--ro-bind", str(path), f"/{name}"]
     for name in etc:
-        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        args += ["--ro-bind-try", str(root / "etc" / name), f"/etc/{name}"]
     return args
 
 
 def bubblewrap(
     config: GuestConfig,
     *,
+    program: Iterable[str],
+    root: Path,
     disk_mb: int,
     files: dict[str, StaticFile],
     archives: dict[str, bytes],
@@ -131,13 +138,14 @@ def bubblewrap(
 ) -> list[str]:
     """bubblewrap's command line for the guest.
 
-    ``disk_mb`` is split between home (half), /tmp and /dev/shm (a quarter each). ``archives``: path
+    ``program``: how bubblewrap is called. ``root``: the system whose programs the desktop has. ``disk_mb``
+    is split between home (half), /tmp and /dev/shm (a quarter each). ``archives``: path
     inside -> content. ``info_fd``: where bubblewrap writes the id of the first process.
     """
     quarter = str(max(disk_mb // 4, 1) << 20)
     half = str(max(disk_mb // 2, 1) << 20)
     args = [
-        "bwrap",
+        *program,
         "--info-fd",
         str(info_fd),
         "--unshare-all",
@@ -147,13 +155,13 @@ def bubblewrap(
         "desktop",
     ]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv"]
-    args += system_files(ETC)
-    args += ["--ro-bind-try", "/var/cache/fontconfig", "/var/cache/fontconfig"]
+    args += system_files(ETC, root)
+    args += ["--ro-bind-try", str(root / "var/cache/fontconfig"), "/var/cache/fontconfig"]
     args += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
     args += ["--proc", "/proc", "--dev", "/dev", "--dir", "/run"]
     for place, size in ((config.home, half), (config.tmp, quarter), ("/dev/shm", quarter)):  # noqa: S108
         args += ["--perms", "0700" if place == config.home else "1777", "--size", size, "--tmpfs", place]
-    args += _chromium(Path(config.chromium))
+    args += _chromium(Path(config.chromium), root)
     for place, text in ACCOUNTS.items():
         args += ["--perms", "0644", "--ro-bind-data", data.add(text.encode()), place]
     for place, file in files.items():
@@ -175,15 +183,65 @@ def bubblewrap(
 GUEST_ARCHIVE = "/opt/desktop/guest.zip"
 
 
-def _chromium(program: Path) -> list[str]:
+def _chromium(program: Path, root: Path) -> list[str]:
     """Debian's Chromium at another place, so that its processes are called what tasks expect: ``chrome``."""
-    args: list[str] = []
-    for entry in sorted(CHROMIUM.parent.iterdir()):
-        if entry == CHROMIUM:
-            args += ["--ro-bind", str(entry), str(program)]
-        else:
-            args += ["--symlink", str(entry), str(program.parent / entry.name)]
+    args = ["--ro-bind", str(below(root, CHROMIUM)), str(program)]
+    for entry in sorted(below(root, CHROMIUM.parent).iterdir()):
+        if entry.name not in (CHROMIUM.name, program.name):  # our image has renamed it already
+            args += ["--symlink", str(CHROMIUM.parent / entry.name), str(program.parent / entry.name)]
     return args
+
+
+def below(root: Path, path: Path | str) -> Path:
+    """Where an absolute path of the system below ``root`` is."""
+    return root / str(path).lstrip("/")
+
+
+def bwrap_version(bubblewrap: Iterable[str] = ("bwrap",)) -> tuple[int, ...]:
+    """Of a bubblewrap; (0,) if there is none."""
+    try:
+        done = subprocess.run([*bubblewrap, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return (0,)
+    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)) or (0,)
+
+
+def why_no_sandbox(command: list[str], fds: Iterable[int] = ()) -> str:
+    """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
+    nothing.
+
+    ``command``: the launcher's own, with a program that ends at once. ``fds``: files that it reads.
+    """
+    command = [*unprivileged(0), *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=list(fds), cwd="/")
+    if done.returncode == 0:
+        return ""
+    said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    return f"bubblewrap cannot make a desktop here ({said[:160]}): {_fix(said, _sysctl)}."
+
+
+def _fix(said: str, sysctl: Callable[[str], str]) -> str:
+    """The cause's remedy, by what bubblewrap said and the kernel's settings."""
+    if "find source path" in said:
+        return "let other users enter that folder and those above it (chmod o+x), or name another one"
+    for name in ("user/max_user_namespaces", "user/max_net_namespaces"):
+        if sysctl(name) == "0":
+            return f"the administrator must raise {name.replace('/', '.')} (sysctl), which is 0"
+    if sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "sysctl kernel.unprivileged_userns_clone=1"
+    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "load AppArmor's profile bwrap-userns-restrict, or "
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    return "allow user namespaces (in a container: without its seccomp filter), or use a Docker daemon"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""
 
 
 class PlainFolder:

@@ -107,7 +107,10 @@ def precision(config: StudyConfig, machine: Machine) -> Finding:
     return ok(words) if half < 5 else warn(words, "raise evaluation.trials")
 
 
-@check("a browser that starts", lambda config: config.desktop.provider == "process")
+@check(
+    "a browser that starts",
+    lambda config: config.desktop.provider == "process" and config.desktop.process.image is None,
+)
 def chromium(config: StudyConfig, machine: Machine) -> Finding:
     """The real program: Ubuntu's package is a wrapper around a snap, which cannot run in a sandbox."""
     program = str(sandbox.CHROMIUM)

@@ -11,25 +11,28 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import Apps
-from arpo_replica.desktop.sandbox import USER_ID, DataFiles, unprivileged, unprivileged_id
+from arpo_replica.desktop.sandbox import (
+    USER_ID,
+    DataFiles,
+    below,
+    bwrap_version,
+    unprivileged,
+    unprivileged_id,
+    why_no_sandbox,
+)
 from arpo_replica.providers.call_filter import desktop_filter
 from arpo_replica.providers.engine import ContainerSpec
-from arpo_replica.providers.root_files import RootFileSystem, build_rootfs, record_of
+from arpo_replica.providers.root_files import OLDEST, RootFileSystem, build_rootfs
 
-OLDEST = (0, 8)
-"""Of bubblewrap: the first that can forbid further user namespaces."""
 STOP_S = 10.0
 FIRST_TO_GO = ("sh", "-c", 'echo 800 >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Command prefix: if the machine runs out of memory, desktops go before the job that uses them."""
@@ -67,11 +70,8 @@ class _Sandbox:
 class BwrapEngine:
     """See ``engine.Engine``."""
 
-    def __init__(self, image: Path, scratch: Path, sha256: str | None = None) -> None:
-        """``sha256``: what the image must be; None: not looked at."""
-        self._image = image
-        self._sha256 = sha256
-        self._root = RootFileSystem(image, scratch)
+    def __init__(self, root: RootFileSystem) -> None:
+        self._root = root
         self._sandboxes: dict[str, _Sandbox] = {}
         self._lock = threading.Lock()
         self._number = itertools.count()
@@ -80,53 +80,32 @@ class BwrapEngine:
         """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
         self._root.check()
         # An image that is not there yet brings a bubblewrap that cannot be tried yet.
-        if (new_enough() or self._image.is_file()) and (problem := why_no_sandbox(self.program())):
-            raise UserError(problem)
+        if self._root.image.exists() or bwrap_version() >= OLDEST:
+            data = DataFiles()
+            command = [*FIRST_TO_GO, *self._root.bubblewrap(), *_closed_in(self._root.tried(), data)]
+            command += ["--perms", "0700", "--size", str(1 << 20), "--tmpfs", "/tmp"]  # noqa: S108 - its own
+            problem = why_no_sandbox([*command, "--", *_limited(64), "true"], data.fds)
+            data.close()
+            if problem:
+                raise UserError(problem)
 
     def build(self, apps: Apps, output: TextIO) -> dict[str, Any]:
         """See the protocol. By an ordinary user where Debian's tools allow it (envs/desktop/rootfs.sh)."""
         return build_rootfs(apps, output)
 
     def image(self, name: str) -> dict[str, Any]:
-        """``{id, tags, labels}`` of the image. Raises ``UserError`` if its file is not there."""
-        if not self._image.is_file():
-            raise UserError(
-                f"There is no desktop image {self._image}; build it "
-                "(snakemake --forcerun build_desktop_image) or correct desktop.container.image."
-            )
-        if self._sha256 is not None and self._sha256 != (found := remembered_sha256(self._image)):
-            raise UserError(
-                f"{self._image} has sha256 {found}, but desktop.container.image_sha256 is {self._sha256}: "
-                "bring that file, or correct the key."
-            )
-        record = record_of(self._image)
-        about = json.loads(record.read_bytes()) if record.is_file() else {}
-        return {
-            "id": about.get("sha256", ""),
-            "tags": [],
-            "labels": {"arpo.inputs": about.get("inputs_sha256", "")},
-        }
-
-    def version(self) -> str:
-        """Version of bubblewrap."""
-        return ".".join(map(str, _version(self.program())))
-
-    def program(self) -> list[str]:
-        """bubblewrap: the machine's own if it is new enough, else the image's, which runs by the image's own
-        libraries."""
-        if new_enough():
-            return ["bwrap"]
-        libraries = self._root.folder() / "usr/lib/x86_64-linux-gnu"
-        loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
-        return [*loader, str(self._root.folder() / "usr/bin/bwrap")]
+        """``{id, tags, labels}`` of the image. Raises ``UserError`` if it is not there or another one."""
+        about = self._root.identify()
+        return {"id": about.get("sha256", ""), "labels": {"arpo.inputs": about.get("inputs_sha256", "")}}
 
     def describe(self) -> dict[str, Any]:
         """What records say of the engine."""
-        return {"engine": "bwrap", "bubblewrap": self.version(), "root": self._root.way, "sudo": "stand-in"}
+        version = ".".join(map(str, bwrap_version(self._root.bubblewrap())))
+        return {"engine": "bwrap", "bubblewrap": version, "root": self._root.way, "sudo": "stand-in"}
 
     def read(self, image: str, path: str) -> bytes:
         """A file of the image."""
-        return (self._root.folder() / path.lstrip("/")).read_bytes()
+        return below(self._root.folder(), path).read_bytes()
 
     def run(self, spec: ContainerSpec) -> None:
         """Start a desktop. Raises ``DesktopError``."""
@@ -140,7 +119,7 @@ class BwrapEngine:
             command = [
                 *unprivileged(number),
                 *FIRST_TO_GO,
-                *self.program(),
+                *self._root.bubblewrap(),
                 *sandbox_options(self._root.folder(), spec, data, writer),
             ]
             process = subprocess.Popen(
@@ -203,20 +182,6 @@ class BwrapEngine:
         return []
 
 
-def new_enough() -> bool:
-    """True if this machine's own bubblewrap can close a desktop in."""
-    return _version(["bwrap"]) >= OLDEST
-
-
-def _version(bubblewrap: list[str]) -> tuple[int, ...]:
-    """Of a bubblewrap; (0,) if there is none."""
-    try:
-        done = subprocess.run([*bubblewrap, "--version"], capture_output=True, text=True, check=False)
-    except OSError:
-        return (0,)
-    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)) or (0,)
-
-
 def sandbox_options(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
     """bubblewrap's options for one desktop. Its first process is the guest, which then limits the rest."""
     args = _closed_in(root, data)
@@ -256,45 +221,3 @@ def _closed_in(root: Path, data: DataFiles) -> list[str]:
 def _limited(processes: int) -> list[str]:
     """Command prefix: inside the namespace, where the limit counts this desktop's processes alone."""
     return ["prlimit", f"--nproc={processes}", "--core=0", "--"]
-
-
-def why_no_sandbox(bubblewrap: list[str]) -> str:
-    """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
-    nothing.
-
-    Runs the launcher's own command, on this machine's own files.
-    """
-    data = DataFiles()
-    try:
-        command = [*unprivileged(0), *FIRST_TO_GO, *bubblewrap, *_closed_in(Path("/"), data)]
-        command += ["--perms", "0700", "--size", str(1 << 20), "--tmpfs", "/tmp"]  # noqa: S108 - its own
-        command += ["--", *_limited(64), "true"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=data.fds)
-    finally:
-        data.close()
-    if done.returncode == 0:
-        return ""
-    said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-    return f"bubblewrap cannot make a desktop here ({said[:160]}): {_fix(said, _sysctl)}."
-
-
-def _fix(said: str, sysctl: Callable[[str], str]) -> str:
-    """The cause's remedy, by what bubblewrap said and the kernel's settings."""
-    for name in ("user/max_user_namespaces", "user/max_net_namespaces"):
-        if sysctl(name) == "0":
-            return f"the administrator must raise {name.replace('/', '.')} (sysctl), which is 0"
-    if sysctl("kernel/unprivileged_userns_clone") == "0":
-        return "sysctl kernel.unprivileged_userns_clone=1"
-    if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "load AppArmor's profile bwrap-userns-restrict, or "
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-        )
-    return "allow user namespaces (in a container: without its seccomp filter), or use a Docker daemon"
-
-
-def _sysctl(name: str) -> str:
-    try:
-        return Path("/proc/sys", name).read_text().strip()
-    except OSError:
-        return ""

@@ -120,12 +120,12 @@ class DockerEngine:
         return {"tag": tag, "inputs_sha256": digest, "base": inputs.base, "size_bytes": size}
 
     def image(self, name: str) -> dict[str, Any]:
-        """``{id, tags, labels}`` of an image. Raises ``UserError`` if the daemon has none of that name."""
+        """``{id, labels}`` of an image. Raises ``UserError`` if the daemon has none of that name."""
         try:
             image = self._client.images.get(name)
         except ImageNotFound:
             raise _no_image(name) from None
-        return {"id": image.id, "tags": image.tags, "labels": image.labels}
+        return {"id": image.id, "labels": image.labels}
 
     def version(self) -> str:
         """Version of the daemon."""

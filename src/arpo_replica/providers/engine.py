@@ -43,7 +43,7 @@ class Engine(Protocol):
         """
 
     def image(self, name: str) -> dict[str, Any]:
-        """``{id, tags, labels}`` of an image. Raises ``UserError`` if there is none of that name."""
+        """``{id, labels}`` of an image. Raises ``UserError`` if there is none of that name."""
 
     def read(self, image: str, path: str) -> bytes:
         """A file of an image."""
@@ -83,7 +83,7 @@ def make_engine(own: ContainerConfig) -> Engine:
 
         return DockerEngine()
     from arpo_replica.providers.bwrap_engine import BwrapEngine
-    from arpo_replica.providers.root_files import rootfs_path
+    from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
 
     image = rootfs_path(own.apps) if own.image == BUILT_IMAGE else Path(own.image)
-    return BwrapEngine(image, own.scratch, own.image_sha256)
+    return BwrapEngine(RootFileSystem(image, own, "desktop.container"))

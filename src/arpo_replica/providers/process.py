@@ -25,6 +25,7 @@ from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
+from arpo_replica.providers.root_files import RootFileSystem
 from guest.config import GuestConfig
 from guest.files import POLICY, static_files
 from guest.processes import descendants, kill
@@ -33,11 +34,17 @@ KILL_S = 5.0
 
 
 @dataclass(frozen=True)
-class Archives:
-    """What a desktop is made of, as zip archives."""
+class Parts:
+    """What a desktop is made of."""
 
     guest: bytes
+    """Zip archive."""
     assets: dict[str, bytes]
+    """Zip archives."""
+    bubblewrap: list[str]
+    """How it is called."""
+    root: Path
+    """The system whose programs the desktop has."""
 
 
 class RunningGuest(Running):
@@ -79,7 +86,7 @@ class RunningGuest(Running):
             await asyncio.to_thread(self.folder.remove)
 
 
-async def launch(config: DesktopConfig, number: int, archives: Archives) -> RunningGuest:
+async def launch(config: DesktopConfig, number: int, parts: Parts) -> RunningGuest:
     """Start one guest; it takes a second until it answers. Raises ``DesktopError``.
 
     ``number`` is unique in this process.
@@ -105,11 +112,11 @@ async def launch(config: DesktopConfig, number: int, archives: Archives) -> Runn
         )
         if config.isolation == "namespace":
             _pipe(lent, kept, ours_reads=True)
-            command, environment = _namespaced(base, config.disk_mb, archives, data, lent[3]), None
+            command, environment = _namespaced(base, config.disk_mb, parts, data, lent[3]), None
         else:
             user = sandbox.unprivileged_id(number)
             folder = sandbox.PlainFolder(user)
-            command, environment = _plain(base, archives, folder)
+            command, environment = _plain(base, parts, folder)
         process = await asyncio.create_subprocess_exec(
             *sandbox.unprivileged(number),
             *command,
@@ -169,19 +176,21 @@ async def _find_first_process(running: RunningGuest, info_fd: int, limit_s: floa
 
 
 def _namespaced(
-    base: GuestConfig, disk_mb: int, archives: Archives, data: sandbox.DataFiles, info_fd: int
+    base: GuestConfig, disk_mb: int, parts: Parts, data: sandbox.DataFiles, info_fd: int
 ) -> list[str]:
-    places = {name: f"/opt/desktop/assets/{name}.zip" for name in archives.assets}
+    places = {name: f"/opt/desktop/assets/{name}.zip" for name in parts.assets}
     config = replace(
         base,
         display="0",
         assets=places,
         memory_folders=(base.home, base.tmp, "/dev/shm"),  # noqa: S108 - the sandbox's own
     )
-    contents = {places[name]: archive for name, archive in archives.assets.items()}
-    contents[sandbox.GUEST_ARCHIVE] = archives.guest
+    contents = {places[name]: archive for name, archive in parts.assets.items()}
+    contents[sandbox.GUEST_ARCHIVE] = parts.guest
     return sandbox.bubblewrap(
         config,
+        program=parts.bubblewrap,
+        root=parts.root,
         disk_mb=disk_mb,
         files=static_files(config),
         archives=contents,
@@ -190,16 +199,14 @@ def _namespaced(
     )
 
 
-def _plain(
-    base: GuestConfig, archives: Archives, folder: sandbox.PlainFolder
-) -> tuple[list[str], dict[str, str]]:
+def _plain(base: GuestConfig, parts: Parts, folder: sandbox.PlainFolder) -> tuple[list[str], dict[str, str]]:
     """The fallback: no namespaces. Own ports, and Chromium's own rules keep it to its site."""
     site, devtools = _free_port(), _free_port()
     rules = ",".join(f"MAP {host}:8000 127.0.0.1:{site}" for host in ("localhost", "127.0.0.1"))
     assets = {
-        name: str(folder.write(f"assets/{name}.zip", archive)) for name, archive in archives.assets.items()
+        name: str(folder.write(f"assets/{name}.zip", archive)) for name, archive in parts.assets.items()
     }
-    guest = folder.write("guest.zip", archives.guest)
+    guest = folder.write("guest.zip", parts.guest)
     config = replace(
         base,
         home=str(folder.private("home")),
@@ -235,8 +242,8 @@ PROGRAMS = {
     "Xvfb": "xvfb",
     "openbox": "openbox",
     "setpriv": "util-linux",
-    sandbox.PYTHON: "python3",
-    str(sandbox.CHROMIUM): "chromium",
+    "python3": "python3",
+    "chromium": "chromium",
 }
 MODULES = {"aiohttp": "python3-aiohttp", "Xlib": "python3-xlib", "PIL": "python3-pil"}
 
@@ -246,9 +253,9 @@ class ProcessDesktop(GuestDesktop):
 
     _running: RunningGuest | None
 
-    def __init__(self, name: str, config: DesktopConfig, archives: Archives, number: int) -> None:
+    def __init__(self, name: str, config: DesktopConfig, parts: Parts, number: int) -> None:
         super().__init__(name, config)
-        self._archives = archives
+        self._parts = parts
         self._number = number
 
     @property
@@ -257,7 +264,7 @@ class ProcessDesktop(GuestDesktop):
         return None if self._running is None else self._running.process.pid
 
     async def _launch(self) -> RunningGuest:
-        return await launch(self._config, self._number, self._archives)
+        return await launch(self._config, self._number, self._parts)
 
 
 class ProcessProvider:
@@ -271,67 +278,75 @@ class ProcessProvider:
         self._config = config
         self._assets = assets
         self._numbers = itertools.count()
+        own = config.process
+        self._image = None if own.image is None else RootFileSystem(own.image, own, "desktop.process")
 
     def check(self) -> None:
         """Raises ``UserError`` naming what is missing and how to install it."""
-        missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-        if self._config.isolation == "namespace" and shutil.which("bwrap") is None:
+        if self._image is not None:
+            self._image.identify()
+            self._image.check()
+        parts, namespaces = self._parts, self._config.isolation == "namespace"
+        path = os.pathsep.join(str(parts.root / folder) for folder in ("usr/bin", "usr/lib/chromium"))
+        missing = [
+            package for program, package in PROGRAMS.items() if shutil.which(program, path=path) is None
+        ]
+        if namespaces and shutil.which(parts.bubblewrap[0]) is None:
             missing.append("bubblewrap")
-        if "python3" not in missing:
-            missing += [package for module, package in MODULES.items() if not _has_module(module)]
+        problem = ""
+        if namespaces and "bubblewrap" not in missing:
+            problem = sandbox.why_no_sandbox([*self._sandbox, "true"])
+        if self._image is None or not problem:
+            missing += [package for module, package in MODULES.items() if not self._has_module(module)]
+        if missing and self._image is not None:
+            raise UserError(
+                f"{self._image.image} (desktop.process.image) lacks {', '.join(missing)}: give an image that "
+                "build_desktop_image has made."
+            )
         if missing:
             raise UserError(f"Desktops need Debian packages; run: apt-get install {' '.join(missing)}")
-        self._read_archives()
-        if self._config.isolation == "namespace":
-            _check_namespaces()
+        if problem:
+            raise UserError(f"{problem.rstrip('.')}, or set desktop.isolation to 'browser'.")
 
     @functools.cached_property
-    def _archives(self) -> Archives:
-        return self._read_archives()
+    def _parts(self) -> Parts:
+        guest, assets = sandbox.pack_guest(), pack_assets(self._assets)
+        if self._image is None:
+            return Parts(guest, assets, ["bwrap"], sandbox.HOST)
+        return Parts(guest, assets, self._image.bubblewrap(), self._image.folder())
 
-    def _read_archives(self) -> Archives:
-        return Archives(sandbox.pack_guest(), pack_assets(self._assets))
+    @property
+    def _sandbox(self) -> list[str]:
+        """Command prefix: among the programs that desktops have, closed in as these are."""
+        parts = self._parts
+        options = ["--unshare-all", "--die-with-parent", "--ro-bind", str(parts.root), "/", "--proc", "/proc"]
+        options += ["--dev", "/dev", "--size", "1048576", "--tmpfs", "/tmp"]  # noqa: S108  # bubblewrap >= 0.7
+        return [*parts.bubblewrap, *options]
+
+    def _output(self, *command: str) -> str:
+        """What a program of the desktops prints."""
+        inside = [] if self._image is None else [*sandbox.unprivileged(0), *self._sandbox]
+        done = subprocess.run([*inside, *command], capture_output=True, text=True, check=False, cwd="/")
+        return done.stdout.strip()
+
+    def _has_module(self, name: str) -> bool:
+        code = f"import importlib.util; print(importlib.util.find_spec({name!r}) is not None)"
+        return self._output("env", "-i", sandbox.PYTHON, "-c", code) == "True"
 
     async def start(self, name: str) -> ProcessDesktop:
-        desktop = ProcessDesktop(name, self._config, self._archives, next(self._numbers))
+        desktop = ProcessDesktop(name, self._config, self._parts, next(self._numbers))
         await desktop.start()
         return desktop
 
     def describe(self) -> dict[str, Any]:
         config = self._config
-        return {
+        version = ("dpkg-query", "--showformat=${Version}", "--show")
+        about = {
             "provider": config.provider,
             "isolation": config.isolation,
             "screen": list(config.screen),
-            "browser": _output([str(sandbox.CHROMIUM), "--version"]),
-            "x_server": _package_version("xvfb"),
-            "window_manager": _package_version("openbox"),
+            "browser": self._output(str(sandbox.CHROMIUM), "--version"),
+            "x_server": f"xvfb {self._output(*version, 'xvfb')}",
+            "window_manager": f"openbox {self._output(*version, 'openbox')}",
         }
-
-
-def _has_module(name: str) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
-    return subprocess.run([sandbox.PYTHON, "-c", code], env={}, check=False).returncode == 0
-
-
-def _check_namespaces() -> None:
-    test = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc"]
-    test += ["--size", "1048576", "--tmpfs", "/tmp", "true"]  # noqa: S108  # as the sandbox does; bubblewrap >= 0.7
-    result = subprocess.run(
-        [*sandbox.unprivileged(0), *test], capture_output=True, text=True, check=False, timeout=30, cwd="/"
-    )
-    if result.returncode != 0:
-        raise UserError(
-            "This machine does not let bubblewrap make namespaces "
-            f"({result.stderr.strip()[-200:]}); allow user namespaces (in Docker: --security-opt "
-            "seccomp=unconfined; on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0), or set "
-            "desktop.isolation to 'browser'."
-        )
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _package_version(package: str) -> str:
-    return f"{package} {_output(['dpkg-query', '--showformat=${Version}', '--show', package])}"
+        return about if self._image is None else {**about, "image": self._image.identify()["sha256"]}

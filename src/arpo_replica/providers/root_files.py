@@ -18,14 +18,17 @@ from typing import Any, TextIO
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import cache_folder, file_sha256, write_atomically
+from arpo_replica.base.files import cache_folder, file_sha256, remembered_sha256, write_atomically
 from arpo_replica.base.locks import locked
-from arpo_replica.config.desktop import Apps
+from arpo_replica.config.desktop import Apps, RootConfig
+from arpo_replica.desktop.sandbox import HOST, bwrap_version
 from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.desktop_image import FOLDER, ImageInputs, gather, run
 
 SUITE = "bookworm"
 """Of the system that ``rootfs.sh`` installs."""
+OLDEST = (0, 8)
+"""Of bubblewrap: the first that can forbid further user namespaces."""
 UNPACKED = 3 << 30
 """Bytes that the unpacked image and its making need."""
 START_S = 20.0
@@ -71,20 +74,60 @@ class RootFileSystem:
     user, to ``scratch``.
     """
 
-    def __init__(self, image: Path, scratch: Path) -> None:
+    def __init__(self, image: Path, own: RootConfig, section: str) -> None:
+        """``image``: the squashfs, or a folder that holds what it would. ``section``: of the config, whose
+        keys errors name."""
         self.image = image
-        self._scratch = scratch
+        self._own, self._section = own, section
         self._lock = threading.Lock()
         self._folder: Path | None = None
         self.way = ""
-        """``squashfuse`` or ``unpacked``, once it is there."""
+        """``squashfuse``, ``unpacked`` or ``folder``, once it is there."""
 
     def folder(self) -> Path:
         """The root. Blocks: a second by squashfuse, ten to unpack. Raises ``UserError``."""
         with self._lock:
             if self._folder is None:
-                self._folder = self._mount() if can_mount() else self._unpack()
+                if self.image.is_dir():
+                    self._folder, self.way = self.image.resolve(), "folder"
+                else:
+                    self._folder = self._mount() if can_mount() else self._unpack()
             return self._folder
+
+    def tried(self) -> Path:
+        """The root for a try whether a sandbox can be made: this machine's own for a file, which would have
+        to be mounted first."""
+        return self.image.resolve() if self.image.is_dir() else HOST
+
+    def bubblewrap(self) -> list[str]:
+        """How to call bubblewrap: the machine's own if it is new enough, else the image's, which runs by the
+        image's own libraries."""
+        if bwrap_version() >= OLDEST:
+            return ["bwrap"]
+        libraries = self.folder() / "usr/lib/x86_64-linux-gnu"
+        loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
+        return [*loader, str(self.folder() / "usr/bin/bwrap")]
+
+    def identify(self) -> dict[str, Any]:
+        """What is known of the image: ``sha256``, ``inputs_sha256``. Raises ``UserError`` if it is not there
+        or another one than the config says."""
+        wanted = self._own.image_sha256
+        if not self.image.exists():
+            raise UserError(
+                f"There is no desktop image {self.image}; build it "
+                f"(snakemake --forcerun build_desktop_image) or correct {self._section}.image."
+            )
+        if wanted is not None and self.image.is_dir():
+            raise UserError(
+                f"{self.image} is a folder, which has no sha256: leave out {self._section}.image_sha256."
+            )
+        if wanted is not None and wanted != (found := remembered_sha256(self.image)):
+            raise UserError(
+                f"{self.image} has sha256 {found}, but {self._section}.image_sha256 is {wanted}: "
+                "bring that file, or correct the key."
+            )
+        record = record_of(self.image)
+        return json.loads(record.read_bytes()) if record.is_file() else {"sha256": wanted or ""}
 
     def _mount(self) -> Path:
         place = Path(tempfile.mkdtemp(prefix="arpo-root-"))
@@ -112,24 +155,25 @@ class RootFileSystem:
 
     def check(self) -> None:
         """Raises ``UserError`` if this machine can neither mount the image nor has the means to unpack it."""
-        if can_mount() or self._tree().is_dir():
+        if self.image.is_dir() or can_mount() or self._tree().is_dir():
             return
         if shutil.which("unsquashfs") is None:
             raise UserError(
                 f"{self.image} can be neither mounted (squashfuse, /dev/fuse) nor unpacked: "
                 "apt-get install squashfuse squashfs-tools."
             )
-        place = next(path for path in (self._scratch, *self._scratch.parents) if path.is_dir())
+        scratch = self._own.scratch
+        place = next(path for path in (scratch, *scratch.parents) if path.is_dir())
         if (free := shutil.disk_usage(place).free) < UNPACKED:
             raise UserError(
-                f"{self._scratch} (desktop.container.scratch) has {free >> 20} MiB free, but the unpacked "
+                f"{scratch} ({self._section}.scratch) has {free >> 20} MiB free, but the unpacked "
                 f"desktop image needs {UNPACKED >> 20}: name a folder of this machine with more room."
             )
 
     def _tree(self) -> Path:
         """Where the image is, once it is unpacked."""
         name = f"{self.image.resolve()} {self.image.stat().st_mtime_ns}" if self.image.is_file() else ""
-        shelf = self._scratch / f"arpo-desktop-{os.geteuid()}"
+        shelf = self._own.scratch / f"arpo-desktop-{os.geteuid()}"
         return shelf / hashlib.sha256(name.encode()).hexdigest()[:16]
 
     def _unpack(self) -> Path:
@@ -139,7 +183,7 @@ class RootFileSystem:
         shelf.mkdir(mode=0o711, parents=True, exist_ok=True)
         if shelf.stat().st_uid != os.geteuid():
             raise UserError(
-                f"{shelf} belongs to another user; set desktop.container.scratch to a folder of yours."
+                f"{shelf} belongs to another user; set {self._section}.scratch to a folder of yours."
             )
         with locked(done.with_suffix(".lock"), "unpacks the desktop image"):
             if not done.is_dir():
@@ -152,7 +196,7 @@ class RootFileSystem:
                     shutil.rmtree(part, ignore_errors=True)
                     words = (result.stderr.strip().splitlines() or ["unsquashfs failed"])[-1][:200]
                     raise UserError(
-                        f"{self.image} cannot be unpacked to {shelf} (desktop.container.scratch): {words}."
+                        f"{self.image} cannot be unpacked to {shelf} ({self._section}.scratch): {words}."
                     )
                 part.rename(done)
         self.way = "unpacked"
