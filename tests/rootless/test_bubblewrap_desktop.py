@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,8 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig, RootConfig
-from arpo_replica.providers import root_files
+from arpo_replica.providers import bwrap_engine, root_files
+from arpo_replica.providers.bwrap_engine import why_no_network
 from arpo_replica.providers.call_filter import owners_filter
 from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.providers.pool import make_provider
@@ -39,6 +41,8 @@ pytestmark = pytest.mark.rootless
 one_loop = pytest.mark.asyncio(loop_scope="module")
 DOCKER = ROOT / "data/osworld/validation_container.json"
 WAYS = ("noop", "fail", "oracle")
+FAR = "198.18.7.1"
+"""Of the addresses for tests between networks (RFC 2544)."""
 APPS = os.environ.get("ARPO_ROOTLESS_APPS", "core")
 
 
@@ -103,6 +107,47 @@ async def test_it_may_not_leave(desktop):
     assert "CapBnd:\t0000000000000000" in status and "Seccomp:\t2" in status
 
 
+@pytest.fixture
+def far(monkeypatch):
+    """An address of this machine that nobody closes stands for one outside; only root can make it."""
+    if os.geteuid() != 0:
+        yield None
+        return
+    outside = bwrap_engine.outside()
+    subprocess.run(["ip", "address", "replace", f"{FAR}/32", "dev", "lo"], check=True)
+    monkeypatch.setattr(bwrap_engine, "outside", lambda: outside)
+    yield FAR
+    subprocess.run(["ip", "address", "delete", f"{FAR}/32", "dev", "lo"], check=True)
+
+
+@one_loop
+async def test_a_task_that_declares_a_network_gets_out_but_not_to_this_machine(image, far):
+    if problem := why_no_network():
+        assert not os.environ.get("ARPO_REQUIRE_ROOTLESS"), problem
+        pytest.skip(problem)
+    here = {one[4][0] for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    closed = {*bwrap_engine.outside()[-1].split(), *here, "127.0.0.1"} - {bwrap_engine.LINK_LOCAL}
+    desktop = await ContainerProvider(config()).start("networked")
+    try:
+        await desktop.reset(task(proxy=True))
+        process = next(iter(desktop._provider._engine._sandboxes.values())).process
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+
+            async def reaches(address):
+                line = f"timeout 3 bash -c '</dev/tcp/{address}/{port}' && echo reached"
+                return "reached" in await inside(desktop, line)
+
+            assert [address for address in closed if await reaches(address)] == []
+            assert far is None or await reaches(far)
+        assert "10.0.2.3" in await inside(desktop, "cat /etc/resolv.conf")
+        assert "Operation not permitted" in await inside(desktop, "ip route flush all")
+        assert "CapEff:\t0000000000000000" in await inside(desktop, "cat /proc/self/status")
+    finally:
+        await desktop.close()
+    assert process.poll() is not None  # pasta, with all that it let out
+
+
 @one_loop
 async def test_processes_and_files_have_limits(desktop):
     many = await inside(
@@ -133,10 +178,12 @@ async def test_a_desktop_that_eats_memory_ends_alone(desktop):
 OWNER = """
 import asyncio, json, sys
 from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.providers.container import ContainerProvider
+from arpo_replica.providers.container import ContainerProvider, Kind
 async def main():
     provider = ContainerProvider(DesktopConfig.model_validate_json(sys.argv[1]))
-    await provider.start("orphan")
+    desktop = await provider.start("orphan")
+    if sys.argv[2]:
+        await desktop._replace(Kind(network=True))
     engine = provider._engine
     print(json.dumps([s.process.pid for s in engine._sandboxes.values()]), engine._root.folder(), flush=True)
     await asyncio.sleep(60)
@@ -144,10 +191,12 @@ asyncio.run(main())
 """
 
 
-def test_nothing_is_left_of_a_killed_owner(image):
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, config().model_dump_json()], stdout=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("network", ["", "network"])
+def test_nothing_is_left_of_a_killed_owner(image, network):
+    if network and (problem := why_no_network()):
+        pytest.skip(problem)
+    command = [sys.executable, "-c", OWNER, config().model_dump_json(), network]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     pids, root = owner.stdout.readline().rsplit(" ", 1)
     owner.kill()
     owner.wait()

@@ -10,7 +10,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import ContainerConfig, RootConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.desktop.sandbox import DataFiles
-from arpo_replica.providers import call_filter, docker_engine, root_files
+from arpo_replica.providers import call_filter, container, docker_engine, root_files
 from arpo_replica.providers.bwrap_engine import BwrapEngine, sandbox_options
 from arpo_replica.providers.container import needs_root, refuse_for_bubblewrap
 from arpo_replica.providers.engine import ContainerSpec, chosen_engine
@@ -104,14 +104,17 @@ def test_what_wants_root_is_known_by_its_commands(raw, root):
     assert needs_root(task(**raw)) is root
 
 
-def test_a_task_that_cannot_be_solved_here_is_refused_by_name():
+def test_a_task_that_cannot_be_solved_here_is_refused_by_name(monkeypatch, tmp_path):
     own = ContainerConfig()
+    monkeypatch.setenv("PATH", str(tmp_path))
     refuse_for_bubblewrap([task(instruction="Open the browser.")], own)
     with pytest.raises(UserError, match=r"os/t1 wants a sudo that is root's.* Docker daemon"):
         refuse_for_bubblewrap([task(instruction="sudo apt install vlc")], own)
-    with pytest.raises(UserError, match="wants a network"):
+    with pytest.raises(UserError, match=r"wants a network \(pasta is missing: apt-get install passt\)"):
         refuse_for_bubblewrap([task(proxy=True)], own)
     refuse_for_bubblewrap([task(proxy=True)], ContainerConfig(network="never"))
+    monkeypatch.setattr(container, "why_no_network", lambda: "")
+    refuse_for_bubblewrap([task(proxy=True)], own)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_INET
 from typing import Any, TextIO
+
+import psutil
 
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import Apps
@@ -43,6 +47,24 @@ ENVIRONMENT = {
     "PYTHONPATH": "/opt/desktop",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+
+RESOLVER = "10.0.2.3"
+"""Where a desktop with a network asks for names; pasta hands that on to this machine's own resolver."""
+PASTA = (
+    # A user namespace whose one id is the desktop's already: in one that pasta makes there is but root, which
+    # bubblewrap could not map.
+    "unshare", "--user", f"--map-user={USER_ID}", f"--map-group={USER_ID}", "--keep-caps",
+    "pasta", "--quiet", "--ipv4-only", "--netns-only", "--config-net", "--no-map-gw",
+    "--dns-forward", RESOLVER, "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--",
+    "unshare", "--mount", "sh", "-c",
+    'for address in $0; do ip route add blackhole "$address" || exit 1; done; '
+    # pasta gives it a process namespace too, in whose /proc bubblewrap looks for its child.
+    'mount -t proc proc /proc && exec setpriv --ambient-caps=-all --inh-caps=-all "$@"',
+)  # fmt: skip
+"""Command prefix, before the addresses that are closed: a network with a way out, which pasta takes as any
+program of this user could, but none to this machine. What runs in it can change none of that."""
+LINK_LOCAL = "169.254.0.0/16"
+"""Where clouds tell a machine its secrets."""
 
 SUDO = b"""#!/bin/sh
 # No second user can be had here: what sudo runs stays the same user's (files of the home folder, no
@@ -119,6 +141,7 @@ class BwrapEngine:
             command = [
                 *unprivileged(number),
                 *FIRST_TO_GO,
+                *(outside() if spec.network else []),
                 *self._root.bubblewrap(),
                 *sandbox_options(self._root.folder(), spec, data, writer),
             ]
@@ -142,8 +165,13 @@ class BwrapEngine:
             text += piece
         os.close(reader)
         try:
-            first = os.pidfd_open(json.loads(text)["child-pid"])
-        except (OSError, ValueError, KeyError) as error:
+            child = json.loads(text)["child-pid"]
+            if (
+                spec.network
+            ):  # that number is one of pasta's process namespace, whose first process is its child
+                child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+            first = os.pidfd_open(child)
+        except (OSError, ValueError, KeyError, IndexError) as error:
             process.kill()
             said = process.communicate()[1].decode(errors="replace").strip()[-300:]
             raise DesktopError(f"the sandbox did not start: {said or error!r}") from error
@@ -199,6 +227,9 @@ def sandbox_options(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: i
         args += ["--perms", named["mode"].zfill(4), "--size", str(size), "--tmpfs", place]
     for file, place in spec.files.items():
         args += ["--ro-bind", str(file), place]
+    if spec.network:
+        args += ["--share-net", "--perms", "0644"]
+        args += ["--ro-bind-data", data.add(f"nameserver {RESOLVER}\n".encode()), "/etc/resolv.conf"]
     if spec.sudo:
         args += ["--perms", "0755", "--ro-bind-data", data.add(SUDO), "/usr/bin/sudo"]
     args += ["--remount-ro", "/dev", "--remount-ro", "/run", "--remount-ro", "/sys"]
@@ -221,3 +252,23 @@ def _closed_in(root: Path, data: DataFiles) -> list[str]:
 def _limited(processes: int) -> list[str]:
     """Command prefix: inside the namespace, where the limit counts this desktop's processes alone."""
     return ["prlimit", f"--nproc={processes}", "--core=0", "--"]
+
+
+def outside() -> list[str]:
+    """``PASTA`` with the addresses that this machine has now."""
+    here = {one.address for found in psutil.net_if_addrs().values() for one in found if one.family == AF_INET}
+    return [*PASTA, " ".join(sorted(here - {"127.0.0.1"} | {LINK_LOCAL}))]
+
+
+def why_no_network() -> str:
+    """What keeps a desktop from having a network on this machine, with the fix; empty if nothing."""
+    if shutil.which("pasta") is None:
+        return "pasta is missing: apt-get install passt"
+    done = subprocess.run(
+        [*unprivileged(0), *outside(), "true"], capture_output=True, text=True, check=False, cwd="/"
+    )
+    if done.returncode == 0:
+        return ""
+    tun = "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else ", which every user must be able to open"
+    said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    return f"pasta does not work: {said[:160]}" + ("; it needs /dev/net/tun" + tun if "tun" in said else "")

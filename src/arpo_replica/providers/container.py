@@ -28,6 +28,7 @@ from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig, DesktopConfig
 from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles
+from arpo_replica.providers.bwrap_engine import why_no_network
 from arpo_replica.providers.engine import ContainerSpec, Engine, make_engine
 from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
 from arpo_replica.providers.relay import relay
@@ -293,12 +294,12 @@ def refuse_for_bubblewrap(tasks: Iterable[Task], own: ContainerConfig) -> None:
         lacks = []
         if own.sudo == "task" and needs_root(task):
             lacks.append("a sudo that is root's")
-        if own.network == "task" and task.needs_network:
-            lacks.append("a network")
+        if own.network == "task" and task.needs_network and (problem := why_no_network()):
+            lacks.append(f"a network ({problem})")
         if lacks:
             raise UserError(
                 f"Task {task.domain}/{task.id} wants {' and '.join(lacks)}, which desktops by bubblewrap do "
-                "not have: start a Docker daemon, or leave the task out of the split."
+                "not have here: start a Docker daemon, or leave the task out of the split."
             )
 
 
