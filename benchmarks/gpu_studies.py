@@ -1,7 +1,7 @@
 """Many trainings of ``gpu_study.py`` at once on one machine, and what they left by a deadline.
 
     python benchmarks/gpu_studies.py --runs benchmarks/replay_pilots.yaml --bases bases --folder work \\
-        --out results --gpus 2 --limit 545
+        --out results --gpus 2 --limit 545 --set desktop.process.image=/var/tmp/desktop
 
 ``--runs`` is a YAML file: ``config``, ``set`` (keys of all runs), ``arguments`` (of ``gpu_study.py``) and
 ``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``set``, ``arms`` and
@@ -84,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", metavar="REGIME", help="of the file's regimes")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the regimes' seeds")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs, on top")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which all runs are ended")
     parser.add_argument("--gather", action="store_true", help="start nothing, write what --folder holds")
@@ -114,6 +115,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
                 command += ["--base", str(base), "--folder", str(folder)]
                 command += ["--out", str(options.folder.absolute() / f"{name}.json")]
                 command += [*asked.get("arguments", []), *keys(asked["set"], row.get("set"))]
+                command += [word for pair in options.set for word in ("--set", pair)]
                 retry = keys(asked.get("retry_set"))
                 runs.append(Run(name, folder, arm, seed, command, retry, place % options.gpus))
     return runs

@@ -9,8 +9,8 @@ study's own config, tasks and desktops. ``--folder`` then holds what ``results/{
 ``episodes``, so that the same summary can be made of it (``gpu_study_summary.py``). The result is one JSON
 object with every step's metrics and seconds. ``--limit`` ends a run that takes too long and keeps its steps;
 the same command again goes on from its last checkpoint.
-``--provider rooted_desktop:make_provider`` is for desktops in another root file system, ``--cache-gib`` for
-several servers on one card, which would else measure what the others leave.
+``--set desktop.process.image=FOLDER`` is for a machine that cannot install Chromium (docs/gpu.md),
+``--cache-gib`` for several servers on one card, which would else measure what the others leave.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
 from arpo_replica.policy.manifest import read_manifest, register_model  # noqa: E402
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
-from arpo_replica.providers.pool import load_named, make_provider  # noqa: E402
+from arpo_replica.providers.pool import make_provider  # noqa: E402
 from arpo_replica.rollout.run import (  # noqa: E402
     Serving,
     collect_served,
@@ -80,7 +80,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="manifest of the model to start from")
     parser.add_argument("--folder", type=Path, required=True, help="stands for results/{study}")
     parser.add_argument("--out", type=Path, required=True, help="JSON file that is written")
-    parser.add_argument("--provider", help="module:function of the desktops' provider")
     parser.add_argument("--evaluate", action="store_true", help="collect the last stage's episodes too")
     parser.add_argument("--cache-gib", type=float, help="size of every vLLM's KV cache")
     parser.add_argument("--limit", type=float, default=0.0, help="seconds after which it ends")
@@ -132,8 +131,7 @@ def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argpars
     splits, trials = config.evaluation.splits, range(config.evaluation.trials)
     tasks = {split: resolve(config, split).load() for split in splits}
     outputs = [output_root(tasks, place / split / f"trial_{trial}") for split in splits for trial in trials]
-    desktop = config.desktop
-    provider = load_named(options.provider, desktop) if options.provider else make_provider(desktop)
+    provider = make_provider(config.desktop)
     provider.check()
     server = SizedServer(config, model.model_path(manifest), place / "vllm.log")
     server.cache_gib = options.cache_gib
@@ -148,7 +146,6 @@ def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argpars
 def train(config: StudyConfig, options: argparse.Namespace, models: Path, result: dict[str, Any]) -> Path:
     """All stages of the arm, one after the other; the last one's manifest. ``result`` is kept up to date."""
     parent: Path = options.base
-    more = {"provider": options.provider} if options.provider else {}
     for stage in config.recipe(options.arm).stages:
         place, started = models / options.arm / f"seed_{options.seed}" / f"stage_{stage.name}", time.time()
         entry: dict[str, Any] = {"name": stage.name}
@@ -162,7 +159,6 @@ def train(config: StudyConfig, options: argparse.Namespace, models: Path, result
                 parent=parent,
                 split=resolve(config, stage.split),
                 out=place,
-                **more,
             )
             report = check_stage(
                 config, options.arm, stage.name, place / "manifest.json", place / "stage_report.json"
