@@ -179,6 +179,7 @@ def test_an_image_that_cannot_be_unpacked_is_one_sentence(program, free, words, 
         ("Operation not permitted", {"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
         ("setting up uid map", {"kernel/apparmor_restrict_unprivileged_userns": "1"}, "AppArmor"),
         ("Operation not permitted", {}, "Docker daemon"),
+        ("Can't mount proc on /newroot/proc: Operation not permitted", {}, "procMount"),
         ("Can't find source path /r: Permission denied", {}, r"chmod o+x"),
     ],
 )
