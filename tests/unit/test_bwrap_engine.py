@@ -139,6 +139,16 @@ def test_auto_takes_the_daemon_if_one_answers(monkeypatch, daemon, engine):
     assert chosen_engine(ContainerConfig(engine="docker")) == "docker"
 
 
+@pytest.mark.parametrize(("part", "engine"), [("Engine", "docker"), ("Podman Engine", "bwrap")])
+def test_podman_is_no_docker(monkeypatch, part, engine):
+    client = SimpleNamespace(version=lambda: {"Components": [{"Name": part}]}, ping=lambda: True)
+    monkeypatch.setattr(docker_engine.docker, "from_env", lambda timeout: client)
+    assert chosen_engine(ContainerConfig()) == engine
+    if engine == "bwrap":
+        with pytest.raises(UserError, match=r"^Podman answers at .* set desktop\.container\.engine: bwrap"):
+            docker_engine.DockerEngine().check()
+
+
 def test_another_image_than_the_pinned_one_is_refused(tmp_path):
     image = tmp_path / "desktop.squashfs"
     with pytest.raises(UserError, match="no desktop image"):

@@ -225,7 +225,9 @@ def _fix(said: str, sysctl: Callable[[str], str]) -> str:
     if "find source path" in said:
         return "let other users enter that folder and those above it (chmod o+x), or name another one"
     if "mount proc" in said:
-        return "give this container its whole /proc (podman: --security-opt unmask=ALL, Kubernetes: procMount)"
+        return (
+            "give this container its whole /proc (podman: --security-opt unmask=ALL, Kubernetes: procMount)"
+        )
     for name in ("user/max_user_namespaces", "user/max_net_namespaces"):
         if sysctl(name) == "0":
             return f"the administrator must raise {name.replace('/', '.')} (sysctl), which is 0"

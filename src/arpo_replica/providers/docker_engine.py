@@ -85,15 +85,20 @@ class DockerEngine:
 
     @functools.cached_property
     def _client(self) -> Any:
+        place = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
         try:
             client = docker.from_env(timeout=CALL_S)
-            client.ping()
+            parts = client.version().get("Components") or []
         except (DockerException, requests.RequestException) as error:
-            place = os.environ.get("DOCKER_HOST", "/var/run/docker.sock")
             raise UserError(
                 f"No Docker daemon answers at {place} ({str(error)[:120]}); start one by "
                 "envs/desktop/dockerd.sh and set DOCKER_HOST, or set desktop.provider: process."
             ) from error
+        if any("Podman" in part["Name"] for part in parts):
+            raise UserError(
+                f"Podman answers at {place}, which refuses what desktops need of Docker's interface (memory "
+                "file systems of their user): set desktop.container.engine: bwrap, which needs no daemon."
+            )
         return client
 
     def check(self) -> None:
