@@ -245,6 +245,11 @@ PROGRAMS = {
     "python3": "python3",
     "chromium": "chromium",
 }
+FIND = (
+    "env", "-i", sandbox.PYTHON, "-c",
+    "import importlib.util, sys; print(*(m for m in sys.argv[1:] if importlib.util.find_spec(m) is None))",
+)  # fmt: skip
+"""Prints those of the modules that are missing."""
 MODULES = {"aiohttp": "python3-aiohttp", "Xlib": "python3-xlib", "PIL": "python3-pil"}
 
 
@@ -297,7 +302,7 @@ class ProcessProvider:
         if namespaces and "bubblewrap" not in missing:
             problem = sandbox.why_no_sandbox([*self._sandbox, "true"])
         if self._image is None or not problem:
-            missing += [package for module, package in MODULES.items() if not self._has_module(module)]
+            missing += [MODULES[name] for name in self._output(*FIND, *MODULES).split()]
         if missing and self._image is not None:
             raise UserError(
                 f"{self._image.image} (desktop.process.image) lacks {', '.join(missing)}: give an image that "
@@ -328,10 +333,6 @@ class ProcessProvider:
         inside = [] if self._image is None else [*sandbox.unprivileged(0), *self._sandbox]
         done = subprocess.run([*inside, *command], capture_output=True, text=True, check=False, cwd="/")
         return done.stdout.strip()
-
-    def _has_module(self, name: str) -> bool:
-        code = f"import importlib.util; print(importlib.util.find_spec({name!r}) is not None)"
-        return self._output("env", "-i", sandbox.PYTHON, "-c", code) == "True"
 
     async def start(self, name: str) -> ProcessDesktop:
         desktop = ProcessDesktop(name, self._config, self._parts, next(self._numbers))
