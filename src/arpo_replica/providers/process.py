@@ -246,7 +246,7 @@ PROGRAMS = {
     "chromium": "chromium",
 }
 FIND = (
-    "env", "-i", sandbox.PYTHON, "-c",
+    "/usr/bin/env", "-i", sandbox.PYTHON, "-c",
     "import importlib.util, sys; print(*(m for m in sys.argv[1:] if importlib.util.find_spec(m) is None))",
 )  # fmt: skip
 """Prints those of the modules that are missing."""
