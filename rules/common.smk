@@ -4,6 +4,7 @@ from pathlib import Path
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse
+from arpo_replica.cluster.pools import end
 from arpo_replica.cluster.resources import Asked, check_jobs
 from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
@@ -48,7 +49,12 @@ if workflow.is_main_process and not shown.dryrun and not shown.verbose:
 
 
 onsuccess:
+    end(study.config)
     logger.info(ending())
+
+
+onerror:
+    end(study.config)
 
 
 # Of a run alone, not of a dry run, a lint or a graph: these need nothing but the controller's environment.

@@ -289,11 +289,13 @@ def run_server(options: argparse.Namespace) -> int:
 )
 def run_validation(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
+    from arpo_replica.cluster.pools import prepare
     from arpo_replica.tasks.splits import resolve
     from arpo_replica.validation.validate import tell, validate_tasks
 
     config = load_config(*options.config)
     out = options.out or Path("results", config.name, "validation", f"{options.split}.json")
+    prepare(config)
     return tell(validate_tasks(config, resolve(config, options.split), out, trials=options.trials))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.cluster import profile
+from arpo_replica.cluster import pools, profile
 from arpo_replica.cluster.costs import (
     CHECKPOINT_BYTES,
     JobEstimate,
@@ -168,6 +168,8 @@ def check_jobs(config: StudyConfig, overwritten: Container[str] = ()) -> None:
     """
     if profile.active is None:
         return
+    if (reason := pools.misfit(config, profile.active)) is not None:
+        raise UserError(reason)
     needs = large_jobs(config)
     for need in needs:
         reason = None if need.rule in overwritten else misfit(config, need, profile.active)

@@ -84,6 +84,7 @@ DECIDES = (
     Row("desktop", "osworld.vm", PLACE, "", "path"),
     Row("desktop", "remote.lends", TRAINING, ACTING, "machine"),
     Row("desktop", "remote.pools remote.token_variable", PLACE, "", "address"),
+    Row("desktop", "remote.slurm.*", PLACE, "", "address"),
     Row("desktop", "count", SPEED, "compare_claims", "number"),  # the page shows it beside the paper's two
     Row("desktop", "isolation memory_mb disk_mb", SPEED, "", "limit"),
     Row("desktop", "container.cpus container.processes", SPEED, "", "limit"),

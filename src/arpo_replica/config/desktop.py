@@ -115,6 +115,27 @@ class OSWorldConfig(Section):
         return "osworld" if pinned else "osworld_unpinned"
 
 
+class PoolJobsConfig(Section):
+    """Pools as jobs of Slurm, on nodes without GPUs, for as long as the study's jobs need desktops
+    (`desktop.remote.slurm`). What they lend is that of the sections of `lends`, e.g. `desktop.container`."""
+
+    nodes: Positive
+    """Jobs, each of them one pool."""
+    per_node: Positive
+    """Desktops of each pool."""
+    cores_per_desktop: float = Field(default=0.5, gt=0)
+    """Processors that a job asks for, for each of its desktops."""
+    minutes: Positive = 24 * 60
+    """Run time that a job asks for, at most what the partition allows. Before its end another takes over."""
+    idle_minutes: float = Field(default=10.0, gt=0)
+    """A pool that lends nothing for so long ends. The next job that needs desktops starts it again."""
+
+    @property
+    def desktops(self) -> int:
+        """Of all pools."""
+        return self.nodes * self.per_node
+
+
 class RemoteConfig(Section):
     """Desktops that pools (`arpo serve-desktops`) lend over the network."""
 
@@ -126,6 +147,9 @@ class RemoteConfig(Section):
     token_variable: str = "ARPO_DESKTOP_TOKEN"  # noqa: S105  # a name
     """Environment variable that holds the pools' token, the same on both sides; a folder has one of its
     own."""
+
+    slurm: PoolJobsConfig | None = None
+    """Start the pools as jobs of Slurm; they announce themselves in `results/{study}/pools`."""
 
     @field_validator("token_variable")
     @classmethod
@@ -202,6 +226,27 @@ class DesktopConfig(Section):
         if max(screen) > 200 * min(screen):
             raise ValueError("the longer side may be at most 200 times the shorter one")
         return screen
+
+    @model_validator(mode="after")
+    def _enough_in_jobs(self) -> DesktopConfig:
+        slurm = self.remote.slurm
+        if self.provider == "remote" and slurm is not None and self.count > slurm.desktops:
+            raise ValueError(
+                f"desktop.count is {self.count}, but desktop.remote.slurm has {slurm.nodes} nodes with "
+                f"{slurm.per_node} desktops each; lower the one or raise the other"
+            )
+        return self
+
+    @property
+    def pool_jobs(self) -> PoolJobsConfig | None:
+        """The pools that the workflow starts, if it does."""
+        return self.remote.slurm if self.provider == "remote" else None
+
+    @property
+    def started(self) -> str:
+        """The provider of the desktops that the workflow starts, here or in jobs; `remote`: it starts
+        none."""
+        return self.provider if self.pool_jobs is None else self.remote.lends
 
     @property
     def act_limit_s(self) -> float:

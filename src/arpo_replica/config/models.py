@@ -261,6 +261,18 @@ class StudyConfig(Section):
         return seeds
 
     @model_validator(mode="after")
+    def _pools_announce_themselves(self) -> StudyConfig:
+        remote = self.desktop.remote
+        if remote.slurm is not None and remote.folder is None:
+            if "pools" in remote.model_fields_set:
+                raise ValueError(
+                    "desktop.remote.slurm starts pools that announce themselves in a folder, but "
+                    "desktop.remote.pools lists URLs; remove one of the two"
+                )
+            remote.pools = Path("results", self.name, "pools")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> StudyConfig:
         uses = {
             "training.stages": [stage.split for stage in self.training.stages],

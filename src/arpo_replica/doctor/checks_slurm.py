@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.cluster import pools
 from arpo_replica.cluster.costs import JobEstimate, rollout_estimate, stage_estimate
 from arpo_replica.cluster.profile import Profile, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
@@ -88,15 +89,18 @@ def slurm(config: StudyConfig, machine: Machine) -> Finding:
     if profile is None:
         return ok("no Slurm on this machine")
     needs = large_jobs(config)
-    for need in needs:
-        if reason := misfit(config, need, profile):
+    for reason in (*(misfit(config, need, profile) for need in needs), pools.misfit(config, profile)):
+        if reason is not None:
             found, _, fix = reason.rstrip(".").partition("; ")
             return fail(found, fix)
-    commands = {tuple(asked_for(config, need, profile)): need for need in needs}
-    for command, need in commands.items():
+    commands = {tuple(asked_for(config, need, profile)): f"{need.rule} ({need.arm})" for need in needs}
+    if config.desktop.pool_jobs is not None:
+        program, *options = pools.sbatch(config, profile)
+        commands[program, "--test-only", *options, "--wrap=true"] = "desktop.remote.slurm"
+    for command, what in commands.items():
         answer = machine.run(*command)
         if answer.status:
-            found = f"{need.rule} ({need.arm}): {answer.words}"
+            found = f"{what}: {answer.words}"
             return fail(found, f"correct {SITE_FILE} or the config; asked with: {' '.join(command)}")
     if (late := _submissions(config, profile)) is not None:
         return late

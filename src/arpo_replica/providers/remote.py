@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from arpo_replica.base.errors import DesktopError, NoDesktopFree, UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.client import typing_s
 from arpo_replica.desktop.interface import FRESH_S, Score
-from arpo_replica.providers.pool_folder import announced, read_secret
+from arpo_replica.providers.pool_folder import announced, keep_up, read_secret
 from arpo_replica.providers.remote_service import MAX_ANSWER, VERSION, TaskName
 from arpo_replica.tasks.model import Task
 
@@ -45,6 +46,10 @@ FULL_S = 0.5
 """A pool whose desktops are all taken is asked again after so long."""
 REST_S = 20.0
 """A pool that did not answer, or is not to be used, is asked again after so long."""
+KEEP_S = 15.0
+"""Slurm is asked at most so often whether pools are missing."""
+PATIENCE = 4
+"""So often in a row Slurm may fail to answer, or to take a job, before the study ends."""
 LOOK_S = 2.0
 """The folder of pools is read again after so long."""
 CLOCK_S = 60.0
@@ -314,8 +319,9 @@ class RemoteProvider:
         self._search: asyncio.Task[list[Pool]] | None = None
         self._looking = threading.Lock()
         self._looked = float("-inf")
-        self._identity: dict[str, Any] | None = None
-        """What the desktops of all pools must be: that of the first one that could be used."""
+        self._kept, self._unkept = float("-inf"), 0
+        self._first: dict[str, Any] | None = None
+        """Status of the first pool that could be used: the desktops of all others must be the same."""
 
     # --- which pools there are ------------------------------------------------------------------------
 
@@ -331,6 +337,7 @@ class RemoteProvider:
                     service.name: self._pools.get(service.name) or Pool(service) for service in found
                 }
             pools = list(self._pools.values())
+            self._keep_up(sum(pool.status is not None for pool in pools))
             unknown = [pool for pool in pools if anew or (pool.status is None and now - pool.asked > REST_S)]
             if unknown:
                 with ThreadPoolExecutor(max_workers=min(16, len(unknown))) as threads:
@@ -338,6 +345,21 @@ class RemoteProvider:
                 for pool, answer in zip(unknown, answers, strict=True):
                     self._judge(pool, answer)
             return [pool for pool in pools if pool.status is not None]
+
+    def _keep_up(self, usable: int) -> None:
+        """See to it that there are as many pools as there should be, where the workflow starts them."""
+        jobs, now, folder = self._config.pool_jobs, time.monotonic(), self._config.remote.folder
+        if jobs is None or folder is None or usable >= jobs.nodes or now - self._kept < KEEP_S:
+            return
+        self._kept = now
+        try:
+            keep_up(folder)
+            self._unkept = 0
+        except UserError as error:
+            self._unkept += 1
+            if self._unkept >= PATIENCE and not usable:
+                raise
+            logger.warning(f"No pool of desktops could be submitted: {error}")
 
     def _services(self) -> Iterable[Service]:
         remote, start_s = self._config.remote, self._config.start_timeout_s + SLACK_S
@@ -361,7 +383,7 @@ class RemoteProvider:
             pool.leave_out(UserError(misfit))
         else:
             pool.status, pool.why, pool.draining = answer, None, False
-            self._identity = self._identity or _identity(answer)
+            self._first = self._first or answer
 
     def _misfit(self, status: dict[str, Any], url: str) -> str | None:
         """Why the desktops of a pool are not those of the config, in one sentence; None if they are."""
@@ -388,8 +410,8 @@ class RemoteProvider:
                 f"The clock of {url} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}, and tasks "
                 "ask for the time; set both machines' clocks."
             )
-        for key, there in _identity(status).items():
-            ours = (self._identity or {}).get(key, there)
+        for key in IDENTITY:
+            ours, there = ((self._first or status)["facts"].get(key), status["facts"].get(key))
             if ours != there:
                 return (
                     f"The desktops at {url} have another {key} ({there}) than those of the other pools "
@@ -398,8 +420,17 @@ class RemoteProvider:
         return None
 
     def check(self) -> None:
-        """Raises ``UserError``: no token, or no pool whose desktops are those of the config."""
-        usable, remote = self._look(anew=True), self._config.remote
+        """Raises ``UserError``: no token, or no pool whose desktops are those of the config. Pools that the
+        workflow starts are there when the first desktop is needed."""
+        remote = self._config.remote
+        if self._config.pool_jobs is not None:
+            if shutil.which("sbatch") is None:
+                raise UserError(
+                    "desktop.remote.slurm starts pools with Slurm's 'sbatch', which is not on this machine; "
+                    "run this on the cluster, or name pools in desktop.remote.pools."
+                )
+            return
+        usable = self._look(anew=True)
         pools = list(self._pools.values())
         if not usable:
             if not pools:
@@ -487,7 +518,9 @@ class RemoteProvider:
                 except DesktopError as failed:
                     error, pool.failed_until = failed, time.monotonic() + REST_S
             if not any(pool.full_until > time.monotonic() for pool in pools):
-                raise error or self._none()
+                error = error or self._none()
+                if self._config.pool_jobs is None or isinstance(error, UserError):
+                    raise error
             if time.monotonic() > until:
                 count = sum(int(pool.status["count"]) for pool in pools if pool.status is not None)
                 raise NoDesktopFree(f"all {count} desktops are taken")
@@ -508,15 +541,11 @@ class RemoteProvider:
 
     def describe(self) -> dict[str, Any]:
         """What the other machine says about its desktops, and that they are remote."""
-        if not (usable := self._look()):
-            self.check()
-        status = usable[0].status or {}
-        return {**status["facts"], "lent_by": "remote", "lease_s": status["lease_s"]}
-
-
-def _identity(status: dict[str, Any]) -> dict[str, Any]:
-    """The facts that say which desktops these are."""
-    return {key: status["facts"][key] for key in IDENTITY if key in status["facts"]}
+        if self._first is None:
+            self._look()
+        if self._first is None:
+            raise self._none()
+        return {**self._first["facts"], "lent_by": "remote", "lease_s": self._first["lease_s"]}
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

@@ -566,10 +566,16 @@ def serve_desktops(
             loop.add_signal_handler(signal.SIGTERM, stop.set)
             loop.add_signal_handler(signal.SIGINT, now.set)
             facts = {"url": url, "count": config.desktop.count, "study": config.name}
-            with contextlib.nullcontext() if announce is None else Announcement(announce, facts):
+            with (
+                contextlib.nullcontext()
+                if announce is None
+                else Announcement(announce, facts) as announcement
+            ):
                 await _wait(stop, lambda: now.is_set() or 0 < 60 * idle_minutes < service.idle_s)
-            service.draining, until = True, time.monotonic() + drain_s
-            await _wait(now, lambda: not service.leases or time.monotonic() > until)
+                service.draining, until = True, time.monotonic() + drain_s
+                if announcement is not None:
+                    announcement.write(draining=True)
+                await _wait(now, lambda: not service.leases or time.monotonic() > until)
         finally:
             await runner.cleanup()
 

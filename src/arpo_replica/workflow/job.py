@@ -19,7 +19,9 @@ import psutil
 
 from arpo_replica.base.errors import DesktopError, Stopped, UserError, refuse
 from arpo_replica.base.slurm import describe_allocation, record_allocation
+from arpo_replica.cluster.pools import prepare
 from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.config.decides import ACTING
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
     A ``UserError`` ends the job with its one sentence and status 2, without a traceback; so do desktops that
     fail where no episode can bear it, and a full disk.
     A job that a signal ended leaves with status 75, one whose Snakemake dies is ended like this. On a cluster
-    the job's place is recorded.
+    the job's place is recorded, and the pools of desktops that it may need are prepared.
     """
     end_with_snakemake()
     log = Path(snakemake.log[0])
@@ -114,6 +116,8 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
             config = parse_config(snakemake.config, "of the run")
             if describe_allocation() is not None:
                 record_allocation(Path("results") / config.name, snakemake.rule, str(snakemake.output[0]))
+            if snakemake.rule in ACTING.split():
+                prepare(config)
             yield config
         except UserError as error:
             refuse(error)

@@ -26,8 +26,10 @@ from arpo_replica.cluster.costs import (
     rollout_estimate,
     stage_estimate,
 )
+from arpo_replica.cluster.pools import size
 from arpo_replica.cluster.step_model import describe_step
 from arpo_replica.config import load_config
+from arpo_replica.config.decides import ACTING
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.workflow.study import Study
 
@@ -135,7 +137,7 @@ def render(plan: Plan) -> str:
     ]
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
-    lines += [_line("total", jobs, each=False), "", *_sources(costs_of(config))]
+    lines += [_line("total", jobs, each=False), *_pools(config, jobs), "", *_sources(costs_of(config))]
     lines += _steps(config)
     lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
@@ -156,6 +158,21 @@ def render_studies(plans: Sequence[Plan]) -> str:
         _line("total", jobs, each=False),
     ]
     return text + "\n" + "\n".join(lines) + "\n"
+
+
+def _pools(config: StudyConfig, jobs: Sequence[PlannedJob]) -> list[str]:
+    """What the pools of desktops take, if the workflow starts them: one job after the other, at most."""
+    pools, acting = config.desktop.pool_jobs, ACTING.split()
+    hours = sum(job.estimate.hours for job in jobs if job.rule in acting)
+    if pools is None or not hours:
+        return []
+    cores, memory = size(config)
+    return [
+        "",
+        f"Pools of desktops: {pools.nodes} nodes x {pools.per_node} desktops ({cores} processors, "
+        f"{memory / 1000:.0f} GB each) for {hours:.2f} hours: {pools.nodes * hours:.1f} node-hours, fewer "
+        "where jobs run at once",
+    ]
 
 
 def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:

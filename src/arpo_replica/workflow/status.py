@@ -10,6 +10,7 @@ from typing import Any
 
 from arpo_replica.base.files import latest, read_json, read_rows
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.providers.pool_folder import announced
 from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints
 from arpo_replica.workflow.study import Study
 
@@ -105,6 +106,21 @@ def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: fl
     )
 
 
+def pool_lines(config: StudyConfig) -> list[str]:
+    """The pools of desktops that have announced themselves, if that is how they are found."""
+    folder = config.desktop.remote.folder if config.desktop.provider == "remote" else None
+    if folder is None:
+        return []
+    pools = announced(folder, draining=True)
+    desktops = sum(int(pool.get("count", 0)) for pool in pools if not pool.get("draining"))
+    lines = ["", f"Pools of desktops in {folder}: {len(pools)}, with {desktops} desktops"]
+    for pool in pools:
+        job = f", job {pool['job']}" if pool.get("job") else ""
+        ending = ", about to end" if pool.get("draining") else ""
+        lines.append(f"  {pool.get('count', '?')} desktops on {pool.get('host', '?')}{job}{ending}")
+    return lines
+
+
 def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, Any]]) -> str:
     """One screen of text."""
     shown = list(lines)
@@ -118,6 +134,7 @@ def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, 
     text += [
         f"{line.state:8} {line.name:{width}}  {line.progress:>18}  {line.details}".rstrip() for line in shown
     ]
+    text += pool_lines(config)
     placed = [
         f"  {job['rule']}: job {job['job']} on {job['nodes']}, GPUs {job['gpus'] or '-'}" for job in jobs
     ]

@@ -110,7 +110,7 @@ class Study:
     def check_engine(self) -> None:
         """Refuse tasks that container desktops without Docker could not solve. Raises ``UserError``."""
         desktop = self.config.desktop
-        if desktop.provider != "container":
+        if desktop.started != "container":
             return  # and needs no package docker
         from arpo_replica.providers.container import refuse_for_bubblewrap
         from arpo_replica.providers.engine import chosen_engine
@@ -244,7 +244,7 @@ class Study:
     def desktop_image(self) -> list[str]:
         """Record of the image that the study's desktops need built; nothing for other desktops."""
         desktop = self.config.desktop
-        built = desktop.provider == "container" and desktop.container.image == BUILT_IMAGE
+        built = desktop.started == "container" and desktop.container.image == BUILT_IMAGE
         return ["<results>/desktop_image.json"] if built else []
 
     def _stage_before(self, stage: str) -> str | None:
