@@ -2,7 +2,7 @@
 
 Real daemons (munged, slurmctld, one slurmd per node), no systemd, no control groups, no GPU: the nodes claim
 more than the machine has, and a job gets a correct ``CUDA_VISIBLE_DEVICES`` with no device behind it. One CPU
-node (partition ``cpu``, the default) and two nodes with four GPUs each (partition ``gpu``).
+node or more (partition ``cpu``, the default) and two nodes with four GPUs each (partition ``gpu``).
 
 Needs root and Debian's munge, slurmctld, slurmd, slurm-client. Writes nothing outside its folder, so that
 several clusters, and a machine's own Slurm, do not see each other. The executor's job step drops
@@ -86,10 +86,16 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """The cluster in ``root`` (short: UNIX sockets lie below it)."""
 
-    def __init__(self, root: Path, gpu_nodes: int = 2, *, accounting: bool = False) -> None:
+    def __init__(
+        self, root: Path, gpu_nodes: int = 2, *, cpu_nodes: int = 1, accounting: bool = False
+    ) -> None:
         """``accounting``: with slurmdbd, so that ``sacct`` works."""
         self.root = root
-        self.nodes = ["cpu1", *(f"gpu{number + 1}" for number in range(gpu_nodes))]
+        self.nodes = [
+            f"{kind}{number + 1}"
+            for kind, n in (("cpu", cpu_nodes), ("gpu", gpu_nodes))
+            for number in range(n)
+        ]
         self.conf = root / "etc" / "slurm.conf"
         self.environment = {
             **os.environ,
@@ -320,7 +326,8 @@ class Cluster:
         for node in self.nodes:
             gres = f" Gres=gpu:{GPU_MODEL}:{GPUS}" if node.startswith("gpu") else ""
             lines.append(f"NodeName={node} Port={self.ports[node]} {claims}{gres}")
-        lines.append("PartitionName=cpu Nodes=cpu1 Default=YES MaxTime=60 State=UP")
+        cpu_nodes = ",".join(node for node in self.nodes if node.startswith("cpu"))
+        lines.append(f"PartitionName=cpu Nodes={cpu_nodes} Default=YES MaxTime=60 State=UP")
         gpu_nodes = ",".join(node for node in self.nodes if node.startswith("gpu"))
         lines.append(f"PartitionName=gpu Nodes={gpu_nodes} MaxTime=60 State=UP")
         self.conf.write_text("\n".join(lines) + "\n")

@@ -106,14 +106,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A cluster of three virtual nodes."""
+    """A cluster of three virtual nodes, or with as many CPU nodes as the module's ``CPU_NODES`` says."""
     wanted = getattr(request.module, "ACCOUNTING", False)
     reason = missing() or (accounting.missing(search_path()) if wanted else None)
     if reason is not None:
         # `make slurm` has installed all that is needed: there a run without a single test is no success.
         (pytest.fail if "ARPO_REQUIRE_SLURM" in os.environ else pytest.skip)(reason)
     root = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
-    made = Cluster(root, accounting=wanted)
+    made = Cluster(root, cpu_nodes=getattr(request.module, "CPU_NODES", 1), accounting=wanted)
     try:
         made.start()
         yield made

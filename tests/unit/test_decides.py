@@ -17,6 +17,7 @@ from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.decides import DECIDES, KEPT, Class, decided, leaves, row_of, rules, table
 from arpo_replica.config.docs import render_reruns
+from arpo_replica.config.desktop import PoolJobsConfig
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.config.section import nested_model
 from arpo_replica.policy.manifest import Manifest
@@ -99,8 +100,10 @@ def base_of(key: str) -> StudyConfig:
         "base": {}, "arpo": {}, "dpo": {"offline": {"method": "dpo"}}, "released": {"weights": given}
     }  # fmt: skip
     parts = key.split(".")
-    if parts[0] == "desktop" and len(parts) == 3:
+    if parts[0] == "desktop" and len(parts) > 2:
         config.desktop.provider = parts[1]  # type: ignore[assignment]
+    if "slurm" in parts:
+        config.desktop.remote.slurm = PoolJobsConfig(nodes=2, per_node=4)
     return config
 
 

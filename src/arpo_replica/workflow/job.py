@@ -116,7 +116,7 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
             config = parse_config(snakemake.config, "of the run")
             if describe_allocation() is not None:
                 record_allocation(Path("results") / config.name, snakemake.rule, str(snakemake.output[0]))
-            if snakemake.rule in ACTING.split():
+            if config.desktop.pool_jobs is not None and snakemake.rule in ACTING.split():
                 prepare(config)
             yield config
         except UserError as error:

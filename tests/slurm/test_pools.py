@@ -1,0 +1,157 @@
+"""A study whose desktops are pools on CPU nodes, started by the workflow, with nodes lost under way.
+
+The desktops are scripted, one at a time: then the policy must be that of the same training without a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from arpo_replica.base.environments import ROOT
+from arpo_replica.providers.pool_folder import announced, read_secret
+from arpo_replica.rollout.records import read_summary
+from slurm.cluster import Cluster
+from slurm.conftest import Checkout, end
+from slurm.daemons import wait_until
+from slurm.story import STAGE, STUDY
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+CPU_NODES = 3
+MANIFEST = STAGE / "manifest.json"
+GPU_NODES = ("--set-resources", "train_stage:gres='gpu:1'", "collect_rollouts:gres='gpu:1'")
+"""Jobs of the study go there, so that an accident of a CPU node is one of its pool alone."""
+
+
+def scripted(root: Path, cluster: Cluster, model: Path) -> Checkout:
+    """A checkout whose process desktops are scripted ones, wherever they are started."""
+    checkout = Checkout(root, cluster)
+    checkout.prepare(model)
+    (root / "envs").symlink_to(ROOT / "envs")
+    for path, before, after in (
+        ("scripts/train_stage.py", '        provider="training.scripted_desktop:ScriptedProvider",\n', ""),
+        (
+            "src/arpo_replica/providers/pool.py",
+            "arpo_replica.providers.process:ProcessProvider",
+            "training.scripted_desktop:ScriptedProvider",
+        ),
+    ):
+        text = (root / path).read_text()
+        assert before in text
+        (root / path).write_text(text.replace(before, after))
+    return checkout
+
+
+def start(checkout: Checkout, *arguments: str, profile: bool = True) -> subprocess.Popen[bytes]:
+    """Snakemake with the small study; its package is the checkout's own."""
+    where = {"PYTHONPATH": f"{checkout.root}/src:{ROOT}/tests"}
+    if not profile:
+        here = ("pools.yaml", "--config", "desktop={provider: process}")
+        return checkout.start(*here, *arguments, options=["--cores", "1"], **where)
+    return checkout.start("pools.yaml", *GPU_NODES, *arguments, **where)
+
+
+class Pools:
+    """The pools of a study, as they announce themselves. ``alone``: where the same training ran without."""
+
+    def __init__(self, checkout: Checkout, alone: Path) -> None:
+        self.checkout, self.alone = checkout, alone
+        self.folder = checkout.root / STUDY / "pools"
+        self.seen: set[str] = set()
+        """Slurm jobs of all pools so far."""
+
+    def leased(self) -> list[str]:
+        """Slurm jobs of the pools that lend a desktop now."""
+        found = []
+        for pool in announced(self.folder) if self.folder.is_dir() else ():
+            self.seen.add(pool["job"])
+            headers = {"Authorization": f"Bearer {read_secret(self.folder)}"}
+            try:
+                status = requests.get(f"{pool['url']}/v1/status", headers=headers, timeout=5).json()
+            except requests.RequestException:
+                continue
+            if status["leased"] and not status["draining"]:
+                found.append(pool["job"])
+        return found
+
+    def lose(self) -> None:
+        """The node of a pool that lends a desktop loses power, and is back once another pool is there."""
+        job = self.leased()[0]
+        node = self.checkout.cluster.show(job)["BatchHost"]
+        self.checkout.cluster.lose_node(node)
+        self.checkout.cluster.heal_node(node)
+
+
+def until(process: subprocess.Popen[bytes], checkout: Checkout, condition: Callable[[], object]) -> None:
+    """Poll until true, as long as Snakemake runs."""
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, checkout.said()[-4000:]
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def told(cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pools:
+    """The study on pools, with its accidents, and beside it the training without a cluster."""
+    alone = scripted(tmp_path_factory.mktemp("alone") / "checkout", cluster, tiny_model)
+    checkout = scripted(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model)
+    pools = Pools(checkout, alone.root)
+    steps, episodes = checkout.root / STAGE / "metrics.jsonl", checkout.root / STUDY / "episodes"
+
+    def finished() -> int:
+        return len([path for path in episodes.rglob("episode.json") if not path.parent.name.startswith(".")])
+
+    local = start(alone, "--", str(MANIFEST), profile=False)
+    process = start(checkout, "--", str(MANIFEST))
+    try:
+        until(
+            process,
+            checkout,
+            lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and pools.leased(),
+        )
+        pools.lose()
+        assert process.wait(400) == 0, checkout.said()[-4000:]
+        assert local.wait(400) == 0, alone.said()[-4000:]
+        wait_until(lambda: cluster.jobs() == [], 60, "the pools end with the study")
+        process = start(checkout)
+        until(process, checkout, lambda: finished() >= 2 and pools.leased())
+        cluster.command("scancel", "--batch", "--signal=TERM", pools.leased()[0])  # as before a time limit
+        known = finished()
+        until(process, checkout, lambda: finished() >= known + 2 and pools.leased())
+        pools.lose()
+        assert process.wait(400) == 0, checkout.said()[-4000:]
+    finally:
+        end(local)
+        end(process)
+    return pools
+
+
+def test_the_policy_is_that_of_a_training_that_lost_no_desktop(told: Pools) -> None:
+    there = told.alone / MANIFEST
+    assert (told.checkout.root / MANIFEST).read_bytes() == there.read_bytes()
+    trained = json.loads(there.read_text())
+    assert trained["sha256"] != trained["parent"], "nothing was learnt"
+
+
+def test_all_episodes_are_there_and_none_is_an_error_of_the_environment(told: Pools) -> None:
+    indexes = list((told.checkout.root / STUDY / "episodes").rglob("episodes.jsonl"))
+    assert len(indexes) == 4, "two policies, two trials"
+    folders = [path.parent for path in (told.checkout.root / STUDY).rglob("episode.json")]
+    summaries = [read_summary(folder) for folder in folders if "episodes" in folder.parts]
+    assert len(summaries) >= 16
+    assert {summary["outcome"] for summary in summaries}.isdisjoint({"env_error"})
+    assert max(summary["attempts"] for summary in summaries) >= 2, "the lost node had a desktop in use"
+    assert (told.checkout.root / "reports/slurm/index.html").is_file()
+
+
+def test_lost_and_ending_pools_were_replaced_and_all_ended(told: Pools, cluster: Cluster) -> None:
+    assert len(told.seen) >= 5, "two at each start, one for each of the lost and the drained"
+    wait_until(lambda: cluster.jobs() == [], 60, "an empty queue")
+    logs = [path.read_text() for path in told.folder.glob("slurm_*.log")]
+    assert not [text for text in logs if "Traceback" in text or read_secret(told.folder) in text]
