@@ -1,12 +1,13 @@
 """Do episodes survive the death of pools? ``python benchmarks/many_pools.py`` prints JSON.
 
 1,000 desktops over 8 pools, each a process (``serve-desktops --announce``), lend to one process that collects
-episodes with the study's own loop. The desktops are fakes: they cost no more than the calls to them, and write
-down the id of every action that they applied. Every minute one pool, in turn, gets SIGKILL; its successor
-comes ``--absent`` seconds later and is found in the folder. A fake policy answers after ``--think`` seconds.
+episodes with the study's own loop. The desktops are fakes: they cost no more than the calls to them, and
+write down the id of every action that they applied. Every minute one pool, in turn, gets SIGKILL; its
+successor comes ``--absent`` seconds later and is found in the folder. A fake policy answers after
+``--think`` seconds.
 
-Reported: episodes without a record, those recorded as env_error, attempts, actions applied twice, and how many
-were applied beside those that finished episodes count: they belong to attempts that a kill ended.
+Reported: episodes without a record, those recorded as env_error, attempts, actions applied twice, and how
+many were applied beside those that finished episodes count: they belong to attempts that a kill ended.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.decides import DECIDES, KEPT, Class, decided, leaves, row_of, rules, table
-from arpo_replica.config.docs import render_reruns
 from arpo_replica.config.desktop import PoolJobsConfig
+from arpo_replica.config.docs import render_reruns
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.config.section import nested_model
 from arpo_replica.policy.manifest import Manifest
