@@ -5,18 +5,27 @@ The desktops are scripted, one at a time: then the policy must be that of the sa
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
+from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.errors import DesktopError, NoDesktopFree
+from arpo_replica.cluster import pools
+from arpo_replica.config import load_config
 from arpo_replica.providers.pool_folder import announced, read_secret
+from arpo_replica.providers.remote import RemoteDesktop, RemoteProvider
 from arpo_replica.rollout.records import read_summary
+from arpo_replica.tasks.splits import load_split
 from slurm.cluster import Cluster
 from slurm.conftest import Checkout, end
 from slurm.daemons import wait_until
@@ -57,6 +66,57 @@ def start(checkout: Checkout, *arguments: str, profile: bool = True) -> subproce
     return checkout.start("pools.yaml", *GPU_NODES, *arguments, **where)
 
 
+async def test_pools_start_when_asked_for_are_replaced_and_end(
+    cluster: Cluster, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One desktop on each of two nodes; a node loses power, the other pool is told that its time is over."""
+    checkout = scripted(tmp_path / "checkout", cluster, tiny_model)
+    monkeypatch.chdir(checkout.root)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", f"{checkout.root}/src:{ROOT}/tests")
+    config = load_config(Path("configs/ci.yaml"), Path("small.yaml"), Path("pools.yaml"))
+    (task, *_) = load_split(config.tasks.splits["train_4"], config.tasks.root)
+    pools.prepare(config)
+    provider, folder = RemoteProvider(config.desktop), checkout.root / STUDY / "pools"
+
+    async def start(name: str) -> RemoteDesktop:
+        async with asyncio.timeout(120):
+            while True:
+                with contextlib.suppress(NoDesktopFree):
+                    return await provider.start(name)
+
+    def entry(desktop: RemoteDesktop) -> dict[str, Any]:
+        (found,) = (pool for pool in announced(folder) if pool["url"] == desktop._pool.service.name)
+        return found
+
+    first, second = [await start(name) for name in ("a", "b")]
+    assert {entry(first)["host"], entry(second)["host"]} == {"cpu1", "cpu2"}
+    await first.reset(task)
+    cluster.lose_node(entry(first)["host"])
+    with pytest.raises(DesktopError):
+        await first.act(Click(1, 1), "a-1")
+    await first.close()
+    first = await start("a")
+    assert entry(first)["host"] == "cpu3", "replaced while the node is down"
+    for node in ("cpu1", "cpu2"):
+        if node != entry(second)["host"]:
+            cluster.heal_node(node)
+    ending = entry(second)
+    cluster.command("scancel", "--batch", "--signal=TERM", ending["job"])  # as before a time limit
+    async with asyncio.timeout(120):
+        while second._pool.service.name == ending["url"]:
+            await second.reset(task)  # it may go on there as long as there is nothing else
+            await asyncio.sleep(0.5)
+    assert entry(second)["job"] not in {ending["job"], entry(first)["job"]}
+    assert (await second.screenshot()).startswith(b"\x89PNG")
+    await first.close()
+    await second.close()
+    pools.end(config)
+    wait_until(lambda: cluster.jobs() == [], 60, "an empty queue")
+    assert announced(folder, draining=True) == []
+
+
 class Pools:
     """The pools of a study, as they announce themselves. ``alone``: where the same training ran without."""
 
@@ -66,8 +126,8 @@ class Pools:
         self.seen: set[str] = set()
         """Slurm jobs of all pools so far."""
 
-    def leased(self) -> list[str]:
-        """Slurm jobs of the pools that lend a desktop now."""
+    def leased(self) -> list[dict[str, Any]]:
+        """The pools that lend a desktop now."""
         found = []
         for pool in announced(self.folder) if self.folder.is_dir() else ():
             self.seen.add(pool["job"])
@@ -77,13 +137,12 @@ class Pools:
             except requests.RequestException:
                 continue
             if status["leased"] and not status["draining"]:
-                found.append(pool["job"])
+                found.append(pool)
         return found
 
     def lose(self) -> None:
-        """The node of a pool that lends a desktop loses power, and is back once another pool is there."""
-        job = self.leased()[0]
-        node = self.checkout.cluster.show(job)["BatchHost"]
+        """The node of a pool that lends a desktop loses power; then it is back."""
+        node = self.leased()[0]["host"]
         self.checkout.cluster.lose_node(node)
         self.checkout.cluster.heal_node(node)
 
@@ -101,7 +160,7 @@ def told(cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     """The study on pools, with its accidents, and beside it the training without a cluster."""
     alone = scripted(tmp_path_factory.mktemp("alone") / "checkout", cluster, tiny_model)
     checkout = scripted(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model)
-    pools = Pools(checkout, alone.root)
+    pools_of = Pools(checkout, alone.root)
     steps, episodes = checkout.root / STAGE / "metrics.jsonl", checkout.root / STUDY / "episodes"
 
     def finished() -> int:
@@ -113,23 +172,25 @@ def told(cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
         until(
             process,
             checkout,
-            lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and pools.leased(),
+            lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and pools_of.leased(),
         )
-        pools.lose()
+        pools_of.lose()
         assert process.wait(400) == 0, checkout.said()[-4000:]
         assert local.wait(400) == 0, alone.said()[-4000:]
         wait_until(lambda: cluster.jobs() == [], 60, "the pools end with the study")
         process = start(checkout)
-        until(process, checkout, lambda: finished() >= 2 and pools.leased())
-        cluster.command("scancel", "--batch", "--signal=TERM", pools.leased()[0])  # as before a time limit
+        until(process, checkout, lambda: finished() >= 2 and pools_of.leased())
+        cluster.command(
+            "scancel", "--batch", "--signal=TERM", pools_of.leased()[0]["job"]
+        )  # as before a time limit
         known = finished()
-        until(process, checkout, lambda: finished() >= known + 2 and pools.leased())
-        pools.lose()
+        until(process, checkout, lambda: finished() >= known + 2 and pools_of.leased())
+        pools_of.lose()
         assert process.wait(400) == 0, checkout.said()[-4000:]
     finally:
         end(local)
         end(process)
-    return pools
+    return pools_of
 
 
 def test_the_policy_is_that_of_a_training_that_lost_no_desktop(told: Pools) -> None:

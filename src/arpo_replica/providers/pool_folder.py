@@ -25,7 +25,7 @@ from typing import Any
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import read_json, write_atomically
 from arpo_replica.base.locks import lock
-from arpo_replica.base.slurm import Ask, ask
+from arpo_replica.base.slurm import Ask, ask, describe_allocation
 
 logger = logging.getLogger(__name__)
 TOKEN = "token"  # noqa: S105  # a file's name
@@ -86,9 +86,10 @@ class Announcement:
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         """``facts``: what it holds, its ``url`` among them."""
-        job = os.environ.get("SLURM_JOB_ID", "")
-        self._path = folder / f"pool_{job or f'{socket.gethostname()}_{os.getpid()}'}.json"
-        self._facts = {**facts, "host": socket.gethostname(), "job": job}
+        job = (describe_allocation() or {}).get("job", "")
+        host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self._path = folder / f"pool_{job or f'{host}_{os.getpid()}'}.json"
+        self._facts = {**facts, "host": host, "job": job}
 
     def __enter__(self) -> Announcement:
         self.write(draining=False)
@@ -116,8 +117,8 @@ def keep_up(folder: Path, asking: Ask = ask) -> int:
             lock(file, wait=False)
         except BlockingIOError:
             return 0  # another job does it just now
-        # One line for each task of an array, those that wait have the array's number.
-        shown = ("--noheader", "--array", "--name", plan["name"], "--format", "%A %T")
+        # One line, such as "7_0 RUNNING", for each task of an array.
+        shown = ("--noheader", "--array", "--name", plan["name"], "--format", "%F_%K %T")
         lines = asking("squeue", "--me", *shown).splitlines()
         living = [line.split()[0] for line in lines if line.split()[1] in LIVING]
         for entry in announced(folder, draining=True):
