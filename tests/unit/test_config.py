@@ -151,3 +151,59 @@ def test_yaml_loses_nothing_in_silence():
     assert load_yaml("[24:00:00, 012345, 12, 0, 0.5, 1_000]") == ["24:00:00", "012345", 12, 0, 0.5, 1000]
     assert load_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}") == {"a": {"x": 1}, "b": {"x": 2}}
     assert load_yaml("a: {x: 1}\nb: {x: 1}\n1: c\n") == {"a": {"x": 1}, "b": {"x": 1}, 1: "c"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"serving": {"quantization": "fp8"}}, "serving.quantization is fp8 and size is '7b'"),
+        ({"size": "7b_4bit"}, "serving.quantization is null and size is '7b_4bit'"),
+        ({"size": "7b_4bit", "serving": {"quantization": "fp8"}}, "in bitsandbytes '_4bit'"),
+        (
+            {"size": "7b_fp8", "serving": {"quantization": "fp8"}, "accelerator": "cpu"},
+            "serving.quantization is about GPUs",
+        ),
+        ({"arms": {"mine": {}}}, "training.stages is empty, but the arm 'mine' is trained"),
+        ({"training": {"weights": "mine"}}, "arms: {NAME: {weights: ...}}"),
+        ({"arms": {"arpo_released": {"replay": {"enabled": True}}}}, "has weights, so nothing trains it"),
+        ({"training": {"stages": [{"name": "released", "split": "chrome_10", "steps": 1}]}}, "rename it"),
+    ],
+)
+def test_reduced_weights_and_arms_with_weights_say_what_they_are(more, words):
+    raw = load_yaml((ROOT / "configs/chrome_10.yaml").read_text())
+    if "arpo_released" in more.get("arms", {}):
+        raw["arms"]["arpo_released"] = {"weights": {"model": "ARPO_UITARS1.5_7B"}}
+    with pytest.raises(UserError) as caught:
+        parse_config(merge(raw, more), "of the test")
+    assert words in str(caught.value)
+
+
+def test_reduced_weights_have_a_size_of_their_own():
+    raw = load_yaml((ROOT / "configs/chrome_10.yaml").read_text())
+    here = parse_config(merge(raw, {"size": "7b_fp8", "serving": {"quantization": "fp8"}}), "of the test")
+    assert here.plain_size == "7b" and not here.served_elsewhere
+    overlay = load_yaml((ROOT / "configs/arms/served.yaml").read_text())
+    elsewhere = parse_config(merge(merge(raw, overlay), {"size": "7b_4bit"}), "a GGUF file, for example")
+    assert elsewhere.served_elsewhere and elsewhere.serving.quantization is None
+
+
+TWINS = {"chrome_18_noisy": ["noisy"]}
+
+
+@pytest.mark.parametrize("name", ["chrome_10", "chrome_18_noisy", "released", "offline_container"])
+def test_a_study_of_released_weights_has_a_nano_twin(name):
+    """The same study but for what is small: the arms and the protocol are its own."""
+    overlays = [f"twins/{part}" for part in ["nano", *TWINS.get(name, [])]]
+    whole = load_config(ROOT / f"configs/{name}.yaml")
+    twin = load_config(*(ROOT / f"configs/{part}.yaml" for part in (name, *overlays)))
+    assert whole.released_arms == twin.released_arms == ["arpo_released"]
+    assert not whole.trained_arms and not whole.training.stages
+    assert (twin.size, twin.accelerator, twin.desktop.kind, twin.policy.recipe) == (
+        "nano",
+        "cpu",
+        "process",
+        None,
+    )
+    assert twin.of_arm("arpo_released").nano.epochs > twin.nano.epochs
+    served = load_config(ROOT / f"configs/{name}.yaml", ROOT / "configs/arms/served.yaml")
+    assert served.served_elsewhere and served.accelerator == "cpu"

@@ -122,7 +122,7 @@ def test_only_what_a_config_needs_is_checked(changes, there, absent):
         ({"training.micro_batch": 7}, "training.micro_batch (7) must divide minibatch_tasks x"),
         ({"training.tasks_per_step": 8, "training.minibatch_tasks": 8}, "has only 4 tasks; lower it"),
         ({"policy.max_model_len": 300}, "policy.max_model_len"),
-        (NAMED, "model.revision"),
+        (NAMED, "the hub does not answer"),
         (NAMED | {"size": "7b"}, "size"),
         (FOLDER, "policy.model '/m' is no model folder"),
         (SERVED, "http://127.0.0.1:1"),
@@ -131,6 +131,7 @@ def test_only_what_a_config_needs_is_checked(changes, there, absent):
 )
 def test_what_a_study_refuses_is_what_the_doctor_says(changes, sentence, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     refused = Machine().refusals(make(changes))
     assert any(sentence in one for one in refused), refused
     assert all(one.endswith(".") for one in refused)

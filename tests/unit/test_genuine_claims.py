@@ -278,6 +278,48 @@ def test_released_weights_count_as_they_are(study: Study) -> None:
     assert judged(released, "table1_dpo_arpo_standard").verdict == "not run"
 
 
+def released(study: Study, weights: Any, **more: Any) -> Study:
+    """The same results, but ARPO's are of weights that the config gives to an arm."""
+    raw = study[1].model_dump(mode="json")
+    for row in (*raw["rates"], *raw["differences"], *raw["models"]):
+        if row["arm"] == "arpo":
+            row |= {"arm": "arpo_released", "stage": "released"}
+    arms = {"base": {}, "grpo": {}, "arpo_released": {"weights": weights}}
+    config, _ = changed(study, {"arms": arms, **more})
+    return config, Summary.model_validate(raw)
+
+
+def test_an_arm_with_the_authors_weights_is_judged_as_released(study: Study) -> None:
+    given = released(study, "ARPO_UITARS1.5_7B")
+    claim = judged(given)
+    assert (claim.verdict, claim.trainings) == ("within prediction interval", 0)
+    assert "arpo_released" in claim.how
+    assert claim.reach is not None and claim.reach.trainings == 0, "its power is that of trials"
+    gain = judged(given, "table1_gain_over_base")
+    assert (gain.verdict, gain.trainings) == ("same direction", 0)
+    assert judged(given, "figure3_replay_on").verdict == "not run"
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "words"),
+    [
+        (
+            "/models/other",
+            {},
+            "The weights of arpo_released are “other”; the claim is about ARPO_UITARS1.5_7B.",
+        ),
+        ({"endpoint": "http://127.0.0.1:9", "served_model": "ARPO"}, {}, "are “served”; the claim is about"),
+        ("ARPO_UITARS1.5_7B", {"size": "7b_fp8", "serving.quantization": "fp8"}, "the size mark “7b_fp8”"),
+    ],
+)
+def test_other_or_reduced_weights_are_never_judged(
+    study: Study, weights: Any, more: dict[str, Any], words: str
+) -> None:
+    claim = judged(released(study, weights, **more))
+    assert claim.verdict == "not run"
+    assert words in claim.reason
+
+
 # --- the page ----------------------------------------------------------------------------------------------
 
 

@@ -241,6 +241,9 @@ def test_the_command_serves_what_the_config_says(config, tmp_path, monkeypatch):
     assert "uni" not in command
     assert option(command, "--dtype") == "auto"
     assert "--tensor-parallel-size" not in command
+    assert "--quantization" not in command
+    reduced = cuda.model_copy(update={"serving": cuda.serving.model_copy(update={"quantization": "fp8"})})
+    assert option(vllm_server.serve_command(reduced, tmp_path, 4711), "--quantization") == "fp8"
     several = cuda.model_copy(update={"serving": cuda.serving.model_copy(update={"tensor_parallel": 2})})
     command = vllm_server.serve_command(several, tmp_path, 4711)
     assert option(command, "--tensor-parallel-size") == "2"

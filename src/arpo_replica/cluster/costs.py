@@ -118,8 +118,8 @@ def all_costs(path: Path = COSTS_FILE) -> dict[str, Costs]:
 
 
 def costs_of(config: StudyConfig) -> Costs:
-    """The study's; random weights cost what trained ones do."""
-    return all_costs()[config.size.removesuffix("_random")]
+    """The study's; random and reduced weights cost what others do."""
+    return all_costs()[config.plain_size]
 
 
 def train_gpus(config: StudyConfig, arm: str) -> tuple[int, int]:

@@ -275,7 +275,7 @@ def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, floa
 def describe_step(config: StudyConfig, arm: str) -> str | None:
     """A training step of an arm in ``plan``'s words; None for a size that was not measured."""
     costs = step_costs()
-    machine = costs.machines.get(config.size.removesuffix("_random"))
+    machine = costs.machines.get(config.plain_size)
     if machine is None or config.accelerator != "cuda":
         return None
     step, recipe = Step.of(config, arm, costs.desktops), config.recipe(arm)

@@ -110,6 +110,7 @@ DECIDES = (
     Row("policy", "endpoint api_key_variable", PLACE, "", "address"),
     Row("serving", "*", SPEED, "measure_throughput", "server"),
     Row("serving", "dtype", TRAINING, f"{EPISODE} measure_throughput", "arithmetic"),
+    Row("serving", "quantization", EPISODES, SERVED_ELSEWHERE, "arithmetic"),
     # An attempt that is given up is an env_error: not scored, not trained on.
     Row("rollout", "*", SPEED, "", "patience"),
     # --- training; an arm's overrides are these keys

@@ -87,6 +87,10 @@ class ServingConfig(Section):
     """No CUDA graphs or compilation: faster start, slower tokens."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; `auto`: float32 on a CPU, the model's own on a GPU."""
+    quantization: Literal["fp8", "bitsandbytes"] | None = None
+    """Serve the weights reduced, for GPUs that are too small for them: `fp8` in half the memory,
+    `bitsandbytes` (4 bits) in a third. The study's size must then end in `_fp8` or `_4bit`: its results are
+    another policy's, and no claim of the paper is judged by them."""
     tensor_parallel: Positive = 1
     """GPUs that hold one copy of the model together, and each a share of its screenshots' encoding."""
     data_parallel: Positive = 1
@@ -200,8 +204,9 @@ class StudyConfig(Section):
     variant: str | None = Field(default=None, pattern=r"^[a-z0-9_]+$")
     """Set by an overlay: results then go to `results/{study}_{variant}`. Names of several overlays are joined
     in their order."""
-    size: Literal["nano", "2b", "7b", "2b_random", "7b_random"]
-    """Size mark that every result carries; `_random`: the shape alone (`model.shape_only`)."""
+    size: Literal["nano", "2b", "7b", "2b_random", "7b_random", "2b_fp8", "7b_fp8", "2b_4bit", "7b_4bit"]
+    """Size mark that every result carries; `_random`: the shape alone (`model.shape_only`); `_fp8`, `_4bit`:
+    reduced weights, by `serving.quantization` or by a server elsewhere (a GGUF file of llama.cpp)."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     """Training seeds."""
     arms: dict[str, dict[str, Any]] = Field(default={"base": {}})
@@ -306,6 +311,7 @@ class StudyConfig(Section):
                 f"model.shape_only is {str(self.model.shape_only).lower()} and size is '{self.size}': random "
                 "weights need a size that ends in '_random', and the other way round"
             )
+        self._check_quantization()
         if self.accelerator == "cpu" and self.serving.tensor_parallel > 1:
             raise ValueError("serving.tensor_parallel is about GPUs: with accelerator: cpu it must be 1")
         if self.training.weights is not None:
@@ -313,6 +319,29 @@ class StudyConfig(Section):
         for arm in self.arms:
             self._check_arm(arm)
         return self
+
+    def _check_quantization(self) -> None:
+        """Refuse reduced weights whose results would not say so. Raises ValueError."""
+        wanted = {None: "", "fp8": "fp8", "bitsandbytes": "4bit"}[self.serving.quantization]
+        mark = self.size.partition("_")[2].removeprefix("random")
+        if mark != wanted and (wanted or not self.served_elsewhere):
+            raise ValueError(
+                f"serving.quantization is {self.serving.quantization or 'null'} and size is '{self.size}': "
+                "what is served here in fp8 needs a size that ends in '_fp8', in bitsandbytes '_4bit', and "
+                "the other way round"
+            )
+        if wanted and self.accelerator == "cpu":
+            raise ValueError("serving.quantization is about GPUs: with accelerator: cpu leave it out")
+
+    @property
+    def served_elsewhere(self) -> bool:
+        """True if servers elsewhere have all weights, so that none is started here."""
+        return not self.trained_arms and all(self.of_arm(arm).policy.endpoint for arm in self.given_arms)
+
+    @property
+    def plain_size(self) -> str:
+        """The size without what its mark says of the weights: `7b` for `7b_fp8`."""
+        return self.size.partition("_")[0]
 
     def _check_arm(self, arm: str) -> None:
         """Refuse an arm that cannot be trained, or that has weights and is to be. Raises ValueError."""

@@ -27,6 +27,8 @@ DRIVER = 550
 SERVE_GIB = {"2b": 8.0, "7b": 22.0}
 TRAIN_GIB = {"2b": 40.0, "7b": 78.0}
 """Rough needs of one card: weights in bfloat16, KV cache of 64K tokens; AdamW's state when training."""
+SAVED_GIB = {"fp8": {"2b": 1.5, "7b": 6.5}, "bitsandbytes": {"2b": 2.2, "7b": 9.8}}
+"""What reduced weights save of it, computed: those of the language model's layers alone are reduced."""
 QUERY = (
     "nvidia-smi",
     "--query-gpu=name,driver_version,memory.total,memory.free",
@@ -37,7 +39,7 @@ NODE = "lib/python3.*/site-packages/playwright/driver/node"
 
 def has_models(config: StudyConfig) -> bool:
     """True if models are served or trained on this machine, not by a server elsewhere alone."""
-    return config.policy.model != SERVED
+    return any(config.of_arm(arm).policy.model != SERVED for arm in config.given_arms)
 
 
 def is_cuda(config: StudyConfig) -> bool:
@@ -120,8 +122,7 @@ def git(config: StudyConfig | None, machine: Machine) -> Finding:
 def needed_gib(config: StudyConfig) -> float:
     """Memory that the study takes here, roughly."""
     desktops = local_desktops(config) * TYPICAL_MB[config.desktop.provider] / 1024
-    served_elsewhere = config.policy.endpoint is not None and set(config.arms) == {"base"}
-    return desktops + (1.0 if served_elsewhere else STACK_GIB[config.accelerator])
+    return desktops + (1.0 if config.served_elsewhere else STACK_GIB[config.accelerator])
 
 
 def memory_gib(machine: Machine) -> tuple[float, float] | None:
@@ -350,11 +351,12 @@ def gpu(config: StudyConfig, machine: Machine) -> Finding:
         return fail(f"nvidia-smi finds none: {answer.words}", "reload the driver, or ask the job for a GPU")
     name, driver, *mib = max(cards, key=lambda card: int(card[3]))
     total, free = (int(part) / 1024 for part in mib)
-    size = config.size.removesuffix("_random")
-    need = (SERVE_GIB if set(config.arms) == {"base"} else TRAIN_GIB).get(size, 2.0)
+    need = (TRAIN_GIB if config.trained_arms else SERVE_GIB).get(config.plain_size, 2.0)
+    if config.serving.quantization and not config.trained_arms:
+        need -= SAVED_GIB[config.serving.quantization].get(config.plain_size, 0.0)
     words = (
-        f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {size} takes about "
-        f"{need:.0f}"
+        f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {config.size} takes "
+        f"about {need:.0f}"
     )
     series = driver.partition(".")[0]
     if series.isdigit() and int(series) < DRIVER:

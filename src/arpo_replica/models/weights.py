@@ -260,7 +260,7 @@ def _tokens(folder: Path) -> dict[str, int]:
 
 def check_named_model(config: StudyConfig, description: ModelDescription, key: str = "policy.model") -> None:
     """Refuse a config that does not fit the model. Raises ``UserError``."""
-    if config.size.removesuffix("_random") != description.size:
+    if config.plain_size != description.size:
         raise UserError(
             f"size is '{config.size}', but {key} '{config.policy.model}' is of size "
             f"'{description.size}'; correct size."

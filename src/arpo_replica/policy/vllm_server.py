@@ -65,6 +65,7 @@ def serve_command(config: StudyConfig, model: Path, port: int, name: str = SERVE
         *(["--enforce-eager"] if serving.enforce_eager else []),
         *(["--compilation-config", graph_config(serving.max_num_seqs)] if graphs(config) else []),
         *("--mm-processor-cache-gb", f"{image_cache_gib(config, serving.max_num_seqs):g}"),
+        *(["--quantization", serving.quantization] if serving.quantization else []),
         *several_gpus(serving.tensor_parallel),
         # One process for engine and worker: half the start-up.
         *(["--distributed-executor-backend", "uni"] if config.accelerator == "cpu" else []),
