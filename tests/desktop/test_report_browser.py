@@ -300,6 +300,59 @@ def test_an_opened_card_is_on_the_screen_and_in_the_address(browser: Browser, ht
     page.close()
 
 
+@pytest.mark.parametrize(("width", "height", "within"), [(1366, 900, 700), (390, 844, 900)])
+def test_the_first_screen_holds_the_answer(
+    browser: Browser, html: Path, width: int, height: int, within: int
+) -> None:
+    watched = open_page(browser, html, viewport={"width": width, "height": height})
+    page = watched.page
+    for selector in (".answer", ".banner", ".own"):
+        box = page.locator(selector).first.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] < within, selector
+    assert page.locator(".strip:visible").count() == 1
+    assert watched.complaints() == []
+    page.close()
+
+
+def test_the_chart_shows_values_zooms_and_parts_the_seeds(browser: Browser, html: Path) -> None:
+    watched = open_page(browser, html, viewport={"width": 1366, "height": 900})
+    page = watched.page
+    said = page.locator("#explorer output")
+    chart = page.locator(".chart")
+    assert not page.locator(".drawn").is_visible()
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    first = said.text_content() or ""
+    assert first.startswith("update 1: ")
+    assert "grpo" in first and "arpo" in first
+    page.keyboard.press("ArrowRight")
+    assert (said.text_content() or "").startswith("update 2: ")
+    thin = chart.locator(".thin").count()
+    assert thin == 4  # two arms, two seeds
+    page.select_option("#explorer select >> nth=1", "1")
+    assert chart.locator(".thin").count() == 2
+    page.select_option("#explorer select >> nth=0", "entropy")
+    assert "entropy" in (chart.get_attribute("aria-label") or "")
+    whole = page.locator("#explorer button")
+    assert whole.is_disabled()
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 100)
+    page.mouse.up()
+    assert whole.is_enabled()
+    whole.click()
+    assert whole.is_disabled()
+    page.select_option("select[name=seed]", "1")
+    shown = page.locator(".group-block:not([hidden]) .card:not([hidden]) .card-meta").all_text_contents()
+    assert shown
+    assert not [words for words in shown if "seed 0" in words]
+    assert watched.complaints() == []
+    page.close()
+
+
 def test_print_shows_the_first_screen_and_leaves_claims_folded_that_were_not_run(
     browser: Browser, html: Path
 ) -> None:
@@ -308,6 +361,9 @@ def test_print_shows_the_first_screen_and_leaves_claims_folded_that_were_not_run
     page.emulate_media(media="print")
     assert page.locator(".answer").is_visible()
     assert not page.locator("#table-claims").is_visible()
+    strips = page.locator(".strip")
+    assert 6 <= strips.count() <= 12
+    assert all(strips.nth(i).is_visible() for i in range(strips.count()))
     pdf = page.pdf(format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") + pdf.count(b"/Type /Page/") >= 5

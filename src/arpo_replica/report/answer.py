@@ -209,8 +209,9 @@ class _Sentences:
             arms = [change for change in learnt if change.direction == direction]
             if arms:
                 yield f"{listed([self._from_to(change) for change in arms])} {verb} the {self._tasks(arms)}."
-        if learnt and all(change.direction == "open" for change in learnt):
-            yield "That the training tasks were learnt is not shown."
+        unknown = [change for change in learnt if change.direction == "open"]
+        if unknown:
+            yield f"That {listed([self._from_to(change) for change in unknown])} learnt them is not shown."
         if carried:
             moved = self._moved(carried, "Success rose", "Success fell")
             yield from moved or ["No change on other tasks is shown."]

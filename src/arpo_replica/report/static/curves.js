@@ -92,12 +92,12 @@
       draw(svg, "text", { x: LEFT - 8, y: y(at) + 4, "text-anchor": "end", class: "f-muted" }, shown(+at.toPrecision(9)));
     }
     const every = Math.max(1, nice((range[1] - range[0]) / 8));
-    for (let at = Math.ceil(range[0] / every) * every; at <= range[1]; at += every) draw(svg, "text", { x: x(at), y: HIGH - 14, "text-anchor": "middle", class: "f-muted" }, at);
+    for (let at = Math.ceil(range[0] / every) * every; at <= range[1]; at += every) draw(svg, "text", { x: x(at), y: HIGH - 18, "text-anchor": "middle", class: "f-muted" }, at);
     data.stages.filter((stage) => inside(stage.from + 1)).forEach((stage) => {
       draw(svg, "line", { x1: x(stage.from + 1), x2: x(stage.from + 1), y1: TOP, y2: HIGH - BOTTOM, class: "s-muted dashed" });
       draw(svg, "text", { x: x(stage.from + 1) + 4, y: TOP - 5, class: "f-muted" }, stage.name);
     });
-    draw(svg, "text", { x: WIDE - RIGHT, y: HIGH - 1, "text-anchor": "end", class: "f-muted" }, "update");
+    draw(svg, "text", { x: WIDE - RIGHT, y: HIGH - 4, "text-anchor": "end", class: "f-muted" }, "update");
     const path = (points) => points.filter((p) => inside(p[0])).map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("");
     lines.forEach(({ arm, raw, line }) => {
       const here = line.filter((p) => inside(p[0]));
