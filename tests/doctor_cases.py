@@ -44,6 +44,7 @@ VMWARE = {
 }
 REMOTE = {"desktop.provider": "remote"}
 CUDA = {"accelerator": "cuda", "size": "7b"}
+ADAPTERS = CUDA | {"training.lora": {"rank": 32, "alpha": 64}, "training.micro_batch": 1}
 LARGE = {"size": "7b", "policy.max_steps": 15}
 NO_CLUSTER = Answer(1, err="sinfo: fatal: Could not establish a configuration source")
 LONG = {"evaluation.trials": 300}
@@ -253,14 +254,15 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ),
     ("context", OK, {}, {}, "6 images"),
     ("context", WARN, {"policy.max_model_len": 1000}, {}, "max_images"),
-    ("gpu", OK, CUDA, {}, "1 x NVIDIA H100, driver 570.10"),
+    ("gpu", OK, ADAPTERS, {}, "1 x NVIDIA H100, driver 570.10"),
+    ("gpu", FAIL, CUDA, {}, "no single card here holds it"),
     ("gpu", FAIL, CUDA, {"no_program": ("nvidia-smi", "sinfo")}, "--gpus all"),
     ("gpu", WARN, CUDA, {"no_program": ("nvidia-smi",)}, "on their node"),
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(9, "", "couldn't communicate")}}, "couldn't"),
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(0, "T4, 470.1, 16000, 15000")}}, "update"),
-    ("gpu", OK, CUDA, {}, "79 of 80"),
+    ("gpu", OK, ADAPTERS, {}, "79 of 80"),
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(0, "T4, 570.1, 16000, 15000")}}, "larger card"),
-    ("gpu", WARN, CUDA, {"says": {"nvidia-smi": Answer(0, "H, 570.1, 81920, 30000")}}, "nvidia-smi"),
+    ("gpu", WARN, ADAPTERS, {"says": {"nvidia-smi": Answer(0, "H, 570.1, 81920, 20000")}}, "nvidia-smi"),
     ("gpu", FAIL, CUDA, {"env": {"CUDA_VISIBLE_DEVICES": ""}}, "unset"),
     ("slurm", OK, {}, {}, "gpu (GPUs); states by squeue"),
     ("slurm", OK, {}, {"no_program": ("sinfo",)}, "no Slurm"),

@@ -136,17 +136,19 @@ def run_explain(options: argparse.Namespace) -> int:
 
 @command(
     "plan",
-    "say how many jobs, GPU-hours and GB a study would take from here",
+    "say how many jobs, GPU-hours and GB a study would take from here, and what money",
     config("; once more for each further study", action="append"),
     option("--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"),
+    option("--prices", type=Path, help="your prices, in the form of data/cluster/prices.yaml"),
     description="Nothing is started. What is finished is not counted. The numbers are estimates.",
 )
 def run_plan(options: argparse.Namespace) -> int:
     """Print the plan."""
+    from arpo_replica.cluster.costs import PRICES_FILE, read_prices
     from arpo_replica.workflow.plan import plan_studies, render_studies
 
-    studies = options.config or [[find(DEMO)]]
-    print(render_studies(plan_studies(studies, options.target)), end="")
+    studies, prices = options.config or [[find(DEMO)]], read_prices(options.prices or PRICES_FILE)
+    print(render_studies(plan_studies(studies, options.target), prices), end="")
     return 0
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -22,13 +23,24 @@ from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.slurm import describe_allocation, read_jobs, record_allocation
 from arpo_replica.cluster import profile, resources
-from arpo_replica.cluster.costs import JobEstimate, Rate, other_estimate, rollout_estimate, stage_estimate
+from arpo_replica.cluster.costs import (
+    CUDA_GIB,
+    PRICES_FILE,
+    JobEstimate,
+    Rate,
+    memory_need,
+    other_estimate,
+    read_prices,
+    rollout_estimate,
+    stage_estimate,
+)
 from arpo_replica.cluster.profile import make_profile
 from arpo_replica.cluster.site import Site, load_site
 from arpo_replica.config import load_config
+from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.training.process import attempt as attempts
 from arpo_replica.workflow.job import job
-from arpo_replica.workflow.plan import SUBMITTED, Plan, render
+from arpo_replica.workflow.plan import SUBMITTED, Plan, PlannedJob, render
 from arpo_replica.workflow.plan import read_jobs as planned_jobs
 from arpo_replica.workflow.status import render as render_status
 from arpo_replica.workflow.status import study_status
@@ -252,10 +264,11 @@ def test_jobs_are_read_from_the_dry_run():
     jobs = planned_jobs(config, DRY_RUN)
     assert [(job.rule, job.local) for job in jobs] == [("train_stage", False), ("render_report", True)]
     assert jobs[0].wildcards == {"arm": "arpo", "seed": "0", "stage": "train_32"}
-    text = render(Plan(config, jobs, ["No Docker."]))
+    prices = read_prices(PRICES_FILE)
+    text = render(Plan(config, jobs, ["No Docker."]), prices)
     assert "train_stage" in text and "measured" in text
     assert text.endswith("\nA run here would refuse to start: No Docker.\n")
-    assert render(Plan(config, [], [])) == "Study 'nano': nothing to do.\n"
+    assert render(Plan(config, [], []), prices) == "Study 'nano': nothing to do.\n"
 
 
 def test_all_other_rules_are_local():
@@ -407,3 +420,53 @@ def test_partitions_are_read():
     cpu, gpu = slurm.partitions(lambda *command: text)
     assert (cpu.name, cpu.default, cpu.gpus, cpu.minutes, cpu.nodes) == ("cpu", True, {}, 60, 3)
     assert (gpu.name, gpu.gpus, gpu.minutes, gpu.nodes) == ("gpu", {"h200": 8}, None, 3)
+
+
+def with_training(name: str, **keys: Any) -> StudyConfig:
+    raw = load_config(ROOT / "configs" / f"{name}.yaml").model_dump()
+    return StudyConfig.model_validate(merge(raw, keys))
+
+
+@pytest.mark.parametrize("run", ["r1_2b", "r2_2b", "r5a_2b_seed", "r5b_2b_seed", "r6_2b", "u3_7b_x2"])
+def test_the_memory_of_an_update_is_that_of_the_measured_runs(run: str) -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "gpu" / f"{run}.json").read_bytes())
+    policy = ("max_images", "max_steps", "max_new_tokens", "max_pixels", "max_model_len")
+    config = with_training(
+        "seed_2b",
+        size=found["shape"],
+        desktop={"screen": found["screenshot"][:2]},
+        policy={key: found["policy"][key] for key in policy},
+        training={key: found["training"][key] for key in ("speed", "gpus", "offload", "micro_batch")},
+    )
+    need = memory_need(config, "arpo")
+    measured = found["steps"][-1]["verl"]["actor/perf/max_memory_allocated_gb"]  # which are GiB
+    assert need is not None and need.basis == "measured"
+    assert need.update - CUDA_GIB == pytest.approx(measured, rel=0.1)
+
+
+def test_adapters_make_room_and_say_that_they_are_an_estimate() -> None:
+    small, full = (memory_need(with_training(name), "arpo") for name in ("seed_2b_small", "seed_2b"))
+    assert small is not None and full is not None
+    assert small.most < 22.5 < full.most
+    assert "an estimate: cards of" in str(small) and "24 GB" in str(small)
+    assert "24 GB" not in str(full) and "from measured runs" in str(full)
+    tower = with_training("seed_2b_small", training={"speed": {"freeze_vision": False}})
+    assert memory_need(tower, "arpo").update > small.update  # type: ignore[union-attr]
+    both = with_training("seed_2b_small", training={"offload": False})
+    assert memory_need(both, "arpo").rollouts > small.rollouts  # type: ignore[union-attr]
+    assert memory_need(load_config(ROOT / "configs" / "nano.yaml"), "arpo") is None
+
+
+def test_money_energy_and_tokens_are_those_of_the_users_prices(tmp_path: Path) -> None:
+    prices = read_prices(
+        write(tmp_path / "p.yaml", "source: ours\ncard: L4\nusd_per_gpu_hour: [1, 2]\nwatts: 100\n")
+    )
+    config = load_config(ROOT / "configs" / "seed_2b.yaml")
+    job = PlannedJob("train_stage", False, {}, JobEstimate(hours=5, gpus=2, disk_gb=0, episodes=200))
+    text = render(Plan(config, [job], []), prices)
+    assert "Money: 10.0 GPU-hours of an L4 are 10 to 20 USD (ours)" in text
+    assert "Energy of the GPUs: 1.0 kWh (100 W, not stated)" in text
+    assert "Tokens of 200 episodes of 15 steps, at most: 0.3 million written" in text
+    for broken, says in (("card: [", "no YAML|YAML"), ("card: L4\n", "'source': .*data/cluster/prices")):
+        with pytest.raises(UserError, match=rf"p\.yaml.*({says})"):
+            read_prices(write(tmp_path / "p.yaml", broken))

@@ -54,6 +54,17 @@ def test_kto_of_the_nano_policy_learns_slowly(demo: StudyConfig) -> None:
     assert rates["rejection"] == rates["dpo"] == pytest.approx(10 * rates["kto"])
 
 
+def test_adapters_beside_an_offline_arm_are_refused_unless_it_has_none(demo: StudyConfig) -> None:
+    adapted = StudyConfig.model_validate(
+        merge(demo.model_dump(), {"training": {"lora": {"rank": 4, "alpha": 8}}})
+    )
+    with pytest.raises(UserError, match=r"arm 'rejection' learns offline.* lora: null"):
+        Plan(adapted).check_training()
+    for method in METHODS:
+        adapted.arms[method]["lora"] = None
+    Plan(adapted).check_training()
+
+
 def test_figure_6_has_all_arms(study: Study, tmp_path: Path) -> None:
     target = target_of(study.config, "fig6")
     # Offline arms have no metrics; what the others' trainings did decides whether a claim may be judged.

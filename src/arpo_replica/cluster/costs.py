@@ -12,19 +12,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.errors import UserError
+from arpo_replica.config.load import load_yaml, read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
+from arpo_replica.policy.prompt import conversation_length
 from arpo_replica.tasks.splits import split_size
 
 COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"
+PRICES_FILE = ROOT / "data" / "cluster" / "prices.yaml"
 CHECKPOINT_BYTES = 16
 """Per weight: float32 weights, AdamW's two moments, weights for vLLM. The nano policy's 31 MB agree."""
+ADAPTED_BYTES = 2
+"""Per weight of a checkpoint with adapters, a model in bfloat16; they themselves are small."""
 MODEL_BYTES = 4
 """Per weight of a published model (float32; bfloat16 is half)."""
+UPDATE_TOKENS = 43_600
+"""Of a trajectory of 15 screenshots of 1920x1080 with 100 tokens a reply (``benchmarks/gpu_memory.py``)."""
+CARDS = {"16 GB": 15, "24 GB": 22.5, "48 GB": 44.5, "80 GB": 79, "141 GB": 139}
+"""Card -> GiB that programs can use; of several of that size, the least (T4, L4, L40S, H100, H200)."""
+CUDA_GIB = 2.0
+"""CUDA itself, in the trainer and in a vLLM that sleeps."""
 Basis = Literal["measured", "published", "computed"]
 
 
@@ -61,6 +72,22 @@ class Rate(Section):
         return points[-1][1]
 
 
+class Memory(Section):
+    """GPU memory in GiB."""
+
+    estimated: list[str]
+    """Keys of ``update`` that are computed; the others come from measured runs."""
+    source: str
+    """Where they stand."""
+    update: dict[str, float]
+    """Peak of one update with trajectories of ``UPDATE_TOKENS``, by what is trained: ``lora`` or ``full``
+    ``_frozen`` or ``_tower``."""
+    no_recomputation: float
+    """What such an update needs besides if no layer is computed again (``speed.checkpoint_share: 0``)."""
+    serving: float
+    """The least that vLLM can answer one conversation in: weights, cache, workspace."""
+
+
 class Costs(Section):
     """One size of policy."""
 
@@ -74,6 +101,8 @@ class Costs(Section):
     """From a job's start to its first episode."""
     episode_mb: Number
     """Size of a recorded episode."""
+    memory_gib: Memory | None = None
+    """GPU memory; none for a policy that every card holds."""
 
 
 class Arithmetic(Section):
@@ -109,6 +138,35 @@ class JobEstimate:
     gpus: int
     """GPUs of all its nodes."""
     disk_gb: float
+    episodes: int = 0
+    """Episodes that the policy plays in it."""
+
+
+class Prices(Section):
+    """What a GPU-hour costs: ``data/cluster/prices.yaml``, or a file of the user's."""
+
+    source: str
+    """Who asks these prices, and when."""
+    card: str
+    """GPU that the hours are of."""
+    usd_per_gpu_hour: tuple[float, float]
+    """Lowest and highest price."""
+    watts: float | None = None
+    """Mean power of that GPU in a training; None: unknown."""
+    watts_source: str = "not stated"
+    """Where it stands."""
+
+
+def read_prices(path: Path) -> Prices:
+    """The prices of a file. Raises ``UserError``."""
+    try:
+        return Prices.model_validate(read_yaml(path, f"The file of prices {path}"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: '{key}': {first['msg']}; write it in the form of data/cluster/prices.yaml."
+        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -136,6 +194,47 @@ def rollout_gpus(config: StudyConfig, arm: str) -> int:
     return gpus if config.accelerator == "cuda" and not elsewhere else 0
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """GPU memory of an arm's training on each of its GPUs, GiB."""
+
+    update: float
+    rollouts: float
+    basis: Basis
+
+    @property
+    def most(self) -> float:
+        return max(self.update, self.rollouts)
+
+    def __str__(self) -> str:
+        fits = [card for card, room in CARDS.items() if self.most <= room]
+        cards = f"cards of {', '.join(fits)} hold it" if fits else "no single card here holds it"
+        says = "an estimate" if self.basis == "computed" else "from measured runs"
+        return f"{self.update:.0f} GiB in an update, {self.rollouts:.0f} in rollouts, {says}: {cards}"
+
+
+def memory_need(config: StudyConfig, arm: str) -> MemoryNeed | None:
+    """What a training needs; None where it does not matter, on a CPU and for the nano policy.
+
+    What is kept per weight is spread over the trainer's GPUs, the rest goes with the longest trajectory.
+    """
+    memory, recipe = costs_of(config).memory_gib, config.recipe(arm)
+    if memory is None or config.accelerator == "cpu":
+        return None
+    trained = f"{'lora' if recipe.lora else 'full'}_{'frozen' if recipe.speed.freeze_vision else 'tower'}"
+    share, gpus = recipe.speed.checkpoint_share, recipe.gpus * recipe.nodes
+    # With all weights trained: float32 weight, gradient and AdamW's two moments.
+    kept = costs_of(config).weights * (2 if recipe.lora else 16) / 2**30
+    moving = memory.update[trained] - kept + memory.no_recomputation * (0.0 if share is None else 1 - share)
+    tokens = min(conversation_length(config).most, config.policy.max_model_len) * recipe.micro_batch
+    moving *= tokens / UPDATE_TOKENS / recipe.sequence_parallel
+    kept /= gpus
+    beside = 0.0 if recipe.offload else kept * (1.0 if recipe.lora else 0.75)
+    serving = memory.serving / recipe.tensor_parallel
+    basis: Basis = "computed" if trained in memory.estimated else "measured"
+    return MemoryNeed(kept + moving + CUDA_GIB, serving + beside + CUDA_GIB / 2, basis)
+
+
 def stage_estimate(config: StudyConfig, arm: str, stage: str) -> JobEstimate:
     """One stage of training."""
     costs, recipe = costs_of(config), config.recipe(arm)
@@ -145,9 +244,11 @@ def stage_estimate(config: StudyConfig, arm: str, stage: str) -> JobEstimate:
     rollouts_h = episodes / costs.episodes_per_hour.at(config.desktop.count)
     update_h = episodes * costs.update_gpu_seconds.value / max(1, nodes * gpus) / 3600
     saved = min(recipe.keep_checkpoints, math.ceil(steps / recipe.save_every))
-    weights_gb = costs.weights * (CHECKPOINT_BYTES * saved + MODEL_BYTES) / 1e9
+    per_weight = ADAPTED_BYTES if recipe.lora else CHECKPOINT_BYTES
+    weights_gb = costs.weights * (per_weight * saved + MODEL_BYTES) / 1e9
     disk_gb = weights_gb + episodes * costs.episode_mb.value / 1e3
-    return JobEstimate(costs.start_seconds.value / 3600 + rollouts_h + update_h, nodes * gpus, disk_gb)
+    hours = costs.start_seconds.value / 3600 + rollouts_h + update_h
+    return JobEstimate(hours, nodes * gpus, disk_gb, episodes)
 
 
 def rollout_estimate(config: StudyConfig, arm: str) -> JobEstimate:
@@ -155,7 +256,7 @@ def rollout_estimate(config: StudyConfig, arm: str) -> JobEstimate:
     costs = costs_of(config)
     episodes = sum(split_size(config, name) for name in config.evaluation.splits) * config.evaluation.trials
     hours = costs.start_seconds.value / 3600 + episodes / costs.episodes_per_hour.at(config.desktop.count)
-    return JobEstimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3)
+    return JobEstimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3, episodes)
 
 
 def offline_estimate(config: StudyConfig, *, collected: bool) -> JobEstimate:
@@ -165,7 +266,9 @@ def offline_estimate(config: StudyConfig, *, collected: bool) -> JobEstimate:
     hours = costs.start_seconds.value / 3600
     if collected:
         hours += episodes / costs.episodes_per_hour.at(config.desktop.count)
-        return JobEstimate(hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3)
+        return JobEstimate(
+            hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3, episodes
+        )
     hours += episodes * costs.update_gpu_seconds.value / 3600
     gpus = 1 if config.accelerator == "cuda" else 0
     return JobEstimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)

@@ -7,7 +7,13 @@ import os
 from pathlib import Path
 
 from arpo_replica.base.environments import heavy_environment
-from arpo_replica.cluster.costs import offline_estimate, rollout_estimate, stage_estimate
+from arpo_replica.cluster.costs import (
+    costs_of,
+    memory_need,
+    offline_estimate,
+    rollout_estimate,
+    stage_estimate,
+)
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import SERVED
 from arpo_replica.doctor.examine import Finding, check, fail, ok, warn
@@ -24,11 +30,8 @@ STACK_GIB = {"cpu": 4.0, "cuda": 10.0}
 """vLLM, verl and Ray beside the weights."""
 DRIVER = 550
 """Oldest driver series that runs CUDA 12.4, which the locked torch and vLLM need at least."""
-SERVE_GIB = {"2b": 8.0, "7b": 22.0}
-TRAIN_GIB = {"2b": 40.0, "7b": 78.0}
-"""Rough needs of one card: weights in bfloat16, KV cache of 64K tokens; AdamW's state when training."""
 SAVED_GIB = {"fp8": {"2b": 1.5, "7b": 6.5}, "bitsandbytes": {"2b": 2.2, "7b": 9.8}}
-"""What reduced weights save of it, computed: those of the language model's layers alone are reduced."""
+"""What reduced weights save in serving, computed: those of the language model's layers alone are reduced."""
 QUERY = (
     "nvidia-smi",
     "--query-gpu=name,driver_version,memory.total,memory.free",
@@ -351,18 +354,21 @@ def gpu(config: StudyConfig, machine: Machine) -> Finding:
         return fail(f"nvidia-smi finds none: {answer.words}", "reload the driver, or ask the job for a GPU")
     name, driver, *mib = max(cards, key=lambda card: int(card[3]))
     total, free = (int(part) / 1024 for part in mib)
-    need = (TRAIN_GIB if config.trained_arms else SERVE_GIB).get(config.plain_size, 2.0)
-    if config.serving.quantization and not config.trained_arms:
+    needs = [need for arm in config.online_arms if (need := memory_need(config, arm))]
+    served = costs_of(config).memory_gib
+    need = max([served.serving if served else 2.0, *(need.most for need in needs)])
+    if config.serving.quantization and not needs:
         need -= SAVED_GIB[config.serving.quantization].get(config.plain_size, 0.0)
     words = (
         f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {config.size} takes "
-        f"about {need:.0f}"
+        f"about {need:.0f}" + "".join(f", training {words}" for words in sorted({str(n) for n in needs}))
     )
     series = driver.partition(".")[0]
     if series.isdigit() and int(series) < DRIVER:
         return fail(words, f"update the driver to {DRIVER} or newer: the locked torch needs it")
     if total < need:
-        return fail(words, "a larger card, a smaller policy.max_model_len, or policy.endpoint")
+        fix = "a larger card, training.lora, speed.freeze_vision or offload, fewer policy.max_images"
+        return fail(words, fix)
     if free < need or free < total * config.serving.gpu_memory_utilization:
         return warn(words, "end what holds it (nvidia-smi), or lower serving.gpu_memory_utilization")
     return ok(words)

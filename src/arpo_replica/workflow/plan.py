@@ -21,16 +21,19 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import (
     Costs,
     JobEstimate,
+    Prices,
     costs_of,
+    memory_need,
     other_estimate,
     rollout_estimate,
     stage_estimate,
 )
 from arpo_replica.cluster.pools import size
-from arpo_replica.cluster.step_model import describe_step
+from arpo_replica.cluster.step_model import REPLY_TOKENS, describe_step
 from arpo_replica.config import load_config
 from arpo_replica.config.decides import ACTING
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.policy.prompt import conversation_length
 from arpo_replica.workflow.study import Study
 
 SUBMITTED = {
@@ -121,7 +124,7 @@ def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> JobEs
             return other_estimate(config, rule)
 
 
-def render(plan: Plan) -> str:
+def render(plan: Plan, prices: Prices) -> str:
     """The plan as text."""
     config, jobs = plan.config, plan.jobs
     lacks = [f"A run here would refuse to start: {sentence}" for sentence in plan.lacks]
@@ -138,14 +141,14 @@ def render(plan: Plan) -> str:
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
     lines += [_line("total", jobs, each=False), *_pools(config, jobs), "", *_sources(costs_of(config))]
-    lines += _steps(config)
+    lines += _steps(config) + _memory(config) + _price(config, jobs, prices)
     lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
 
 
-def render_studies(plans: Sequence[Plan]) -> str:
+def render_studies(plans: Sequence[Plan], prices: Prices) -> str:
     """The plans as text; of several studies also their sum."""
-    text = "\n".join(map(render, plans))
+    text = "\n".join(render(plan, prices) for plan in plans)
     if len(plans) < 2:
         return text
     jobs = list(chain.from_iterable(plan.jobs for plan in plans))
@@ -193,6 +196,42 @@ def _steps(config: StudyConfig) -> list[str]:
         return []
     steps = (f"  {', '.join(names)}: {sentence}" for sentence, names in arms.items())
     return ["", "A training step, by the event model of data/cluster/step_costs.yaml:", *steps]
+
+
+def _memory(config: StudyConfig) -> list[str]:
+    """Which cards a training fits."""
+    arms: dict[str, list[str]] = defaultdict(list)
+    for arm in config.online_arms:
+        if need := memory_need(config, arm):
+            arms[str(need)].append(arm)
+    lines = [f"  {', '.join(names)}: {words}" for words, names in arms.items()]
+    return ["", "Memory of each GPU that trains, data/cluster/costs.yaml:", *lines] if lines else []
+
+
+def _price(config: StudyConfig, jobs: Sequence[PlannedJob], prices: Prices) -> list[str]:
+    """Money, energy and tokens; nothing for a study that plays no episode."""
+    gpu_hours = sum(job.estimate.hours * job.estimate.gpus for job in jobs)
+    episodes = sum(job.estimate.episodes for job in jobs)
+    if not episodes:
+        return []
+    tokens = episodes * conversation_length(config).most / 1e6
+    written = episodes * config.policy.max_steps * min(REPLY_TOKENS, config.policy.max_new_tokens) / 1e6
+    lines = [
+        "",
+        f"Tokens of {episodes} episodes of {config.policy.max_steps} steps, at most: {written:.1f} million "
+        f"written, {tokens:.0f} million read (each once: prefix cache).",
+    ]
+    if not gpu_hours:
+        return lines
+    low, high = (gpu_hours * price for price in prices.usd_per_gpu_hour)
+    lines.append(
+        f"Money: {gpu_hours:.1f} GPU-hours of an {prices.card} are {low:,.0f} to {high:,.0f} USD "
+        f"({prices.source}); desktops and disks are not in it."
+    )
+    if prices.watts:
+        energy = gpu_hours * prices.watts / 1000
+        lines.append(f"Energy of the GPUs: {energy:.1f} kWh ({prices.watts:.0f} W, {prices.watts_source}).")
+    return lines
 
 
 def _sources(costs: Costs) -> list[str]:

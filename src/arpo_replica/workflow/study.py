@@ -124,6 +124,12 @@ class Study:
         folder, named = Path(self.config.policy.model), read_description(self.config.policy.model)
         preloads = bool(self.config.preloading_arms)
         recorded = planned_tasks(self.config, self.config.offline_split) if preloads else None
+        for arm in self.config.offline_arms:
+            if self.config.recipe(arm).lora:
+                raise UserError(
+                    f"The arm '{arm}' learns offline, which trains all weights, but training.lora is "
+                    "set; give the arm lora: null."
+                )
         for arm in self.config.online_arms:
             for stage in self.config.training.stages:
                 tasks = planned_tasks(self.config, stage.split)
