@@ -4,6 +4,7 @@ locked environments, the GPU."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from arpo_replica.base.environments import heavy_environment
@@ -345,8 +346,10 @@ def _without_gpu(machine: Machine) -> Finding | None:
 def gpu(config: StudyConfig, machine: Machine) -> Finding:
     """No driver, too old a driver, a container that was not given the card, or a card that is too small or in
     use: weights, KV cache and, for training, the optimiser must fit."""
+    needs = [found for arm in config.online_arms if (found := memory_need(config, arm))]
+    trained = "".join(f"; training takes {words}" for words in sorted({str(found) for found in needs}))
     if (without := _without_gpu(machine)) is not None:
-        return without
+        return replace(without, found=without.found + trained)
     answer = machine.run(*QUERY)
     lines = [[part.strip() for part in line.split(",")] for line in answer.out.splitlines()]
     cards = [line for line in lines if len(line) == 4 and all(number.isdecimal() for number in line[2:])]
@@ -354,14 +357,13 @@ def gpu(config: StudyConfig, machine: Machine) -> Finding:
         return fail(f"nvidia-smi finds none: {answer.words}", "reload the driver, or ask the job for a GPU")
     name, driver, *mib = max(cards, key=lambda card: int(card[3]))
     total, free = (int(part) / 1024 for part in mib)
-    needs = [need for arm in config.online_arms if (need := memory_need(config, arm))]
     served = costs_of(config).memory_gib
     need = max([served.serving if served else 2.0, *(need.most for need in needs)])
     if config.serving.quantization and not needs:
         need -= SAVED_GIB[config.serving.quantization].get(config.plain_size, 0.0)
     words = (
         f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {config.size} takes "
-        f"about {need:.0f}" + "".join(f", training {words}" for words in sorted({str(n) for n in needs}))
+        f"about {need:.0f}{trained}"
     )
     series = driver.partition(".")[0]
     if series.isdigit() and int(series) < DRIVER:
