@@ -128,7 +128,7 @@ def photograph(page: Path) -> None:
         for number, selector in enumerate(PARTS, start=1):
             place = view.locator(selector).first.bounding_box()
             assert place is not None, selector
-            corner = place["x"] - 14, max(place["y"], 2)
+            corner = place["x"] - 36, max(place["y"], 2)
             draw = ImageDraw.Draw(picture)
             draw.ellipse((*corner, corner[0] + 30, corner[1] + 30), fill="#d55e00")
             draw.text((corner[0] + 15, corner[1] + 15), str(number), "white", anchor="mm", font_size=20)
@@ -157,10 +157,10 @@ def film(results: Path) -> None:
     subprocess.run([*command, "--out", str(PICTURES / "episode.webp"), "--width", "220"], check=True)
 
 
-def _unlike(arms: dict[str, dict[str, str]]) -> tuple[bool, bool]:
-    """(ARPO solved what base did not, GRPO did not): by scores, never by looks."""
-    solved = {arm: row["success_hard"] == "true" for arm, row in arms.items()}
-    return solved["arpo"] and not solved["base"], not solved["grpo"]
+def _unlike(arms: dict[str, dict[str, str]]) -> int:
+    """2 if ARPO solved what base did not, and 1 more if GRPO did not: by scores, never by looks."""
+    base, grpo, arpo = (arms[arm]["success_hard"].lower() == "true" for arm in ARMS)
+    return 2 * (arpo and not base) + (arpo and not grpo)
 
 
 if __name__ == "__main__":
