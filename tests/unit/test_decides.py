@@ -90,6 +90,9 @@ def base_of(key: str) -> StudyConfig:
         "tasks": {"noisy": {"noisy": {"source": "test_in"}}, "selected": {"rare": {"source": "train_32"}}},
         "evaluation": {"splits": ["test_in", "test_out", "noisy", "rare"]},
         "training": {"lora": {"rank": 4, "alpha": 8}},
+        "report": {
+            "elsewhere": [{"arm": "arpo", "split": "test_in", "successes": 1, "episodes": 5, "source": "x"}]
+        },
     }
     raw = load_config(ROOT / "configs/demo.yaml").model_dump(mode="json")
     config = parse_config(merge(raw, overlay), "of the test")

@@ -27,9 +27,11 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout: int = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run snakemake here, with variables added to the environment."""
-        return run_snakemake(arguments, self.root, {**os.environ, **environment}, timeout=300)
+        return run_snakemake(arguments, self.root, {**os.environ, **environment}, timeout=timeout)
 
     def planned(self, *arguments: str, **environment: str) -> Counter[str]:
         """Rule -> number of jobs that a run would start."""

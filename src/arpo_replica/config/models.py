@@ -128,6 +128,23 @@ class EvaluationConfig(Section):
     all tasks of a worker). In training each is FAIL, as in ARPO's."""
 
 
+class ElsewhereConfig(Section):
+    """A result that somebody else reports. It stands beside this study's own and is never judged."""
+
+    arm: str
+    """Arm of this study that it is about."""
+    split: str
+    """Split of this study that it is about."""
+    successes: Annotated[int, Field(ge=0)]
+    """Tasks that were solved there ..."""
+    episodes: Positive
+    """... of so many that were tried."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Minutes an episode."""
+    source: str
+    """Who reports it, and where."""
+
+
 class ReportConfig(Section):
     """The page (`reports/{study}/index.html`)."""
 
@@ -139,6 +156,8 @@ class ReportConfig(Section):
     """Wider screenshots are reduced to this width, in pixels."""
     titles: dict[str, str] = Field(default_factory=dict)
     """Split -> what its tasks are, in a reader's words; without it the page says the split's name."""
+    elsewhere: list[ElsewhereConfig] = Field(default_factory=list)
+    """Results that others report, shown beside this study's own."""
     full_screenshots: bool = False
     """Also put every screenshot that the budget leaves out of the page into `screenshots/` beside it."""
     full_trajectories: bool = False
@@ -285,6 +304,7 @@ class StudyConfig(Section):
             "targets": self.targets.splits(),
             "offline.split": [self.offline_split],
             "report.titles": list(self.report.titles),
+            "report.elsewhere": [entry.split for entry in self.report.elsewhere],
         }
         for where, names in (
             ("training.stages", [stage.name for stage in self.training.stages]),

@@ -147,6 +147,7 @@ def _context(
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
         "subsets": views.subset_parts(summary),
+        "elsewhere": views.elsewhere_rows(config, summary),
         "left_out": views.left_out_parts(summary),
         "by_split": views.by_split,
         "told_once": views.told_once,

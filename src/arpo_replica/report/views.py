@@ -15,6 +15,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
+from arpo_replica.evaluation.replay_effect import exact_share
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.figures import (
     TOTALS,
@@ -232,6 +233,26 @@ def reach(summary: Summary) -> float:
     """Half the width of the axis on which all differences and their intervals fit."""
     ends = [abs(end) for row in summary.differences for end in (row.difference.low, row.difference.high)]
     return next(width for width in (0.1, 0.2, 0.3, 0.5, 1.0) if width >= min(1.0, max(ends, default=1.0)))
+
+
+def elsewhere_rows(config: StudyConfig, summary: Summary) -> list[dict[str, Any]]:
+    """What others report, each with this study's own rates by protocol and minutes per episode."""
+    found = []
+    for entry in config.report.elsewhere:
+        place = entry.arm, entry.split
+        rates = {row.protocol: row for row in summary.rates if (row.arm, row.split) == place and row.of_valid}
+        effort = [row for row in summary.effort if (row.arm, row.split) == place]
+        episodes = sum(row.episodes for row in effort)
+        solved = [number < entry.successes for number in range(entry.episodes)]
+        found.append(
+            {
+                "entry": entry,
+                "theirs": exact_share(solved),
+                "rates": [rates[protocol] for protocol in PROTOCOLS if protocol in rates],
+                "minutes": sum(row.episode_seconds for row in effort) / episodes / 60 if episodes else None,
+            }
+        )
+    return found
 
 
 def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
