@@ -53,9 +53,9 @@ def running(place: Workspace, name: str, last: str | None = None, **parameters: 
 
 
 def test_a_training_a_server_and_an_evaluation_against_it(place):
-    with running(
-        place, "train_smoke", CONFIG="configs/ci.yaml", ARM="arpo", STAGE="train_4", CORES=2
-    ) as said:
+    (place.root / "few.yaml").write_text("nano: {demonstrations: 200, epochs: 1}\n")  # it need not be good
+    small = "configs/ci.yaml few.yaml"
+    with running(place, "train_smoke", CONFIG=small, ARM="arpo", STAGE="train_4", CORES=2) as said:
         assert "2 of 2 steps are logged" in said
         assert "image/png" in said
     with socket.socket() as probe:
@@ -66,7 +66,7 @@ def test_a_training_a_server_and_an_evaluation_against_it(place):
         f"policy: {{model: served, endpoint: 'http://127.0.0.1:{port}/v1', served_model: {NAME}}}\n"
     )
     server = {
-        "CONFIG": "configs/ci.yaml",
+        "CONFIG": small,
         "MANIFEST": "results/ci/models/arpo/seed_0/stage_train_4/manifest.json",
         "NAME": NAME,
         "PORT": port,
@@ -77,7 +77,7 @@ def test_a_training_a_server_and_an_evaluation_against_it(place):
     with running(place, "gpu_server", "server.terminate()\nserver.wait()", **server) as said:
         assert f"{NAME} is served at http://127.0.0.1:{port}/v1" in said
         assert "export ARPO_API_KEY=a-key-of-the-test" in said
-        with running(place, "evaluate", CONFIG="configs/ci.yaml served.yaml") as said:
+        with running(place, "evaluate", CONFIG=f"{small} served.yaml") as said:
             assert "rollouts base" in said
             assert "../reports/served/index.html" in said
     scores = (place.root / "results/served/scores.csv").read_text().splitlines()
