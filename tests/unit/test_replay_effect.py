@@ -20,7 +20,8 @@ from arpo_replica.evaluation import replay_effect as re_
 from arpo_replica.evaluation import statistics
 from arpo_replica.evaluation.claims import compare
 from arpo_replica.evaluation.records import Curve, CurvePoint, Summary, TrainingOutcome
-from arpo_replica.report import views, words
+from arpo_replica.report import answer as first_screen
+from arpo_replica.report import words
 from synthetic_study import PAPER_FILES, Study, evaluate, make_study, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,11 +300,9 @@ def test_the_page_says_whether_it_is_a_test_of_replay(study: Study, tmp_path: Pa
     made = Changed(study, tmp_path)
     for effect in made.summary.replay_effects:
         effect.changed, effect.is_test = 0.041, False
-    cards = [card["words"] for card in views.findings(made.summary) if card["row"].reference == "grpo"]
-    assert set(cards) == {"no test of replay: replay changed 4.1 % of the groups of arpo, less than 8 %"}
-    own = compare(study.config, made.summary, PAPER_FILES).own_measurements
-    noted = {row.what for row in own if row.note.startswith("no test of replay")}
-    assert noted == {"arpo minus grpo", "area under the training curve, arpo minus grpo"}
+    claims = compare(study.config, made.summary, PAPER_FILES)
+    gates = [card.gate for card in first_screen.answer(study.config, made.summary, claims).cards]
+    assert "No test of replay: replay changed 4.1 % of the groups of arpo, less than 8 %." in gates
     page = render(study).read_text("utf-8")
     (effect,) = study_summary(study).replay_effects
     assert effect.area is not None

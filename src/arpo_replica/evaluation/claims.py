@@ -3,8 +3,7 @@
 A claim is compared only with results of the size, desktops, model, tasks, recipe, training and step limit
 that it is about (``obstacles``). Everything else is "not run", with the first difference: a nano study or a
 container's result never stands beside a number of the paper, nor does a training that did something else.
-What such a study measured is listed apart (``own_measurements``), with its mark. Invented results are judged,
-so that the page can be looked at, and carry their mark everywhere.
+Invented results are judged, so that the page can be looked at, and carry their mark everywhere.
 
 The training is the unit: an arm that is trained is judged by its trainings, five or more; with fewer there
 is a number and no verdict. The paper shows one learning curve each, read off a plot, so its noise can be
@@ -48,8 +47,6 @@ from arpo_replica.evaluation.published import (
     load_claims,
     load_contradictions,
 )
-from arpo_replica.evaluation.replay_effect import no_test
-from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.parity import Hyperparameters, actual
 
 SIDES = ("arm", "reference")
@@ -118,7 +115,6 @@ def compare(
         inputs=[],
         mark=mark_of(config, summary),
         contradictions=contradictions,
-        own_measurements=_own(config, summary, [found.row for found in findings.values() if found.row]),
         counts=dict(sorted(Counter(result.verdict for result in results).items())),
     )
 
@@ -241,8 +237,6 @@ class ClaimFinding:
     trainings: int = 0
     mean_score: float | None = None
     sources: list[str] = field(default_factory=list)
-    row: Any = None
-    """The row of the summary that it rests on."""
 
 
 def not_run(reason: str) -> ClaimFinding:
@@ -476,7 +470,7 @@ def _find_rate(
     trained = measure.arm != "base" and not is_released(config, summary, str(measure.arm))
     shown = row.over_trainings or row.conditional or row.of_valid
     score = None if row.mean_score is None else row.mean_score.value
-    common: dict[str, Any] = {"sources": row.sources, "row": row, "mean_score": score}
+    common: dict[str, Any] = {"sources": row.sources, "mean_score": score}
     stop = _no_estimate(row, shown, trained, common)
     if stop is not None:
         return stop
@@ -539,7 +533,7 @@ def _find_difference(
     arms = [arm for arm in (str(measure.arm), str(measure.reference)) if arm != "base"]
     trained = not all(is_released(config, summary, arm) for arm in arms)
     shown = row.over_trainings or row.difference
-    common: dict[str, Any] = {"sources": row.sources, "row": row}
+    common: dict[str, Any] = {"sources": row.sources}
     stop = _no_estimate(row, shown, trained, common)
     if stop is not None:
         return stop
@@ -586,58 +580,6 @@ def _row(
     ]
     pooled = [row for row in found if row.seed is None] or found
     return pooled[-1] if pooled else None
-
-
-def _own(config: StudyConfig, summary: r.Summary, used: list[Any]) -> list[r.OwnMeasurement]:
-    """What was measured and answers no claim."""
-    mark = mark_of(config, summary)
-    taken = {id(row) for row in used}
-    notes = {(effect.arm, effect.reference): no_test(effect) for effect in summary.replay_effects}
-    found = []
-    rows: list[r.RateRow | r.DifferenceRow] = [*summary.rates, *summary.differences]
-    for row in rows:
-        measured = row.of_valid if isinstance(row, r.RateRow) else row.difference
-        if id(row) in taken or measured is None:
-            continue
-        reference = row.reference if isinstance(row, r.DifferenceRow) else None
-        found.append(
-            r.OwnMeasurement(
-                mark=f"{mark}, {row.split} ({summary.splits[row.split].size})",
-                what="success rate" if reference is None else f"{row.arm} minus {reference}",
-                arm=row.arm,
-                reference=reference,
-                stage=row.stage,
-                seed=row.seed,
-                split=row.split,
-                protocol=row.protocol,
-                tasks=row.tasks,
-                measured=measured,
-                note=notes.get((row.arm, reference or ""), ""),
-                sources=row.sources,
-            )
-        )
-    for effect in summary.replay_effects:
-        if effect.area is not None:
-            stage = config.training.stages[-1]
-            found.append(
-                r.OwnMeasurement(
-                    mark=f"{mark}, rollouts of the trainings",
-                    what=f"area under the training curve, {effect.arm} minus {effect.reference}",
-                    arm=effect.arm,
-                    reference=effect.reference,
-                    stage=stage.name,
-                    seed=None,
-                    split=stage.split,
-                    protocol="hard",
-                    tasks=split_size(config, stage.split),
-                    measured=effect.area,
-                    note=no_test(effect),
-                    sources=sorted(
-                        c.source for c in summary.curves if c.arm in (effect.arm, effect.reference)
-                    ),
-                )
-            )
-    return found
 
 
 # --- curves and throughput --------------------------------------------------------------------------------

@@ -364,25 +364,6 @@ class EnvErrorRow(Document):
     example: str
 
 
-class OwnMeasurement(Document):
-    """A number of this study that is no answer to any claim of the paper."""
-
-    mark: str
-    """Size, desktops and task set, in words."""
-    what: str
-    arm: str
-    reference: str | None
-    stage: str
-    seed: int | None
-    split: str
-    protocol: Protocol
-    tasks: int
-    measured: Interval
-    note: str = ""
-    """``no test of replay`` and why, where replay hardly changed anything."""
-    sources: list[str] = Field(default_factory=list)
-
-
 # --- summary.json: the results ---------------------------------------------------------------------------
 
 
@@ -766,8 +747,6 @@ class Claims(Document):
     mark: str = ""
     """Size, desktops and model of this study, in words."""
     contradictions: list[Contradiction] = Field(default_factory=list)
-    own_measurements: list[OwnMeasurement] = Field(default_factory=list)
-    """Everything measured here that answers no claim, with its mark; never beside a published number."""
     counts: dict[str, int] = Field(default_factory=dict)
     """Verdict -> claims."""
 

@@ -174,7 +174,6 @@ TABLES = (
             Column("value", meaning="What this study sets."),
         ),
     ),
-    _records("own_measurements", r.OwnMeasurement),
     Table(
         "learning_curves", "One update of one training.", (*_of(r.CurvePoint, "swaps", "tasks"), *TRAINING)
     ),
@@ -267,7 +266,6 @@ def table_rows(summary: r.Summary, claims: r.Claims, scores: pd.DataFrame) -> di
             for entry in claims.contradictions
             for side in entry.sides
         ],
-        "own_measurements": [flatten(row) for row in claims.own_measurements],
         "learning_curves": [training | flatten(point) for training, point in updates],
         "offline_curves": [
             flatten(training) | flatten(point) for training in summary.offline for point in training.points
