@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,8 @@ def measure(
     config: StudyConfig, provider: DesktopProvider, tasks: list[Task], scripts: dict[str, Oracle], trials: int
 ) -> dict[str, Any]:
     """Collect the scripts' episodes; how many an hour, and the time of their parts."""
-    settings = PoolSettings(
-        desktops=config.desktop.count,
-        limits=EpisodeLimits(MAX_STEPS, config.evaluation.success_above, config.rollout.episode_timeout_s),
-        retries=0,
-        start_timeout_s=2 * config.desktop.start_timeout_s,
-    )
+    limits = EpisodeLimits(MAX_STEPS, config.evaluation.success_above, config.rollout.episode_timeout_s)
+    settings = replace(PoolSettings.of(config, limits), retries=0)
     with tempfile.TemporaryDirectory() as folder:
         roots = [OutputRoot(Path(folder) / f"trial_{n}", "benchmark", n, tasks) for n in range(trials)]
         began = time.monotonic()
@@ -101,7 +98,7 @@ def measure(
             collect_episodes(
                 roots,
                 provider=provider,
-                policy=lambda root: ScriptedOracle(scripts),
+                policy=lambda *_: ScriptedOracle(scripts),
                 parser=screen_parser(config.desktop.screen),
                 labels=make_labels(config, "oracle", scripts),
                 settings=settings,

@@ -36,7 +36,7 @@ async def collect(folder: Path, *, trials: int = 1, provider=None, desktops: int
     return await collect_episodes(
         roots,
         provider=provider or make_provider(config.desktop),
-        policy=lambda root: ScriptedPolicy(CLICK, FINISHED, delay_s=delay_s),
+        policy=lambda *_: ScriptedPolicy(CLICK, FINISHED, delay_s=delay_s),
         parser=UITarsParser.of(config.policy, config.desktop.screen),
         labels=LABELS,
         settings=PoolSettings(

@@ -61,15 +61,32 @@ def test_an_episode_that_cannot_be_read_is_recorded_anew(tmp_path):
     assert not path.exists()
 
 
-def test_desktops_that_do_not_start_are_named_and_the_others_closed(tmp_path):
-    def third(number: int) -> None:
-        if number == 3:
-            raise DesktopError("no display")
+def test_a_desktop_that_does_not_start_is_named(tmp_path):
+    def first(number: int) -> None:
+        raise DesktopError("no display")
 
-    provider = FakeProvider(start=third)
     with pytest.raises(DesktopError, match="no display"):
+        asyncio.run(record_demonstrations(DEMO, tmp_path, FakeProvider(start=first)))
+
+
+def test_an_expert_that_fails_leaves_no_index(tmp_path, monkeypatch):
+    async def draw(devtools, nano):
+        return [make_task(number) for number in range(20)]
+
+    class Lost:
+        def start(self, task):
+            return self
+
+        async def reply(self, screenshot):
+            raise DesktopError("the expert's script is gone")
+
+    monkeypatch.setattr(demonstrations, "draw_tasks", draw)
+    monkeypatch.setattr(demonstrations, "Expert", lambda devtools, frame: Lost())
+    monkeypatch.setattr("fakes.FakeDesktop.devtools", None, raising=False)
+    provider = FakeProvider()
+    with pytest.raises(DesktopError, match="the expert failed in 20 of 20 demonstrations"):
         asyncio.run(record_demonstrations(DEMO, tmp_path, provider))
-    assert provider.desktops
+    assert not (tmp_path / "episodes.jsonl").exists()
     assert all(desktop.closed for desktop in provider.desktops)
 
 

@@ -42,7 +42,7 @@ async def collect(roots, provider, policy=None, settings=SETTINGS, labels=LABELS
     return await collect_episodes(
         roots,
         provider=provider,
-        policy=lambda root: policy,
+        policy=lambda *_: policy,
         parser=UITarsParser("absolute", SCREEN, SCREEN),
         labels=labels,
         settings=settings,
@@ -115,7 +115,7 @@ async def test_outcomes_are_recorded_as_they_are(tmp_path):
     await collect_episodes(
         roots,
         provider=FakeProvider(score=0.0),
-        policy=lambda root: policies[root.trial],
+        policy=lambda root, _: policies[root.trial],
         parser=UITarsParser("absolute", SCREEN, SCREEN),
         labels=LABELS,
         settings=SETTINGS,

@@ -20,6 +20,7 @@ from typing import Any
 
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.base.unfinished import ASIDE
+from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Policy
 from arpo_replica.providers.pool import DesktopPool, StartError, one_line
@@ -76,6 +77,12 @@ class PoolSettings:
     start_timeout_s: float
     """Longest time that starting one desktop may take."""
 
+    @classmethod
+    def of(cls, config: StudyConfig, limits: EpisodeLimits) -> PoolSettings:
+        """Those of the config."""
+        desktop = config.desktop
+        return cls(desktop.count, limits, config.rollout.env_error_retries, 2 * desktop.start_timeout_s)
+
 
 def open_episodes(roots: Sequence[OutputRoot], labels: Labels) -> list[Episode]:
     """The episodes that are still to be collected, trial by trial.
@@ -115,7 +122,7 @@ async def collect_episodes(
     roots: Sequence[OutputRoot],
     *,
     provider: DesktopProvider,
-    policy: Callable[[OutputRoot], Policy],
+    policy: Callable[[OutputRoot, Any], Policy],
     parser: ReplyParser,
     labels: Labels,
     settings: PoolSettings,
@@ -125,9 +132,9 @@ async def collect_episodes(
 ) -> Progress:
     """Collect every missing episode of all roots and write their indexes.
 
-    ``policy`` gives the policy for a root (its trial decides the seeds). ``policy_ready`` is awaited once,
-    while desktops start. ``check_policy`` is called after a ``PolicyError``; what it raises ends the job:
-    a dead server must not turn every remaining episode into an ``env_error``.
+    ``policy`` gives the policy for a root (its trial decides the seeds) and a desktop. ``policy_ready`` is
+    awaited once, while desktops start. ``check_policy`` is called after a ``PolicyError``; what it raises
+    ends the job: a dead server must not turn every remaining episode into an ``env_error``.
 
     Raises ``UserError`` if no desktop can be started at all.
     """
@@ -155,7 +162,7 @@ async def collect_episodes(
 @dataclass
 class _Collector:
     pool: DesktopPool
-    policy: Callable[[OutputRoot], Policy]
+    policy: Callable[[OutputRoot, Any], Policy]
     parser: ReplyParser
     labels: Labels
     settings: PoolSettings
@@ -210,7 +217,7 @@ class _Collector:
                     result = await run_episode(
                         episode.task,
                         desktop,
-                        self.policy(episode.root),
+                        self.policy(episode.root, desktop),
                         self.parser,
                         self.settings.limits,
                     )

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -15,23 +14,16 @@ from arpo_replica.rollout.records import Outcome
 
 logger = logging.getLogger(__name__)
 
+EVERY_S = 5.0
+"""From one line to the next."""
+
 
 class Progress:
-    def __init__(
-        self,
-        total: int,
-        kept: int,
-        *,
-        heartbeat: Path | None = None,
-        every_s: float = 5.0,
-        out: Callable[[str], None] = logger.info,
-    ) -> None:
+    def __init__(self, total: int, kept: int, *, heartbeat: Path | None = None) -> None:
         """``total`` episodes of the job, ``kept`` of them from an earlier run."""
         self.total = total
         self.kept = kept
         self.heartbeat = heartbeat
-        self.every_s = every_s
-        self.out = out
         self.outcomes: Counter[str] = Counter()
         self.retries = 0
         self.restarts = 0
@@ -63,13 +55,13 @@ class Progress:
         self.tick()
 
     def tick(self, *, now: bool = False) -> None:
-        """Write the heartbeat; print the line if ``every_s`` have passed or ``now``."""
-        if not now and time.monotonic() - self._said < self.every_s:
+        """Write the heartbeat; log the line if ``EVERY_S`` have passed or ``now``."""
+        if not now and time.monotonic() - self._said < EVERY_S:
             return
         self._said = time.monotonic()
         if (line := self.line()) != self._line:  # not ten times that it waits for the policy
             self._line = line
-            self.out(line)
+            logger.info(line)
         if self.heartbeat is not None:
             write_atomically(self.heartbeat, (json.dumps(self.state()) + "\n").encode())
 

@@ -189,13 +189,8 @@ async def collect_served(
     with contextlib.suppress(NotImplementedError, RuntimeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     evaluation = config.evaluation
-    settings = PoolSettings(
-        desktops=config.desktop.count,
-        limits=replace(
-            EpisodeLimits.of(config), call_user_waits=evaluation.call_user_waits, reasks=evaluation.reasks
-        ),
-        retries=config.rollout.env_error_retries,
-        start_timeout_s=2 * config.desktop.start_timeout_s,
+    limits = replace(
+        EpisodeLimits.of(config), call_user_waits=evaluation.call_user_waits, reasks=evaluation.reasks
     )
     began = time.monotonic()
     async with serving as served:
@@ -203,12 +198,12 @@ async def collect_served(
         progress = await collect_episodes(
             outputs,
             provider=provider,
-            policy=lambda root: served.policy(
+            policy=lambda root, _: served.policy(
                 config.policy, sampling, (labels.seed, labels.stage, root.trial)
             ),
             parser=UITarsParser.of(config.policy, config.desktop.screen),
             labels=labels,
-            settings=settings,
+            settings=PoolSettings.of(config, limits),
             policy_ready=served.ready,
             check_policy=served.check,
             heartbeat=outputs[0].path.parents[1] / "heartbeat.json",

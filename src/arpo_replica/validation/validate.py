@@ -202,19 +202,13 @@ async def _collect(
     # Snakemake stops a job with SIGTERM: leave in order, so that desktops are closed.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     limits = EpisodeLimits(MAX_STEPS, config.evaluation.success_above, config.rollout.episode_timeout_s)
-    settings = PoolSettings(
-        desktops=config.desktop.count,
-        limits=limits,
-        retries=config.rollout.env_error_retries,
-        start_timeout_s=2 * config.desktop.start_timeout_s,
-    )
     await collect_episodes(
         roots,
         provider=provider,
-        policy=lambda root: policy,
+        policy=lambda *_: policy,
         parser=screen_parser(config.desktop.screen),
         labels=labels,
-        settings=settings,
+        settings=PoolSettings.of(config, limits),
     )
 
 

@@ -11,15 +11,11 @@ episodes of another seed, screen or expert are removed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import logging
 import random
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -30,17 +26,11 @@ from arpo_replica.base.errors import DesktopError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import NanoConfig, StudyConfig
 from arpo_replica.desktop.devtools import DevTools
-from arpo_replica.desktop.interface import Desktop
+from arpo_replica.desktop.interface import Desktop, DesktopProvider
 from arpo_replica.models.nano.model import check_screen
-from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, make_record, run_episode
-from arpo_replica.rollout.records import (
-    clear_unfinished,
-    discard_episode,
-    finished_episodes,
-    read_episode,
-    write_episode,
-    write_index,
-)
+from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes
+from arpo_replica.rollout.episode import EpisodeLimits, Labels
+from arpo_replica.rollout.records import discard_episode, finished_episodes, read_episode
 from arpo_replica.suites.miniwob.expert import Expert
 from arpo_replica.suites.miniwob.pages import (
     DEMONSTRATION_SEEDS,
@@ -48,13 +38,10 @@ from arpo_replica.suites.miniwob.pages import (
     TRAINED_PAGES,
     blank_task,
     make_task,
-    page_of,
     read_instructions,
     script,
 )
 from arpo_replica.tasks.model import Task
-
-logger = logging.getLogger(__name__)
 
 MAX_LOST = 0.05
 """Largest share of episodes that may end without success before the recording counts as broken."""
@@ -81,20 +68,26 @@ class SteadyDesktop:
     """A desktop that waits until the page has got the input and the browser has drawn its effect.
 
     On a busy machine a screenshot at the first rest may be too early; a demonstration must be the same
-    whenever it is recorded. For one episode; raises ``DesktopError`` when input does not arrive.
+    whenever it is recorded. Raises ``DesktopError`` when input does not arrive.
     """
 
     def __init__(self, desktop: BrowserDesktop) -> None:
         self._desktop = desktop
         self._clicks = 0
         self._keys = 0
+        self.devtools = desktop.devtools
         self.screen = desktop.screen
-        self.reset = desktop.reset
         self.screenshot = desktop.screenshot
         self.evaluate = desktop.evaluate
         self.close = desktop.close
 
+    async def reset(self, task: Task) -> None:
+        """See the interface."""
+        self._clicks = self._keys = 0
+        await self._desktop.reset(task)
+
     async def act(self, action: Action, action_id: str) -> None:
+        """See the interface."""
         await self._desktop.act(action, action_id)
         self._clicks += isinstance(action, Click)
         self._keys += len(action.text) if isinstance(action, TypeText) else 0
@@ -102,23 +95,24 @@ class SteadyDesktop:
         await self._desktop.screenshot()  # the one kept from before
 
 
-class BrowserDesktopProvider(Protocol):
+class BrowserDesktopProvider(DesktopProvider, Protocol):
     """Makes such desktops; the process provider does."""
 
     async def start(self, name: str) -> BrowserDesktop:
         """A running desktop, ready for ``reset``."""
 
 
-@dataclass
-class Recording:
-    """What a recording gave."""
+class SteadyProvider:
+    """Makes steady desktops of another provider's."""
 
-    episodes: int
-    recorded_now: int
-    seconds: float
-    outcomes: Counter[str]
-    by_page: dict[str, tuple[int, int]]
-    """Page -> (successes, episodes)."""
+    def __init__(self, provider: BrowserDesktopProvider) -> None:
+        self._provider = provider
+        self.check = provider.check
+        self.describe = provider.describe
+
+    async def start(self, name: str) -> SteadyDesktop:
+        """See the interface."""
+        return SteadyDesktop(await self._provider.start(name))
 
 
 def page_seeds(page: str, seed: int) -> Iterator[int]:
@@ -156,119 +150,46 @@ async def draw_tasks(devtools: DevTools, nano: NanoConfig) -> list[Task]:
     return [tasks[index] for index in range(longest) for tasks in by_page if index < len(tasks)]
 
 
-@dataclass
-class _Recorder:
-    config: StudyConfig
-    out: Path
-    provider: BrowserDesktopProvider
-    progress: Callable[[str], None]
-    queue: deque[Task] = field(default_factory=deque)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    total: int = 0
-    started: float = field(default_factory=time.monotonic)
-    last_line: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.parser = UITarsParser.of(self.config.policy, self.config.desktop.screen)
-        self.frame = Frame.of(self.config.policy, self.config.desktop.screen)
-        self.labels = Labels(
-            arm="expert",
-            seed=self.config.nano.seed,
-            stage="demonstrations",
-            size=self.config.size,
-            desktop=self.config.desktop.provider,
-            checkpoint_sha256="",
-            sampling={},
-        )
-        self.limits = EpisodeLimits.of(self.config)
-
-    async def work(self, name: str, desktop: BrowserDesktop) -> None:
-        """Record tasks of the queue until it is empty; owns and closes its desktop."""
-        try:
-            while self.queue:
-                task = self.queue.popleft()
-                began, errors = time.time(), []
-                result: EpisodeResult | None = None
-                for attempt in range(1 + self.config.rollout.env_error_retries):
-                    try:
-                        if attempt:
-                            await desktop.close()
-                            desktop = await self.provider.start(f"{name}-{task.id}-{attempt}")
-                        expert = Expert(desktop.devtools, self.frame)
-                        steady = SteadyDesktop(desktop)
-                        result = await run_episode(task, steady, expert, self.parser, self.limits)
-                        break
-                    except DesktopError as error:
-                        errors.append(str(error))
-                await self._write(task, result, errors, began)
-        finally:
-            await desktop.close()
-
-    async def _write(
-        self, task: Task, result: EpisodeResult | None, errors: list[str], started_at: float
-    ) -> None:
-        record = make_record(
-            task, result, self.labels, split="demonstrations", trial=0, errors=errors, started_at=started_at
-        )
-        steps = result.steps if result else []
-        screenshots = result.screenshots if result else {}
-        await asyncio.to_thread(write_episode, self.out, record, steps, screenshots)
-        self.outcomes[record.outcome] += 1
-        self._say()
-
-    def _say(self) -> None:
-        done, now = sum(self.outcomes.values()), time.monotonic()
-        if now - self.last_line < 5 and done < self.total:
-            return
-        self.last_line = now
-        rate = done / max(now - self.started, 1e-9)
-        lost = {kind: n for kind, n in sorted(self.outcomes.items()) if kind != "success"}
-        self.progress(
-            f"demonstrations {done}/{self.total}, {rate:.1f}/s, ETA {(self.total - done) / rate:.0f} s, "
-            f"not successful: {lost or 'none'}"
-        )
-
-
 async def record_demonstrations(
-    config: StudyConfig,
-    out: Path,
-    provider: BrowserDesktopProvider,
-    progress: Callable[[str], None] = logger.info,
-) -> Recording:
-    """Record ``config.nano.demonstrations`` episodes under ``out`` on ``config.desktop.count`` desktops.
+    config: StudyConfig, out: Path, provider: BrowserDesktopProvider
+) -> Counter[str]:
+    """Record ``config.nano.demonstrations`` episodes under ``out``; give their outcomes.
 
-    Raises ``UserError`` if the screen cannot show a page, ``DesktopError`` if desktops do not start or
-    more than a twentieth of the episodes is no success: the expert is right unless something is broken.
+    Raises ``UserError`` if the screen cannot show a page or desktops do not start, ``DesktopError`` if more
+    than a twentieth of the episodes is no success: the expert is right unless something is broken.
     """
     check_screen(config)
-    began = time.monotonic()
-    clear_unfinished(out)
-    recorder = _Recorder(config, out, provider, progress)
-    desktops = await _start(provider, min(config.desktop.count, config.nano.demonstrations))
+    desktop = await provider.start("reader")
     try:
-        await desktops[0].reset(blank_task())
-        tasks = await draw_tasks(desktops[0].devtools, config.nano)
-        done = _keep_valid(out, tasks, _made_with(config, recorder.frame))
-    except BaseException:
-        await asyncio.gather(*(desktop.close() for desktop in desktops))
-        raise
-    recorder.queue.extend(task for task in tasks if (task.domain, task.id) not in done)
-    recorder.total = len(recorder.queue)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for index, desktop in enumerate(desktops):
-                group.create_task(recorder.work(f"expert-{index}", desktop))
-    except BaseExceptionGroup as errors:
-        # The first one ended the recording; the others are its consequences.
-        raise errors.exceptions[0] from None
-    recording = _summary(out, tasks, recorder.total, time.monotonic() - began)
-    lost = recording.episodes - recording.outcomes["success"]
-    if lost > MAX_LOST * recording.episodes:
-        raise DesktopError(
-            f"the expert failed in {lost} of {recording.episodes} demonstrations: {recording.outcomes}"
-        )
-    write_index(out)
-    return recording
+        await desktop.reset(blank_task())
+        tasks = await draw_tasks(desktop.devtools, config.nano)
+    finally:
+        await desktop.close()
+    frame = Frame.of(config.policy, config.desktop.screen)
+    _keep_valid(out, tasks, _made_with(config, frame))
+    await collect_episodes(
+        [OutputRoot(out, "demonstrations", 0, tasks)],
+        provider=SteadyProvider(provider),
+        policy=lambda _, desktop: Expert(desktop.devtools, frame),
+        parser=UITarsParser.of(config.policy, config.desktop.screen),
+        labels=Labels(
+            arm="expert",
+            seed=config.nano.seed,
+            stage="demonstrations",
+            size=config.size,
+            desktop=config.desktop.provider,
+            checkpoint_sha256="",
+            sampling={},
+        ),
+        settings=PoolSettings.of(config, EpisodeLimits.of(config)),
+    )
+    episodes = finished_episodes(out).values()
+    outcomes: Counter[str] = Counter(read_episode(path)[0].outcome for path in episodes)
+    lost = outcomes.total() - outcomes["success"]
+    if lost > MAX_LOST * outcomes.total():
+        (out / "episodes.jsonl").unlink()
+        raise DesktopError(f"the expert failed in {lost} of {outcomes.total()} demonstrations: {outcomes}")
+    return outcomes
 
 
 def _made_with(config: StudyConfig, frame: Frame) -> dict[str, object]:
@@ -307,29 +228,3 @@ def _task_of_success(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return record.task_sha256 if record.outcome == "success" else None
-
-
-async def _start(provider: BrowserDesktopProvider, count: int) -> list[BrowserDesktop]:
-    started = await asyncio.gather(
-        *(provider.start(f"expert-{index}") for index in range(count)), return_exceptions=True
-    )
-    desktops = [desktop for desktop in started if not isinstance(desktop, BaseException)]
-    problems = [problem for problem in started if isinstance(problem, BaseException)]
-    if problems:
-        await asyncio.gather(*(desktop.close() for desktop in desktops))
-        raise problems[0]
-    return desktops
-
-
-def _summary(out: Path, tasks: list[Task], recorded: int, seconds: float) -> Recording:
-    outcomes: Counter[str] = Counter()
-    successes: Counter[str] = Counter()
-    pages: Counter[str] = Counter()
-    found = finished_episodes(out)
-    for task in tasks:
-        record, _ = read_episode(found[task.domain, task.id])
-        outcomes[record.outcome] += 1
-        pages[page_of(task)] += 1
-        successes[page_of(task)] += record.outcome == "success"
-    by_page = {page: (successes[page], n) for page, n in pages.items()}
-    return Recording(len(tasks), recorded, seconds, outcomes, by_page)

@@ -150,11 +150,6 @@ def blank_task() -> Task:
     return Task("blank", DOMAIN, "", config, {"func": "infeasible"}, {}, "")
 
 
-def page_of(task: Task) -> str:
-    """Page type of a MiniWoB++ task."""
-    return task.id.rpartition("-s")[0]
-
-
 async def start_page(devtools: DevTools, seed: int, page: str | None = None) -> str:
     """Start an episode on the MiniWoB++ page that is open in a tab; returns the page's own instruction.
 
