@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -165,12 +166,18 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "episodes_lost": len(tasks) * len(roots) - len(records),
         "outcomes": dict(Counter(record.outcome for record in records)),
         "attempts": dict(sorted(Counter(record.attempts for record in records).items())),
+        "errors": dict(Counter(kind(error) for record in records for error in record.errors).most_common()),
         "desktops_replaced": progress.restarts,
         "actions_applied": sum(applied.values()),
         "actions_applied_twice": sum(number > 1 for number in applied.values()),
         "actions_recorded": (STEPS - 1) * sum(record.outcome == "success" for record in records),
         "episodes_per_s": round(len(records) / seconds, 1),
     }
+
+
+def kind(error: str) -> str:
+    """An error's text without what differs from case to case."""
+    return re.sub(r"http://\S+|desktop-\d+|\('127[^)]*\)", "…", error)[:120]
 
 
 def make_tasks(folder: Path) -> list[Task]:

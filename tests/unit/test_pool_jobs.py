@@ -20,6 +20,7 @@ from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.workflow.job import job
 from arpo_replica.workflow.plan import Plan, PlannedJob, render
 from arpo_replica.workflow.status import pool_lines
+from arpo_replica.workflow.study import Study
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 JOBS = {"nodes": 2, "per_node": 8, "cores_per_desktop": 0.25}
@@ -138,6 +139,8 @@ def test_two_studies_do_not_share_a_folder_of_pools(queue, tmp_path):
         UserError, match="has the pools of the study 'demo'; give each study a folder of its own"
     ):
         pools.prepare(other)
+    assert [text for text in Study(other).lacks() if "has the pools of the study 'demo'" in text]
+    assert not [text for text in Study(study(tmp_path, pools="pools")).lacks() if "has the pools" in text]
 
 
 @pytest.mark.parametrize(

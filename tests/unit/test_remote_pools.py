@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from test_pool import SETTINGS, collect, episodes, index, make_roots
-from test_remote_desktops import TOKEN, Lent, until
+from test_remote_desktops import TOKEN, until
+from test_remote_desktops import Lent as ShortLent
 
 from arpo_replica.actions.types import Click
 from arpo_replica.base.errors import DesktopError, NoDesktopFree, UserError
@@ -34,6 +35,13 @@ def settings(monkeypatch):
     monkeypatch.setenv("ARPO_DESKTOP_TOKEN", TOKEN)
     for name, seconds in {"WAIT_S": 0.4, "FULL_S": 0.05, "REST_S": 0.3, "LOOK_S": 0.05}.items():
         monkeypatch.setattr(remote, name, seconds)
+
+
+class Lent(ShortLent):
+    """A pool whose leases last longer than a busy machine's pauses."""
+
+    def __init__(self, folder: Path, **options):
+        super().__init__(folder, **{"lease_s": 4.0} | options)
 
 
 def make_tasks(folder: Path, count: int = 8) -> list:
@@ -95,6 +103,23 @@ async def test_a_pool_that_dies_costs_its_episodes_one_attempt_elsewhere(tmp_pat
     assert sum(record.attempts > 1 for record in records) <= 2
     assert max(record.attempts for record in records) <= 2
     assert all(len(index(root)) == len(tasks) for root in roots)
+
+
+async def test_an_idle_desktop_of_a_dead_pool_costs_no_attempt(tmp_path):
+    (task,) = make_tasks(tmp_path, 1)
+    async with Lent(tmp_path) as kept:
+        doomed = Lent(tmp_path)
+        await doomed.__aenter__()
+        provider = provider_of([doomed, kept], 4)
+        desktops = [await provider.start(f"d-{number}") for number in range(2)]
+        assert len(doomed.service.leases) == 1
+        await doomed.server.close()
+        await asyncio.gather(*(desktop.reset(task) for desktop in desktops))
+        assert len(kept.service.leases) == 2
+        await asyncio.gather(*(desktop.act(Click(1, 1), "a") for desktop in desktops))
+        await asyncio.gather(*(desktop.close() for desktop in desktops))
+        with pytest.raises(DesktopError, match="closed"):
+            await desktops[0].reset(task)
 
 
 async def test_fewer_desktops_than_wanted_are_waited_for_and_no_attempt_is_counted(tmp_path):
@@ -179,6 +204,18 @@ async def test_a_pool_with_another_task_file_is_left_out_and_the_others_go_on(tm
         await only.close()
 
 
+async def test_waiting_because_of_another_pools_task_file_counts_as_no_attempt(tmp_path):
+    tasks = make_tasks(tmp_path, 6)
+    make_tasks(tmp_path / "stale", 6)
+    for path in (tmp_path / "stale").rglob("*.json"):
+        path.write_text(path.read_text() + "\n")
+    (root,) = make_roots(tmp_path / "out", tasks=1, trials=1)
+    async with Lent(tmp_path / "stale", count=3) as old, Lent(tmp_path, count=1, delay_s=0.05) as new:
+        await collect([type(root)(root.path, root.split, root.trial, tasks)], provider_of([old, new], 4))
+    assert {(record.outcome, record.attempts) for record in episodes(root)} == {("success", 1)}
+    assert len(episodes(root)) == 6 and not any(desktop.actions for desktop in old.fakes.desktops)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -237,13 +274,15 @@ async def test_the_number_of_desktops_is_that_of_all_pools(tmp_path):
 async def test_calls_to_a_pool_without_power_end_with_its_leases(tmp_path):
     """No connection is closed then: only the silence tells."""
     (task,) = make_tasks(tmp_path, 1)
-    async with Lent(tmp_path, delay_s=30) as lent:
+    async with Lent(tmp_path, delay_s=30, lease_s=60) as lent:
         desktop = await lent.provider().start("d")
+        desktop._pool._beat.cancel()
+        desktop._pool._beat = asyncio.create_task(desktop._pool._heartbeats(0.4))
         call = asyncio.create_task(desktop.reset(task))
         await until(lambda: lent.service.leases[desktop._lease].running is not None)
 
         async def silence(*_: object) -> None:
-            raise remote._Silent("no answer")
+            raise remote.PoolSilent("no answer")
 
         desktop._pool.post = silence
         with pytest.raises(DesktopError, match="did not answer reset: its lease has ended"):

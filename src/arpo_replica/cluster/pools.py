@@ -14,6 +14,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -81,6 +82,21 @@ def misfit(config: StudyConfig, cluster: Profile) -> str | None:
     return None
 
 
+def lent_before(config: StudyConfig) -> dict[str, Any]:
+    """The config by which the folder's pools lend; empty if none do. Raises ``UserError`` if they are another
+    study's."""
+    folder = config.desktop.remote.folder
+    if config.desktop.pool_jobs is None or folder is None or not (folder / LENT).is_file():
+        return {}
+    before: dict[str, Any] = read_yaml(folder / LENT, str(folder / LENT))
+    if before["study"] != config.name:
+        raise UserError(
+            f"The folder {folder} has the pools of the study '{before['study']}'; give each study a folder "
+            "of its own in desktop.remote.pools."
+        )
+    return before
+
+
 def prepare(config: StudyConfig) -> None:
     """Lay down, in the folder of pools, how they are submitted and what they lend. Raises ``UserError``.
 
@@ -89,14 +105,8 @@ def prepare(config: StudyConfig) -> None:
     jobs, folder = config.desktop.pool_jobs, config.desktop.remote.folder
     if jobs is None or folder is None:
         return
+    before, there = lent_before(config), folder / LENT
     make_secret(folder)
-    there = folder / LENT
-    before = read_yaml(there, str(there)) if there.is_file() else {}
-    if before and before.get("study") != config.name:
-        raise UserError(
-            f"The folder {folder} has the pools of the study '{before.get('study')}'; give each study a "
-            "folder of its own in desktop.remote.pools."
-        )
     lent = config.model_dump(mode="json")
     desktop = {**lent["desktop"], "provider": config.desktop.remote.lends, "count": jobs.per_node}
     lent |= {"study": config.name, "variant": None, "desktop": {**desktop, "remote": {}}}

@@ -50,6 +50,8 @@ KEEP_S = 15.0
 """Slurm is asked at most so often whether pools are missing."""
 PATIENCE = 4
 """So often in a row Slurm may fail to answer, or to take a job, before the study ends."""
+MOVES = 5
+"""Desktops that one reset may try."""
 LOOK_S = 2.0
 """The folder of pools is read again after so long."""
 CLOCK_S = 60.0
@@ -118,7 +120,7 @@ class Pool:
         self.status, self.why, self.asked = None, why, time.monotonic()
 
     async def lease(self, desktop: RemoteDesktop) -> str:
-        """A lease for ``desktop``. Raises ``NoDesktopFree``, ``_Drains`` or ``DesktopError``, and
+        """A lease for ``desktop``. Raises ``NoDesktopFree``, ``PoolDrains`` or ``DesktopError``, and
         ``UserError`` if the two sides differ."""
         self._asking += 1
         try:
@@ -180,26 +182,26 @@ class Pool:
             ) as answer:
                 data = await _read(answer)
         except TimeoutError as error:
-            raise _Silent(f"{name} did not answer {what} within {timeout_s:g} s") from error
+            raise PoolSilent(f"{name} did not answer {what} within {timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _Silent(f"{name} did not answer {what}: {_brief(error)}") from error
+            raise PoolSilent(f"{name} did not answer {what}: {_brief(error)}") from error
         if answer.status == 200:
             return data
         text = f"{name} refused {what} with {answer.status}: {_error(data)}"
         if answer.status in (401, 409):
             raise UserError(f"{text}.")
-        raise {404: _Ended, 410: _Drains, 503: NoDesktopFree}.get(answer.status, DesktopError)(text)
+        raise {404: LeaseEnded, 410: PoolDrains, 503: NoDesktopFree}.get(answer.status, DesktopError)(text)
 
 
-class _Silent(DesktopError):
+class PoolSilent(DesktopError):
     """A pool does not answer."""
 
 
-class _Drains(DesktopError):
+class PoolDrains(DesktopError):
     """A pool lends nothing any more: it is about to end."""
 
 
-class _Ended(DesktopError):
+class LeaseEnded(DesktopError):
     """A pool does not know the lease any more."""
 
 
@@ -230,18 +232,22 @@ class RemoteDesktop:
             self._running.cancel()
 
     async def reset(self, task: Task) -> None:
-        """Between episodes a desktop can be changed for one of another pool, if its own is about to end or
-        has another version of the task's file. Raises ``UserError`` if all pools have another version."""
+        """Between episodes a desktop can be changed for one of another pool: if its own is about to end, is
+        gone, or has another version of the task's file. Raises ``UserError`` if all have another version,
+        ``NoDesktopFree`` if all others are taken."""
         self._seen = None
-        if self._pool is not None and self._pool.draining:
-            with contextlib.suppress(DesktopError):  # then it stays, for as long as the pool does
+        if self._pool is not None and self._lost:
+            await self._change_pool()
+        elif self._pool is not None and self._pool.draining:
+            with contextlib.suppress(DesktopError, UserError):  # then it stays, for as long as the pool does
                 await self._change_pool()
-        while True:
+        for moves_left in reversed(range(MOVES)):
             try:
                 await self._call("reset", LONG_S, task=TaskName.of(task).model_dump())
                 return
-            except UserError as error:
-                self._provider.do_without(self._pool, error)
+            except (PoolSilent, UserError) as why:
+                if not moves_left or not self._provider.do_without(self._pool, why):
+                    raise
                 await self._change_pool()
 
     async def _change_pool(self) -> None:
@@ -295,7 +301,7 @@ class RemoteDesktop:
         call = self._running = asyncio.ensure_future(self._pool.post(path, timeout_s, body))
         try:
             return await call
-        except _Ended:
+        except LeaseEnded:
             self._lost = "its lease has ended"
             self._pool.desktops.pop(self._lease, None)
             raise
@@ -482,11 +488,17 @@ class RemoteProvider:
 
     # --- desktops -------------------------------------------------------------------------------------
 
-    def do_without(self, pool: Pool | None, why: UserError) -> None:
-        """Leave out a pool that differs. Raises ``why`` if there can be no other."""
+    def do_without(self, pool: Pool | None, why: UserError | DesktopError) -> bool:
+        """Leave out a pool; False if there can be no other one.
+
+        One with another version of a task's file, which its status does not tell, is left out for good.
+        """
         if pool is None or pool is self._given:
-            raise why
+            return False
         pool.leave_out(why)
+        if isinstance(why, UserError):
+            pool.asked = float("inf")
+        return True
 
     async def _usable(self) -> list[Pool]:
         """The pools that can be used. Others are asked meanwhile: a dead one keeps nobody waiting."""
@@ -512,7 +524,7 @@ class RemoteProvider:
                     return pool, await pool.lease(desktop)
                 except NoDesktopFree:
                     pool.full_until = time.monotonic() + FULL_S
-                except (_Silent, _Drains, UserError) as why:
+                except (PoolSilent, PoolDrains, UserError) as why:
                     error = why
                     pool.leave_out(why)
                 except DesktopError as failed:

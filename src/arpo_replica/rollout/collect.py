@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
+from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError, RefusedError, UserError
 from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
@@ -245,6 +245,9 @@ class _Collector:
         logger.info(f"attempt {len(episode.errors) + 1} at {name} failed: {one_line(error)}")
         if not isinstance(error, DesktopError | PolicyError):
             logger.info("".join(traceback.format_exception(error)))
+        if isinstance(error, NoDesktopFree):
+            self.queue.append(episode)
+            return
         if isinstance(error, PolicyError) and self.check_policy is not None:
             await self.check_policy()
         if isinstance(error, StartError):

@@ -29,7 +29,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from arpo_replica.actions.parse import UITarsParser
-from arpo_replica.base.errors import DesktopError, PolicyError
+from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.interface import Conversation
@@ -196,7 +196,7 @@ class DesktopAgentLoop(AgentLoopBase):
         """
         job, policy = place.job, place.job.config.policy
         name = f"{rollout.task.domain}/{rollout.task.id}"
-        for _ in range(attempts):
+        while attempts:
             conversation = TokenConversation(
                 self,
                 rollout.task,
@@ -220,7 +220,10 @@ class DesktopAgentLoop(AgentLoopBase):
                     for name, png in rollout.result.screenshots.items()
                 }
                 return
+            except NoDesktopFree:
+                continue  # its pool could not give it what it needs, and all others are taken: no attempt
             except (DesktopError, PolicyError) as error:
+                attempts -= 1
                 rollout.errors.append(f"{type(error).__name__}: {error}")
                 logger.warning(
                     f"env_error in {name}, rollout {rollout.rollout}, attempt {rollout.count}: {error}"

@@ -12,6 +12,7 @@ from arpo_replica.base.environments import ROOT, find, heavy_environment, python
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster.orphan_jobs import check_left
+from arpo_replica.cluster.pools import lent_before
 from arpo_replica.config import StudyConfig
 from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
@@ -96,6 +97,7 @@ class Study:
             if self.config.report.published:
                 needed.append(lambda: require_clean(ROOT))  # before days of work that nobody may publish
             needed.append(lambda: make_provider(self.config.desktop).check())
+            needed.append(lambda: lent_before(self.config))
             needed.append(self.check_engine)
             needed += [partial(self.check_server, arm) for arm in given]
         needed.append(lambda: check_left(Path("results") / self.name))
