@@ -274,14 +274,14 @@ def build_gallery(
 
 
 def _text_bytes(steps: Sequence[Sequence[StepRecord]]) -> float:
-    """What everything but screenshots will take, roughly: plain cards, compressed cards, tables, figures."""
+    """What everything but screenshots will take, roughly: plain cards, compressed cards and films, tables."""
     squeezer = zlib.compressobj(1)
     squeezed = 0
     for step in (step for episode in steps for step in episode):
         squeezed += len(squeezer.compress(step.model_dump_json().encode()))
     squeezed += len(squeezer.flush())
     plain = sum(700 + 5 * len(step.text) for episode in steps for step in episode)
-    return 1e6 + min(plain, PLAIN_BYTES) + 4 / 3 * squeezed + 650 * len(steps)
+    return 1e6 + min(plain, PLAIN_BYTES) + 4 / 3 * squeezed + 850 * len(steps)
 
 
 def files_of(folder: Path, steps: list[StepRecord], record: dict[str, Any]) -> list[Path]:

@@ -97,7 +97,8 @@ def build_matrix(
     for split in [*(name for name in splits if name in met), *(name for name in met if name not in splits)]:
         here = [episode for episode in episodes if episode.row["split"] == split]
         columns = sorted(
-            {(str(e.row["arm"]), str(e.row["stage"])) for e in here}, key=lambda c: (arms.index(c[0]), c[1])
+            {(str(e.row["arm"]), str(e.row["stage"])) for e in here},
+            key=lambda c: (c[0] != "base", arms.index(c[0]), c[1]),
         )
         reference = columns[0] if len(columns) > 1 else None
         part = SplitPart(split, columns, reference)
