@@ -115,7 +115,8 @@ def chromium(config: StudyConfig, machine: Machine) -> Finding:
     """The real program: Ubuntu's package is a wrapper around a snap, which cannot run in a sandbox."""
     program = str(sandbox.CHROMIUM)
     if machine.which(program) is None:
-        return fail(f"{program} is missing", "apt-get install chromium (Debian's; Ubuntu's is a snap)")
+        fix = "apt-get install chromium (Debian's; Ubuntu's is a snap), or desktop.process.image"
+        return fail(f"{program} is missing", fix)
     answer = machine.run(program, "--version")
     if answer.status != 0 or "Chromium" not in answer.out:
         return fail(f"it does not start: {answer.words}", "apt-get install --reinstall chromium")

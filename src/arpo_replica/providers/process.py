@@ -309,7 +309,10 @@ class ProcessProvider:
                 "build_desktop_image has made."
             )
         if missing:
-            raise UserError(f"Desktops need Debian packages; run: apt-get install {' '.join(missing)}")
+            raise UserError(
+                f"Desktops need Debian packages; run: apt-get install {' '.join(missing)}, or give "
+                "desktop.process.image."
+            )
         if problem:
             raise UserError(f"{problem.rstrip('.')}, or set desktop.isolation to 'browser'.")
 
