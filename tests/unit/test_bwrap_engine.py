@@ -156,7 +156,7 @@ def test_another_image_than_the_pinned_one_is_refused(tmp_path):
     image.write_bytes(b"x")
     for place, words in (
         (image, r"but desktop\.container\.image_sha256 is"),
-        (tmp_path, "which has no sha256"),
+        (tmp_path, "has sha256 none, as a folder, but"),
     ):
         with pytest.raises(UserError, match=words):
             BwrapEngine(root_files_of(place, image_sha256="0" * 64)).image("")

@@ -118,7 +118,7 @@ class BwrapEngine:
     def image(self, name: str) -> dict[str, Any]:
         """``{id, tags, labels}`` of the image. Raises ``UserError`` if it is not there or another one."""
         about = self._root.identify()
-        return {"id": about.get("sha256", ""), "labels": {"arpo.inputs": about.get("inputs_sha256", "")}}
+        return {"id": about["sha256"], "labels": {"arpo.inputs": about.get("inputs_sha256", "")}}
 
     def describe(self) -> dict[str, Any]:
         """What records say of the engine."""

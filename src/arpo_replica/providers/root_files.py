@@ -109,25 +109,24 @@ class RootFileSystem:
         return [*loader, str(self.folder() / "usr/bin/bwrap")]
 
     def identify(self) -> dict[str, Any]:
-        """What is known of the image: ``sha256``, ``inputs_sha256``. Raises ``UserError`` if it is not there
-        or another one than the config says."""
+        """What is known of the image: ``sha256``, and ``inputs_sha256`` of one that was built here.
+
+        Raises ``UserError`` if it is not there or another one than the config says."""
         wanted = self._own.image_sha256
         if not self.image.exists():
             raise UserError(
                 f"There is no desktop image {self.image}; build it "
                 f"(snakemake --forcerun build_desktop_image) or correct {self._section}.image."
             )
-        if wanted is not None and self.image.is_dir():
-            raise UserError(
-                f"{self.image} is a folder, which has no sha256: leave out {self._section}.image_sha256."
-            )
-        if wanted is not None and wanted != (found := remembered_sha256(self.image)):
+        found = "none, as a folder" if self.image.is_dir() else remembered_sha256(self.image)
+        if wanted not in (None, found):
             raise UserError(
                 f"{self.image} has sha256 {found}, but {self._section}.image_sha256 is {wanted}: "
                 "bring that file, or correct the key."
             )
         record = record_of(self.image)
-        return json.loads(record.read_bytes()) if record.is_file() else {"sha256": wanted or ""}
+        about = json.loads(record.read_bytes()) if record.is_file() else {}
+        return {**about, "sha256": found}
 
     def _mount(self) -> Path:
         place = Path(tempfile.mkdtemp(prefix="arpo-root-"))
