@@ -314,7 +314,8 @@ class ProcessProvider:
                 "desktop.process.image."
             )
         if problem:
-            raise UserError(f"{problem.rstrip('.')}, or set desktop.isolation to 'browser'.")
+            other = ", or set desktop.isolation to 'browser'" if self._image is None else ""
+            raise UserError(f"{problem.rstrip('.')}{other}.")
 
     @functools.cached_property
     def _parts(self) -> Parts:
