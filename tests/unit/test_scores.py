@@ -202,8 +202,8 @@ def test_curves_take_the_last_word_of_a_resumed_step(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     lines = [
         {"step": 1, "reward_before": 0.1, "seconds": {"rollout": 2.0, "note": "x"}, "grad_norm": 1.5},
-        {"step": 2, "success": 0.4, "timing_s/update": 3, "entropy": float("nan")},
-        {"step": 2, "arpo/success": 0.5, "timing_s/update": 4},
+        {"step": 2, "success": 0.4, "seconds": {"update": 3}, "entropy": float("nan")},
+        {"step": 2, "success": 0.5, "seconds": {"update": 4}},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = read_curve(path)

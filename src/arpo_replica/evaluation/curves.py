@@ -30,8 +30,6 @@ from arpo_replica.policy.manifest import Manifest, read_manifest
 Parsed = TypeVar("Parsed")
 SAID = {"step", "loss"}
 NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps", "tasks"}
-SECONDS = re.compile(r"^(?:timing_s/|seconds[_/.]|time[_/.])(?P<phase>.+?)(?:_s)?$")
-"""Flat keys that hold the seconds of a phase; a mapping under ``seconds`` is read as well."""
 PLACE = re.compile(r"(?P<arm>[^/]+)/seed_(?P<seed>\d+)/stage_(?P<stage>[^/]+)$")
 
 
@@ -80,21 +78,9 @@ def _offline_point(raw: dict[str, Any]) -> OfflinePoint:
 
 
 def _point(raw: dict[str, Any]) -> CurvePoint:
-    named: dict[str, Any] = {"step": int(raw["step"])}
-    seconds: dict[str, float] = {}
-    other: dict[str, float] = {}
-    for name, value in sorted(raw.items()):
-        key = name.removeprefix("arpo/")
-        if key == "seconds" and isinstance(value, dict):
-            seconds.update({phase: number for phase, number in value.items() if _is_number(number)})
-        elif not _is_number(value) or key == "step":
-            continue
-        elif key in NAMED:
-            named[key] = value
-        elif match := SECONDS.match(key):
-            seconds[match["phase"]] = value
-        else:
-            other[key] = value
+    numbers = {name: value for name, value in sorted(raw.items()) if name != "step" and _is_number(value)}
+    named: dict[str, Any] = {name: numbers.pop(name) for name in NAMED & numbers.keys()}
+    seconds = {phase: value for phase, value in raw.get("seconds", {}).items() if _is_number(value)}
     groups: dict[str, list[float]] = {}
     spreads = []
     for group in raw.get("tasks") or []:
@@ -102,9 +88,11 @@ def _point(raw: dict[str, Any]) -> CurvePoint:
             groups.setdefault(str(group["task"]), []).extend(group["scores"])
             spreads.append(statistics.pstdev(group["scores"]))
     if spreads:
-        other["group_score_std"] = statistics.fmean(spreads)
+        numbers["group_score_std"] = statistics.fmean(spreads)
     tasks = {task: statistics.fmean(scores) for task, scores in groups.items()}
-    return CurvePoint(**named, seconds=seconds, other=other, swaps=_swaps(raw), tasks=tasks)
+    return CurvePoint(
+        step=int(raw["step"]), **named, seconds=seconds, other=numbers, swaps=_swaps(raw), tasks=tasks
+    )
 
 
 def _swaps(raw: dict[str, Any]) -> list[SwapFact]:

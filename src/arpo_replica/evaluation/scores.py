@@ -22,11 +22,6 @@ from arpo_replica.tasks.splits import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""
-ADDED: dict[str, Any] = {
-    "synthetic": False, "errors": "[]", "refusal": "", "index": "", "index_sha256": "", "failure": "",
-    "reset_s": None, "evaluate_s": None,
-}  # fmt: skip
-"""What a table written before these columns existed is read with."""
 
 
 def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path) -> pd.DataFrame:
@@ -63,13 +58,10 @@ def as_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """The table as written by ``score_episodes``."""
+    """The table as written by ``score_episodes``. Raises ``UserError`` for another version's."""
     table = pd.read_parquet(path)
-    if "desktop_mark" not in table:
-        table["desktop_mark"] = [desktop_mark(kind) for kind in table["desktop"]]
-    for name, value in ADDED.items():
-        if name not in table:
-            table[name] = value
+    if missing := COLUMNS.keys() - table.columns:
+        raise UserError(f"{path} has no column '{min(missing)}'; make it again (score_episodes).")
     return table.astype(COLUMNS)
 
 
