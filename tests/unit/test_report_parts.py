@@ -5,10 +5,14 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from markupsafe import Markup
 
+from arpo_replica.base.environments import ROOT
+from arpo_replica.config import load_config
+from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation.records import Curve, CurvePoint, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.evaluation.tables import as_csv
@@ -17,7 +21,15 @@ from arpo_replica.report.figures import adjusted_success
 from arpo_replica.report.gallery import EpisodeView, build_gallery
 from arpo_replica.report.matrix import build_matrix
 from arpo_replica.report.pack import json_block, pack
-from arpo_replica.report.views import banner, chart_data, facts, protocols, staleness, told_once
+from arpo_replica.report.views import (
+    banner,
+    chart_data,
+    cost_rows,
+    facts,
+    protocols,
+    staleness,
+    told_once,
+)
 from arpo_replica.rollout.records import StepRecord
 from synthetic_study import Study, evaluate, make_study
 
@@ -199,3 +211,20 @@ def test_chart_has_every_metric_and_stages_one_after_the_other(study: Study) -> 
             None if p.reward_before is None else float(f"{p.reward_before:.4g}") for p in curve.points
         ]
     assert chart_data(summary.model_copy(update={"curves": []}), [], []) is None
+
+
+def test_gpu_hours_and_their_cost_are_those_of_the_jobs_that_kept_gpus() -> None:
+    raw = load_config(ROOT / "configs" / "paper.yaml").model_dump()
+    config = StudyConfig.model_validate(merge(raw, {"report": {"usd_per_gpu_hour": 2.5}}))
+    training = config.training.nodes * config.training.gpus
+    jobs = [
+        {"job": name, "seconds": 3600.0, "cpu_seconds": 0.0}
+        for name in ("train_stage/arpo.seed_0.train_128", "collect_rollouts/base.seed_0.base", "fetch_model")
+    ]
+    summary = SimpleNamespace(effort=[])
+    rows = {label: value for label, value, _ in cost_rows(summary, jobs, config)}
+    serving = config.serving.tensor_parallel * config.serving.data_parallel
+    assert rows["Accelerator time"] == f"{training + serving:.2f} GPU-hours"
+    assert rows["Cost"] == f"{2.5 * (training + serving):,.2f} USD"
+    on_cpu = load_config(ROOT / "configs" / "demo.yaml")
+    assert not {"Accelerator time", "Cost"} & {label for label, _, _ in cost_rows(summary, jobs, on_cpu)}

@@ -158,6 +158,8 @@ class ReportConfig(Section):
     """Split -> what its tasks are, in a reader's words; without it the page says the split's name."""
     elsewhere: list[ElsewhereConfig] = Field(default_factory=list)
     """Results that others report, shown beside this study's own."""
+    usd_per_gpu_hour: float | None = Field(default=None, gt=0)
+    """What you pay for a GPU-hour: the page then says what the measured ones cost."""
     full_screenshots: bool = False
     """Also put every screenshot that the budget leaves out of the page into `screenshots/` beside it."""
     full_trajectories: bool = False

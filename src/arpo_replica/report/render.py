@@ -66,7 +66,7 @@ def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     context["deviations"] = [views.deviation(entry, origin["config"]) for entry in differing]
     context["parity"] = views.parity_rows(config, files.hyperparameters)
     context["jobs"] = views.job_rows(files.benchmarks)
-    context["cost"] = views.cost_rows(numbers, context["jobs"], len(origin["hardware"]["gpus"]))
+    context["cost"] = views.cost_rows(numbers, context["jobs"], config)
     context["contents"] = views.contents(context)
     context["twins"] = build_twins(files.tables, context, sources)
     context["documents"] = [_document(path) for path in documents]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.cluster.costs import rollout_gpus, train_gpus
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
@@ -543,6 +544,9 @@ def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 # --- what it cost ---
 
+SERVING_RULES = ("collect_rollouts", "collect_offline_episodes", "select_tasks", "measure_throughput")
+"""Rules whose jobs serve a policy."""
+
 
 def job_rows(benchmarks: Path) -> list[dict[str, Any]]:
     """Wall-clock seconds and peak memory of each job, as Snakemake measured them (may be none)."""
@@ -562,7 +566,27 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> list[tuple[str, str, str]]:
+def gpu_hours(config: StudyConfig, jobs: Sequence[dict[str, Any]]) -> float:
+    """Jobs' times by the GPUs that each kept, by the config of its arm; 0 on a CPU."""
+    kept = 0.0
+    for job in jobs:
+        rule, _, place = job["job"].partition("/")
+        arm = place.partition(".")[0]
+        arm = arm if arm in config.arms else "base"
+        nodes, gpus = 1, 0
+        if rule == "train_stage":
+            nodes, gpus = train_gpus(config, arm)
+        elif rule == "train_offline":
+            gpus = int(config.accelerator == "cuda")
+        elif rule in SERVING_RULES:
+            gpus = rollout_gpus(config, arm)
+        kept += nodes * gpus * (job["seconds"] or 0)
+    return kept / 3600
+
+
+def cost_rows(
+    summary: Summary, jobs: Sequence[dict[str, Any]], config: StudyConfig
+) -> list[tuple[str, str, str]]:
     """(label, value, how it was counted): what the study took. Only what some file says."""
     rows: list[tuple[str, str, str]] = []
     seconds = sum(job["seconds"] or 0 for job in jobs)
@@ -571,9 +595,11 @@ def cost_rows(summary: Summary, jobs: Sequence[dict[str, Any]], gpus: int) -> li
         timed = f"{counted(len(jobs), 'job')}, added up as Snakemake timed them"
         rows.append(("Job time", f"{seconds / 3600:.2f} h", timed))
         rows.append(("Processor time", f"{cpu / 3600:.2f} core-hours", "of all processes of these jobs"))
-    if jobs and gpus:
-        most = f"{gpus * seconds / 3600:.2f} GPU-hours at most"
-        rows.append(("Accelerator time", most, f"job time × {gpus} GPUs"))
+    if hours := gpu_hours(config, jobs):
+        kept = "job times × the GPUs that each job kept, busy or not"
+        rows.append(("Accelerator time", f"{hours:.2f} GPU-hours", kept))
+        if price := config.report.usd_per_gpu_hour:
+            rows.append(("Cost", f"{hours * price:,.2f} USD", f"at {price:g} USD a GPU-hour (the config's)"))
     episodes = sum(row.episodes for row in summary.effort)
     spent = sum(row.episode_seconds for row in summary.effort)
     if episodes and spent:
