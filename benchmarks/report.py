@@ -22,11 +22,13 @@ from typing import Any
 
 from playwright.sync_api import Playwright, sync_playwright
 
+from arpo_replica.base.checkout import git_state
+from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.report import render as render_module
 from arpo_replica.report.pack import pack
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from synthetic_study import make_full_study, page_files
 
@@ -116,7 +118,7 @@ def main() -> None:
         if folder is None:
             folder = Path(scratch) / "study"
             make_full_study(folder)
-        json.dump(measure(folder), sys.stdout, indent=1)
+        json.dump({"code": git_state(ROOT), **measure(folder)}, sys.stdout, indent=1)
         print()
 
 

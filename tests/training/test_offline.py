@@ -23,7 +23,6 @@ from arpo_replica.training.job import OfflineJob  # noqa: E402
 from arpo_replica.training.offline.data import Turn, make_samples, read_rollouts  # noqa: E402
 from arpo_replica.training.offline.run import prepare_work, publish, recipe_of  # noqa: E402
 from arpo_replica.training.offline.trainers import (  # noqa: E402
-    NOT_LEARNT,
     completion,
     load_processor,
     make_trainer,
@@ -159,7 +158,7 @@ def test_only_the_tokens_of_replies_are_learnt(
     trainer = make_trainer(job, [to_row(sample, processor) for sample in samples], processor)
     rows = [trainer.train_dataset[index] for index in range(len(samples))]
     batch = trainer.data_collator([dict(row) for row in rows])
-    marked = batch["labels"] != NOT_LEARNT if method == "rejection" else batch["completion_mask"].bool()
+    marked = batch["labels"] != -100 if method == "rejection" else batch["completion_mask"].bool()
     said = [
         processor.tokenizer.decode(ids[mask]) for ids, mask in zip(batch["input_ids"], marked, strict=True)
     ]

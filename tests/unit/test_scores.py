@@ -47,6 +47,9 @@ def test_table_has_a_row_per_episode_and_survives_the_disk(study: Study, tmp_pat
     again = read_scores(tmp_path / "scores.parquet")
     pd.testing.assert_frame_equal(table, again)
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(table)
+    table.drop(columns="refusal").to_parquet(tmp_path / "older.parquet")
+    with pytest.raises(UserError, match=r"older\.parquet has no column 'refusal'; make it again"):
+        read_scores(tmp_path / "older.parquet")
 
 
 def test_directory_leads_back_to_the_episode(study: Study, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.manifest import read_manifest
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.rollout.collect import OutputRoot
@@ -38,12 +37,7 @@ BATCHES = 2
 
 
 def measure_throughput(
-    config: StudyConfig,
-    *,
-    manifest: Path,
-    split: ResolvedSplit,
-    out: Path,
-    provider: DesktopProvider | None = None,
+    config: StudyConfig, *, manifest: Path, split: ResolvedSplit, out: Path
 ) -> dict[str, Any]:
     """Write ``out``: one point for each of ``targets.environments``, on the tasks of ``split``.
 
@@ -51,7 +45,7 @@ def measure_throughput(
     ``UserError`` before any long work for what a user can correct.
     """
     model = read_manifest(manifest, verify=True)
-    (provider or make_provider(config.desktop)).check()
+    make_provider(config.desktop).check()
     labels = make_labels(config, model)
     work = out.with_name("throughput.episodes")
     shutil.rmtree(work, ignore_errors=True)
@@ -59,7 +53,7 @@ def measure_throughput(
     most = max(config.targets.environments)
     sampled = _like_training(config, most)
     serving = serve(sampled, model.model_path(manifest), labels, out.with_name("throughput.vllm.log"))
-    points = asyncio.run(_sweep(sampled, split, labels, work, serving=serving, provider=provider))
+    points = asyncio.run(_sweep(sampled, split, labels, work, serving=serving))
     document = {
         "schema_version": 1,
         "study": config.name,
@@ -86,7 +80,6 @@ async def _sweep(
     work: Path,
     *,
     serving: contextlib.AbstractAsyncContextManager[Serving],
-    provider: DesktopProvider | None,
 ) -> list[dict[str, Any]]:
     tasks = split.load()
     points = []
@@ -102,7 +95,7 @@ async def _sweep(
                     here,
                     outputs,
                     labels,
-                    provider=provider or make_provider(here.desktop),
+                    provider=make_provider(here.desktop),
                     serving=contextlib.nullcontext(served),
                 )
             point = point_of(count, read_records(root))

@@ -24,8 +24,6 @@ from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_
 
 logger = logging.getLogger(__name__)
 
-NOT_LEARNT = -100
-"""Label of a token that no loss is computed of (torch)."""
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 
 
