@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import TestServer
 from test_pool import SETTINGS, collect, episodes, index, make_roots
 from test_remote_desktops import TOKEN, until
 from test_remote_desktops import Lent as ShortLent
@@ -25,7 +26,8 @@ from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import pool_folder, remote, remote_service
 from arpo_replica.providers.pool_folder import Announcement, announced, make_secret, read_secret
-from arpo_replica.providers.remote import RemoteProvider
+from arpo_replica.providers.remote import RemoteProvider, Service
+from arpo_replica.providers.remote_service import DesktopService
 from arpo_replica.tasks.model import load_task
 from fakes import SCREEN, make_task
 
@@ -202,6 +204,37 @@ async def test_a_pool_with_another_task_file_is_left_out_and_the_others_go_on(tm
         with pytest.raises(UserError, match="give both machines the same task files"):
             await only.reset(task)
         await only.close()
+
+
+async def test_a_trainings_keeper_lends_on_what_pools_lend(tmp_path):
+    """Desktops of pools reach a training through the service on its own node."""
+    (task,) = make_tasks(tmp_path, 1)
+    async with Lent(tmp_path, count=1) as lent, Lent(tmp_path, count=1) as late:
+        config = provider_of([lent])._config
+        keeper = DesktopService(provider_of([lent]), config, token=TOKEN, roots=[tmp_path / "tasks"], stock=2)
+        server = TestServer(keeper.application(), host="127.0.0.1")
+        await server.start_server()
+        url = f"http://127.0.0.1:{server.port}"
+        provider = RemoteProvider(config, Service(url, 60, TOKEN))
+        first = await provider.start("d")
+        with pytest.raises(NoDesktopFree):
+            await provider.start("e")
+        await first.reset(task)
+        await first.act(Click(1, 1), "a")
+        assert [action for action, _ in lent.fakes.desktops[0].actions] == [Click(1, 1)]
+        keeper.provider._config.remote.pools.append(late.url)
+        second = await provider.start("e")
+        await second.reset(task)
+        await lent.server.close()
+        with pytest.raises(DesktopError, match="did not answer act"):
+            await first.act(Click(1, 1), "b")
+        for desktop in (first, second):
+            await desktop.close()
+        third = await provider.start("f")
+        await third.reset(task)
+        assert len(late.service.leases) == 1
+        await third.close()
+        await server.close()
 
 
 async def test_waiting_because_of_another_pools_task_file_counts_as_no_attempt(tmp_path):
