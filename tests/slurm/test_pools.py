@@ -38,22 +38,31 @@ GPU_NODES = ("--set-resources", "train_stage:gres='gpu:1'", "collect_rollouts:gr
 """Jobs of the study go there, so that an accident of a CPU node is one of its pool alone."""
 
 
-def scripted(root: Path, cluster: Cluster, model: Path) -> Checkout:
+def replace(path: Path, before: str, after: str) -> None:
+    """Change a file in one place."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def scripted(root: Path, cluster: Cluster) -> Checkout:
     """A checkout whose process desktops are scripted ones, wherever they are started."""
     checkout = Checkout(root, cluster)
-    checkout.prepare(model)
     (root / "envs").symlink_to(ROOT / "envs")
-    for path, before, after in (
-        ("scripts/train_stage.py", '        provider="training.scripted_desktop:ScriptedProvider",\n', ""),
-        (
-            "src/arpo_replica/providers/pool.py",
-            "arpo_replica.providers.process:ProcessProvider",
-            "training.scripted_desktop:ScriptedProvider",
-        ),
-    ):
-        text = (root / path).read_text()
-        assert before in text
-        (root / path).write_text(text.replace(before, after))
+    replace(
+        root / "src/arpo_replica/providers/pool.py",
+        "arpo_replica.providers.process:ProcessProvider",
+        "training.scripted_desktop:ScriptedProvider",
+    )
+    return checkout
+
+
+def trainable(root: Path, cluster: Cluster, model: Path) -> Checkout:
+    """The same, with a policy; the trainings take their desktops from where the config says."""
+    checkout = scripted(root, cluster)
+    checkout.prepare(model)
+    line = '        provider="training.scripted_desktop:ScriptedProvider",\n'
+    replace(root / "scripts/train_stage.py", line, "")
     return checkout
 
 
@@ -67,10 +76,10 @@ def start(checkout: Checkout, *arguments: str, profile: bool = True) -> subproce
 
 
 async def test_pools_start_when_asked_for_are_replaced_and_end(
-    cluster: Cluster, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One desktop on each of two nodes; a node loses power, the other pool is told that its time is over."""
-    checkout = scripted(tmp_path / "checkout", cluster, tiny_model)
+    checkout = scripted(tmp_path / "checkout", cluster)
     monkeypatch.chdir(checkout.root)
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
@@ -158,8 +167,8 @@ def until(process: subprocess.Popen[bytes], checkout: Checkout, condition: Calla
 @pytest.fixture(scope="module")
 def told(cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pools:
     """The study on pools, with its accidents, and beside it the training without a cluster."""
-    alone = scripted(tmp_path_factory.mktemp("alone") / "checkout", cluster, tiny_model)
-    checkout = scripted(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model)
+    alone = trainable(tmp_path_factory.mktemp("alone") / "checkout", cluster, tiny_model)
+    checkout = trainable(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model)
     pools_of = Pools(checkout, alone.root)
     steps, episodes = checkout.root / STAGE / "metrics.jsonl", checkout.root / STUDY / "episodes"
 
