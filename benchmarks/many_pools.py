@@ -137,7 +137,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         progress = await collect_episodes(
             roots,
             provider=provider,
-            policy=lambda root: policy,
+            policy=lambda *_: policy,
             parser=UITarsParser("absolute", SCREEN, SCREEN),
             labels=Labels("base", 0, "base", "nano", "process", "checkpoint", {}),
             settings=PoolSettings(
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--desktops", type=int, default=1000)
     parser.add_argument("--pools", type=int, default=8)
-    parser.add_argument("--trials", type=int, default=40, help="100 episodes each")
+    parser.add_argument("--trials", type=int, default=60, help="100 episodes each")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two kills")
     parser.add_argument("--absent", type=float, default=20.0)
     parser.add_argument("--think", type=float, default=5.0)
