@@ -255,7 +255,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("context", OK, {}, {}, "6 images"),
     ("context", WARN, {"policy.max_model_len": 1000}, {}, "max_images"),
     ("gpu", OK, ADAPTERS, {}, "1 x NVIDIA H100, driver 570.10"),
-    ("gpu", FAIL, CUDA, {}, "no single card here holds it"),
+    ("gpu", FAIL, CUDA, {}, "no single card here surely holds it"),
     ("gpu", FAIL, CUDA, {"no_program": ("nvidia-smi", "sinfo")}, "--gpus all"),
     ("gpu", WARN, CUDA, {"no_program": ("nvidia-smi",)}, "on their node"),
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(9, "", "couldn't communicate")}}, "couldn't"),
