@@ -11,7 +11,7 @@ import pytest
 from arpo_replica.base import slurm
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import pools, profile
-from arpo_replica.cluster.costs import JobEstimate
+from arpo_replica.cluster.costs import PRICES_FILE, JobEstimate, read_prices
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers import pool_folder, remote
@@ -199,12 +199,13 @@ def test_plan_counts_their_hours_and_status_shows_them(tmp_path, monkeypatch):
         PlannedJob("collect_rollouts", False, {}, JobEstimate(1.0, 1, 0.0)),
         PlannedJob("build_nano_model", False, {}, JobEstimate(9.0, 0, 0.0)),
     ]
-    text = render(Plan(config, jobs, []))
+    prices = read_prices(PRICES_FILE)
+    text = render(Plan(config, jobs, []), prices)
     assert (
         "Pools of desktops: 2 nodes x 8 desktops (2 processors, 7 GB each) for 3.00 hours: 6.0 node-hours"
         in text
     )
-    assert "Pools" not in render(Plan(load_config(DEMO), jobs, []))
+    assert "Pools" not in render(Plan(load_config(DEMO), jobs, []), prices)
     folder = Path("results/demo/pools")
     folder.mkdir(parents=True)
     (folder / "pool_7.json").write_text(
