@@ -131,6 +131,8 @@ DECIDES = (
     Row("training", "offline.*", TRAINING, "train_offline", "recipe"),
     # An arm's weights take the place of the policy's: its jobs see them as keys of `policy` and `model`.
     Row("training", "weights.*", EPISODES, "+fetch_model +register_model +collect_rollouts", "weights"),
+    Row("training", "weights.epochs", EPISODES, "+build_nano_model +collect_rollouts", "weights"),
+    Row("training", "weights.endpoint", PLACE, "", "address"),
     Row("training", "gates.*", SCORES, "check_stage", "judgement"),
     Row("training", "speed.* micro_batch offload", SPEED, "", "memory"),
     Row("training", "gpus nodes tensor_parallel sequence_parallel", SPEED, "", "devices"),
