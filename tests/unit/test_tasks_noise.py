@@ -146,6 +146,9 @@ def test_places_in_the_config_do_not_depend_on_the_order_of_kinds(tmp_path):
             [],
             {"func": "x", "result": {"type": "vm_command_line", "command": "wmctrl -l"}},
         ),
+        ("browser_history", [LAUNCH], {"func": "check_history_deleted", "result": {"type": "history"}}),
+        ("browser_history", [LAUNCH, {"type": "update_browse_history", "parameters": {}}], SETTING),
+        ("browser_history", [], SETTING),
         ("distractor_file", [], {"func": "x", "result": {"type": "list_directory"}}),
         ("distractor_file", [], {"func": "x", "result": {"type": "vm_command_line", "command": "find ~"}}),
     ],
@@ -154,6 +157,29 @@ def test_noise_that_the_evaluator_could_see_is_refused(tmp_path, kind, config, e
     clean = osworld_task(tmp_path, config, evaluator)
     with pytest.raises(UserError, match="bears 0 of the kinds of noise"):
         make_noisy(clean, NoisyTasksConfig(source="x", kinds=[kind]))
+
+
+def test_pages_are_visited_right_after_the_browsers_start(tmp_path):
+    clean = osworld_task(tmp_path, [SOCAT, LAUNCH, OPEN], SETTING)
+    noisy = make_noisy(clean, NoisyTasksConfig(source="x", kinds=["browser_history"]))
+    assert_only_steps_were_added(clean, noisy)
+    assert noisy.raw["arpo_noise"]["steps"] == [2], "the task's own tabs come after that"
+    *_, base, first, second, third, fourth = noisy.config[2]["parameters"]["command"]
+    assert base == "http://localhost:1337"
+    pages = {first, second, third, fourth}
+    assert len(pages) == 4 and all(page.startswith("data:text/html,<title>") for page in pages)
+    assert not any(" " in page for page in pages)
+
+
+def test_the_first_kinds_are_taken_where_that_is_asked_for(tmp_path):
+    settings = NoisyTasksConfig(source="x", kinds=["browser_history", "distractor_file"], choice="first")
+    with_browser = make_noisy(osworld_task(tmp_path, [LAUNCH], SETTING), settings)
+    without = make_noisy(osworld_task(tmp_path, [], SETTING), settings)
+    assert with_browser.raw["arpo_noise"]["kinds"] == ["browser_history"]
+    assert without.raw["arpo_noise"]["kinds"] == ["distractor_file"]
+    assert {make_noisy(task, settings).raw["arpo_noise"]["kinds"][0] for task in MINIWOB} == {
+        "distractor_file"
+    }
 
 
 def test_a_distractor_lies_where_the_task_does_not_look(tmp_path):

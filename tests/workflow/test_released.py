@@ -56,13 +56,12 @@ def test_the_given_weights_are_others_and_say_where_they_come_from(study: Worksp
     assert {claim["verdict"] for claim in read(study, "claims.json")["claims"]} == {"not run"}
 
 
-def test_noisy_tasks_have_pages_in_their_history(study: Workspace) -> None:
+def test_tasks_without_a_history_get_the_next_kind_of_noise(study: Workspace) -> None:
     made = read(study, "noisy/noisy.json")
     for domain, names in made["tasks"].items():
         for name in names:
             task = read(study, f"noisy/noisy/{domain}/{name}.json")
-            assert task["arpo_noise"]["kinds"] == ["browser_history"]
-            assert len(task["arpo_noise"]["steps"]) == 2
+            assert task["arpo_noise"]["kinds"] == ["distractor_file"]
 
 
 def test_the_page_compares_them_and_asks_for_no_training(study: Workspace) -> None:

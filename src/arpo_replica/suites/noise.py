@@ -220,11 +220,10 @@ def _tab_is_safe(task: Task) -> bool:
 
 
 def _history_is_safe(task: Task) -> bool:
-    if task.domain == DOMAIN:
-        return True
     steps = {str(step.get("type")) for step in task.config}
     return (
-        "update_browse_history" not in steps  # it puts another history in the place of this one
+        task.domain != DOMAIN  # its browser fills the screen and shows no history
+        and "update_browse_history" not in steps  # it puts another history in the place of this one
         and _browser_step(task) is not None
         and not _SEES_HISTORY.search(f"{task.instruction} {json.dumps(task.evaluator)}")
     )
@@ -300,9 +299,6 @@ def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]
     found = _browser_step(task)
     assert found is not None
     at, port = found
-    if task.domain == DOMAIN:  # the first page takes the blank tab, so that another one must be left
-        opened = {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [*pages, "about:blank"]}}
-        return at + 1, [opened, {"type": "chrome_close_tabs", "parameters": {"urls_to_close": pages}}]
     return at + 1, [_execute(["python3", "-c", _VISIT, f"http://localhost:{port}", *pages])]
 
 
