@@ -480,6 +480,7 @@ def _training(study: Study, arm: str, seed: int) -> None:
             success = min(0.95, max(0.05, first + rise + dice.gauss(0, 0.025)))
             failed = dice.randint(0, groups // 2)
             swapped = min(failed, dice.randint(0, groups // 2)) if arm == "arpo" else 0
+            draw, chance = random.Random(f"{arm} {seed} {step}"), success * groups / max(1, groups - failed)
             line = {
                 "step": step,
                 "groups": groups,
@@ -505,7 +506,10 @@ def _training(study: Study, arm: str, seed: int) -> None:
                     "total": 15,
                 },
                 "tasks": [
-                    {"task": names[(step * groups + g) % len(names)], "scores": [0.0] * rollouts}
+                    {
+                        "task": names[(step * groups + g) % len(names)],
+                        "scores": [float(g >= failed and draw.random() < chance) for _ in range(rollouts)],
+                    }
                     for g in range(groups)
                 ],
                 "swaps": [

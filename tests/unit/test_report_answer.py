@@ -118,7 +118,9 @@ def test_a_fall_and_a_gain_are_named(made: tuple[StudyConfig, Summary]) -> None:
         difference("arpo", "base", "other", 0.1),
     ]
     text, cards, _ = said(made, rows)
-    assert "Replay raised success on training tasks by 30.0 percentage points (+25.0 to +35.0)" in text
+    assert "Replay raised success: +30.0 percentage points on training tasks, arpo against grpo." in text
+    assert "Success rose: +10.0 percentage points on other, arpo against base." in text
+    assert "Success fell: −10.0 percentage points on other, grpo against base." in text
     assert "grpo (56 → 72 %) got worse on the 32 training tasks." in text
     assert cards == ["it fell", "yes", "up and down"]
 

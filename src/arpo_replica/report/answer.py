@@ -33,6 +33,8 @@ MAIN_CLAIMS = (
 """Drawn on the first screen of a study that is judged, in this order."""
 GAIN = "table1_gain_over_grpo"
 """The claim that the study is about: what replay adds."""
+MOST = 2
+"""Changes that one sentence names."""
 NEXT = {
     "demo": ("snakemake --configfile configs/nano.yaml", "40 minutes on two cores: does it learn?"),
     "nano": ("snakemake --configfile configs/replay.yaml", "the study that can tell whether replay helps"),
@@ -201,10 +203,13 @@ class _Sentences:
             yield f"{self._state()} {self._nothing(found)}"
             return
         if added:
-            yield from self._moved(added, "Replay raised success", "Replay lowered success") or (
-                ["Replay was not tested: it hardly ever fired."] if gates
-                else ["Replay’s effect is not settled."]
-            )  # fmt: skip
+            untested = "Replay was not tested: it hardly ever fired."
+            yield from (
+                [untested]
+                if gates
+                else self._moved(added, "Replay raised success", "Replay lowered success")
+                or ["Replay’s effect is not settled."]
+            )
         for direction, verb in (("higher", "learnt"), ("lower", "got worse on")):
             arms = [change for change in learnt if change.direction == direction]
             if arms:
@@ -267,14 +272,18 @@ class _Sentences:
         return steps
 
     def _moved(self, found: Sequence[Change], up: str, down: str) -> list[str]:
-        return [
-            f"{up if change.direction == 'higher' else down} on {self._title(change)} by "
-            f"{abs(100 * change.shown.value):.1f} percentage points "
-            f"({points(change.shown.low)} to {points(change.shown.high)}), {change.row.arm} against "
-            f"{change.row.reference}."
-            for change in found
-            if change.direction != "open"
-        ]
+        """One sentence for each direction that some change has; the cards have the intervals."""
+        sentences = []
+        for direction, verb in (("higher", up), ("lower", down)):
+            moved = [change for change in found if change.direction == direction]
+            parts = [
+                f"{points(change.shown.value)} percentage points on {self._title(change)}, "
+                f"{change.row.arm} against {change.row.reference}"
+                for change in moved[:MOST]
+            ]
+            more = f"; {len(moved) - MOST} more below" if len(moved) > MOST else ""
+            sentences += [f"{verb}: {'; '.join(parts)}{more}."] if moved else []
+        return sentences
 
     def _title(self, change: Change) -> str:
         return title(self.config, self.summary, change.row.split)

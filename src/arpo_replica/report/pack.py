@@ -148,7 +148,7 @@ def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Marku
                         task_at[_words(view)],
                         *places.get(view.id, (-1, -1)),
                         _seed(view),
-                        failures.index(str(view.row["failure"])) if group.arm else -1,
+                        failures.index(view.row["failure"] or "") if group.arm else -1,
                     ]
                     for view in group.views
                 ],
