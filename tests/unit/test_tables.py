@@ -11,6 +11,7 @@ import jsonschema
 import pandas as pd
 import pytest
 
+from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.tables import (
     SCHEMAS,
     TABLES,
@@ -46,6 +47,18 @@ def test_the_page_and_the_schemas_are_up_to_date() -> None:
     for name in SCHEMAS:
         committed = (ROOT / f"docs/schemas/{name}.schema.json").read_text()
         assert committed == render_schema(name), "run: arpo docs"
+
+
+def test_what_each_claim_takes_is_said_once() -> None:
+    claims, _ = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
+    takes = {claim.id: claim.effort() for claim in claims}
+    assert takes["table1_base_standard"] == "base"
+    assert takes["table1_gain_over_base"] == "released"
+    assert takes["table1_gain_over_grpo"] == "trained"  # nobody published weights of GRPO alone
+    assert takes["figure3_replay"] == "trained"
+    rows = [line for line in render_results().splitlines() if line.startswith("| ") and line.count("`") > 8]
+    for name, effort in takes.items():
+        assert sum(f"`{name}`" in row for row in rows) == (effort != "unmeasured"), name
 
 
 @pytest.mark.parametrize("name", ["summary", "claims"])

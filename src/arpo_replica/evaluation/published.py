@@ -185,6 +185,18 @@ class Claim(Document):
     needs: Needs
     margin: float = Field(gt=0)
 
+    def effort(self) -> Literal["base", "released", "trained", "desktops", "unmeasured"]:
+        """The least that its check takes: the untrained policy, the authors' own weights, trainings here,
+        desktops alone."""
+        if self.measure is None:
+            return "unmeasured"
+        if self.measure.kind == "throughput":
+            return "desktops"
+        trained = self.measure.arms() - {"base"}
+        if self.measure.kind == "curve" or not trained <= self.needs.released.keys():
+            return "trained"
+        return "released" if trained else "base"
+
 
 class ClaimsFile(Document):
     """``data/paper/claims.yaml``."""

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation import records as r
+from arpo_replica.evaluation.published import load_claims
 from arpo_replica.evaluation.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -339,6 +341,10 @@ def render_results() -> str:
         roles = [*target.roles, *target.curves, *(["environments"] if target.throughput else [])]
         rows.append(f"| `{target.name}` | {target.place} | {', '.join(target.arms)} | {', '.join(roles)} |\n")
     text = PAGE.read_text(encoding="utf-8").replace("<!-- targets -->\n", "".join(rows))
+    claims, _ = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
+    for effort in ("base", "released", "trained", "desktops"):
+        names = ", ".join(f"`{claim.id}`" for claim in claims if claim.effort() == effort)
+        text = text.replace(f"<!-- claims: {effort} -->", names)
     return text.replace("<!-- tables -->\n", "".join(map(_described, TABLES)))
 
 
