@@ -99,6 +99,31 @@ def test_an_interval_alone_announces_nothing(made: tuple[StudyConfig, Summary]) 
     assert said(made, [difference("arpo", "base", "train", 0.15, half=0.2)])[1][0] == "not settled"
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_released_weights_are_a_question_of_their_own(
+    made: tuple[StudyConfig, Summary], trained: bool
+) -> None:
+    """Their results are shown whatever the training seeds, and no sentence speaks of a training of theirs."""
+    arms = made[0].arms if trained else {"base": {}}
+    arms = {**arms, "arpo_released": {"weights": {"model": "nano", "epochs": 4}}}
+    config = StudyConfig.model_validate({**made[0].model_dump(), "arms": arms})
+    given = {"stage": "released", "seed": 0, "trainings": 0}
+    rows = [difference("arpo_released", "base", "other", 0.12, **given)]
+    found = answer(config, study_of(made, [*rows, *(BOTH_LEARNT if trained else [])]), NO_CLAIMS)
+    assert found.cards[0].question == "Are the released weights better?"
+    assert (found.cards[0].answer, len(found.cards)) == ("yes", 4 if trained else 1)
+    assert found.sentences[0].startswith(
+        "Success is higher on other by 12.0 percentage points (+7.0 to +17.0)"
+    )
+    assert len(found.sentences) == (4 if trained else 1)
+    open_ = [difference("arpo_released", "base", "other", 0.01, p_value=0.8, **given)]
+    nothing = answer(config, study_of(made, open_), NO_CLAIMS)
+    assert nothing.sentences[0] == (
+        "No difference between the released weights and the base policy is shown."
+    )
+    assert nothing.cards[0].answer == "not settled"
+
+
 def test_many_comparisons_are_adjusted(made: tuple[StudyConfig, Summary]) -> None:
     rows = [
         difference(arm, "base", split, 0.1, p_value=0.02)

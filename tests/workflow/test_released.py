@@ -12,7 +12,7 @@ from conftest import Workspace, make_checkout
 pytestmark = [pytest.mark.study, pytest.mark.timeout(1800)]
 CONFIGS = ("chrome_18_noisy", "twins/nano", "twins/noisy")
 NAME = "chrome_18_noisy_nano"
-SMALLER = {"nano": {"demonstrations": 200}}
+SMALLER = {"nano": {"demonstrations": 100}}
 
 
 def options(root: Path, name: str = "smaller", overlay: dict | None = None) -> list[str]:
