@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,29 @@ pytestmark = [pytest.mark.cpu_env, pytest.mark.timeout(1500)]
 pytest.importorskip("verl")
 
 import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForImageTextToText  # noqa: E402
 
+from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.config.training import LoraConfig as Lora  # noqa: E402
+from arpo_replica.models.shape import architecture  # noqa: E402
+from arpo_replica.models.weights import read_description  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
 from arpo_replica.policy.manifest import read_manifest  # noqa: E402
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
-from arpo_replica.training.recipe import LANGUAGE_LAYERS, TOWER_LAYERS  # noqa: E402
+from arpo_replica.training.job import outline  # noqa: E402
+from arpo_replica.training.lora import merged_weights  # noqa: E402
+from arpo_replica.training.recipe import (  # noqa: E402
+    LANGUAGE_LAYERS,
+    TOWER_LAYERS,
+    lora_overrides,
+)
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_resume import OPTIONS, compare, in_update, scripted_config  # noqa: E402
 from training.test_serving import by_transformers, noise, replies  # noqa: E402
+from training.tiny_model import build_tiny_model  # noqa: E402
 
 STEPS = 3
 
@@ -32,6 +45,43 @@ def lora_config() -> StudyConfig:
     config.training.loggers = ["wandb"]
     config.training.stages[0].steps = STEPS
     return StudyConfig.model_validate(config.model_dump())
+
+
+@pytest.mark.parametrize("name", ["UI-TARS-2B-SFT", "UI-TARS-1.5-7B"])
+def test_the_layers_that_can_have_adapters_are_the_models_own(name: str) -> None:
+    description = read_description(name, ROOT)
+    assert description is not None
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(architecture(description))
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and re.search(r"[.](layers|blocks)[.][0-9]+[.]", path):
+            found["visual" in path].add(path.rpartition(".")[2])
+    assert found[False] == set(LANGUAGE_LAYERS)
+    assert found[True] == set(TOWER_LAYERS[description.config["model_type"]])
+
+
+def test_whole_weights_answer_as_the_model_with_adapters_does(tmp_path: Path) -> None:
+    build_tiny_model(tmp_path / "model")
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    names = {name: value.shape for name, value in plain.state_dict().items()}
+    settings = lora_overrides(outline(lora_config(), "arpo", "train_4"))
+    targets = settings["actor_rollout_ref.model.target_modules"]
+    adapted = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=targets)).eval()
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.no_grad():
+        untrained = adapted(input_ids=ids).logits
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+        expected = adapted(input_ids=ids).logits
+        merged = dict(merged_weights(adapted))
+        assert {name: value.shape for name, value in merged.items()} == names
+        assert torch.equal(adapted(input_ids=ids).logits, expected), "the trained model was changed"
+        other = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+        other.load_state_dict(merged)
+        torch.testing.assert_close(other(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(untrained, expected, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
