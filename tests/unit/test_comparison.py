@@ -158,6 +158,13 @@ def test_reach_of_too_few_trainings_is_nothing() -> None:
     ]
 
 
+def test_a_rate_of_one_trial_has_no_noise_of_its_own() -> None:
+    """sqrt(.235 x .765 / 369) = 2.21 points, as claims has it; two trials: sqrt(.459 / 2) of that, 1.06."""
+    plan = power.ClaimPlan((0.235,), (False,), 369, 0.05)
+    assert power.error_of(plan, 1, 5, 0.0)[0] == pytest.approx(0.0221, abs=1e-4)
+    assert power.error_of(plan, 2, 5, 0.0)[0] == pytest.approx(0.0106, abs=1e-4)
+
+
 def test_left_out_tasks_take_answers_away() -> None:
     """12 of 369 tasks: of +3.9 points +3.8 - 3.3 are left at the worse end, of +2.5 nothing."""
     whole = power.ClaimPlan((0.299, 0.26), (True, True), 369, 0.03)

@@ -67,6 +67,8 @@ def error_of(plan: ClaimPlan, trials: int, trainings: int, spread: float) -> tup
     ]
     shared = sum(noise for noise, anew in each if not anew)
     if not any(plan.trained):
+        if trials == 1 and len(plan.rates) == 1:  # tasks run once show no noise: the bound, as in ``claims``
+            return published_noise(list(plan.rates), plan.tasks), MANY
         return math.sqrt(shared), float(plan.tasks * (trials - 1)) if trials > 1 else MANY
     between = (sum(noise for noise, anew in each if anew) + spread**2) / trainings
     total = shared + between
