@@ -1,6 +1,7 @@
 """How fast a desktop is: `python benchmarks/desktop.py` prints JSON.
 
-- latency of click + screenshot on one desktop, small and 1920x1080 (goals: 30 and 90 ms);
+- latency of click + screenshot on one desktop, small and 1920x1080 (goals: 30 and 90 ms), and the CPU time
+  of a step by program, which says where to look and depends little on what else the machine does;
 - steps per second of four desktops at once, and of the same desktops driven as OSWorld's own server
   drives them: a Python process per action, a screenshot program per picture (goal: 7 times as many);
 - wall and CPU time of a reset with a MiniWoB++ task; eight desktops at once.
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -118,17 +120,18 @@ async def seconds(desktops: list[ProcessDesktop], step: Step, count: int) -> flo
     return time.perf_counter() - started
 
 
-def cpu_seconds(desktop: ProcessDesktop) -> float:
-    """CPU time that all processes of the desktop have taken, those that have ended included."""
+def cpu_seconds(desktop: ProcessDesktop) -> Counter[str]:
+    """CPU time that the processes of the desktop have taken by program, those that have ended included."""
     assert desktop.process_id is not None
-    ticks = 0
+    taken = Counter[str]()
     for pid in (desktop.process_id, *descendants(desktop.process_id)):
         try:
-            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
         except OSError:
             continue
-        ticks += sum(int(value) for value in values[11:15])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        ticks = sum(int(value) for value in tail.split()[11:15])
+        taken[head.partition("(")[2]] += ticks / os.sysconf("SC_CLK_TCK")
+    return taken
 
 
 async def started(screen: tuple[int, int], count: int) -> list[ProcessDesktop]:
@@ -150,7 +153,9 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
     desktops = await started(screen, 1)
     try:
         await steps(desktops[0], our_step, 10)
+        before = cpu_seconds(desktops[0])
         taken = sorted(1000 * second for second in await steps(desktops[0], our_step, 3 * count))
+        cpu = cpu_seconds(desktops[0]) - before
     finally:
         await close(desktops)
     desktops = await started(screen, 4)
@@ -169,6 +174,7 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
             "median": round(statistics.median(taken), 1),
             "p90": round(taken[int(0.9 * len(taken))], 1),
         },
+        "cpu_ms_per_step": {name: round(1000 * used / len(taken), 1) for name, used in cpu.most_common()},
         "four_desktops_steps_per_s": {
             "ours": round(ours_rate, 1),
             "process_per_action": round(rival_rate, 2),
@@ -189,7 +195,7 @@ async def resets(count: int) -> dict[str, Any]:
             before, at = cpu_seconds(desktop), time.perf_counter()
             await desktop.reset(tasks[index % len(tasks)])
             wall.append(1000 * (time.perf_counter() - at))
-            cpu.append(1000 * (cpu_seconds(desktop) - before))
+            cpu.append(1000 * (cpu_seconds(desktop) - before).total())
     finally:
         await close(desktops)
     return {"wall_ms": round(statistics.median(wall)), "cpu_ms": round(statistics.mean(cpu))}
