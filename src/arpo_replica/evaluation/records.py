@@ -484,8 +484,9 @@ class EffortRow(Document):
     """Of the evaluator."""
 
     @property
-    def other_seconds(self) -> float:
-        """What of the episodes' time is none of these: attempts that failed, screenshots put on disk."""
+    def waiting_seconds(self) -> float:
+        """What of the episodes' time is none of these: before the first step, for a desktop and the policy's
+        server to start; and attempts that failed."""
         known = self.model_seconds + self.env_seconds + self.reset_seconds + self.evaluate_seconds
         return max(0.0, self.episode_seconds - known)
 

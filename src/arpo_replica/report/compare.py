@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,8 @@ def compare_studies(mine: Path, yours: Path) -> Comparison:
     """Read both and put them side by side. A difference is computed only for equal marks and equal tasks."""
     a, b = read_side(mine), read_side(yours)
     rates_a, rates_b = _rates(a.summary), _rates(b.summary)
-    pairs = [
-        _pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in dict.fromkeys([*rates_a, *rates_b])
-    ]
+    keys = dict.fromkeys([*rates_a, *rates_b])
+    pairs = list(_told_once([_pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in keys]))
     flat_a, flat_b = _flat(a.provenance["config"]), _flat(b.provenance["config"])
     settings = [
         (key, flat_a.get(key, "not set"), flat_b.get(key, "not set"))
@@ -109,6 +109,17 @@ def compare_studies(mine: Path, yours: Path) -> Comparison:
         if {words_a.get(name), words_b.get(name)} - {"not run", None}
     ]
     return Comparison(a, b, pairs, settings, verdicts)
+
+
+def _told_once(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """A pair on which the two protocols agree stands once, as "both"."""
+    shown = {(pair.split, pair.arm, pair.protocol): (pair.mine, pair.yours) for pair in pairs}
+    for pair in pairs:
+        twin = shown.get((pair.split, pair.arm, "standard" if pair.protocol == "hard" else "hard"))
+        if twin != (pair.mine, pair.yours):
+            yield pair
+        elif pair.protocol == "hard":
+            yield replace(pair, protocol="both")
 
 
 def _rates(summary: Summary) -> dict[Key, RateRow]:

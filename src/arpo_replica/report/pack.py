@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
 from arpo_replica.report.views import FAILURES, OUTCOMES
@@ -160,9 +160,9 @@ def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Marku
 
 
 def _seed(view: EpisodeView | Film) -> str:
-    """Of the training; empty for the untrained policy, which belongs to all of them."""
+    """Of the training; empty for weights that were given, which belong to all of them."""
     row = [*view.reels.values()][-1][0].row if isinstance(view, Film) else view.row
-    return "" if row["arm"] == "base" else str(row["seed"])
+    return "" if row["stage"] in GIVEN_STAGES else str(row["seed"])
 
 
 def _words(view: EpisodeView | Film) -> str:
