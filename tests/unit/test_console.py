@@ -50,6 +50,7 @@ def test_a_failed_job_names_its_rule_and_no_wall_of_files(terminal):
     logger, said = terminal
     logger.error("failed", extra={"event": LogEvent.JOB_ERROR, "jobid": 7, "rule": None, **JOB})
     assert "Error in rule train_stage" in said.getvalue()
+    assert "None" not in said.getvalue()
     assert "in_3" not in said.getvalue()
     assert "out_3" not in said.getvalue()
 

@@ -55,7 +55,7 @@ class OneLine(DefaultFormatter):
 
     def format_job_error(self, msg: dict[str, Any]) -> str:
         """Rule, log and error; the lists of files are in the log file."""
-        return str(super().format_job_error({**msg, "input": [], "output": []}))
+        return str(super().format_job_error({**msg, "msg": msg["rule_msg"], "input": [], "output": []}))
 
     def format(self, record: logging.LogRecord) -> str:
         """The text of a record; an empty one is not written."""
