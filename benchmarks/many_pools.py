@@ -177,7 +177,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def kind(error: str) -> str:
     """An error's text without what differs from case to case."""
-    return re.sub(r"http://\S+|desktop-\d+|\('127[^)]*\)", "…", error)[:120]
+    return re.sub(r"http://\S+|desktop-\d+|127\.0\.0\.1:\d+|\('127[^)]*\)", "…", error)[:120]
 
 
 def make_tasks(folder: Path) -> list[Task]:
