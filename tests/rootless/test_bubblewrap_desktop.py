@@ -151,17 +151,11 @@ async def test_a_task_that_declares_a_network_gets_out_but_not_to_this_machine(i
     assert process.poll() is not None  # pasta, with all that it let out
 
 
-@one_loop
-async def test_noise_of_visited_pages_is_in_the_browsers_history_alone(desktop):
+async def test_noise_of_visited_pages_is_in_the_browsers_history_alone(image):
     launch = ["google-chrome", "--remote-debugging-port=1337"]
     clean = task(config=[{"type": "launch", "parameters": {"command": launch}}])
     clean = replace(clean, config=clean.raw["config"], domain="chrome")
     noisy = make_noisy(clean, NoisyTasksConfig(source="x", kinds=["browser_history"]))
-    await desktop.reset(task())
-    await desktop.guest.launch(launch)
-    visit = noisy.config[1]["parameters"]["command"]
-    visited = await desktop.guest.execute(visit)
-    assert visited["returncode"] == 0, visited["error"]
     code = (
         "import shutil, sqlite3, time, json, urllib.request as u\n"
         "pages = json.load(u.urlopen('http://localhost:1337/json/list'))\n"
@@ -174,8 +168,16 @@ async def test_noise_of_visited_pages_is_in_the_browsers_history_alone(desktop):
         "    if len(urls) >= 4: break\n"
         "print(len(urls))\n"
     )
-    told = await desktop.guest.execute(["python3", "-c", code])
-    assert told["output"].split() == ["1", "4"], told
+    desktop = await ContainerProvider(config()).start("history")
+    try:
+        await desktop.reset(task())
+        await desktop.guest.launch(launch)
+        visited = await desktop.guest.execute(noisy.config[1]["parameters"]["command"])
+        assert visited["returncode"] == 0, visited["error"]
+        told = await desktop.guest.execute(["python3", "-c", code])
+        assert told["output"].split() == ["1", "4"], told
+    finally:
+        await desktop.close()
 
 
 @one_loop
