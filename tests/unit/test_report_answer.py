@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.models import ElsewhereConfig, StudyConfig
 from arpo_replica.evaluation.records import Claims, DifferenceRow, Interval, ReplayEffect, Summary
 from arpo_replica.report.answer import answer, changes, forest, main_claims
-from synthetic_study import evaluate, make_paper_study, make_study
+from synthetic_study import evaluate, make_paper_study, make_study, render
 
 NO_CLAIMS = Claims(study="s", size="nano", claims=[], inputs=[])
 
@@ -201,3 +201,21 @@ def test_a_judged_study_counts_its_verdicts(tmp_path: Path) -> None:
         "table1_grpo_standard",
     ]
     assert main_claims([claim.model_copy(update={"measured": None}) for claim in claims.claims]) == []
+
+
+def test_what_others_report_stands_beside_ours_or_beside_not_run(tmp_path: Path) -> None:
+    study = make_study(tmp_path, tasks=3, trials=1, steps=1, screenshots=False)
+    evaluate(study)
+    split = study.config.evaluation.splits[0]
+    other = next(name for name in study.config.tasks.splits if name not in study.config.evaluation.splits)
+    study.config.report.elsewhere = [
+        ElsewhereConfig(arm="arpo", split=name, successes=1, episodes=5, minutes=4.5, source="<b>them</b>")
+        for name in (split, other)
+    ]
+    page = render(study).read_text()
+    table = page.partition('id="elsewhere"')[2].partition("</table>")[0]
+    ours, none = table.partition("<tbody>")[2].split("</tr>")[:2]
+    assert "20.0" in ours and "0.5 to 71.6" in ours and "4.5" in ours
+    assert "not run" not in ours and "hard" in ours and "standard" in ours
+    assert none.count("not run") == 2 and other in none
+    assert "<b>them" not in table
