@@ -165,7 +165,7 @@ def test_pages_are_visited_right_after_the_browsers_start(tmp_path):
     assert_only_steps_were_added(clean, noisy)
     assert noisy.raw["arpo_noise"]["steps"] == [2], "the task's own tabs come after that"
     *_, base, first, second, third, fourth = noisy.config[2]["parameters"]["command"]
-    assert base == "http://localhost:1337"
+    assert base == "http://127.0.0.1:1337"
     pages = {first, second, third, fourth}
     assert len(pages) == 4 and all(page.startswith("data:text/html,<title>") for page in pages)
     assert not any(" " in page for page in pages)

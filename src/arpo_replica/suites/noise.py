@@ -299,7 +299,7 @@ def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]
     found = _browser_step(task)
     assert found is not None
     at, port = found
-    return at + 1, [_execute(["python3", "-c", _VISIT, f"http://localhost:{port}", *pages])]
+    return at + 1, [_execute(["python3", "-c", _VISIT, f"http://127.0.0.1:{port}", *pages])]
 
 
 def _page(title: str, body: str) -> str:
