@@ -61,6 +61,8 @@ def train_stage(
     """
     source = read_manifest(parent, verify=True)
     out = out.absolute()
+    if (folder := config.desktop.remote.folder) is not None:
+        config.desktop.remote.pools = folder.absolute()  # the training's processes run in another folder
     out.mkdir(parents=True, exist_ok=True)
     with listening() as notice, locked(out / "train.lock"), short_folder() as scratch:
         job = Job(
