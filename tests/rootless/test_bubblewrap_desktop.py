@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config
 from arpo_replica.config.desktop import DesktopConfig, RootConfig
+from arpo_replica.config.tasks import NoisyTasksConfig
 from arpo_replica.providers import bwrap_engine, root_files
 from arpo_replica.providers.bwrap_engine import why_no_network
 from arpo_replica.providers.call_filter import owners_filter
@@ -31,6 +33,7 @@ from arpo_replica.providers.container import ContainerProvider
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
+from arpo_replica.suites.noise import make_noisy
 from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.splits import resolve
@@ -146,6 +149,35 @@ async def test_a_task_that_declares_a_network_gets_out_but_not_to_this_machine(i
     finally:
         await desktop.close()
     assert process.poll() is not None  # pasta, with all that it let out
+
+
+async def test_noise_of_visited_pages_is_in_the_browsers_history_alone(image):
+    launch = ["google-chrome", "--remote-debugging-port=1337"]
+    clean = task(config=[{"type": "launch", "parameters": {"command": launch}}])
+    clean = replace(clean, config=clean.raw["config"], domain="chrome")
+    noisy = make_noisy(clean, NoisyTasksConfig(source="x", kinds=["browser_history"]))
+    code = (
+        "import shutil, sqlite3, time, json, urllib.request as u\n"
+        "pages = json.load(u.urlopen('http://127.0.0.1:1337/json/list'))\n"
+        "print(sum(page['type'] == 'page' for page in pages))\n"
+        "for _ in range(40):\n"  # the browser writes its history down every ten seconds
+        "    time.sleep(1)\n"
+        "    shutil.copy('/home/user/.config/google-chrome/Default/History', '/tmp/history')\n"
+        "    rows = sqlite3.connect('/tmp/history').execute('select url from urls where visit_count > 0')\n"
+        "    urls = [url for url, in rows if url.startswith('data:')]\n"
+        "    if len(urls) >= 4: break\n"
+        "print(len(urls))\n"
+    )
+    desktop = await ContainerProvider(config()).start("history")
+    try:
+        await desktop.reset(task())
+        await desktop.guest.launch(launch)
+        visited = await desktop.guest.execute(noisy.config[1]["parameters"]["command"])
+        assert visited["returncode"] == 0, visited["error"]
+        told = await desktop.guest.execute(["python3", "-c", code])
+        assert told["output"].split() == ["1", "4"], told
+    finally:
+        await desktop.close()
 
 
 @one_loop
