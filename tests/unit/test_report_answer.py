@@ -112,8 +112,8 @@ def test_released_weights_are_a_question_of_their_own(
     found = answer(config, study_of(made, [*rows, *(BOTH_LEARNT if trained else [])]), NO_CLAIMS)
     assert found.cards[0].question == "Are the released weights better?"
     assert (found.cards[0].answer, len(found.cards)) == ("yes", 4 if trained else 1)
-    assert found.sentences[0].startswith(
-        "Success is higher on other by 12.0 percentage points (+7.0 to +17.0)"
+    assert found.sentences[0] == (
+        "Success is higher: +12.0 percentage points on other, arpo_released against base."
     )
     assert len(found.sentences) == (4 if trained else 1)
     open_ = [difference("arpo_released", "base", "other", 0.01, p_value=0.8, **given)]
