@@ -3,6 +3,8 @@
 # Docker's image (Dockerfile) and for the one file of the rootless desktops (rootfs.sh) alike. /opt/build holds wheels/,
 # guest/, home/ and mimeapps.list.
 set -eu
+# Docker writes its own; elsewhere nothing would know the name.
+echo '127.0.0.1 localhost' > /etc/hosts
 cd /opt/build
 ln -sf python3 /usr/bin/python
 python3 -m pip install --quiet --root-user-action=ignore --break-system-packages --no-index --no-deps wheels/*.whl
