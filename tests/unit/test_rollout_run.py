@@ -256,14 +256,7 @@ JOB = """
 import sys
 from pathlib import Path
 from arpo_replica.config import load_config
-from arpo_replica.rollout.run import (
-    Copy,
-    Serving,
-    collect_rollouts,
-    collect_served,
-    make_labels,
-    output_root,
-)
+from arpo_replica.rollout.run import collect_rollouts
 from arpo_replica.tasks.splits import resolve
 from fakes import FakeProvider
 class Loud(FakeProvider):
