@@ -386,7 +386,7 @@ def test_check_passes_here_and_describe_names_the_browser():
 
 
 def test_check_names_the_packages_to_install(monkeypatch):
-    monkeypatch.setattr("arpo_replica.providers.process.shutil.which", lambda program: None)
+    monkeypatch.setattr("arpo_replica.providers.process.shutil.which", lambda program, path=None: None)
     with pytest.raises(
         UserError, match=r"apt-get install xvfb openbox util-linux python3 chromium bubblewrap"
     ):

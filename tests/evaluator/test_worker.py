@@ -101,13 +101,11 @@ async def test_real_infeasible_tasks_fail_is_right_and_done_is_wrong(worker, gue
     place = {"address": vars_of(guest), "screen": list(SCREEN), "password": "p"}
     for failed, wanted in ((True, 1.0), (False, 0.0)):
         episode = await worker._episode(task)
-        assert await worker._call(9, "evaluate", failed=failed, **episode, **place) == wanted
+        answer = await worker._call(9, "evaluate", failed=failed, **episode, **place)
+        assert answer["score"] == wanted
     episode = await worker._episode(make_task())
-    assert (
-        await worker._call(9, "evaluate", failed=True, **episode, **place)
-        == verdict(make_task(), Fail())
-        == 0.0
-    )
+    answer = await worker._call(9, "evaluate", failed=True, **episode, **place)
+    assert answer["score"] == verdict(make_task(), Fail()) == 0.0
 
 
 def vars_of(guest):

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import yaml
+
 from conftest import ROOT, Workspace
 
 SPLIT = "results/demo/splits/train_4.json"
@@ -25,17 +26,16 @@ use rule * from arpo_replica"""
 """What snakedeploy 0.17 writes."""
 REMOTE = "https://github.com/someone/arpo-replica"
 CONFIGS = ROOT / "configs"
-FOR_THE_PAPER = {f"shapes/{name}.yaml" for name in ("full_set", "released_code", "staged")} | {
-    "arms/offline.yaml"
+FOR_THE_PAPER = ("shapes/full_set", "shapes/released_code", "shapes/staged", "arms/offline")
+UNDER = {f"{name}.yaml": ["paper.yaml"] for name in FOR_THE_PAPER} | {
+    "arms/served.yaml": ["chrome_10.yaml"],
+    "twins/noisy.yaml": ["chrome_18_noisy.yaml", "twins/nano.yaml"],
 }
-"""Overlays that are laid over configs/paper.yaml; all others fit the demo."""
+"""Overlay -> what it is laid over; all others fit the demo."""
 COMMITTED = [
     *([path.name] for path in sorted(CONFIGS.glob("*.yaml"))),
     *(
-        [
-            "paper.yaml" if overlay in FOR_THE_PAPER else "demo.yaml",
-            overlay,
-        ]
+        [*UNDER.get(overlay, ["demo.yaml"]), overlay]
         for overlay in sorted(f"{path.parent.name}/{path.name}" for path in CONFIGS.glob("*/*.yaml"))
     ),
 ]

@@ -292,7 +292,8 @@ class ProcessProvider:
             self._image.identify()
             self._image.check()
         parts, namespaces = self._parts, self._config.isolation == "namespace"
-        path = os.pathsep.join(str(parts.root / folder) for folder in ("usr/bin", "usr/lib/chromium"))
+        folders = (str(parts.root / folder) for folder in ("usr/bin", "usr/lib/chromium"))
+        path = None if self._image is None else os.pathsep.join(folders)
         missing = [
             package for program, package in PROGRAMS.items() if shutil.which(program, path=path) is None
         ]

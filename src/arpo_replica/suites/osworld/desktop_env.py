@@ -150,8 +150,9 @@ def prepare() -> None:
     from desktop_env.evaluators.metrics import basic_os
 
     basic_os.eval = ast.literal_eval
-    metrics.check_python_file_by_test_suite = functools.partial(
-        run_without_network, metrics.check_python_file_by_test_suite
+    runs_a_program = metrics.check_python_file_by_test_suite
+    metrics.check_python_file_by_test_suite = functools.update_wrapper(
+        functools.partial(run_without_network, runs_a_program), runs_a_program
     )
     desktop_env.PythonController = setup_module.PythonController = Once
     desktop_env.SetupController = _checked(setup_module.SetupController)
