@@ -261,7 +261,7 @@ def _rates(document: TargetDocument, figure: Figure) -> None:
         axes.set_ylim(0, 104)
         axes.grid(axis="x", visible=False)
         axes.set_title(f"{part.replace('_', ' ')}: {rows[0]['split']}\n{protocol} protocol", fontsize=9)
-    panels[0].set_ylabel("success, % of valid episodes\n(95 % interval for new tasks)")
+    panels[0].set_ylabel("success, % of scored episodes\n(95 % interval for new tasks)")
 
 
 def _rate(axes: Axes, place: int, row: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from arpo_replica.training.parity import Fact, Hyperparameters, actual
 OUTCOMES = {
     "success": ("✓", "success"),
     "failure": ("✕", "failure"),
-    "truncated": ("⋯", "cut, its steps or its context used up"),
+    "truncated": ("⋯", "hit the step limit"),
     "env_error": ("!", "environment failure"),
 }
 """Outcome -> (sign, words): never colour alone."""
