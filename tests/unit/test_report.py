@@ -269,7 +269,7 @@ def test_broken_and_foreign_screenshots_are_left_out(tmp_path: Path) -> None:
                 "steps": 0,
                 "choose": lambda arm, task, _: "success" * (arm == "base" and task.endswith("_test_in_0")),
             },
-            ["Screenshots of 1 of 1 episode are", "A difference needs valid episodes", "were not run"],
+            ["Screenshots of 1 of 1 episode are", "A difference needs scored episodes", "were not run"],
         ),
         ({"trials": 1, "screenshots": False}, ["have no screenshot on disk", "screenshot not in this page"]),
         ({"trials": 1, "arms": ("base",)}, ["No metrics of any stage were found"]),
