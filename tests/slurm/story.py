@@ -172,9 +172,10 @@ def equal_parts(study: Path) -> dict[str, Any]:
     summary = json.loads((study / "summary.json").read_bytes())
     for name in ("throughput", "files", "inputs"):
         del summary[name]
-    for row in summary["effort"]:
-        for name in ("episode_seconds", "model_seconds", "env_seconds"):
-            del row[name]
+    summary["effort"] = [
+        {name: value for name, value in row.items() if not name.endswith("_seconds")}
+        for row in summary["effort"]
+    ]
     for curve in summary["curves"]:
         for point in curve["points"]:
             del point["seconds"], point["other"]["attempt"]
