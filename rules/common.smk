@@ -36,11 +36,10 @@ asked = Asked(study.config)
 
 def ending():
     """How the study came out, where its page is, what to do next."""
-    from arpo_replica.report.render import (
-        ending,
-    )  # only now: its libraries take a second to import
+    # Only now: its libraries take a second to import.
+    from arpo_replica.report import render
 
-    return ending(study.config)
+    return render.ending(study.config)
 
 
 shown = workflow.output_settings
