@@ -232,7 +232,7 @@ def test_a_text_ends_at_the_last_quote_that_leaves_a_valid_rest(text: str, quote
 QUOTED = st.text(st.sampled_from("ab'\"(),=: $x"), max_size=40)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(QUOTED, st.sampled_from("'\""), QUOTED, st.sampled_from("'\""))
 def test_any_text_with_quotes_is_typed_as_it_is(text: str, quote: str, other: str, second: str):
     calls = [f"type(content={quote}{text}{quote})", f"type(content={second}{other}{second})"]
@@ -336,7 +336,7 @@ def test_hostile_replies_cost_little_time(hostile: str):
     assert time.process_time() - began < 0.12
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_is_an_action_or_a_format_error(text: str):
     for reply in (text, f"Action: {text}", f"Action: type(content='{text}')"):
@@ -357,7 +357,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=600, deadline=None)
 @given(st.lists(FRAGMENTS, max_size=40).map("".join))
 def test_any_mixture_of_fragments_is_an_action_or_a_format_error(text: str):
     try:
@@ -388,7 +388,7 @@ ANY_ACTION = st.one_of(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(ANY_ACTION)
 def test_what_is_written_is_read_back(action: Action):
     assert PARSER.parse(format_reply("I act.", action, PARSER.frame)) == action
@@ -450,7 +450,7 @@ def close(action: tuple[int | None, int | None], box: str) -> bool:
     return abs(action[0] - x) <= 0.5 + 1e-6 and abs(action[1] - y) <= 0.5 + 1e-6
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(model_calls())
 def test_agreement_with_the_package_ui_tars(call: str):
     reply = f"Thought: I act.\nAction: {call}"
@@ -533,7 +533,7 @@ def test_every_alias_is_a_key():
     assert key_name("é") is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(ANY_ACTION)
 def test_json_round_trip(action: Action):
     assert from_json(action.to_json()) == action

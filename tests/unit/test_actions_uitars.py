@@ -173,7 +173,7 @@ def replies(draw) -> tuple[str, str]:
     return f"Thought: I look at Action and act.\nAction: {call}", recipe
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(replies())
 def test_both_parsers_agree_on_every_point(case):
     reply, recipe = case

@@ -29,7 +29,7 @@ def test_known_sizes(size, limits, resized):
     assert smart_resize(*size, *limits) == resized
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(28, 4000), st.integers(28, 4000), st.sampled_from([ARPO, UI_TARS, (3136, 100352)]))
 def test_sizes_agree_with_the_package_ui_tars(width, height, limits):
     low, high = limits
