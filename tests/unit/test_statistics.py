@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
@@ -122,6 +122,7 @@ def test_seeds_are_fixed() -> None:
     assert st.sign_flip(differences) == st.sign_flip(differences)
 
 
+@settings(deadline=None)
 @given(
     some.dictionaries(
         some.text(max_size=3), some.lists(some.booleans(), min_size=1, max_size=4), min_size=1, max_size=12
