@@ -14,6 +14,11 @@ def refuse(*sentences: object, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def brief(error: BaseException) -> str:
+    """What an error of a library says, in one line of at most 200 characters, for a sentence of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class UserError(Exception):
     """A mistake in a config, file, id or endpoint.
 

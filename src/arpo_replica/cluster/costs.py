@@ -21,6 +21,8 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.policy.prompt import conversation_length
 from arpo_replica.tasks.splits import split_size
+from arpo_replica.training.job import outline
+from arpo_replica.training.recipe import Speed
 
 COSTS_FILE = ROOT / "data" / "cluster" / "costs.yaml"
 PRICES_FILE = ROOT / "data" / "cluster" / "prices.yaml"
@@ -227,10 +229,10 @@ def memory_need(config: StudyConfig, arm: str) -> MemoryNeed | None:
     if memory is None or config.accelerator == "cpu":
         return None
     trained = f"{'lora' if recipe.lora else 'full'}_{'frozen' if recipe.speed.freeze_vision else 'tower'}"
-    share, gpus = recipe.speed.checkpoint_share, recipe.gpus * recipe.nodes
+    share, gpus = Speed.of(outline(config, arm, "")).checkpoint_share, recipe.gpus * recipe.nodes
     # With all weights trained: float32 weight, gradient and AdamW's two moments.
     kept = costs_of(config).weights * (2 if recipe.lora else 16) / 2**30
-    moving = memory.update[trained] - kept + memory.no_recomputation * (0.0 if share is None else 1 - share)
+    moving = memory.update[trained] - kept + memory.no_recomputation * (1 - share)
     tokens = min(conversation_length(config).most, config.policy.max_model_len) * recipe.micro_batch
     moving *= tokens / UPDATE_TOKENS / recipe.sequence_parallel
     kept /= gpus

@@ -24,6 +24,8 @@ from arpo_replica.cluster.costs import Arithmetic
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
+from arpo_replica.training.job import outline
+from arpo_replica.training.recipe import Speed
 
 FULL_PIXELS = 1920 * 1080
 PROMPT_TOKENS = 160
@@ -160,7 +162,7 @@ class Step:
         recipe, policy = config.recipe(arm), config.policy
         width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)
         gpus = recipe.gpus * recipe.nodes
-        skipped = recipe.speed.skip_log_probs
+        speed = Speed.of(outline(config, arm, ""))
         return cls(
             trajectories=recipe.tasks_per_step * recipe.rollouts_per_task,
             turns=policy.max_steps,
@@ -171,10 +173,10 @@ class Step:
             reset_s=desktop.reset,
             gpus=gpus,
             replicas=max(1, gpus // recipe.tensor_parallel),
-            named=recipe.speed.named_screenshots,
-            uni=recipe.tensor_parallel == 1 and recipe.speed.executor != "mp",
-            log_probs=recipe.minibatch_tasks < recipe.tasks_per_step if skipped is None else not skipped,
-            frozen=recipe.speed.freeze_vision,
+            named=speed.named_screenshots,
+            uni=speed.executor == "uni",
+            log_probs=not speed.skip_log_probs,
+            frozen=speed.freeze_vision,
         )
 
 
@@ -185,12 +187,17 @@ class StepTime:
     rollout: float
     log_probs: float
     update: float
-    gpu_busy: float
-    """Share of the step in which the GPUs compute."""
+    computing: float
+    """Of the rollouts, those in which a GPU computes."""
 
     @property
     def step(self) -> float:
         return self.rollout + self.log_probs + self.update + TAIL_S
+
+    @property
+    def gpu_busy(self) -> float:
+        """Share of the step in which the GPUs compute."""
+        return (self.computing + self.log_probs + self.update) / self.step
 
 
 def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
@@ -206,9 +213,7 @@ def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
     elif not step.log_probs:  # else its features are there from the pass
         update += tower * machine.tower_forward
     log_probs = share * forward if step.log_probs else 0.0
-    time = StepTime(rollout, log_probs, share * update, 0.0)
-    busy = (computing + time.log_probs + time.update) / time.step
-    return StepTime(time.rollout, time.log_probs, time.update, busy)
+    return StepTime(rollout, log_probs, share * update, computing)
 
 
 def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, float]:

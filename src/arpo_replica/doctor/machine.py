@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, brief
 from arpo_replica.config.models import StudyConfig
 
 NOT_FOUND = 127
@@ -178,7 +178,7 @@ class Machine:
             finally:
                 client.close()
         except (docker.errors.DockerException, requests.RequestException, OSError, ValueError) as error:
-            return Docker(" ".join(str(error).split())[:200] or type(error).__name__)
+            return Docker(brief(error))
 
     def refusals(self, config: StudyConfig) -> list[str]:
         """Every sentence with which a run of the study would refuse to start here."""

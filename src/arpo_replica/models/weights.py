@@ -22,7 +22,7 @@ from urllib.request import urlopen
 from pydantic import Field, ValidationError
 
 from arpo_replica.base.environments import as_module, find, heavy_environment, run_module
-from arpo_replica.base.errors import UserError
+from arpo_replica.base.errors import UserError, brief
 from arpo_replica.base.files import file_sha256, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import COMMIT, Section
@@ -170,10 +170,9 @@ def commit_on_hub(hub: str, revision: str = "main") -> str:
                 f"The hub has no commit {revision[:12]} of {hub}; correct the model's revision, or give a "
                 "local folder."
             ) from None
-        brief = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{hub} is not here and the hub does not answer ({brief}); fetch it on a machine that reaches "
-            "the hub and give its folder."
+            f"{hub} is not here and the hub does not answer ({brief(error)[:120]}); fetch it on a machine "
+            "that reaches the hub and give its folder."
         ) from None
 
 
@@ -319,10 +318,9 @@ def fetch(hub: str, revision: str, folder: Path) -> None:
         snapshot_download(hub, revision=revision, local_dir=partial, allow_patterns=list(FETCHED))
     except Exception as error:
         # The library has a dozen errors for "no network", "no such commit" and "not allowed".
-        brief = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{hub} at {revision[:12]} cannot be fetched ({type(error).__name__}: {brief}); fetch it on a "
-            "machine that reaches the hub and set policy.model to the folder."
+            f"{hub} at {revision[:12]} cannot be fetched ({type(error).__name__}: {brief(error)}); fetch it "
+            "on a machine that reaches the hub and set policy.model to the folder."
         ) from None
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # only ever called for one that lacks its config.json

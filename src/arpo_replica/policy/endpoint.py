@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from arpo_replica.base.errors import PolicyError, RefusedError, UserError
+from arpo_replica.base.errors import PolicyError, RefusedError, UserError, brief
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.interface import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
@@ -105,7 +105,7 @@ class Endpoint:
                 body = await _read_json(answer) if status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             raise UserError(
-                f"The endpoint {self.url} does not answer ({self.hide(_brief(error))}); {fix}."
+                f"The endpoint {self.url} does not answer ({self.hide(brief(error))}); {fix}."
             ) from None
         if status in (401, 403):
             have = "refuses the key in" if self._key else "wants a key; set"
@@ -156,9 +156,9 @@ class Endpoint:
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
                 # No connection, or one that broke while the request was written or before the answer.
                 if answered or not isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
-                    raise PolicyError(f"the endpoint failed: {self.hide(_brief(error))}") from None
+                    raise PolicyError(f"the endpoint failed: {self.hide(brief(error))}") from None
                 if broken == CONNECT_RETRIES:
-                    raise PolicyError(f"the endpoint does not answer: {self.hide(_brief(error))}") from None
+                    raise PolicyError(f"the endpoint does not answer: {self.hide(brief(error))}") from None
                 wait = 0.2 * 2**broken
                 broken += 1
             await asyncio.sleep(wait)
@@ -379,7 +379,3 @@ async def _read_json(answer: aiohttp.ClientResponse) -> Any:
     if sum(map(len, chunks)) > MAX_ANSWER:
         raise ValueError("the answer is too long")
     return json.loads(b"".join(chunks))
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

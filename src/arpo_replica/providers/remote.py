@@ -27,7 +27,7 @@ import aiohttp
 import requests
 
 from arpo_replica.actions.types import Action
-from arpo_replica.base.errors import DesktopError, NoDesktopFree, UserError
+from arpo_replica.base.errors import DesktopError, NoDesktopFree, UserError, brief
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.client import typing_s
 from arpo_replica.desktop.interface import FRESH_S, Score
@@ -184,7 +184,7 @@ class Pool:
         except TimeoutError as error:
             raise PoolSilent(f"{name} did not answer {what} within {timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise PoolSilent(f"{name} did not answer {what}: {_brief(error)}") from error
+            raise PoolSilent(f"{name} did not answer {what}: {brief(error)}") from error
         if answer.status == 200:
             return data
         text = f"{name} refused {what} with {answer.status}: {_error(data)}"
@@ -484,7 +484,7 @@ class RemoteProvider:
                     raise ValueError("no status of a desktop service")
                 return status
             except (requests.RequestException, OSError, ValueError) as error:
-                return DesktopError(f"The desktop service {url} does not answer ({_brief(error)}); {fix}.")
+                return DesktopError(f"The desktop service {url} does not answer ({brief(error)}); {fix}.")
 
     # --- desktops -------------------------------------------------------------------------------------
 
@@ -575,7 +575,3 @@ def _error(data: bytes) -> str:
         return str(json.loads(data)["error"])[:500]
     except (ValueError, KeyError, TypeError):
         return repr(data[:80])
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -109,9 +109,7 @@ def _newest(paths: Iterable[Path], most: int) -> list[Path]:
             times[path] = path.stat().st_mtime
         except OSError:
             continue  # it was discarded or moved meanwhile
-    return sorted((path for path in times if not path.name.startswith(".")), key=times.__getitem__)[-most:][
-        ::-1
-    ]
+    return sorted(times, key=times.__getitem__)[-most:][::-1]
 
 
 def _view(folder: Path, store: Store | None) -> EpisodeView | None:

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -141,7 +141,10 @@ def render(plan: Plan, prices: Prices) -> str:
     for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
         lines.append(_line(name, group, each=name[0] != "("))
     lines += [_line("total", jobs, each=False), *_pools(config, jobs), "", *_sources(costs_of(config))]
-    lines += _steps(config) + _memory(config) + _price(config, jobs, prices)
+    step = "A training step, by the event model of data/cluster/step_costs.yaml:"
+    lines += _by_arm(config, step, describe_step)
+    lines += _by_arm(config, "Memory of each GPU that trains, data/cluster/costs.yaml:", memory_need)
+    lines += _price(config, jobs, prices)
     lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
 
@@ -186,26 +189,14 @@ def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:
     return f"{name:24}{len(jobs):6d}{spread:>12}{sum(hours):9.2f}{gpu_hours:11.1f}{disk:9.1f}"
 
 
-def _steps(config: StudyConfig) -> list[str]:
-    """How long a training step takes, for sizes that were measured."""
+def _by_arm(config: StudyConfig, heading: str, say: Callable[[StudyConfig, str], object]) -> list[str]:
+    """What is said of each training, once for arms of which the same is said; nothing if it is None."""
     arms: dict[str, list[str]] = defaultdict(list)
     for arm in config.online_arms:
-        if sentence := describe_step(config, arm):
-            arms[sentence].append(arm)
-    if not arms:
-        return []
-    steps = (f"  {', '.join(names)}: {sentence}" for sentence, names in arms.items())
-    return ["", "A training step, by the event model of data/cluster/step_costs.yaml:", *steps]
-
-
-def _memory(config: StudyConfig) -> list[str]:
-    """Which cards a training fits."""
-    arms: dict[str, list[str]] = defaultdict(list)
-    for arm in config.online_arms:
-        if need := memory_need(config, arm):
-            arms[str(need)].append(arm)
+        if (said := say(config, arm)) is not None:
+            arms[str(said)].append(arm)
     lines = [f"  {', '.join(names)}: {words}" for words, names in arms.items()]
-    return ["", "Memory of each GPU that trains, data/cluster/costs.yaml:", *lines] if lines else []
+    return ["", heading, *lines] if lines else []
 
 
 def _price(config: StudyConfig, jobs: Sequence[PlannedJob], prices: Prices) -> list[str]:
