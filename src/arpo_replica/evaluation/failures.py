@@ -1,23 +1,13 @@
 """Why an episode was not solved: one class for each, from the fields that its record and steps hold.
 
-The classes say what the episode did, never what the policy meant. An episode belongs to the first that fits:
-
-================  ==========================================================================================
-desktop           an environment failure: desktop or evaluator broke, and nothing is known of the policy
-context full      the server refused the conversation as too long
-unparsable        at least half of the replies held no valid action
-missed FAIL       the task is infeasible and the policy did not end with FAIL
-repeated action   the last three replies or more did the same at the same place, so without effect
-never finished    the step limit came first
-wrong target      the episode ended by itself, in a state that the evaluator did not accept
-================  ==========================================================================================
+The classes (``FAILURES``) say what the episode did, never what the policy meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -31,6 +21,16 @@ SAME_PLACE = 0.05
 """Points closer than this part of the screen's longer side are one place."""
 EXAMPLES = 3
 """Episodes named for each class, arm and list of tasks."""
+FAILURES: dict[r.Failure, str] = {
+    "desktop": "the desktop or the evaluator broke: nothing is known of the policy, and it is no 0",
+    "context full": "the server refused the conversation as too long",
+    "unparsable": "at least half of the replies held no valid action",
+    "missed FAIL": "the task cannot be done, and the policy did not end with FAIL",
+    "repeated action": "the last three replies or more did the same at the same place, without effect",
+    "never finished": "the step limit came first",
+    "wrong target": "it ended by itself, in a state that the evaluator did not accept",
+}
+"""Class of failure -> when an episode belongs to it; it belongs to the first that fits."""
 
 
 def failure_of(record: EpisodeRecord, steps: Sequence[StepRecord], solved: bool | None) -> r.Failure | None:
@@ -67,7 +67,7 @@ def _actions(step: StepRecord) -> list[Any]:
 def failure_rows(table: pd.DataFrame) -> Iterator[r.FailureRow]:
     """Failed episodes by arm, stage, list of tasks and class; classes without one are left out."""
     for (arm, stage, split), episodes in table.groupby(["arm", "stage", "split"], sort=False):
-        for kind in get_args(r.Failure):
+        for kind in FAILURES:
             found = episodes[episodes["failure"] == kind]
             if len(found):
                 yield r.FailureRow(

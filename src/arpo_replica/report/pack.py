@@ -17,9 +17,10 @@ from typing import Any
 from markupsafe import Markup
 
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
+from arpo_replica.evaluation.failures import FAILURES
 from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
-from arpo_replica.report.views import FAILURES, OUTCOMES
+from arpo_replica.report.views import OUTCOMES
 
 CHUNK = 64
 """Cards per compressed chunk."""

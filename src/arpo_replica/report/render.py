@@ -19,6 +19,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.failures import FAILURES
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
@@ -143,7 +144,7 @@ def _context(
         "strips": first_films([film for film in films if film.pictured], STRIPS),
         "chips": views.chips(summary),
         "failures": views.failure_parts(summary, gallery.episodes),
-        "failure_words": views.FAILURES,
+        "failure_words": FAILURES,
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
         "subsets": views.subset_parts(summary),

@@ -15,6 +15,7 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
+from arpo_replica.evaluation.failures import FAILURES
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import exact_share
 from arpo_replica.evaluation.targets import TARGETS
@@ -46,16 +47,6 @@ DESKTOPS = {
     "osworld": "VM",
 }
 """Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
-FAILURES: dict[r.Failure, str] = {
-    "desktop": "the desktop or the evaluator broke: nothing is known of the policy, and it is no 0",
-    "context full": "the server refused the conversation as too long",
-    "unparsable": "at least half of the replies held no valid action",
-    "missed FAIL": "the task cannot be done, and the policy did not end with FAIL",
-    "repeated action": "the last three replies or more did the same at the same place, without effect",
-    "never finished": "the step limit came first",
-    "wrong target": "it ended by itself, in a state that the evaluator did not accept",
-}
-"""Class of failure -> when an episode belongs to it (``evaluation.failures``)."""
 VERDICT_WORDS: dict[r.Verdict, str] = {
     "equivalent": "Two one-sided tests put ours within the margin of the published number.",
     "same direction": "A difference: ours is shown to lie on the published side of zero.",
