@@ -20,8 +20,9 @@ from arpo_replica.base.processes import descendants, memory_mb, oom_kills
 from arpo_replica.config import load_config
 from arpo_replica.training.job import Job
 from arpo_replica.training.process import attempt as attempts
-from arpo_replica.training.process.attempt import Attempt, Notice, Stalled, environment
+from arpo_replica.training.process.attempt import Attempt, Notice, PortTaken, Stalled, environment
 from arpo_replica.training.process.failures import explain
+from arpo_replica.training.run import go_on
 
 # Stands for `arpo_replica.training.process.launch job.json`: writes steps as verl's file logger does.
 STAND_IN = """#!{python}
@@ -186,6 +187,19 @@ def test_known_failures_get_one_sentence(job: Job, log: str, named: str) -> None
         Attempt(job, stand_in(job, f"print({log!r}); sys.exit(1)")).wait()
     assert "\n" not in str(caught.value)
     assert "train_001.log" in str(caught.value)
+
+
+def test_a_port_that_was_taken_meanwhile_costs_a_start(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = "print('torch.distributed.DistNetworkError: port: 4, name: EADDRINUSE'); sys.exit(1)"
+    end = f"if json.load(open(sys.argv[3]))['attempt'] < 3:\n    {taken}"
+    python = stand_in(job, end)
+    monkeypatch.setattr(attempts, "python_of", lambda name: python)
+    go_on(job, Notice())
+    assert len(list((job.work / "logs").glob("train_*.log"))) == 3
+    stand_in(job, taken)
+    with pytest.raises(PortTaken, match="start it again"):
+        go_on(job, Notice())
+    assert len(list((job.work / "logs").glob("train_*.log"))) == 6, "it gives up after as many again"
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,13 @@ from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.job import Job, Training
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
-from arpo_replica.training.process.attempt import Attempt, listening
+from arpo_replica.training.process.attempt import Attempt, Notice, PortTaken, listening
 from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
 
 logger = logging.getLogger(__name__)
+
+STARTS = 3
+"""How often a training is started whose trainers found their port taken."""
 
 
 def train_stage(
@@ -86,13 +89,27 @@ def train_stage(
         if note := few_desktops(job):
             logger.warning(note)
         prepare_work(job)
-        job = resume(job)
-        if job.resume_step < job.stage.steps:
-            check_processes(job)
-            attempt = Attempt(job, notice=notice)
-            attempt.wait()
-            logger.info(f"peak memory {attempt.peak_mb:.0f} MB")
+        go_on(job, notice)
         return publish(job)
+
+
+def go_on(job: Job, notice: Notice) -> None:
+    """Train from the newest complete checkpoint to the last step. Raises what ``Attempt.wait`` raises."""
+    for start in range(1, STARTS + 1):
+        job = resume(job)
+        if job.resume_step >= job.stage.steps:
+            return
+        check_processes(job)
+        attempt = Attempt(job, notice=notice)
+        try:
+            attempt.wait()
+        except PortTaken as taken:
+            if start == STARTS:
+                raise
+            logger.warning(f"{taken} Starting again.")
+        else:
+            logger.info(f"peak memory {attempt.peak_mb:.0f} MB")
+            return
 
 
 def forkable(config: StudyConfig, arm: str) -> bool:

@@ -35,7 +35,7 @@ from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.checkpoints import checkpoints
 from arpo_replica.training.job import VARIABLE, Job
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
-from arpo_replica.training.process.failures import explain, kernel_killed
+from arpo_replica.training.process.failures import PORT_TAKEN, explain, kernel_killed
 from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
 from arpo_replica.training.recipe import updates_within
 
@@ -67,6 +67,10 @@ RESERVE_S = 20.0
 
 class Stalled(RuntimeError):
     """A training that made no progress for ``training.stall_timeout_s``."""
+
+
+class PortTaken(UserError):
+    """The trainers could not meet: another program was quicker. The next start asks for another port."""
 
 
 @dataclass
@@ -209,7 +213,8 @@ class Attempt:
         self.notice = notice or Notice()
         self.log_path = job.work / "logs" / f"train_{job.attempt:03d}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        (job.scratch / "stacks").mkdir(parents=True, exist_ok=True)
+        job.scratch.mkdir(mode=0o711, exist_ok=True)  # the guard of the attempt before removed it
+        (job.scratch / "stacks").mkdir(exist_ok=True)
         job_file = job.work / "job.json"
         write_atomically(job_file, job.model_dump_json(indent=1).encode())
         python = python or python_of(heavy_environment(job.config.accelerator))
@@ -242,8 +247,8 @@ class Attempt:
     def wait(self) -> None:
         """Until it ends well. Prints a line per step.
 
-        Raises ``UserError`` for a key that verl refuses, ``Stalled``, ``Stopped`` after a notice,
-        RuntimeError for any other failure.
+        Raises ``UserError`` for a key that verl refuses, ``PortTaken``, ``Stalled``, ``Stopped`` after a
+        notice, RuntimeError for any other failure.
         """
         try:
             while (status := self._poll()) is None:
@@ -258,9 +263,10 @@ class Attempt:
         if status != 0:
             if self.job.stop_file.is_file():
                 raise UserError(self.job.stop_file.read_text())
-            reason = explain(self.tail(EXPLAINED_LINES), self.job, oom_kills() - self._oom_kills)
-            if reason:
-                raise UserError(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
+            log = self.tail(EXPLAINED_LINES)
+            if reason := explain(log, self.job, oom_kills() - self._oom_kills):
+                kind = PortTaken if re.search(PORT_TAKEN, log) else UserError
+                raise kind(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
             raise RuntimeError(
                 f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
             )

@@ -12,6 +12,9 @@ CACHE = (
     "vLLM has no room for the KV cache of one conversation of policy.max_model_len "
     "({config.policy.max_model_len}) tokens; lower it, or raise {cache}."
 )
+PORT_TAKEN = r"DistNetworkError: [^\n]*EADDRINUSE"
+"""verl 0.9.1 asks for a free port, closes it and binds it again a moment later
+(single_controller/base/worker.py, ``_get_free_port``): what happens in between is nobody's mistake."""
 FAILURES: tuple[tuple[str, str], ...] = (
     # hydra/_internal/config_loader_impl.py
     (
@@ -71,7 +74,7 @@ FAILURES: tuple[tuple[str, str], ...] = (
         "does not survive; give each training GPUs of its own (CUDA_VISIBLE_DEVICES, or Slurm's gres).",
     ),
     (
-        r"DistNetworkError: [^\n]*EADDRINUSE",
+        PORT_TAKEN,
         "Another program of this machine took the port that the training had chosen, as happens when several "
         "trainings start at the same moment; start it again.",
     ),
