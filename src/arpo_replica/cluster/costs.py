@@ -3,8 +3,6 @@
 Estimates: rollouts and updates follow one another, restarts and queues are not counted.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

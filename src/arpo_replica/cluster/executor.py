@@ -10,8 +10,6 @@ It looks for an account, or checks the one it is given, with programs that some 
 takes the user's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 

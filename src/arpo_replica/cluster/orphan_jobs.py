@@ -1,7 +1,5 @@
 """Jobs that an earlier Snakemake left behind: it was killed, they wait or run on."""
 
-from __future__ import annotations
-
 import contextlib
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A job that needs desktops prepares the study's folder of pools; whoever then ask
 pools that are missing (``providers.pool_folder.keep_up``). They end when nobody uses them, or the study does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import hashlib

@@ -4,8 +4,6 @@ Times come from ``costs`` with a margin, grow with every attempt, and end at wha
 that is cut there goes on where it was.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Container
 from dataclasses import dataclass

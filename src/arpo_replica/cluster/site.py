@@ -1,7 +1,5 @@
 """``slurm/site.yaml``: the names and limits of one cluster. Everything has a sensible default."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

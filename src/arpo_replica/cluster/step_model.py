@@ -7,13 +7,11 @@ speed measured. Constants and their sources: ``data/cluster/step_costs.yaml``.
 ``tests/unit/test_step_model.py`` holds the model to every committed run (15 %).
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import simpy
 from pydantic import Field
@@ -157,7 +155,7 @@ class Step:
     """``training.speed.freeze_vision``"""
 
     @classmethod
-    def of(cls, config: StudyConfig, arm: str, desktop: Desktops) -> Step:
+    def of(cls, config: StudyConfig, arm: str, desktop: Desktops) -> Self:
         """A step of an arm whose episodes all use their full number of turns."""
         recipe, policy = config.recipe(arm), config.policy
         width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)

@@ -8,8 +8,6 @@ A key is in one class, that of the earliest result it decides: whatever decides 
 that follows from it, through the files in between.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from enum import StrEnum
 from fnmatch import fnmatchcase

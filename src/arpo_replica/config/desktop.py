@@ -5,10 +5,8 @@ A score from a container is no OSWorld score, whoever started the container: sta
 and program versions differ from OSWorld's virtual machine. So the provider's name is not enough.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -215,7 +213,7 @@ class DesktopConfig(Section):
     """Desktops of another machine (`provider: remote`)."""
 
     @model_validator(mode="after")
-    def _image_needs_namespaces(self) -> DesktopConfig:
+    def _image_needs_namespaces(self) -> Self:
         if self.process.image is not None and self.isolation != "namespace":
             raise ValueError("desktop.process.image needs desktop.isolation: namespace")
         return self
@@ -228,7 +226,7 @@ class DesktopConfig(Section):
         return screen
 
     @model_validator(mode="after")
-    def _enough_in_jobs(self) -> DesktopConfig:
+    def _enough_in_jobs(self) -> Self:
         slurm = self.remote.slurm
         if self.provider == "remote" and slurm is not None and self.count > slurm.desktops:
             raise ValueError(

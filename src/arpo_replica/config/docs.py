@@ -1,7 +1,5 @@
 """``arpo explain`` and ``docs/what_reruns.md``: what a key means, what it decides, what runs again."""
 
-from __future__ import annotations
-
 import difflib
 
 from pydantic import BaseModel

@@ -1,7 +1,5 @@
 """Read a study's YAML into a ``StudyConfig``; every mistake becomes one sentence."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Sequence

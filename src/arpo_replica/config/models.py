@@ -4,11 +4,9 @@ A study is one YAML file under ``configs/``. Unknown keys are refused. The docst
 its documentation, in ``arpo explain`` and on the docs site.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -47,7 +45,7 @@ class NanoConfig(Section):
     """Largest vocabulary: special tokens, bytes, coordinates, phrases, words."""
 
     @model_validator(mode="after")
-    def _pages_share_all(self) -> NanoConfig:
+    def _pages_share_all(self) -> Self:
         named = [count for count in self.pages.values() if count is not None]
         if self.pages and (
             sum(named) > self.demonstrations
@@ -287,7 +285,7 @@ class StudyConfig(Section):
         return seeds
 
     @model_validator(mode="after")
-    def _pools_announce_themselves(self) -> StudyConfig:
+    def _pools_announce_themselves(self) -> Self:
         remote = self.desktop.remote
         if remote.slurm is not None and remote.folder is None:
             if "pools" in remote.model_fields_set:
@@ -299,7 +297,7 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _names_exist(self) -> StudyConfig:
+    def _names_exist(self) -> Self:
         uses = {
             "training.stages": [stage.split for stage in self.training.stages],
             "evaluation.splits": self.evaluation.splits,
@@ -436,7 +434,7 @@ class StudyConfig(Section):
         released = f"{role}_{RELEASED_STAGE}"
         return released if role not in self.arms and released in self.released_arms else role
 
-    def of_arm(self, arm: str) -> StudyConfig:
+    def of_arm(self, arm: str) -> Self:
         """The study with the given weights of an arm in the place of the base policy's; itself for others."""
         weights = self.recipe(arm).weights if arm in self.arms else None
         if weights is None:

@@ -1,8 +1,6 @@
 """Keys of ``policy``, and the presets that ``policy.recipe`` names."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,7 +59,7 @@ class PolicyConfig(Section):
         return {**RECIPES.get(raw["recipe"], {}), **raw}
 
     @model_validator(mode="after")
-    def _is_somewhere(self) -> PolicyConfig:
+    def _is_somewhere(self) -> Self:
         if self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"policy.min_pixels ({self.min_pixels}) exceeds policy.max_pixels ({self.max_pixels})"
@@ -108,7 +106,7 @@ class WeightsConfig(Section):
         return {"model": raw} if isinstance(raw, str) else raw
 
     @model_validator(mode="after")
-    def _is_somewhere(self) -> WeightsConfig:
+    def _is_somewhere(self) -> Self:
         if self.model == SERVED and (self.endpoint is None or self.served_model is None):
             raise ValueError(
                 "give weights.model, or both weights.endpoint and weights.served_model: results name them"

@@ -1,7 +1,5 @@
 """What all parts of the config model share."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, get_args

@@ -1,11 +1,9 @@
 """The config's section ``tasks``: which task files exist, and the lists of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,7 +54,7 @@ class SelectedTasksConfig(Section):
     """A task with more successes is dropped; none: no bound (ARPO). A bound keeps what is still to learn."""
 
     @model_validator(mode="after")
-    def _bounds_can_be_met(self) -> SelectedTasksConfig:
+    def _bounds_can_be_met(self) -> Self:
         most = self.rollouts if self.successes_max is None else self.successes_max
         if not self.successes_min <= most <= self.rollouts:
             raise ValueError(

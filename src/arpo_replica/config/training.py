@@ -1,8 +1,6 @@
 """The section `training` of a study's config: GRPO and replay, or an offline method (paper, figure 6)."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -159,7 +157,7 @@ class OfflineConfig(Section):
     """`dpo`: most pairs of one task (paper §4.6: one positive and one negative)."""
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> OfflineConfig:
+    def _batches_fit(self) -> Self:
         if self.batch_size % self.micro_batch:
             raise ValueError(
                 f"batch_size ({self.batch_size}) is no multiple of micro_batch ({self.micro_batch})"

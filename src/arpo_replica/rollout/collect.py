@@ -5,8 +5,6 @@ desktop or policy fails is tried again, then recorded as ``env_error`` without a
 disk stays as it is, byte for byte, whatever kills the process.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import shutil
@@ -16,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError, RefusedError, UserError
 from arpo_replica.base.unfinished import ASIDE
@@ -78,7 +76,7 @@ class PoolSettings:
     """Longest time that starting one desktop may take."""
 
     @classmethod
-    def of(cls, config: StudyConfig, limits: EpisodeLimits) -> PoolSettings:
+    def of(cls, config: StudyConfig, limits: EpisodeLimits) -> Self:
         """Those of the config."""
         desktop = config.desktop
         return cls(desktop.count, limits, config.rollout.env_error_retries, 2 * desktop.start_timeout_s)

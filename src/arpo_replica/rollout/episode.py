@@ -3,14 +3,12 @@
 Rollouts for evaluation and rollouts inside verl both run this very function.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
@@ -41,7 +39,7 @@ class EpisodeLimits:
     """So many times an unparsable reply is asked for again."""
 
     @classmethod
-    def of(cls, config: StudyConfig) -> EpisodeLimits:
+    def of(cls, config: StudyConfig) -> Self:
         """Those of a training: a reply is final."""
         return cls(config.policy.max_steps, config.evaluation.success_above, config.rollout.episode_timeout_s)
 

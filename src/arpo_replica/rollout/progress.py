@@ -1,7 +1,5 @@
 """What a running job says about itself: a line every few seconds, and a heartbeat file."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

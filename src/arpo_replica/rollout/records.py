@@ -8,8 +8,6 @@
 ``episodes.jsonl`` beside the directories is the index, written last: its existence means "complete".
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Collect all episodes of one checkpoint: serve it once, run every split and trial, write the indexes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

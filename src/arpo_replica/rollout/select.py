@@ -4,8 +4,6 @@ ARPO (§4.1) lets UI-TARS-1.5 try every task 16 times and keeps those with at le
 comes of it says what every task scored, so a reader can choose otherwise and see what that would change.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

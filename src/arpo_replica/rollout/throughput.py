@@ -6,8 +6,6 @@ stage of training. The first batch of each count warms up and is not counted. Ou
 each other, so the time of a batch is the time of all counted batches divided by their number.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -14,8 +14,6 @@ A rollout gives one output for each of its token sequences (``conversation``): o
 screenshots. verl hands the episode's reward to all of them and normalises over episodes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -6,8 +6,6 @@ which computes advantages, and in every trainer process, which computes the loss
 registries, ``register_adv_est`` and ``register_policy_loss``; for the KL term it has none (``install_kl``).
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
 import os

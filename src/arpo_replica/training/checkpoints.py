@@ -1,7 +1,5 @@
 """Which checkpoints of a training are whole."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

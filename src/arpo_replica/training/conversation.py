@@ -9,8 +9,6 @@ While each history only adds to the one before, an episode is one sequence. When
 then saw it, its response the reply. So every reply is trained on once, under the very prompt it was given to.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import hashlib

@@ -4,8 +4,6 @@ A gate that is not met does not take the stage back: its weights, metrics and ev
 says what was missed. It only keeps the next stage from building on it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

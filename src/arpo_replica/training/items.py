@@ -5,8 +5,6 @@ the screenshots, which the recorded episode holds losslessly; so an item keeps t
 a checksum, and the image processor makes the very same values again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The process that trains, the agent loop and the sampler live in different proces
 this file, never an argument list.
 """
 
-from __future__ import annotations
-
 import os
 from functools import cached_property, lru_cache
 from pathlib import Path

@@ -10,8 +10,6 @@ rounds to the type of the frozen weights; in bfloat16 an update of 1e-5 would be
 verl imports this through ``arithmetic`` where it builds the model.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any

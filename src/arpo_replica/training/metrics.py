@@ -4,8 +4,6 @@ It is a pure function of what the attempts left on disk, so that a resume neithe
 an attempt that went on from step r replaces every later row of the attempts before it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

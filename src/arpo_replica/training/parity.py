@@ -4,8 +4,6 @@ Written from ``data/paper/hyperparameters.yaml`` (facts, with their places) and 
 that neither can drift from the other unseen.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

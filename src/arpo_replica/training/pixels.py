@@ -9,13 +9,11 @@ An episode shows each of its screenshots to the processor several times (for its
 more for the trainer); with ``carry_bytes`` the processor looks once.
 """
 
-from __future__ import annotations
-
 import json
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -31,7 +29,7 @@ class Normalisation:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, model: Path) -> Normalisation:
+    def of(cls, model: Path) -> Self:
         """As ``preprocessor_config.json`` of a model folder says."""
         config = json.loads((model / "preprocessor_config.json").read_bytes())
         return cls(tuple(config["image_mean"]), tuple(config["image_std"]))

@@ -7,8 +7,6 @@ and their probabilities when they were sampled are not known, which is a probabi
 (``preload.check_preload`` and ``metrics.collect`` see that nothing is made of it).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -8,8 +8,6 @@ the store that the stage before ended with.
 No torch here: what begins is a list of names and folders (``StartStore``); ``sampler`` fills the store.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -16,8 +16,6 @@ functions of ``verl.models.transformers.qwen2_vl``, which verl looks up when it 
 What is switched on is the job's ``training.speed``.
 """
 
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from collections.abc import Iterator

@@ -4,12 +4,10 @@ Where ARPO's setting has a source, the line says so (paper.md: section of the pa
 released code). Keys that only serve speed or size are grouped apart.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.policy import PolicyConfig
@@ -41,7 +39,7 @@ class Speed(SpeedConfig):
     executor: Literal["uni", "mp"]
 
     @classmethod
-    def of(cls, job: Job) -> Speed:
+    def of(cls, job: Job) -> Self:
         """What applies to a job: keys left open are on for a GPU and off for a CPU."""
         values = job.recipe.speed.model_dump()
         on_gpu = job.config.accelerator == "cuda"

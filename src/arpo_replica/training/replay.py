@@ -15,8 +15,6 @@ ray_trainer.py:722-761), with the paper's variant of the replaced slot (§3.5) a
 No torch here: what is stored is a name; ``sampler`` keeps the trajectories themselves.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import statistics

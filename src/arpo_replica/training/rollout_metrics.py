@@ -1,7 +1,5 @@
 """What a step's rollouts amount to, in numbers. No torch, no verl: plain facts in, metrics out."""
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -11,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.training.replay import ReplayPlan
@@ -63,7 +61,7 @@ class SequenceFacts(RolloutFacts):
         return {FIELD: {**asdict(self), "images": list(self.images)}}
 
     @classmethod
-    def of(cls, extra_fields: Mapping[str, Any]) -> SequenceFacts:
+    def of(cls, extra_fields: Mapping[str, Any]) -> Self:
         """What ``to_extra_fields`` put there."""
         found = extra_fields[FIELD]
         return cls(**{**found, "images": tuple(found["images"])})
@@ -78,7 +76,7 @@ class RowKey(NamedTuple):
     row: int
 
     @classmethod
-    def of(cls, key: str) -> RowKey:
+    def of(cls, key: str) -> Self:
         group, session, row = key.rsplit("_", 2)
         return cls(group, int(session), int(row))
 
@@ -107,7 +105,7 @@ class Rollout(RolloutFacts):
     @classmethod
     def joined(
         cls, sequences: Sequence[SequenceFacts], *, session: int, keys: Sequence[str], reward: float
-    ) -> Rollout:
+    ) -> Self:
         """The rollout of these sequences, in order; their facts are alike but for the screenshots."""
         facts = {field.name: getattr(sequences[-1], field.name) for field in fields(RolloutFacts)}
         images = tuple(sequence.images for sequence in sequences)

@@ -8,8 +8,6 @@ vLLM has forgotten is answered by ``FORGOTTEN``; then the whole history is sent 
 Enters by verl's registry of rollout engines (``verl_plugin.register_rollout``).
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator

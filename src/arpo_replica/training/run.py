@@ -7,8 +7,6 @@
 {out}/checkpoints/         everything that a resume needs, logs included
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -4,8 +4,6 @@ Every number on the page comes from a file under ``data/osworld`` or ``benchmark
 the page again.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from pathlib import Path

@@ -5,8 +5,6 @@ solves its task and an environment error are told apart, for each task, with the
 (``data/osworld/known_issues.yaml``). What is not known stands in ``unexpected``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

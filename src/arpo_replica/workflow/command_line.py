@@ -5,8 +5,6 @@ one place ahead of the tracebacks with which Snakemake answers a missing ``--con
 ``--config``. Without that profile (``--workflow-profile none``) those are what a user sees.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection
 

@@ -5,8 +5,6 @@ has everything. Dry runs and ``--verbose`` show what they always did. A formatte
 our own, and leaves ``--logger`` to those who have one.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -5,8 +5,6 @@ What a finished result was made from (the values of its params, the sha256 of it
 committed file is newer than every result.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The frame of every job that Snakemake runs: config, log file, errors."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import logging

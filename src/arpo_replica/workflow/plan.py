@@ -4,8 +4,6 @@ The jobs are those of Snakemake's own dry-run, so what is finished is not counte
 (``costs``).
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

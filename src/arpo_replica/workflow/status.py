@@ -1,7 +1,5 @@
 """``status``: how far a study is, from files alone; it may run anywhere that sees them, at any time."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A study as the rules see it: paths, what follows from what, and what a change touches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,6 @@ An episode is good if it is a success and every reply could be parsed, bad if it
 the step limit. Environment errors are neither, and neither is a success that ends in an unparsable reply.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Sequence

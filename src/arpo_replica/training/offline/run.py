@@ -8,8 +8,6 @@
 The manifest has the shape of a stage's, so that serving, evaluation and report treat the arm like any other.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ take the same kind of data set: the prompt and the reply as text, the screenshot
 collators for vision models turn into tokens and pixels. Only tokens of replies are learnt from.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

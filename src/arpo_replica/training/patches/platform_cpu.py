@@ -13,8 +13,6 @@ Environment: ``VERL_PLATFORM=cpu``, and ``VERL_ENGINE_DEVICE=cuda`` because verl
 knows the devices cuda and npu only. Ray is told of one GPU that stands for the CPU.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 import types

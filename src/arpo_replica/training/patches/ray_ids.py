@@ -6,8 +6,6 @@ as a trainer that received a list in the place of its batch. What uses it before
 ``ray.actor`` draws for every class under ``@ray.remote`` when its module is imported.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

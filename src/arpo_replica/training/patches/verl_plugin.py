@@ -17,8 +17,6 @@ is
    offline arms use TRL in the same environment. So verl is told that there is no TRL.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

@@ -9,8 +9,6 @@ Here the socket lies in the training's own scratch folder (``ARPO_SCRATCH``).
 Both classes enter by verl's and vLLM's own keys: the rollout registry and ``worker_extension_cls``.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

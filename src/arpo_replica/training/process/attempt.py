@@ -4,8 +4,6 @@ Runs in the light environment; the training itself is ``launch`` in the heavy on
 (``base.supervisor``) that leaves no process and no scratch file behind, whoever dies first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What the end of a training's log means to its user: one sentence with the key to change."""
 
-from __future__ import annotations
-
 import re
 
 from arpo_replica.training.job import Job

@@ -12,8 +12,6 @@ The server must have one thread when it forks and must not have used a GPU (a fo
 use it). torch then asks NVML instead of CUDA for GPUs (``PYTORCH_NVML_BASED_CUDA_CHECK``).
 """
 
-from __future__ import annotations
-
 import array
 import atexit
 import contextlib

@@ -7,8 +7,6 @@ The keeper is the service of remote desktops (``providers.remote_service``) on a
 scratch folder.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket

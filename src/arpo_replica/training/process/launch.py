@@ -7,8 +7,6 @@ Starts the keeper of the desktops, writes verl's inputs, then runs verl's own en
 (``training.speed.preload``), or plainly started.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json

@@ -11,8 +11,6 @@ ends its whole tree when this process is gone: the step's standard input then en
 The module is also what runs on each node: ``python -m arpo_replica.training.process.ray_cluster OPTIONS``.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging
