@@ -27,8 +27,8 @@ from arpo_replica.base.environments import ROOT  # noqa: E402
 from arpo_replica.config import load_config  # noqa: E402
 from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E402
 from arpo_replica.training.conversation import TokenSequence  # noqa: E402
+from arpo_replica.training.metrics import SequenceFacts  # noqa: E402
 from arpo_replica.training.parity import compose  # noqa: E402
-from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
 from verl_keys import verl_values  # noqa: E402
 
 ACTOR = "actor_rollout_ref.actor"

@@ -25,11 +25,11 @@ from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E40
 from arpo_replica.training.conversation import TokenConversation  # noqa: E402
 from arpo_replica.training.items import ItemStore, value_of  # noqa: E402
 from arpo_replica.training.job import Job, StartStore  # noqa: E402
+from arpo_replica.training.metrics import Rollout  # noqa: E402
 from arpo_replica.training.offline.data import read_rollout  # noqa: E402
 from arpo_replica.training.playback import Recorded, play  # noqa: E402
 from arpo_replica.training.recipe import image_options  # noqa: E402
 from arpo_replica.training.replay import ReplayBuffer, ReplayPlan, Stored, Swap  # noqa: E402
-from arpo_replica.training.rollout_metrics import Rollout  # noqa: E402
 from fakes import make_task  # noqa: E402
 from offline_episodes import END, GOOD, offline_config, write_rollout  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402

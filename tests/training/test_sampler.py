@@ -15,8 +15,8 @@ import torch  # noqa: E402
 import transfer_queue  # noqa: E402
 
 from arpo_replica.config.training import ReplayConfig  # noqa: E402
+from arpo_replica.training.metrics import SequenceFacts  # noqa: E402
 from arpo_replica.training.replay import ReplayBuffer, Stored  # noqa: E402
-from arpo_replica.training.rollout_metrics import SequenceFacts  # noqa: E402
 from arpo_replica.training.sampler import TRAIN, ReplaySampler, read_groups  # noqa: E402
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.config.training import ReplayConfig, StageConfig, TrainingConfig
-from arpo_replica.training.replay import Group, ReplayBuffer, Stored
-from arpo_replica.training.rollout_metrics import (
+from arpo_replica.training.metrics import (
     Rollout,
     common_reason,
     in_updates,
@@ -18,6 +17,7 @@ from arpo_replica.training.rollout_metrics import (
     rows_per_update,
     too_many_lost,
 )
+from arpo_replica.training.replay import Group, ReplayBuffer, Stored
 
 RECIPE = TrainingConfig(
     stages=[StageConfig(name="s", split="s", steps=1)], tasks_per_step=2, rollouts_per_task=4
@@ -119,13 +119,13 @@ def test_staleness_counts_updates_since_the_oldest_weights() -> None:
     assert found["arpo/staleness_mean"] == pytest.approx(1.5)
 
 
-def test_the_share_of_lost_rollouts_is_over_four_steps() -> None:
+def test_the_share_of_lost_rollouts_is_over_four_steps(tmp_path: Path) -> None:
     assert lost_share([], RECIPE) == 0
     assert lost_share([8], RECIPE) == 1.0
     assert lost_share([8, 0, 0, 0], RECIPE) == 0.25
     assert lost_share([8, 0, 0, 0, 0], RECIPE) == 0.0
-    assert too_many_lost([4], RECIPE) is None  # half is not more than half
-    sentence = too_many_lost([5], RECIPE)
+    assert too_many_lost([4], RECIPE, tmp_path) is None  # half is not more than half
+    sentence = too_many_lost([5], RECIPE, tmp_path)
     assert sentence is not None and "62%" in sentence and "training.env_error_share_max (50%)" in sentence
     assert "\n" not in sentence
 
@@ -147,7 +147,7 @@ def test_a_stop_names_the_commonest_reason(tmp_path: Path) -> None:
         (folder / "episode.json").write_text(json.dumps(record))
     assert common_reason(tmp_path) == reasons[2]
     assert common_reason(tmp_path / "none") is None
-    sentence = too_many_lost([8], RECIPE, common_reason(tmp_path))
+    sentence = too_many_lost([8], RECIPE, tmp_path)
     assert sentence is not None and "raise policy.max_model_len), more than" in sentence
     assert "\n" not in sentence
 

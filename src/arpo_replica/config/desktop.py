@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from arpo_replica.config.section import Positive, Section, plain_url, variable_name
+from arpo_replica.config.section import Positive, Section, VariableName, plain_url
 
 MARKS = {
     "process": "process desktop, not OSWorld",
@@ -142,17 +142,12 @@ class RemoteConfig(Section):
     networks reach them through an SSH tunnel."""
     lends: Literal["process", "container", "osworld"] = "process"
     """What they lend; results are marked with it, and a pool that lends others is refused."""
-    token_variable: str = "ARPO_DESKTOP_TOKEN"  # noqa: S105  # a name
+    token_variable: VariableName = "ARPO_DESKTOP_TOKEN"  # noqa: S105  # a name
     """Environment variable that holds the pools' token, the same on both sides; a folder has one of its
     own."""
 
     slurm: PoolJobsConfig | None = None
     """Start the pools as jobs of Slurm; they announce themselves in `results/{study}/pools`."""
-
-    @field_validator("token_variable")
-    @classmethod
-    def _names_a_variable(cls, name: str) -> str:
-        return variable_name(name)
 
     @field_validator("pools", mode="before")
     @classmethod

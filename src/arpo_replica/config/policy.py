@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from arpo_replica.config.section import COMMIT, Positive, Section, plain_url, variable_name
+from arpo_replica.config.section import COMMIT, Positive, Section, Url, VariableName
 
 SERVED = "served"
 """``policy.model`` of a policy whose weights no machine of ours has."""
@@ -20,11 +20,11 @@ class PolicyConfig(Section):
     recipe: Literal["uitars_15", "uitars_dpo"] | None = None
     """Preset for the keys below that a config leaves out. `uitars_15`: UI-TARS-1.5 and ARPO's models;
     `uitars_dpo`: UI-TARS 2B-SFT, 7B-DPO, 72B-DPO. Values: docs/policy.md."""
-    endpoint: str | None = None
+    endpoint: Url | None = None
     """URL of an OpenAI-compatible server that already serves the base model; none is started then."""
     served_model: str | None = None
     """The base model's name on `endpoint`; without it the first one that the server lists."""
-    api_key_variable: str = "ARPO_API_KEY"
+    api_key_variable: VariableName = "ARPO_API_KEY"
     """Environment variable that holds the key of `endpoint`. The key itself never goes into a config."""
     prompt: Literal["uitars", "uitars_box", "arpo"] = "uitars"
     """`uitars`: COMPUTER_USE_DOUBAO of the package `ui-tars`; `uitars_box`: OSWorld's for UI-TARS;
@@ -71,16 +71,6 @@ class PolicyConfig(Section):
             )
         return self
 
-    @field_validator("api_key_variable")
-    @classmethod
-    def _names_a_variable(cls, name: str) -> str:
-        return variable_name(name)
-
-    @field_validator("endpoint")
-    @classmethod
-    def _without_secret(cls, url: str | None) -> str | None:
-        return None if url is None else plain_url(url)
-
 
 class WeightsConfig(Section):
     """Weights of an arm that nothing here trains: the arm is evaluated, compared and judged as released.
@@ -93,7 +83,7 @@ class WeightsConfig(Section):
     """As `policy.model`: a name in `data/models`, a folder, `nano`; or `served`: only `endpoint` has them."""
     revision: str | None = Field(default=None, pattern=COMMIT)
     """As `model.revision`."""
-    endpoint: str | None = None
+    endpoint: Url | None = None
     """As `policy.endpoint`."""
     served_model: str | None = None
     """As `policy.served_model`."""
@@ -116,11 +106,6 @@ class WeightsConfig(Section):
                 "weights.epochs belongs to the model 'nano', which needs it to be another policy"
             )
         return self
-
-    @field_validator("endpoint")
-    @classmethod
-    def _without_secret(cls, url: str | None) -> str | None:
-        return None if url is None else plain_url(url)
 
 
 RECIPES: dict[str, dict[str, Any]] = {

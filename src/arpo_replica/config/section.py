@@ -62,3 +62,7 @@ def plain_url(url: str) -> str:
             "a URL in a config holds no user, password, query or fragment; keys come from the environment"
         )
     return url
+
+
+VariableName = Annotated[str, AfterValidator(variable_name)]
+Url = Annotated[str, AfterValidator(plain_url)]

@@ -44,10 +44,10 @@ from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.metrics import SequenceFacts
 from arpo_replica.training.pixels import Normalisation, carry_bytes
 from arpo_replica.training.process.keeper import kept_desktops, socket_path
 from arpo_replica.training.recipe import Speed, updates_within
-from arpo_replica.training.rollout_metrics import SequenceFacts
 
 logger = logging.getLogger(__name__)
 

@@ -40,6 +40,16 @@ from arpo_replica.rollout.records import episode_dir
 from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE, mark_complete
 from arpo_replica.training.items import ItemStore, QueueRow, value_of
 from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.metrics import (
+    Replaced,
+    Rollout,
+    RowKey,
+    SequenceFacts,
+    in_updates,
+    measure,
+    rows_per_update,
+    too_many_lost,
+)
 from arpo_replica.training.offline.data import read_rollout
 from arpo_replica.training.playback import play
 from arpo_replica.training.recipe import Speed, data_parallel, image_options
@@ -51,17 +61,6 @@ from arpo_replica.training.replay import (
     Stored,
     continued,
     is_recorded,
-)
-from arpo_replica.training.rollout_metrics import (
-    Replaced,
-    Rollout,
-    RowKey,
-    SequenceFacts,
-    common_reason,
-    in_updates,
-    measure,
-    rows_per_update,
-    too_many_lost,
 )
 
 TRAIN = "train"
@@ -209,9 +208,8 @@ class ReplaySampler(VerlReplayBuffer):
     def _stop_if_desktops_fail(self) -> None:
         steps = sorted(self.job.steps.glob("step_*.json"))
         lost = [json.loads(path.read_bytes())["lost_rollouts"] for path in steps]
-        if too_many_lost(lost, self.job.recipe):
-            why = common_reason(self.job.out / "episodes" / steps[-1].stem)
-            reason = too_many_lost(lost, self.job.recipe, why) or ""
+        newest = self.job.out / "episodes" / steps[-1].stem
+        if reason := too_many_lost(lost, self.job.recipe, newest):
             write_atomically(self.job.stop_file, reason.encode())
             raise RuntimeError(reason)
 

@@ -16,8 +16,8 @@ knows the devices cuda and npu only. Ray is told of one GPU that stands for the 
 import functools
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import psutil
@@ -32,12 +32,9 @@ VERL_VERSIONS = ("0.9.1",)
 VLLM_VERSIONS = ("0.27.1",)
 
 
-def _nothing(*args: object, **kwargs: object) -> None:
-    return None
-
-
-def _zero(*args: object, **kwargs: object) -> int:
-    return 0
+def always(answer: Any) -> Callable[..., Any]:
+    """A function or method that takes whatever it is given and returns ``answer``."""
+    return lambda *args, **kwargs: answer
 
 
 def _memory(*args: object, **kwargs: object) -> tuple[int, int]:
@@ -49,26 +46,15 @@ class CpuDevice(types.ModuleType):
     """``torch.cpu``, completed by the functions of ``torch.cuda`` that verl calls."""
 
     _missing: dict[str, Any] = {  # noqa: RUF012 - a constant of a module type
-        **dict.fromkeys(
-            [
-                "empty_cache",
-                "ipc_collect",
-                "synchronize",
-                "set_device",
-                "manual_seed",
-                "manual_seed_all",
-                "reset_peak_memory_stats",
-                "set_rng_state",
-            ],
-            _nothing,
-        ),
-        **dict.fromkeys(
-            ["memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"], _zero
-        ),
+        **dict.fromkeys(["empty_cache", "ipc_collect", "synchronize", "set_device"], always(None)),
+        **dict.fromkeys(["manual_seed", "manual_seed_all", "set_rng_state"], always(None)),
+        **dict.fromkeys(["memory_allocated", "memory_reserved"], always(0)),
+        **dict.fromkeys(["max_memory_allocated", "max_memory_reserved"], always(0)),
+        "reset_peak_memory_stats": always(None),
         "mem_get_info": _memory,
         "get_rng_state": lambda *args, **kwargs: torch.get_rng_state(),
-        "get_device_name": lambda *args, **kwargs: "cpu",
-        "device_count": lambda: 1,
+        "get_device_name": always("cpu"),
+        "device_count": always(1),
     }
 
     def __getattr__(self, name: str) -> Any:
@@ -79,78 +65,33 @@ class CpuDevice(types.ModuleType):
         raise AttributeError(name)
 
 
+ANSWERS: dict[str, Any] = {
+    "is_available": True,
+    "is_ipc_supported": False,  # weights reach vLLM through shared memory, not through CUDA's handles
+    "communication_backend_name": "gloo",
+    "ray_resource_name": "GPU",
+    "ray_noset_envvars": [],
+    "visible_devices_envvar": "CUDA_VISIBLE_DEVICES",
+    "current_device": "cpu",
+    "device_count": 1,
+    "get_device_capability": (None, None),
+    # Nothing to select, nothing that runs asynchronously, no cache or settings of an allocator, no profiler.
+    **dict.fromkeys(["set_device", "synchronize", "empty_cache", "set_allocator_settings"]),
+    **dict.fromkeys(["profiler_start", "profiler_stop", "cudart"]),
+    "nvtx_range": nullcontext(),
+}
+"""Method of ``PlatformBase`` -> what it returns for a CPU, whatever it is asked."""
+Answers: Any = type("Answers", (), {name: always(answer) for name, answer in ANSWERS.items()})
+
+
 @PlatformRegistry.register(platform="cpu")
-class PlatformCPU(PlatformBase):
-    """One "device", the CPU. See ``PlatformBase`` for what each method is."""
+class PlatformCPU(Answers, PlatformBase):
+    """One "device", the CPU."""
 
     device_name = "cpu"
     vendor_name = "cpu"
     device_module = CpuDevice("cpu_device")
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return True
-
-    def is_ipc_supported(self) -> bool:
-        """False: weights reach vLLM through shared memory, not through CUDA's handles."""
-        return False
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
-    def ray_resource_options(self, num_gpus: float) -> dict[str, Any]:
-        return {"num_gpus": num_gpus}
-
-    def ray_noset_envvars(self) -> list[str]:
-        return []
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
-
-    def current_device(self) -> Any:
-        return "cpu"
-
-    def device_count(self) -> int:
-        return 1
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        return None, None
-
-    def manual_seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_device(self, device_index: int) -> None:
-        """Nothing to select."""
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        """Nothing runs asynchronously."""
-
-    def set_allocator_settings(self, settings: str) -> None:
-        """The CPU's allocator has none of these settings."""
-
-    def empty_cache(self) -> None:
-        """The CPU's allocator keeps no cache."""
-
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-    def profiler_start(self) -> None:
-        """No device profiler."""
-
-    def profiler_stop(self) -> None:
-        """No device profiler."""
-
-    def cudart(self) -> Any:
-        return None
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
 
 
 def keep_plain_weights(layer: torch.nn.Module, remove_weight: bool) -> None:
