@@ -10,7 +10,7 @@ from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.providers.desktop_image import image_files
-from arpo_replica.workflow.console import quieten
+from arpo_replica.workflow.console import ending, quieten
 from arpo_replica.workflow.job import SNAKEMAKE
 from arpo_replica.workflow.study import Study
 from snakemake.logging import logger
@@ -32,24 +32,15 @@ try:
 except UserError as error:
     refuse(error)
 asked = Asked(study.config)
-
-
-def ending():
-    """How the study came out, where its page is, what to do next."""
-    # Only now: its libraries take a second to import.
-    from arpo_replica.report import render
-
-    return render.ending(study.config)
-
-
+page = Path("reports", study.name, "index.html")
 shown = workflow.output_settings
 if workflow.is_main_process and not shown.dryrun and not shown.verbose:
-    quieten(logger, shown.show_failed_logs, ending)
+    quieten(logger, shown.show_failed_logs, page)
 
 
 onsuccess:
     end(study.config)
-    logger.info(ending())
+    logger.info(ending(page))
 
 
 onerror:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from arpo_replica.workflow.console import HANDLER, quieten
+from arpo_replica.workflow.console import HANDLER, ending, quieten
 
 JOB = {
     "rule_name": "train_stage",
@@ -26,13 +28,13 @@ JOB = {
 
 
 @pytest.fixture
-def terminal():
+def terminal(tmp_path):
     """(a logger as Snakemake's, what it wrote)."""
     handler = ColorizingTextHandler(nocolor=True, stream=io.StringIO())
     handler.name = HANDLER
     logger = logging.Logger("snakemake")
     logger.addHandler(handler)
-    quieten(logger, True, lambda: "What came out: 1 of 2")
+    quieten(logger, True, tmp_path / "index.html")
     return logger, handler.stream
 
 
@@ -61,7 +63,19 @@ def test_other_words_of_snakemake_stay(terminal):
     assert said.getvalue() == "A run would refuse to start: no disk\n"
 
 
-def test_a_finished_study_says_how_it_came_out(terminal):
+def test_a_finished_study_says_how_it_came_out(terminal, tmp_path):
     logger, said = terminal
+    page = tmp_path / "index.html"
+    page.write_text('<meta name="description" content="&#34;1&#34; of 2"><meta name="next" content="go on">')
     logger.info(NOTHING_TO_BE_DONE_MSG)
-    assert said.getvalue().endswith("What came out: 1 of 2\n")
+    assert said.getvalue().endswith(f'What came out: "1" of 2\nThe page:      {page}\nNext:          go on\n')
+    page.write_text("<title>A page of an older version</title>")
+    assert ending(page) == ""
+
+
+def test_what_a_study_that_is_done_says_takes_no_library_of_the_page():
+    """They take two seconds of processor time to import."""
+    code = "import sys, arpo_replica.workflow.study, arpo_replica.workflow.console as c; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    heavy = {"matplotlib", "pandas", "jinja2", "scipy", "PIL", "pyarrow"}
+    assert heavy.isdisjoint(found.stdout.split())

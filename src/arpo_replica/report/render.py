@@ -74,28 +74,6 @@ def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     write_atomically(out, _page(config, gallery, context).encode())
 
 
-def ending(config: StudyConfig) -> str:
-    """Three lines for the end of a run: what came out, where the page is, what to do next.
-
-    Empty where there is no page yet, as after ``snakemake table1``.
-    """
-    results, page = Path("results", config.name), Path("reports", config.name, "index.html")
-    try:
-        numbers = Summary.model_validate_json((results / "summary.json").read_bytes())
-        judged = Claims.model_validate_json((results / "claims.json").read_bytes())
-    except (OSError, ValueError):
-        return ""
-    if not page.is_file():
-        return ""
-    found = answer.answer(config, numbers, judged)
-    command, purpose = found.steps[0]
-    return (
-        f"What came out: {' '.join(found.sentences)}\n"
-        f"The page:      {page.resolve()}\n"
-        f"Next:          {command}: {purpose}"
-    )
-
-
 def _context(
     config: StudyConfig,
     summary: Summary,

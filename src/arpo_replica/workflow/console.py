@@ -6,8 +6,10 @@ our own, and leaves ``--logger`` to those who have one.
 """
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from html import unescape
+from pathlib import Path
 from typing import Any
 
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
@@ -19,17 +21,19 @@ HANDLER = "DefaultStreamHandler"
 LEFT_OUT = (LogEvent.WORKFLOW_STARTED, LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED)
 NOISE = ("Select jobs to execute", "Provided cores", "Rules claiming more", "Removing output files")
 """How messages begin that help nobody who waits for a study."""
+HEAD = 8192
+"""Bytes of a page that hold its ``<meta>`` elements."""
 
 
 class OneLine(DefaultFormatter):
     """Snakemake's formatter, short about jobs; its ``filter`` is the handler's, too."""
 
-    def __init__(self, show_failed_logs: bool, ending: Callable[[], str]) -> None:
+    def __init__(self, show_failed_logs: bool, page: Path) -> None:
         super().__init__(show_failed_logs=show_failed_logs)
         self.started: dict[int, tuple[str, float]] = {}
         """Number of a running job -> what it is, and when it began (monotonic seconds)."""
         self.finished: list[str] = []
-        self.ending = ending
+        self.page = page
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the terminal shows the record; what is not is kept for the line at a job's end."""
@@ -58,13 +62,31 @@ class OneLine(DefaultFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """The text of a record; an empty one is not written."""
         text = str(super().format(record))
-        return f"{text}\n{self.ending()}" if record.msg == NOTHING_TO_BE_DONE_MSG else text
+        return f"{text}\n{ending(self.page)}" if record.msg == NOTHING_TO_BE_DONE_MSG else text
 
 
-def quieten(logger: logging.Logger, show_failed_logs: bool, ending: Callable[[], str]) -> None:
-    """Give Snakemake's terminal the short form. ``ending`` says how a study came out that is finished."""
+def ending(page: Path) -> str:
+    """Three lines for the end of a run: what came out, where the page is, what to do next.
+
+    The page's own head says it: the libraries that worked it out take seconds to import. Empty where there
+    is no page yet, as after ``snakemake table1``.
+    """
+    try:
+        with page.open("rb") as file:
+            head = file.read(HEAD).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    said = {name: unescape(text) for name, text in re.findall(r'<meta name="(\w+)" content="([^"]*)">', head)}
+    if not {"description", "next"} <= said.keys():
+        return ""  # of an older version
+    lines = {"What came out": said["description"], "The page": page.resolve(), "Next": said["next"]}
+    return "\n".join(f"{name + ':':<14} {text}" for name, text in lines.items())
+
+
+def quieten(logger: logging.Logger, show_failed_logs: bool, page: Path) -> None:
+    """Give Snakemake's terminal the short form, with the ending of a study that has this page already."""
     for handler in logger.handlers:
         if handler.name == HANDLER:
-            short = OneLine(show_failed_logs, ending)
+            short = OneLine(show_failed_logs, page)
             handler.setFormatter(short)
             handler.addFilter(short.filter)
