@@ -16,7 +16,7 @@ rule write_config:
 
 rule resolve_split:
     input:
-        split=study.split_list,
+        split=lambda wildcards: str(study.config.tasks.splits[wildcards.split]),
         tasks=study.task_files,
     output:
         "<results>/splits/{split}.json",

@@ -16,6 +16,6 @@ rule build_desktop_image:
         mem_mb=2000,
         runtime=60,
     params:
-        decides=study.decides("build_desktop_image"),
+        decides=decides(study.config, "build_desktop_image"),
     script:
         "../scripts/build_desktop_image.py"

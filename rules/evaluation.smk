@@ -13,7 +13,7 @@ rule score_episodes:
         "<logs>/score_episodes.log",
     localrule: True
     params:
-        decides=study.decides("score_episodes"),
+        decides=decides(study.config, "score_episodes"),
     script:
         "../scripts/score_episodes.py"
 
@@ -21,10 +21,10 @@ rule score_episodes:
 rule summarise_study:
     input:
         scores="<results>/scores.parquet",
-        metrics=study.all_metrics(),
-        reports=study.all_reports(),
+        metrics=of_models(study.stages(), "metrics.jsonl"),
+        reports=of_models(study.stages(), "stage_report.json"),
         manifests=study.all_manifests(),
-        learning=study.all_learning(),
+        learning=of_models(study.offline_trainings(), "learning.jsonl"),
         left_out=list(map(str, study.config.tasks.leave_out)),
         lists=study.lists(),
         tasks=study.all_task_files(),
@@ -34,7 +34,7 @@ rule summarise_study:
         "<logs>/summarise_study.log",
     localrule: True
     params:
-        decides=study.decides("summarise_study"),
+        decides=decides(study.config, "summarise_study"),
     script:
         "../scripts/summarise_study.py"
 
@@ -53,7 +53,7 @@ rule compare_claims:
         "<logs>/compare_claims.log",
     localrule: True
     params:
-        decides=study.decides("compare_claims"),
+        decides=decides(study.config, "compare_claims"),
         throughput=study.measured_throughput(),
     script:
         "../scripts/compare_claims.py"

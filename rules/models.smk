@@ -19,7 +19,7 @@ rule record_demonstrations:
         runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=study.decides("record_demonstrations"),
+        decides=decides(study.config, "record_demonstrations"),
     script:
         "../scripts/record_demonstrations.py"
 
@@ -41,7 +41,7 @@ rule build_nano_model:
         runtime=asked.longer_minutes,
         cpus_per_task=study.config.threads,
     params:
-        decides=study.decides("build_nano_model"),
+        decides=decides(study.config, "build_nano_model"),
     script:
         "../scripts/build_nano_model.py"
 
@@ -59,14 +59,14 @@ rule fetch_model:
         mem_mb=24000,
         runtime=240,
     params:
-        decides=study.decides("fetch_model"),
+        decides=decides(study.config, "fetch_model"),
     script:
         "../scripts/fetch_model.py"
 
 
 rule register_model:
     input:
-        source=study.given_source,
+        source=lambda wildcards: study.source_of(wildcards.arm),
         beside=study.given_beside,
     output:
         "<results>/models/{arm}/seed_0/stage_{stage}/manifest.json",
@@ -77,6 +77,6 @@ rule register_model:
         stage="base|released",
     localrule: True
     params:
-        decides=study.decides("register_model"),
+        decides=decides(study.config, "register_model"),
     script:
         "../scripts/register_model.py"

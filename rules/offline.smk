@@ -22,7 +22,7 @@ rule collect_offline_episodes:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=study.decides("collect_offline_episodes"),
+        decides=decides(study.config, "collect_offline_episodes"),
     script:
         "../scripts/collect_offline_episodes.py"
 
@@ -47,6 +47,6 @@ rule train_offline:
         cpus_per_task=study.config.threads,
         gres=asked.offline_gpus,
     params:
-        decides=study.decides("train_offline"),
+        decides=decides(study.config, "train_offline"),
     script:
         "../scripts/train_offline.py"

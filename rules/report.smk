@@ -21,7 +21,7 @@ rule render_report:
         "<logs>/render_report.log",
     localrule: True
     params:
-        decides=study.decides("render_report"),
+        decides=decides(study.config, "render_report"),
         episodes=f"results/{study.name}/episodes",
         benchmarks=f"results/{study.name}/benchmarks",
     script:
@@ -41,9 +41,9 @@ rule publish_report:
         indexes=study.all_indexes(),
         training=[
             *study.all_manifests(),
-            *study.all_metrics(),
-            *study.all_reports(),
-            *study.all_learning(),
+            *of_models(study.stages(), "metrics.jsonl"),
+            *of_models(study.stages(), "stage_report.json"),
+            *of_models(study.offline_trainings(), "learning.jsonl"),
         ],
         taught=study.offline_indexes() if study.config.offline_arms else [],
     output:
@@ -53,7 +53,7 @@ rule publish_report:
         "<logs>/publish_report.log",
     localrule: True
     params:
-        decides=study.decides("publish_report"),
+        decides=decides(study.config, "publish_report"),
         results=lambda wildcards, input: str(Path(input.summary).parent),
         screenshots=f"reports/{study.name}/screenshots",
     script:

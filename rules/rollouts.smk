@@ -24,6 +24,6 @@ rule collect_rollouts:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=study.decides("collect_rollouts"),
+        decides=decides(study.config, "collect_rollouts"),
     script:
         "../scripts/collect_rollouts.py"

@@ -5,7 +5,7 @@
 rule measure_throughput:
     input:
         manifest="<results>/models/base/seed_0/stage_base/manifest.json",
-        split=study.last_split(),
+        split=f"<results>/splits/{study.config.last_split}.json",
     output:
         "<results>/throughput.json",
     log:
@@ -19,7 +19,7 @@ rule measure_throughput:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=study.decides("measure_throughput"),
+        decides=decides(study.config, "measure_throughput"),
     script:
         "../scripts/measure_throughput.py"
 
@@ -40,7 +40,7 @@ rule make_target:
         target=any_of(TARGETS),
     localrule: True
     params:
-        decides=study.decides("make_target"),
+        decides=decides(study.config, "make_target"),
     script:
         "../scripts/make_target.py"
 

@@ -29,7 +29,7 @@ rule make_noisy_tasks:
         split=any_of(study.config.tasks.noisy),
     localrule: True
     params:
-        decides=study.decides("make_noisy_tasks"),
+        decides=decides(study.config, "make_noisy_tasks"),
         left_out=study.left_out,
     script:
         "../scripts/make_noisy_tasks.py"
@@ -39,7 +39,7 @@ rule select_tasks:
     input:
         image=ancient(study.desktop_image()),
         manifest="<results>/models/base/seed_0/stage_base/manifest.json",
-        source=study.selection_source,
+        source=lambda wildcards: f"<results>/splits/{study.config.tasks.selected[wildcards.split].source}.json",
     output:
         "<results>/selected/{split}.json",
     log:
@@ -55,6 +55,6 @@ rule select_tasks:
         cpus_per_task=study.config.threads,
         gres=asked.rollout_gpus,
     params:
-        decides=study.decides("select_tasks"),
+        decides=decides(study.config, "select_tasks"),
     script:
         "../scripts/select_tasks.py"

@@ -10,7 +10,7 @@ rule train_stage:
         parent=study.previous_manifest,
         before=study.previous_metrics,
         image=ancient(study.desktop_image()),
-        split=study.stage_split,
+        split=lambda wildcards: f"<results>/splits/{study.config.stage(wildcards.stage).split}.json",
         episodes=study.preloaded_indexes,
     output:
         manifest="<results>/models/{arm}/seed_{seed}/stage_{stage}/manifest.json",
@@ -30,7 +30,7 @@ rule train_stage:
         tasks=asked.train_tasks,
         gres=asked.train_gpus,
     params:
-        decides=study.decides("train_stage"),
+        decides=decides(study.config, "train_stage"),
     script:
         "../scripts/train_stage.py"
 
@@ -48,6 +48,6 @@ rule check_stage:
     priority: 1
     localrule: True
     params:
-        decides=study.decides("check_stage"),
+        decides=decides(study.config, "check_stage"),
     script:
         "../scripts/check_stage.py"

@@ -18,6 +18,6 @@ rule validate_tasks:
         mem_mb=4000,
         runtime=120,
     params:
-        decides=study.decides("validate_tasks"),
+        decides=decides(study.config, "validate_tasks"),
     script:
         "../scripts/validate_tasks.py"

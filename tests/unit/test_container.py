@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from arpo_replica.config import parse_config
+from arpo_replica.config.decides import decides
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers.container import (
     Kind,
@@ -143,7 +144,7 @@ def test_only_studies_with_our_containers_build_an_image():
         desktop = {**raw.get("desktop", {}), "provider": "container", "container": {"image": image}}
         study = Study(parse_config({**raw, "desktop": desktop}, "demo"))
         assert study.desktop_image() == needed
-        assert study.decides("collect_rollouts")({})["desktop.container.image"] == image
+        assert decides(study.config, "collect_rollouts")({})["desktop.container.image"] == image
 
 
 def test_studies_without_containers_need_no_docker_package():

@@ -10,6 +10,7 @@ import pytest
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import other_estimate
+from arpo_replica.config.decides import decides
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation.curves import read_offline
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
@@ -139,13 +140,13 @@ def test_tasks_that_offline_arms_alone_learn_from_count_as_trained_on(demo: Stud
 
 def test_what_decides_other_arms_does_not_know_of_offline_keys(demo: StudyConfig) -> None:
     plan = Plan(demo)
-    assert not any("offline" in key for key in plan.decides("train_stage")({"arm": "arpo"}))
+    assert not any("offline" in key for key in decides(plan.config, "train_stage")({"arm": "arpo"}))
     raw = merge(demo.model_dump(), {"arms": {"kto": {"learning_rate": 2e-5, "save_every": 1}}})
     other = Plan(StudyConfig.model_validate(raw))
     kto, dpo = {"arm": "kto"}, {"arm": "dpo"}
-    assert other.decides("train_offline")(kto)["training.learning_rate"] == 2e-5
-    assert other.decides("train_offline")(dpo) == plan.decides("train_offline")(dpo)
-    assert set(other.decides("train_offline")(kto)) == set(plan.decides("train_offline")(kto))
+    assert decides(other.config, "train_offline")(kto)["training.learning_rate"] == 2e-5
+    assert decides(other.config, "train_offline")(dpo) == decides(plan.config, "train_offline")(dpo)
+    assert set(decides(other.config, "train_offline")(kto)) == set(decides(plan.config, "train_offline")(kto))
 
 
 def test_status_follows_an_offline_arm(demo: StudyConfig, tmp_path: Path) -> None:

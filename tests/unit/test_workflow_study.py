@@ -13,7 +13,7 @@ from arpo_replica.base import environments
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import parse_config
-from arpo_replica.config.decides import rules
+from arpo_replica.config.decides import decides, rules
 from arpo_replica.config.models import merge
 from arpo_replica.policy.vllm_server import free_port
 from arpo_replica.workflow.study import Study
@@ -98,9 +98,9 @@ def test_where_a_policy_is_served_makes_nothing_run_again(key):
     assert one.config != other.config
     for rule in rules():
         if rule not in {"make_noisy_tasks", "select_tasks"}:
-            assert one.decides(rule)(JOB) == other.decides(rule)(JOB)
+            assert decides(one.config, rule)(JOB) == decides(other.config, rule)(JOB)
 
 
 def test_another_name_of_the_served_model_is_another_policy():
     one, other = (study_of({"policy": {"served_model": name}}) for name in "ab")
-    assert one.decides("collect_rollouts")(JOB) != other.decides("collect_rollouts")(JOB)
+    assert decides(one.config, "collect_rollouts")(JOB) != decides(other.config, "collect_rollouts")(JOB)

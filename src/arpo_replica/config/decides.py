@@ -8,7 +8,7 @@ A key is in one class, that of the earliest result it decides: whatever decides 
 that follows from it, through the files in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -216,6 +216,21 @@ def decided(
         for key, row in table().items()
         if row.decides(rule) and _counts(config, key)
     }
+
+
+def decides(config: StudyConfig, rule: str) -> Callable[[Any], dict[str, Any]]:
+    """For a rule's params: wildcards -> the keys that decide the job's result, with their values."""
+
+    def of_job(wildcards: Any) -> dict[str, Any]:
+        return decided(
+            config,
+            rule,
+            arm=wildcards.get("arm", wildcards.get("of", "").removeprefix("_")),
+            stage=wildcards.get("stage", ""),
+            split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
+        )
+
+    return of_job
 
 
 def _counts(config: StudyConfig, key: str) -> bool:

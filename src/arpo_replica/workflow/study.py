@@ -12,7 +12,6 @@ from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster.orphan_jobs import check_left
 from arpo_replica.cluster.pools import lent_before
 from arpo_replica.config import StudyConfig
-from arpo_replica.config.decides import decided
 from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.models import BASE_STAGE
 from arpo_replica.config.policy import SERVED
@@ -52,6 +51,11 @@ def model_key(arm: str) -> str:
 def of_model(arm: str, seed: int | str, stage: str, name: str = "manifest.json") -> str:
     """A file beside the weights of a stage."""
     return f"<results>/models/{arm}/seed_{seed}/stage_{stage}/{name}"
+
+
+def of_models(models: list[tuple[str, int, str]], name: str = "manifest.json") -> list[str]:
+    """A file beside the weights of each of these stages (arm, seed, stage)."""
+    return [of_model(*model, name) for model in models]
 
 
 def _refusal(check: Callable[[], object]) -> str:
@@ -177,10 +181,6 @@ class Study:
         names = "|".join(["", *(f"_{arm}" for arm in self.config.released_arms)])
         return f"({names})"  # with brackets: Snakemake takes an empty text for "anything"
 
-    def given_source(self, wildcards: Any) -> str | list[str]:
-        """What the manifest of an arm with given weights is made from."""
-        return self.source_of(wildcards.arm)
-
     def given_beside(self, wildcards: Any) -> list[str]:
         """The base policy's manifest: its weights and those of another arm must be of one kind."""
         return [] if wildcards.arm == "base" else [of_model("base", 0, BASE_STAGE)]
@@ -282,14 +282,6 @@ class Study:
         wanted = not carried or self.config.recipe(wildcards.arm).replay.carry
         return self.offline_indexes() if wanted else []
 
-    def stage_split(self, wildcards: Any) -> str:
-        """The tasks that a stage trains on."""
-        return f"<results>/splits/{self.config.stage(wildcards.stage).split}.json"
-
-    def split_list(self, wildcards: Any) -> str:
-        """The list of a split, as it is committed or as a rule makes it."""
-        return str(self.config.tasks.splits[wildcards.split])
-
     def task_files(self, wildcards: Any) -> list[str]:
         """The files that decide the tasks of a split."""
         return split_files(self.config, wildcards.split)
@@ -301,10 +293,6 @@ class Study:
     def clean_tasks(self, wildcards: Any) -> list[str]:
         """The task files that a noisy split is made from."""
         return split_files(self.config, self.config.tasks.noisy[wildcards.split].source)
-
-    def selection_source(self, wildcards: Any) -> str:
-        """The resolved split that a selected one is chosen from."""
-        return f"<results>/splits/{self.config.tasks.selected[wildcards.split].source}.json"
 
     def left_out(self, wildcards: Any) -> list[str]:
         """The tasks of a split, or of the one that a noisy split is made from, that are not run.
@@ -355,23 +343,10 @@ class Study:
             for index in self.episode_indexes(f"<results>/episodes/{arm}/seed_{seed}/stage_{stage}")
         ]
 
-    def all_metrics(self) -> list[str]:
-        """Metrics per step of every trained stage."""
-        return [of_model(*training, "metrics.jsonl") for training in self.stages()]
-
-    def all_reports(self) -> list[str]:
-        """The judgement on the gates of every trained stage."""
-        return [of_model(*training, "stage_report.json") for training in self.stages()]
-
-    def all_learning(self) -> list[str]:
-        """Loss per update of every offline arm."""
-        return [of_model(*training, "learning.jsonl") for training in self.offline_trainings()]
-
     def all_manifests(self) -> list[str]:
         """Manifests of all weights that are given, of every trained stage and of every offline arm."""
         given = [(arm, 0, self.config.measured(arm)[1]) for arm in self.config.given_arms]
-        models = [*given, *self.stages(), *self.offline_trainings()]
-        return [of_model(*model) for model in models]
+        return of_models([*given, *self.stages(), *self.offline_trainings()])
 
     def offline_indexes(self) -> list[str]:
         """Indexes of the episodes that offline arms learn from."""
@@ -391,15 +366,11 @@ class Study:
                 f"<results>/episodes/{arm}/seed_{seed}/stage_{stage}/{split}/trial_{trial}/episodes.jsonl"
                 for arm, seed, stage, split, trial in episodes_of(self.config, target)
             ],
-            "metrics": [of_model(*training, "metrics.jsonl") for training in trained],
-            "reports": [of_model(*training, "stage_report.json") for training in trained],
+            "metrics": of_models(trained, "metrics.jsonl"),
+            "reports": of_models(trained, "stage_report.json"),
             "throughput": ["<results>/throughput.json"] if target.throughput else [],
         }
         return {kind: paths for kind, paths in files.items() if paths}
-
-    def last_split(self) -> str:
-        """The tasks that training ends on."""
-        return f"<results>/splits/{self.config.last_split}.json"
 
     def report_templates(self) -> list[str]:
         """Everything that decides how the page looks."""
@@ -408,22 +379,6 @@ class Study:
             for path in find(TEMPLATES).rglob("*")
             if path.suffix in {".py", ".j2", ".css", ".js", ".html"}
         )
-
-    # --- what decides a result: Snakemake runs a job again when its part changes ------------------------
-
-    def decides(self, rule: str) -> Callable[[Any], dict[str, Any]]:
-        """For a rule's params: wildcards -> the keys that decide the job's result, with their values."""
-
-        def of_job(wildcards: Any) -> dict[str, Any]:
-            return decided(
-                self.config,
-                rule,
-                arm=wildcards.get("arm", wildcards.get("of", "").removeprefix("_")),
-                stage=wildcards.get("stage", ""),
-                split=wildcards.get("split", "") if rule in ("make_noisy_tasks", "select_tasks") else "",
-            )
-
-        return of_job
 
     def measured_throughput(self) -> dict[str, str] | None:
         """What ``measure_throughput`` wrote, if somebody asked for it, and its sha256.
