@@ -27,18 +27,11 @@ from arpo_replica.rollout.episode import (
     EpisodeResult,
     Labels,
     ReplyParser,
-    make_record,
+    record_episode,
     run_episode,
 )
 from arpo_replica.rollout.progress import Progress
-from arpo_replica.rollout.records import (
-    Outcome,
-    clear_unfinished,
-    finished_episodes,
-    read_summary,
-    write_episode,
-    write_index,
-)
+from arpo_replica.rollout.records import clear_unfinished, finished_episodes, read_summary, write_index
 from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
@@ -265,8 +258,10 @@ class _Collector:
             await self._record(episode, None)
 
     async def _record(self, episode: Episode, result: EpisodeResult | None) -> None:
-        outcome: Outcome = "env_error" if result is None else result.outcome
-        record = make_record(
+        root = episode.root.path
+        writing = asyncio.to_thread(
+            record_episode,
+            root,
             episode.task,
             result,
             self.labels,
@@ -275,14 +270,11 @@ class _Collector:
             errors=episode.errors,
             started_at=episode.started_at,
         )
-        steps = [] if result is None else result.steps
-        screenshots = {} if result is None else result.screenshots
-        root = episode.root.path
-        await asyncio.shield(asyncio.to_thread(write_episode, root, record, steps, screenshots))
+        await asyncio.shield(writing)
         self.missing[root] -= 1
         if not self.missing[root]:
             await asyncio.to_thread(write_index, root)
-        self.progress.finished(outcome)
+        self.progress.finished("env_error" if result is None else result.outcome)
 
 
 async def _ready(policy_ready: Callable[[], Awaitable[object]] | None) -> None:

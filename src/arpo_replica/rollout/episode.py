@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from arpo_replica.actions.types import Action, Fail, Finished, Wait
@@ -15,7 +16,7 @@ from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, Score
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
-from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord
+from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_episode
 from arpo_replica.tasks.model import Task
 
 
@@ -72,6 +73,14 @@ class EpisodeResult:
         return sum(step.taken for step in self.steps)
 
 
+TOLD = (
+    *("outcome", "hard_score", "standard_score", "expected", "found", "format_errors", "refusal"),
+    *("final_screenshot", "reset_s", "evaluate_s"),
+)
+"""What a record takes over from a result."""
+LOST = EpisodeResult("env_error", None, None, 0)  # type: ignore[arg-type]  # environment errors have no score
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What all episodes of a job have in common, as it goes into their records."""
@@ -99,6 +108,7 @@ def make_record(
 
     ``errors``: one line for each attempt that was one. ``started_at``: Unix time of the first attempt.
     """
+    told = result or LOST
     return EpisodeRecord(
         task_id=task.id,
         domain=task.domain,
@@ -108,22 +118,21 @@ def make_record(
         **asdict(labels),
         split=split,
         trial=trial,
-        outcome="env_error" if result is None else result.outcome,
-        hard_score=None if result is None else result.hard_score,
-        standard_score=None if result is None else result.standard_score,
-        expected="" if result is None else result.expected,
-        found="" if result is None else result.found,
-        format_errors=0 if result is None else result.format_errors,
-        n_steps=0 if result is None else result.taken,
+        **{name: getattr(told, name) for name in TOLD},
+        n_steps=told.taken,
         attempts=len(errors) + (result is not None),
         errors=list(errors),
-        refusal="" if result is None else result.refusal,
-        final_screenshot=None if result is None else result.final_screenshot,
         started_at=started_at,
         duration_s=round(time.time() - started_at, 3),
-        reset_s=0.0 if result is None else result.reset_s,
-        evaluate_s=0.0 if result is None else result.evaluate_s,
     )
+
+
+def record_episode(
+    root: Path, task: Task, result: EpisodeResult | None, labels: Labels, **facts: Any
+) -> None:
+    """Write the episode of a task below ``root``; ``facts``: as for ``make_record``. Call it in a thread."""
+    record, told = make_record(task, result, labels, **facts), result or LOST
+    write_episode(root, record, told.steps, told.screenshots)
 
 
 async def run_episode(

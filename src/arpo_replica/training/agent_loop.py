@@ -37,10 +37,9 @@ from arpo_replica.rollout.episode import (
     EpisodeResult,
     Labels,
     ReplyParser,
-    make_record,
+    record_episode,
     run_episode,
 )
-from arpo_replica.rollout.records import write_episode
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.job import Job, current_job
@@ -290,7 +289,6 @@ def first_version(rollout: Attempts) -> int:
 
 def record(job: Job, rollout: Attempts, sampling: dict[str, Any]) -> None:
     """Write the episode of a rollout, like those of evaluation, under the stage's directory."""
-    result = rollout.result
     labels = Labels(
         arm=job.arm,
         seed=job.seed,
@@ -300,18 +298,13 @@ def record(job: Job, rollout: Attempts, sampling: dict[str, Any]) -> None:
         checkpoint_sha256=f"{job.parent_sha256}+{first_version(rollout)}",
         sampling={key: sampling.get(key) for key in ("temperature", "top_p", "top_k")},
     )
-    summary = make_record(
+    record_episode(
+        job.episodes(rollout.step, rollout.rollout),
         rollout.task,
-        result,
+        rollout.result,
         labels,
         split=job.stage.split,
         trial=rollout.rollout,
         errors=rollout.errors,
         started_at=rollout.started,
-    )
-    write_episode(
-        job.episodes(rollout.step, rollout.rollout),
-        summary,
-        [] if result is None else result.steps,
-        {} if result is None else result.screenshots,
     )
