@@ -28,8 +28,8 @@ from arpo_replica.cluster.costs import (
     PRICES_FILE,
     JobEstimate,
     Rate,
+    estimate,
     memory_need,
-    other_estimate,
     read_prices,
     rollout_estimate,
     stage_estimate,
@@ -242,8 +242,8 @@ def test_a_stage_costs_gpus_on_a_gpu_and_none_on_a_cpu():
     # 60 steps of 256 episodes at 768 an hour are 20 hours of rollouts (paper, Fig. 7).
     assert 20 < found.hours < 27
     assert rollout_estimate(paper, "base").gpus == 1
-    assert other_estimate(paper, "measure_throughput").gpus == 1
-    assert other_estimate(paper, "build_desktop_image").gpus == 0
+    assert estimate(paper, "measure_throughput").gpus == 1
+    assert estimate(paper, "build_desktop_image").gpus == 0
 
 
 DRY_RUN = """

@@ -9,7 +9,7 @@ import pytest
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
-from arpo_replica.cluster.costs import other_estimate
+from arpo_replica.cluster.costs import estimate
 from arpo_replica.config.decides import decides
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.evaluation.curves import read_offline
@@ -166,9 +166,7 @@ def test_status_follows_an_offline_arm(demo: StudyConfig, tmp_path: Path) -> Non
 
 
 def test_a_cluster_is_asked_for_the_time_of_the_episodes(demo: StudyConfig) -> None:
-    collected, trained = (
-        other_estimate(demo, rule) for rule in ("collect_offline_episodes", "train_offline")
-    )
+    collected, trained = (estimate(demo, rule) for rule in ("collect_offline_episodes", "train_offline"))
     assert collected.hours > 0 and trained.hours > 0 and trained.disk_gb > 0
     demo.offline.rollouts_per_task *= 10
-    assert other_estimate(demo, "collect_offline_episodes").hours > collected.hours
+    assert estimate(demo, "collect_offline_episodes").hours > collected.hours

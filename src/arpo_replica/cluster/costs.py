@@ -42,24 +42,25 @@ CUDA_GIB = 2.0
 Basis = Literal["measured", "published", "computed"]
 
 
-class Number(Section):
-    """A number and where it comes from."""
+class Sourced(Section):
+    """Numbers and where they come from."""
 
     basis: Basis
-    """How far it can be trusted."""
+    """How far they can be trusted; of a step's costs all are fitted to measured steps."""
     source: str
-    """Where it stands."""
+    """Where they stand."""
+
+
+class Number(Sourced):
+    """One number."""
+
     value: float = Field(gt=0)
     """The number."""
 
 
-class Rate(Section):
+class Rate(Sourced):
     """Finished episodes per hour, by the number of desktops at once."""
 
-    basis: Basis
-    """How far it can be trusted."""
-    source: str
-    """Where it stands."""
     by_desktops: dict[int, float] = Field(min_length=1)
     """Desktops -> episodes per hour."""
 
@@ -135,8 +136,6 @@ class Arithmetic(Section):
 
 @dataclass(frozen=True, slots=True)
 class JobEstimate:
-    """One job."""
-
     hours: float
     gpus: int
     """GPUs of all its nodes."""
@@ -174,7 +173,6 @@ def read_prices(path: Path) -> Prices:
 
 @lru_cache(maxsize=1)
 def all_costs(path: Path = COSTS_FILE) -> dict[str, Costs]:
-    """Size -> costs."""
     return {size: Costs.model_validate(raw) for size, raw in load_yaml(path.read_text()).items()}
 
 
@@ -241,7 +239,6 @@ def memory_need(config: StudyConfig, arm: str) -> MemoryNeed | None:
 
 
 def stage_estimate(config: StudyConfig, arm: str, stage: str) -> JobEstimate:
-    """One stage of training."""
     costs, recipe = costs_of(config), config.recipe(arm)
     nodes, gpus = train_gpus(config, arm)
     steps = config.stage(stage).steps
@@ -256,42 +253,37 @@ def stage_estimate(config: StudyConfig, arm: str, stage: str) -> JobEstimate:
     return JobEstimate(hours, nodes * gpus, disk_gb, episodes)
 
 
-def rollout_estimate(config: StudyConfig, arm: str) -> JobEstimate:
-    """All evaluation episodes of one checkpoint."""
-    costs = costs_of(config)
-    episodes = sum(split_size(config, name) for name in config.evaluation.splits) * config.evaluation.trials
+def episodes_estimate(config: StudyConfig, arm: str, tasks: int, trials: int) -> JobEstimate:
+    """Episodes of a checkpoint, ``trials`` of each of so many tasks."""
+    costs, episodes = costs_of(config), tasks * trials
     hours = costs.start_seconds.value / 3600 + episodes / costs.episodes_per_hour.at(config.desktop.count)
     return JobEstimate(hours, rollout_gpus(config, arm), episodes * costs.episode_mb.value / 1e3, episodes)
 
 
-def offline_estimate(config: StudyConfig, *, collected: bool) -> JobEstimate:
-    """Collecting what offline arms learn from, or one arm's training: an update's cost for each episode."""
-    costs = costs_of(config)
-    episodes = split_size(config, config.offline_split) * config.offline.rollouts_per_task
-    hours = costs.start_seconds.value / 3600
-    if collected:
-        hours += episodes / costs.episodes_per_hour.at(config.desktop.count)
-        return JobEstimate(
-            hours, rollout_gpus(config, "base"), episodes * costs.episode_mb.value / 1e3, episodes
-        )
-    hours += episodes * costs.update_gpu_seconds.value / 3600
-    gpus = 1 if config.accelerator == "cuda" else 0
-    return JobEstimate(hours, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
+def rollout_estimate(config: StudyConfig, arm: str) -> JobEstimate:
+    tasks = sum(split_size(config, name) for name in config.evaluation.splits)
+    return episodes_estimate(config, arm, tasks, config.evaluation.trials)
 
 
-def other_estimate(config: StudyConfig, rule: str) -> JobEstimate:
-    """Jobs that are neither training nor rollouts."""
-    costs = costs_of(config)
-    match rule:
-        case "fetch_model":
-            return JobEstimate(0.5, 0, costs.weights * MODEL_BYTES / 1e9)
-        case "record_demonstrations":
-            return JobEstimate(config.nano.demonstrations * 0.17 / 3600, 0, 0.05)
-        case "build_nano_model":
-            return JobEstimate(config.nano.demonstrations * 0.11 / 3600, 0, 0.05)
-        case "collect_offline_episodes" | "train_offline":
-            return offline_estimate(config, collected=rule == "collect_offline_episodes")
-        case "measure_throughput" | "build_desktop_image":
-            return JobEstimate(0.5, rollout_gpus(config, "") if rule == "measure_throughput" else 0, 0.0)
-        case _:
-            return JobEstimate(0.0, 0, 0.0)
+def estimate(config: StudyConfig, rule: str, arm: str = "", stage: str = "") -> JobEstimate:
+    """One job of a rule."""
+    if rule == "train_stage":
+        return stage_estimate(config, arm, stage)
+    if rule == "collect_rollouts":
+        return rollout_estimate(config, arm)
+    costs, demonstrations = costs_of(config), config.nano.demonstrations
+    tasks, trials = split_size(config, config.offline_split), config.offline.rollouts_per_task
+    if rule == "collect_offline_episodes":
+        return episodes_estimate(config, "base", tasks, trials)
+    if rule == "train_offline":  # an update's cost for each episode
+        seconds = costs.start_seconds.value + tasks * trials * costs.update_gpu_seconds.value
+        gpus = 1 if config.accelerator == "cuda" else 0
+        return JobEstimate(seconds / 3600, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
+    hours, gpus, disk_gb = {
+        "fetch_model": (0.5, 0, costs.weights * MODEL_BYTES / 1e9),
+        "record_demonstrations": (demonstrations * 0.17 / 3600, 0, 0.05),
+        "build_nano_model": (demonstrations * 0.11 / 3600, 0, 0.05),
+        "measure_throughput": (0.5, rollout_gpus(config, ""), 0.0),
+        "build_desktop_image": (0.5, 0, 0.0),
+    }.get(rule, (0.0, 0, 0.0))
+    return JobEstimate(hours, gpus, disk_gb)

@@ -98,7 +98,6 @@ class Profile:
         return f". {shlex.quote(str(path.absolute()))}"
 
     def partition(self, gpus: bool) -> slurm.Partition:
-        """Where a job goes."""
         return self.gpu if gpus and self.gpu is not None else self.cpu
 
     @property

@@ -56,7 +56,6 @@ class Asked:
         self.on_gpus = config.accelerator == "cuda"
 
     def train_minutes(self, wildcards: Any, attempt: int) -> int:
-        """Run time of a stage."""
         return minutes(stage_estimate(self.config, wildcards.arm, wildcards.stage), attempt)
 
     def train_memory(self, wildcards: Any, attempt: int) -> int:
@@ -64,7 +63,6 @@ class Asked:
         return train_memory(self.config, wildcards.arm, attempt)
 
     def train_nodes(self, wildcards: Any) -> int:
-        """Nodes that train together."""
         return self.config.recipe(wildcards.arm).nodes
 
     def train_tasks(self, wildcards: Any) -> int:
@@ -77,7 +75,6 @@ class Asked:
         return gres(train_gpus(self.config, wildcards.arm)[1])
 
     def rollout_minutes(self, wildcards: Any, attempt: int) -> int:
-        """Run time of a checkpoint's evaluation."""
         return minutes(rollout_estimate(self.config, wildcards.arm), attempt)
 
     def rollout_memory(self, wildcards: Any, attempt: int) -> int:

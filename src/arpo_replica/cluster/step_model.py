@@ -11,14 +11,14 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import simpy
 from pydantic import Field
 
 from arpo_replica.actions.coordinates import FACTOR, smart_resize
 from arpo_replica.base.environments import ROOT
-from arpo_replica.cluster.costs import Arithmetic
+from arpo_replica.cluster.costs import Arithmetic, Sourced
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
@@ -38,13 +38,9 @@ Seconds = Field(ge=0)
 Events = Generator[simpy.Event, Any, None]
 
 
-class Host(Section):
+class Host(Sourced):
     """Seconds on the CPU for a screenshot of 1920x1080; smaller ones cost in proportion to their pixels."""
 
-    basis: Literal["measured"]
-    """Fitted to measured steps."""
-    source: str
-    """Where they stand."""
     agent: float = Seconds
     """The training's process, for each turn."""
     front: float = Seconds
@@ -65,26 +61,18 @@ class Host(Section):
     """Of a rollout, before its first turn; this one does not depend on the screen."""
 
 
-class Desktops(Section):
+class Desktops(Sourced):
     """Seconds of a desktop, waits that the config asks for not included."""
 
-    basis: Literal["measured"]
-    """How far they can be trusted."""
-    source: str
-    """Where they stand."""
     turn: float = Seconds
     """From a reply to the next screenshot."""
     reset: float = Seconds
     """Of an episode's reset and evaluation."""
 
 
-class GpuSpeed(Arithmetic):
+class GpuSpeed(Arithmetic, Sourced):
     """One size of policy, and the speed at which one H200 computes it."""
 
-    basis: Literal["measured"]
-    """Fitted to measured steps."""
-    source: str
-    """Where they stand."""
     prefill: float = Field(gt=0)
     """Seconds for a screenshot of 1920x1080 in vLLM."""
     decode: float = Field(gt=0)
@@ -124,7 +112,6 @@ class StepCosts(Section):
 
 @lru_cache(maxsize=1)
 def step_costs(path: Path = ROOT / "data" / "cluster" / "step_costs.yaml") -> StepCosts:
-    """The constants."""
     return StepCosts.model_validate(load_yaml(path.read_text()))
 
 
@@ -199,7 +186,6 @@ class StepTime:
 
 
 def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
-    """Predict a step."""
     rollout, computing = rollout_time(step, host, machine)
     tokens = step.turns * (step.patches / 4 + REPLY_TOKENS) + PROMPT_TOKENS
     language, tower = machine.petaflops(tokens, step.turns, step.patches)

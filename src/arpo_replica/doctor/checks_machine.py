@@ -10,8 +10,8 @@ from pathlib import Path
 from arpo_replica.base.environments import heavy_environment
 from arpo_replica.cluster.costs import (
     costs_of,
+    estimate,
     memory_need,
-    offline_estimate,
     rollout_estimate,
     stage_estimate,
 )
@@ -220,7 +220,7 @@ def needed_disk_gib(config: StudyConfig) -> float:
     stages = config.training.stages
     trained = [
         *(stage_estimate(config, arm, stage.name) for arm in config.online_arms for stage in stages),
-        *(offline_estimate(config, collected=False) for _ in config.offline_arms),
+        *(estimate(config, "train_offline") for _ in config.offline_arms),
         *(rollout_estimate(config, arm) for arm in config.arms if arm != "base"),
     ]
     once = rollout_estimate(config, "base").disk_gb

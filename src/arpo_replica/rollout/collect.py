@@ -59,8 +59,6 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """How the pool works."""
-
     desktops: int
     limits: EpisodeLimits
     retries: int
@@ -70,7 +68,6 @@ class PoolSettings:
 
     @classmethod
     def of(cls, config: StudyConfig, limits: EpisodeLimits) -> Self:
-        """Those of the config."""
         desktop = config.desktop
         return cls(desktop.count, limits, config.rollout.env_error_retries, 2 * desktop.start_timeout_s)
 

@@ -21,8 +21,6 @@ from arpo_replica.tasks.splits import ResolvedSplit
 
 @dataclass
 class Tried:
-    """What the untrained policy did on one task."""
-
     successes: int = 0
     failures: int = 0
     lost: int = 0

@@ -110,7 +110,6 @@ def outputs_of(root: Path, split: str, tasks: list[Task], number: int) -> Iterat
 
 
 def read_records(root: Path) -> list[EpisodeRecord]:
-    """The summaries of all episodes below ``root``."""
     return [
         EpisodeRecord.model_validate_json(path.read_bytes())
         for path in sorted(root.glob("*/trial_*/*/episode.json"))

@@ -138,7 +138,6 @@ class Attempts:
 
     @property
     def count(self) -> int:
-        """Attempts made."""
         return len(self.errors) + (self.result is not None)
 
 

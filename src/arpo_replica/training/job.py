@@ -112,7 +112,6 @@ class Job(Training):
         return self.work / "save_now"
 
     def checkpoint(self, step: int) -> Path:
-        """verl's checkpoint folder of a step."""
         return self.work / f"global_step_{step}"
 
     def step_file(self, step: int) -> Path:

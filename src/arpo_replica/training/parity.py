@@ -77,13 +77,11 @@ class Hyperparameter(Section):
     """False: no claim asks for it, because it changes time or memory, not the result."""
 
     def expected(self, recipe: str) -> Value:
-        """What the recipe must have."""
         if recipe in self.exceptions:
             return self.exceptions[recipe].value
         return self.sourced(recipe)
 
     def sourced(self, recipe: str) -> Value:
-        """What the recipe's source says."""
         facts = [getattr(self, source) for source in SOURCES[recipe]]
         return next(fact.value for fact in facts if fact is not None)
 

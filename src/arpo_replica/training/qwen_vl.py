@@ -62,7 +62,6 @@ class FeatureCache:
         self.features: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
 
     def put(self, key: tuple[int, ...], features: torch.Tensor) -> None:
-        """Keep the features of a screenshot."""
         if key in self.features:
             return
         self.features[key] = features
@@ -283,7 +282,6 @@ def image_features(visual: Any, values: torch.Tensor, grid: torch.Tensor) -> tor
 
 
 def any_rank(mine: bool, device: torch.device) -> bool:
-    """True if it is true on any GPU."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
     flag = torch.tensor(int(mine), device=device)

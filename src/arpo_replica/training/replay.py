@@ -143,7 +143,6 @@ class ReplayBuffer:
         return queue.popleft() if len(queue) > self.config.capacity_per_task else None
 
     def names(self) -> set[str]:
-        """Names of all stored trajectories."""
         return {stored.name for queue in self.tasks.values() for stored in queue}
 
     def state(self) -> dict[str, Any]:

@@ -214,7 +214,6 @@ class ReplaySampler(VerlReplayBuffer):
             raise RuntimeError(reason)
 
     def save(self, folder: Path) -> None:
-        """Write buffer and random generator into a checkpoint."""
         write_atomically(folder / REPLAY_FILE, json.dumps(self.buffer.state()).encode())
 
     def _keep(self, plan: ReplayPlan, groups: list[list[Rollout]], tags: Tags) -> None:

@@ -82,7 +82,6 @@ def render_fidelity(root: Path = Path()) -> str:
 
 
 def write_fidelity_page(path: Path = PAGE) -> None:
-    """Write the page anew."""
     path.write_text(render_fidelity())
 
 

@@ -61,8 +61,6 @@ class Look(BaseModel):
 
 
 class ScriptedStep(BaseModel):
-    """One reply of the script."""
-
     model_config = ConfigDict(extra="forbid")
 
     thought: str = Field(pattern=r"^[^\n]+$")

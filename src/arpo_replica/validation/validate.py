@@ -211,7 +211,6 @@ async def _collect(
 
 
 def read_attempt(root: Path, task: Task) -> PolicyResult:
-    """The finished episode of a task."""
     record = read_summary(episode_dir(root, task.domain, task.id))
     return PolicyResult(
         record["hard_score"],

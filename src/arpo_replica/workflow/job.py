@@ -71,7 +71,6 @@ class Tee:
         return len(text)
 
     def flush(self) -> None:
-        """Flush all."""
         for stream in self.streams:
             stream.flush()
 

@@ -21,10 +21,8 @@ from arpo_replica.cluster.costs import (
     JobEstimate,
     Prices,
     costs_of,
+    estimate,
     memory_need,
-    other_estimate,
-    rollout_estimate,
-    stage_estimate,
 )
 from arpo_replica.cluster.pools import size
 from arpo_replica.cluster.step_model import REPLY_TOKENS, describe_step
@@ -46,8 +44,6 @@ WILDCARDS = re.compile(r"^ +wildcards: (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """One job of the dry-run."""
-
     rule: str
     local: bool
     wildcards: dict[str, str]
@@ -101,29 +97,17 @@ def plan(paths: Sequence[Path], targets: Sequence[str] = ()) -> Plan:
 
 
 def read_jobs(config: StudyConfig, text: str) -> list[PlannedJob]:
-    """The jobs in the output of a dry-run."""
     jobs = []
     for rule, body in JOB.findall(text):
         found = WILDCARDS.search(body)
         pairs = (part.split("=", 1) for part in found[1].split(", ")) if found else ()
         wildcards = {part[0]: part[1] for part in pairs}
-        jobs.append(PlannedJob(rule, rule not in SUBMITTED, wildcards, estimate(config, rule, wildcards)))
+        cost = estimate(config, rule, wildcards.get("arm", ""), wildcards.get("stage", ""))
+        jobs.append(PlannedJob(rule, rule not in SUBMITTED, wildcards, cost))
     return jobs
 
 
-def estimate(config: StudyConfig, rule: str, wildcards: dict[str, str]) -> JobEstimate:
-    """What one job costs."""
-    match rule:
-        case "train_stage":
-            return stage_estimate(config, wildcards["arm"], wildcards["stage"])
-        case "collect_rollouts":
-            return rollout_estimate(config, wildcards["arm"])
-        case _:
-            return other_estimate(config, rule)
-
-
 def render(plan: Plan, prices: Prices) -> str:
-    """The plan as text."""
     config, jobs = plan.config, plan.jobs
     lacks = [f"A run here would refuse to start: {sentence}" for sentence in plan.lacks]
     if not jobs:

@@ -120,7 +120,6 @@ def pool_lines(config: StudyConfig) -> list[str]:
 
 
 def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, Any]]) -> str:
-    """One screen of text."""
     shown = list(lines)
     counts = {
         state: sum(line.state == state for line in shown)

@@ -310,7 +310,6 @@ class Study:
         return list(dict.fromkeys([*self.config.training_splits, *self.config.evaluation.splits]))
 
     def used_splits(self) -> list[str]:
-        """The resolved splits of the study."""
         return [f"<results>/splits/{split}.json" for split in self._used]
 
     def lists(self) -> list[str]:
@@ -336,7 +335,6 @@ class Study:
         ]
 
     def all_indexes(self) -> list[str]:
-        """Indexes of every evaluated checkpoint."""
         return [
             index
             for arm, seed, stage in self.checkpoints()

@@ -22,8 +22,6 @@ from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_epi
 
 @dataclass(frozen=True, slots=True)
 class RecordedEpisode:
-    """One recorded episode."""
-
     directory: Path
     record: EpisodeRecord
     steps: list[StepRecord]
@@ -68,7 +66,6 @@ class Sample:
 
 
 def read_rollout(directory: Path) -> RecordedEpisode:
-    """One recorded episode."""
     return RecordedEpisode(directory, *read_episode(directory))
 
 

@@ -93,7 +93,6 @@ def completion(turn: Turn, tokenizer: Any) -> str:
 
 
 def length(text: str, tokenizer: Any) -> int:
-    """Tokens of a text."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -226,7 +226,6 @@ def node_command(options: argparse.Namespace, port: int) -> list[str]:
 
 
 def main() -> None:
-    """Become one node of Ray."""
     parser = argparse.ArgumentParser(prog=MODULE)
     parser.add_argument("--address", required=True)
     parser.add_argument("--scratch", required=True)
