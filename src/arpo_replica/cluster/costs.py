@@ -272,12 +272,13 @@ def estimate(config: StudyConfig, rule: str, arm: str = "", stage: str = "") -> 
     if rule == "collect_rollouts":
         return rollout_estimate(config, arm)
     costs, demonstrations = costs_of(config), config.nano.demonstrations
-    tasks, trials = split_size(config, config.offline_split), config.offline.rollouts_per_task
-    if rule == "collect_offline_episodes":
-        return episodes_estimate(config, "base", tasks, trials)
-    if rule == "train_offline":  # an update's cost for each episode
-        seconds = costs.start_seconds.value + tasks * trials * costs.update_gpu_seconds.value
+    if rule in ("collect_offline_episodes", "train_offline"):
+        tasks, trials = split_size(config, config.offline_split), config.offline.rollouts_per_task
+        if rule == "collect_offline_episodes":
+            return episodes_estimate(config, "base", tasks, trials)
         gpus = 1 if config.accelerator == "cuda" else 0
+        # Training costs an update for each episode.
+        seconds = costs.start_seconds.value + tasks * trials * costs.update_gpu_seconds.value
         return JobEstimate(seconds / 3600, gpus, costs.weights * (CHECKPOINT_BYTES + MODEL_BYTES) / 1e9)
     hours, gpus, disk_gb = {
         "fetch_model": (0.5, 0, costs.weights * MODEL_BYTES / 1e9),
