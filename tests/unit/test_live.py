@@ -1,20 +1,26 @@
 """The page of a running study: what it says, from which files, and who may ask for it."""
 
 import http.client
+import io
 import json
 import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.report import live
+from arpo_replica.rollout.records import StepRecord, watched
 from arpo_replica.workflow.status import study_status
+from fakes import make_task
 from synthetic_study import Study, make_study
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -78,6 +84,36 @@ def test_newest_episodes_come_first_and_unfinished_ones_not_at_all(tmp_path: Pat
     found = [path.name for path in live.newest_episodes(tmp_path, 5)]
     assert found == ["miniwob.new", "miniwob.middle", "miniwob.old"]
     assert len(live.newest_episodes(tmp_path, 2)) == 2
+
+
+def test_episodes_in_progress_show_their_newest_screens_first(study: Study) -> None:
+    folders = [
+        study.episodes / "base/seed_0/stage_base/test_in/trial_0",
+        study.results / "models/arpo/seed_0/stage_x/episodes/step_000001/rollout_003",
+    ]
+    screen = io.BytesIO()
+    Image.new("RGB", (1920, 1080), "red").save(screen, "PNG")
+    step = StepRecord.model_validate_json(
+        next(study.episodes.rglob("steps.jsonl")).read_text().split("\n")[0]
+    )
+    typed = step.model_copy(update={"action": {"type": "type_text", "text": HOSTILE}})
+    task = replace(make_task(), instruction=HOSTILE)
+    with ExitStack() as open_ones:
+        for folder, arm in zip(folders, ("base", "arpo"), strict=True):
+            open_ones.enter_context(watched(folder, task, arm, 3))(screen.getvalue(), [typed, typed])
+        text = page(study)
+        assert text.count("running, step 2, ") == 2
+        screens = text.partition('id="screens"')[2]
+        assert screens.index("running, step 2") < screens.index('class="sign sign-failure"')
+        assert screens.count('class="reel-frame"') == 2 + live.SCREENS
+        assert 'width="480" height="270"' in screens
+        assert "<script>" not in text
+        assert "<img" not in text
+        for folder in folders:  # of a job that was killed long ago; the second is no file of ours
+            os.utime(file := next(folder.glob(".running-*")), (1, 1))
+        file.write_text(HOSTILE)
+        assert "running, step" not in page(study)
+    assert not any(file.exists() for folder in folders for file in folder.glob(".running-*"))
 
 
 def test_failures_are_named_and_a_broken_episode_is_left_out(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import io
 import json
 import os
 import random
@@ -15,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.rollout.collect import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits
-from arpo_replica.rollout.records import finished_episodes, read_episode
+from arpo_replica.rollout.records import GLIMPSE_WIDTH, RUNNING, Glimpse, finished_episodes, read_episode
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 
 LABELS = Labels("base", 0, "base", "nano", "fake", "checkpoint", {"temperature": 0.6})
@@ -59,6 +62,10 @@ def index(root: OutputRoot) -> list[dict]:
     return [json.loads(line) for line in lines if line]
 
 
+def running(root: OutputRoot) -> list[Path]:
+    return sorted(root.path.glob(f"{RUNNING}*"))
+
+
 def digests(roots) -> dict[str, str]:
     return {
         str(file): hashlib.sha256(file.read_bytes()).hexdigest() + str(file.stat().st_mtime_ns)
@@ -78,6 +85,35 @@ async def test_all_episodes_of_all_roots_are_collected(tmp_path):
     assert len(provider.desktops) == provider.most == SETTINGS.desktops
     assert all(desktop.closed for desktop in provider.desktops)
     assert sum(desktop.resets for desktop in provider.desktops) == 12
+
+
+async def test_an_episode_in_progress_shows_its_newest_screen_and_leaves_no_trace(tmp_path):
+    [root] = make_roots(tmp_path, tasks=1, trials=1)
+    seen: list[Glimpse] = []
+
+    def hook(event, desktop):
+        if event in ("act", "evaluate"):
+            seen.extend(Glimpse.model_validate_json(file.read_bytes()) for file in running(root))
+
+    assert running(root) == []
+    await collect([root], FakeProvider(hook=hook), ScriptedPolicy(CLICK, CLICK, FINISHED))
+    assert [(glimpse.steps, (glimpse.action or {}).get("type")) for glimpse in seen] == [
+        (0, None),
+        (1, "click"),
+        (2, "click"),
+    ]
+    assert {glimpse.arm for glimpse in seen} == {"base"}
+    with Image.open(io.BytesIO(base64.b64decode(seen[0].screen))) as screen:
+        assert screen.format == "WEBP"
+        assert screen.width <= GLIMPSE_WIDTH
+    assert running(root) == []
+
+
+async def test_nobody_who_watches_costs_an_episode_anything(tmp_path, monkeypatch):
+    [root] = make_roots(tmp_path, tasks=1, trials=1)
+    monkeypatch.setattr("arpo_replica.rollout.records._small_webp", lambda _: 1 / 0)
+    progress = await collect([root], FakeProvider())
+    assert progress.outcomes["success"] == 1
 
 
 async def test_a_desktop_is_never_shared_and_no_worker_waits_for_another(tmp_path):

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -157,15 +157,15 @@ class Store:
         self.images: dict[str, dict[str, Any]] = {}
         self._known: dict[str, dict[str, Any] | None] = {}
 
-    def add(self, files: Iterable[Path]) -> dict[str, Shot] | None:
-        """All of an episode's screenshots or, if they do not fit, none (None). Broken files are left out."""
+    def add(self, pictures: Iterable[tuple[str, bytes | None]]) -> dict[str, Shot] | None:
+        """All of an episode's screenshots or, if they do not fit, none (None). Broken ones are left out."""
         shots: dict[str, Shot] = {}
         new: dict[str, dict[str, Any]] = {}
-        for file in files:
-            loaded = self._load(file)
+        for name, data in pictures:
+            loaded = self._load(data)
             if loaded is None:
                 continue
-            shots[file.name] = Shot(loaded["id"], loaded["screen"][0], loaded["screen"][1])
+            shots[name] = Shot(loaded["id"], loaded["screen"][0], loaded["screen"][1])
             if loaded["id"] not in self.images:
                 new[loaded["id"]] = loaded
         cost = sum(len(image["uri"]) for image in new.values())
@@ -182,8 +182,7 @@ class Store:
             for key, image in sorted(self.images.items())
         ]
 
-    def _load(self, file: Path) -> dict[str, Any] | None:
-        data = read_screenshot(file)
+    def _load(self, data: bytes | None) -> dict[str, Any] | None:
         if data is None:
             return None
         # The first screens of a task are the same in every arm: each is decoded once.
@@ -211,6 +210,11 @@ class Store:
             "screen": screen,
             "uri": f"data:image/webp;base64,{base64.b64encode(data).decode()}",
         }
+
+
+def read_screenshots(files: Iterable[Path]) -> Iterator[tuple[str, bytes | None]]:
+    """(name of the file, its bytes) of each."""
+    return ((file.name, read_screenshot(file)) for file in files)
 
 
 def read_screenshot(file: Path) -> bytes | None:
@@ -252,7 +256,7 @@ def build_gallery(
         if not present:
             gallery.without_files += 1
             continue
-        added = store.add(present) if refused < REFUSALS else None
+        added = store.add(read_screenshots(present)) if refused < REFUSALS else None
         if added is None:
             gallery.over_budget += 1
             refused += 1
@@ -371,7 +375,7 @@ def frames_of(
 def _frame(step: StepRecord, shot: Shot | None, before: int) -> StepView:
     """``before``: steps that earlier replies used up. Drawn is the first action: it met the screen shown."""
     written = [step.action, *step.further] if step.action is not None else []
-    actions = [_action_of(raw) for raw in written]
+    actions = [action_of(raw) for raw in written]
     told = [describe_action(action) if action else ("unknown action", "") for action in actions]
     mark = mark_of(actions[0] if actions else None)
     title = f"Step {before + 1}" if step.taken == 1 else f"Steps {before + 1} to {before + step.taken}"
@@ -390,7 +394,8 @@ def _frame(step: StepRecord, shot: Shot | None, before: int) -> StepView:
     )
 
 
-def _action_of(raw: dict[str, Any]) -> Action | None:
+def action_of(raw: dict[str, Any]) -> Action | None:
+    """None for what is no action of ours."""
     try:
         return from_json(raw)
     except (ValueError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,25 @@ from markupsafe import Markup
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.report import figures, views
-from arpo_replica.report.gallery import EpisodeView, Store, files_of, view_of
+from arpo_replica.report.gallery import (
+    EpisodeView,
+    StepView,
+    Store,
+    action_of,
+    describe_action,
+    files_of,
+    read_screenshots,
+    view_of,
+)
 from arpo_replica.report.render import content_policy, static_file, template_environment
-from arpo_replica.rollout.records import read_episode
+from arpo_replica.rollout.records import RUNNING, Glimpse, read_episode
 
 SCREENS = 12
-"""Episodes whose last screens are shown."""
+"""Episodes whose last screens are shown, of those in progress and of those that are finished."""
+FOLDERS = 200
+"""Folders that were written to last and are searched for episodes."""
+RUNS = "running"
+"""The outcome of an episode in progress."""
 LOOKED_AT = 60
 """Newest episodes that are searched for environment failures."""
 LOGS = 8
@@ -49,6 +63,7 @@ def live_page(
     """
     now = time.time()
     store = Store(round(PICTURES), width=480)
+    running = running_episodes(results, store, now - config.rollout.episode_timeout_s)
     shown: list[tuple[EpisodeView, float]] = []
     failures: list[tuple[EpisodeView, float, str]] = []
     for folder in newest_episodes(results, LOOKED_AT):
@@ -66,13 +81,14 @@ def live_page(
             config=config,
             parts=parts,
             jobs=list(jobs)[-LOGS:],
+            running=[(view, now - at) for view, at in running],
             episodes=shown,
             images=store.pictures(),
             failures=failures[:LOGS],
             logs=newest_logs(results / "logs", now),
             written=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)),
             every_s=0 if all(part.state == "done" for part in parts) else max(1, round(every_s)),
-            outcomes=views.OUTCOMES,
+            outcomes={**views.OUTCOMES, RUNS: ("▸", RUNS)},
             banner=views.banner(config, synthetic=False),
             colour=lambda arm: figures.arm_colour(arm, list(config.arms)),
             style=Markup(style),  # noqa: S704 - our own file
@@ -83,15 +99,42 @@ def live_page(
 
 def newest_episodes(results: Path, most: int) -> list[Path]:
     """Folders of finished episodes, of evaluations and trainings, newest first."""
-    # An episode that is finished gives its parent a new time: only few of thousands of folders are listed.
-    parents = [*results.glob("episodes/*/*/*/*/trial_*"), *results.glob("models/*/*/*/episodes/*/*")]
-    return _newest((child for parent in _newest(parents, SCREENS) for child in parent.glob("*.*/")), most)
+    return _newest((child for folder in _folders(results) for child in folder.glob("[!.]*.*/")), most)
+
+
+def running_episodes(results: Path, store: Store, since: float) -> list[tuple[EpisodeView, float]]:
+    """Episodes in progress, newest screen first, and the times of these screens.
+
+    A job that was killed leaves its own behind: without a new screen ``since`` then, an episode is over.
+    """
+    found = []
+    files = (file for folder in _folders(results) for file in folder.glob(f"{RUNNING}*.json"))
+    for file in _newest(files, SCREENS):
+        try:
+            at, seen = file.stat().st_mtime, Glimpse.model_validate_json(file.read_bytes())
+            shots = store.add([("screen", base64.b64decode(seen.screen))]) or {}
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+        action = action_of(seen.action or {})
+        words = describe_action(action) if action else ("no action yet", "")
+        frame = StepView("", *words, "", "", shots.get("screen"), None)
+        row = {**seen.model_dump(exclude={"screen", "action"}), "outcome": RUNS}
+        if at > since:
+            found.append((EpisodeView("", row, [frame], [], thumbnail=frame if frame.shot else None), at))
+    return found
+
+
+def _folders(results: Path) -> list[Path]:
+    # An episode that begins, goes on or ends gives its folder a new time: few of thousands are listed.
+    return _newest(
+        [*results.glob("episodes/*/*/*/*/trial_*"), *results.glob("models/*/*/*/episodes/*/*")], FOLDERS
+    )
 
 
 def newest_logs(folder: Path, now: float) -> list[Tail]:
     """The rules' logs that were written last, and their last lines."""
     tails = []
-    for path in _newest(folder.rglob("*.log"), LOGS):
+    for path in _newest(folder.rglob("[!.]*.log"), LOGS):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL))
             lines = file.read().decode("utf-8", "replace").split("\n")
@@ -104,7 +147,7 @@ def newest_logs(folder: Path, now: float) -> list[Tail]:
 
 def _newest(paths: Iterable[Path], most: int) -> list[Path]:
     times = {}
-    for path in (path for path in paths if not path.name.startswith(".")):  # not those that are being written
+    for path in paths:
         try:
             times[path] = path.stat().st_mtime
         except OSError:
@@ -123,7 +166,7 @@ def _view(folder: Path, store: Store | None) -> EpisodeView | None:
     last = next((step for step in reversed(steps) if step.action and "x" in step.action), None)
     chosen = [last] if last else steps[-1:]
     files = files_of(folder, chosen, {})
-    shots = store.add(files) if store is not None and files else None
+    shots = store.add(read_screenshots(files)) if store is not None and files else None
     return view_of(0, row, chosen, row, shots or {})
 
 

@@ -31,7 +31,13 @@ from arpo_replica.rollout.episode import (
     run_episode,
 )
 from arpo_replica.rollout.progress import Progress
-from arpo_replica.rollout.records import clear_unfinished, finished_episodes, read_summary, write_index
+from arpo_replica.rollout.records import (
+    clear_unfinished,
+    finished_episodes,
+    read_summary,
+    watched,
+    write_index,
+)
 from arpo_replica.tasks.model import Task
 
 logger = logging.getLogger(__name__)
@@ -202,13 +208,17 @@ class _Collector:
             try:
                 async with self.pool.desktop() as desktop:
                     await asyncio.shield(ready)
-                    result = await run_episode(
-                        episode.task,
-                        desktop,
-                        self.policy(episode.root, desktop),
-                        self.parser,
-                        self.settings.limits,
-                    )
+                    with watched(
+                        episode.root.path, episode.task, self.labels.arm, episode.root.trial
+                    ) as show:
+                        result = await run_episode(
+                            episode.task,
+                            desktop,
+                            self.policy(episode.root, desktop),
+                            self.parser,
+                            self.settings.limits,
+                            show=show,
+                        )
             except UserError:
                 raise
             except Exception as error:

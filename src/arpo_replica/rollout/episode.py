@@ -16,7 +16,7 @@ from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, Score
 from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
-from arpo_replica.rollout.records import EpisodeRecord, Outcome, StepRecord, write_episode
+from arpo_replica.rollout.records import EpisodeRecord, Outcome, Show, StepRecord, write_episode
 from arpo_replica.tasks.model import Task
 
 
@@ -136,9 +136,15 @@ def record_episode(
 
 
 async def run_episode(
-    task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+    task: Task,
+    desktop: Desktop,
+    policy: Policy,
+    parser: ReplyParser,
+    limits: EpisodeLimits,
+    *,
+    show: Show = lambda *_: None,
 ) -> EpisodeResult:
-    """Run one episode on a desktop that is started but not yet reset.
+    """Run one episode on a desktop that is started but not yet reset. ``show`` is called with every screen.
 
     An unparsable reply ends the episode (released code: verl/trainer/gui_agent.py:814-819); the
     evaluator still runs; so it does when the conversation has become too long for the server. Of a reply with
@@ -148,7 +154,7 @@ async def run_episode(
     scope = asyncio.timeout(limits.timeout_s)
     try:
         async with scope:
-            return await _run(task, desktop, policy, parser, limits)
+            return await _run(task, desktop, policy, parser, limits, show=show)
     except TimeoutError as error:
         if scope.expired():
             raise DesktopError(f"episode took longer than {limits.timeout_s:g} s") from error
@@ -156,7 +162,7 @@ async def run_episode(
 
 
 async def _run(
-    task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits
+    task: Task, desktop: Desktop, policy: Policy, parser: ReplyParser, limits: EpisodeLimits, *, show: Show
 ) -> EpisodeResult:
     began = time.monotonic()
     await desktop.reset(task)
@@ -174,6 +180,7 @@ async def _run(
         index = len(steps)
         name = f"step_{index:03d}.webp"
         screenshots[name] = png
+        await asyncio.to_thread(show, png, steps)
         observed = time.monotonic()
         try:
             reply, actions, discarded, problem = await _ask(conversation, png, parser, limits.reasks)

@@ -6,21 +6,29 @@
                                              the last one shows the state that was evaluated
 
 ``episodes.jsonl`` beside the directories is the index, written last: its existence means "complete".
+While an episode runs, ``.running-{domain}.{task_id}.json`` says how far it is (``Glimpse``).
 """
 
+import base64
 import io
 import json
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from arpo_replica.base.files import flush_folder, write_atomically, write_flushed
+from arpo_replica.tasks.model import Task
 
 SCHEMA_VERSION = 1
+RUNNING = ".running-"
+"""How the name of the file about an episode in progress begins."""
+GLIMPSE_WIDTH = 480
+"""Most pixels that the screen in such a file is wide."""
 Outcome = Literal["success", "failure", "truncated", "env_error"]
 
 
@@ -126,6 +134,69 @@ class EpisodeRecord(BaseModel):
     """True: invented by a generator, never measured; no such episode can be published."""
 
 
+class Glimpse(BaseModel):
+    """An episode in progress, for those who watch (``arpo status``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arm: str
+    trial: int
+    domain: str
+    task_id: str
+    instruction: str
+    steps: int
+    """Actions so far."""
+    action: dict[str, Any] | None
+    """The last one, as in ``StepRecord``; None before the first."""
+    screen: str
+    """The newest screenshot, made smaller: base64 of a WebP."""
+
+
+Show = Callable[[bytes, Sequence[StepRecord]], None]
+"""Tells those who watch: the newest screenshot, and the steps before it."""
+
+
+@contextmanager
+def watched(root: Path, task: Task, arm: str, trial: int) -> Iterator[Show]:
+    """Gives what shows an episode that will be written to ``root``, until it is over."""
+    path = root / f"{RUNNING}{task.domain}.{task.id}.json"
+
+    def show(screen: bytes, steps: Sequence[StepRecord]) -> None:
+        # No flush to the disk, and no error: that somebody might watch must not cost an episode anything.
+        with suppress(Exception):
+            seen = Glimpse(
+                arm=arm,
+                trial=trial,
+                domain=task.domain,
+                task_id=task.id,
+                instruction=task.instruction,
+                steps=sum(step.taken for step in steps),
+                action=steps[-1].action if steps else None,
+                screen=base64.b64encode(_small_webp(screen)).decode(),
+            )
+            root.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".new")
+            temporary.write_text(seen.model_dump_json(), encoding="utf-8")
+            temporary.replace(path)
+
+    try:
+        yield show
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _small_webp(image: bytes) -> bytes:
+    """A screenshot for the eye: at most ``GLIMPSE_WIDTH`` wide, lossy."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(image), formats=["PNG", "WEBP"]) as picture:
+        picture.thumbnail((GLIMPSE_WIDTH, 10 * GLIMPSE_WIDTH))
+        picture.convert("RGB").save(out, "WEBP", quality=70)
+    return out.getvalue()
+
+
 def to_webp(image: bytes) -> bytes:
     """Lossless WebP of a PNG screenshot: what the policy saw can be recovered to the pixel.
 
@@ -216,6 +287,8 @@ def clear_unfinished(root: Path) -> None:
     """Remove what a killed writer left behind."""
     for path in root.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob(f"{RUNNING}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_index(root: Path) -> Path:

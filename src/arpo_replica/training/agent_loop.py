@@ -40,6 +40,7 @@ from arpo_replica.rollout.episode import (
     record_episode,
     run_episode,
 )
+from arpo_replica.rollout.records import watched
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.job import Job, current_job
@@ -207,9 +208,16 @@ class DesktopAgentLoop(AgentLoopBase):
             try:
                 async with place.pool.desktop() as desktop:
                     conversation.seconds["wait"] += time.monotonic() - asked
-                    rollout.result = await run_episode(
-                        rollout.task, desktop, OnePolicy(conversation), place.parser, place.limits
-                    )
+                    root = job.episodes(rollout.step, rollout.rollout)
+                    with watched(root, rollout.task, job.arm, rollout.rollout) as show:
+                        rollout.result = await run_episode(
+                            rollout.task,
+                            desktop,
+                            OnePolicy(conversation),
+                            place.parser,
+                            place.limits,
+                            show=show,
+                        )
                 rollout.conversation = conversation
                 rollout.result.screenshots = {
                     name: await conversation.files[png] if png in conversation.files else png
