@@ -39,7 +39,7 @@ class WaitingDesktop:
     """A desktop with the waits of OSWorld's runner."""
 
     def __init__(self, desktop: Desktop) -> None:
-        self.screen = desktop.screen
+        self.screen, self.ran_on = desktop.screen, desktop.ran_on
         self._desktop = desktop
 
     async def reset(self, task: Task) -> None:

@@ -41,6 +41,7 @@ class ScriptedDesktop:
 
     def __init__(self, screen: tuple[int, int], name: str) -> None:
         self.screen = screen
+        self.ran_on: dict[str, str] = {}
         self.name = name
         self.episode = 0
         self.turn = 0

@@ -80,6 +80,7 @@ class FakeDesktop:
     def __init__(self, name: str, hook: Callable[[str, FakeDesktop], None], score: float, delay_s: float):
         self.name, self.hook, self.score, self.delay_s = name, hook, score, delay_s
         self.screen = SCREEN
+        self.ran_on = {"engine": "fake"}
         self.task: Task | None = None
         self.actions: list[tuple[Action, str]] = []
         self.resets = 0

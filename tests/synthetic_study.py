@@ -351,6 +351,7 @@ def _episodes(
             trial=trial,
             size="nano",
             desktop="process",
+            ran_on={"pool": f"http://node{seed}:8700", "engine": "bwrap", "image": "c" * 64},
             checkpoint_sha256="b" * 64,
             sampling={"temperature": 0.6, "top_p": 1.0},
             **_outcome_fields(outcome, infeasible, steps),

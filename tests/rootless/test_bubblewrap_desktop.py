@@ -83,7 +83,10 @@ async def inside(desktop, line):
 
 
 @one_loop
-async def test_it_shows_a_desktop_and_a_click_lands(desktop):
+async def test_it_shows_a_desktop_and_a_click_lands(desktop, image):
+    way = "squashfuse" if root_files.can_mount() else "unpacked"
+    sha256 = root_files.file_sha256(image)
+    assert desktop.ran_on == {"engine": "bwrap", "root": way, "sudo": "stand-in", "image": sha256}
     picture = Image.open(io.BytesIO(await desktop.screenshot()))
     assert picture.size == (1920, 1080)
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 50  # panels, icons: no blank screen

@@ -46,6 +46,7 @@ class FakeDesktop:
 
     def __init__(self, screen: tuple[int, int], seed: int) -> None:
         self.screen = screen
+        self.ran_on: dict[str, str] = {}
         self.random = random.Random(seed)
         self.turn = 0
         self.task = ""

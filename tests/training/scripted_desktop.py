@@ -31,6 +31,7 @@ class ScriptedDesktop:
 
     def __init__(self, screen: tuple[int, int]) -> None:
         self.screen = screen
+        self.ran_on: dict[str, str] = {}
         self.past: list[object] = []
 
     async def reset(self, task: Task) -> None:

@@ -100,6 +100,7 @@ async def test_an_episode_over_http(tmp_path, task):
         fake = lent.fakes.desktops[0]
         assert fake.actions == [(Click(3, 4), "a-1"), (TypeText("<é\n"), "a-2")]
         assert fake.task == task
+        assert desktop.ran_on == {"pool": lent.url, "engine": "fake"}
         await desktop.close()
         await until(lambda: fake.closed)
         with pytest.raises(DesktopError, match="closed"):

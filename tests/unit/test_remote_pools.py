@@ -220,6 +220,7 @@ async def test_a_trainings_keeper_lends_on_what_pools_lend(tmp_path):
         with pytest.raises(NoDesktopFree):
             await provider.start("e")
         await first.reset(task)
+        assert first.ran_on == {"pool": lent.url, "engine": "fake"}, "the pool, not the keeper"
         await first.act(Click(1, 1), "a")
         assert [action for action, _ in lent.fakes.desktops[0].actions] == [Click(1, 1)]
         keeper.provider._config.remote.pools.append(late.url)

@@ -112,6 +112,14 @@ def test_a_run_ends_with_what_the_page_says_first(page: Path) -> None:
     assert ending(page.with_name("none.html")) == ""  # as after `snakemake table1`
 
 
+def test_provenance_counts_episodes_by_the_pool_that_lent_their_desktops(study: Study, page: Path) -> None:
+    table = re.search(r'<table class="dense" id="table-ran-on">.*?</table>', page.read_text(), re.DOTALL)
+    assert table is not None
+    found = re.findall(r'row">http://node(\d):8700</th>.*?num">(\d+)</td>', table[0], re.DOTALL)
+    expected = Counter(read_scores(study.results / "scores.parquet")["seed"].astype(str))
+    assert {seed: int(count) for seed, count in found} == dict(expected)
+
+
 def test_page_is_whole_and_accessible(page: Path) -> None:
     found = check(page)
     assert [name for name, count in found.ids.items() if count > 1] == []

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from aiohttp import web
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.locks import lock
+from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.breakdowns import ran_on_rows
+from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.policy.endpoint import Endpoint as PolicyEndpoint
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.manifest import read_manifest, register_model
@@ -343,3 +347,28 @@ def test_lent_desktops_are_marked_as_what_they_are(tmp_path, endpoint):
     config.desktop.provider, config.desktop.remote.lends = "remote", "container"
     collect(config, manifest, roots[:1], provider=FakeProvider())
     assert {row["desktop"] for row in rows(roots[0])} == {"container"}
+
+
+def test_where_desktops_run_is_recorded_and_changes_nothing_that_is_there(tmp_path, endpoint):
+    config, manifest, roots = make_study(tmp_path, endpoint.url)
+    place = config.desktop.remote
+    config.desktop.provider, place.pools = "remote", ["http://first:1"]
+
+    class Placed(FakeProvider):
+        async def start(self, name):
+            desktop = await super().start(name)
+            desktop.ran_on = {"pool": place.pools[0], "image": "a" * 64}
+            return desktop
+
+    collect(config, manifest, roots, provider=Placed())
+    shutil.rmtree(roots[1] / "fake.task-1")
+    kept = {path: path.read_bytes() for root in roots for path in root.glob("*/episode.json")}
+    place.pools, config.desktop.container.engine = ["http://second:1"], "bwrap"
+    collect(config, manifest, roots, provider=Placed())
+    assert len(kept) == 5 and {path: path.read_bytes() for path in kept} == kept
+    assert not list(roots[0].parent.glob(f"*{ASIDE}")), "nothing was put aside"
+    table = read_episodes(config, roots)
+    assert [(row.pool, row.image, row.episodes) for row in ran_on_rows(table)] == [
+        ("http://first:1", "a" * 64, 5),
+        ("http://second:1", "a" * 64, 1),
+    ]

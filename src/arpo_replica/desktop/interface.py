@@ -38,6 +38,9 @@ class Desktop(Protocol):
 
     screen: tuple[int, int]
     """Width and height in pixels."""
+    ran_on: dict[str, str]
+    """For records: the ``pool`` that lends it (a URL; none: this machine), what runs it (``engine``), how its
+    ``root`` is mounted, whose ``sudo`` it has, its ``image``'s sha256. What is not known is left out."""
 
     async def reset(self, task: Task) -> None:
         """Bring the desktop to a clean state, run the task's set-up steps, return when it is ready."""

@@ -321,6 +321,13 @@ def effort_rows(table: pd.DataFrame) -> Iterator[r.EffortRow]:
         )
 
 
+def ran_on_rows(table: pd.DataFrame) -> Iterator[r.RanOn]:
+    """Episodes by where their desktops came from."""
+    for place, count in table["ran_on"].value_counts().sort_index().items():
+        if place != "{}":
+            yield r.RanOn(**json.loads(str(place)), episodes=int(count))
+
+
 def replay_rows(curves: Sequence[r.Curve]) -> Iterator[r.ReplayRow]:
     """When replay fired in each training, and how old the trajectories were."""
     for curve in curves:

@@ -558,6 +558,20 @@ class ModelFacts(TrainingRow):
     """Weight file -> sha256."""
 
 
+class RanOn(Document):
+    """Where desktops of episodes came from. A field is empty where the records do not say it."""
+
+    pool: str = ""
+    """Address of the pool that lent them; empty: the job's own machine."""
+    engine: str = ""
+    root: str = ""
+    """How the image's files got there."""
+    sudo: str = ""
+    image: str = ""
+    """sha256 of the desktop's image or virtual machine."""
+    episodes: int
+
+
 class SplitFacts(Document):
     """A list of tasks."""
 
@@ -624,6 +638,8 @@ class Summary(Document):
     """What the splits of training and evaluation name and the study does not run."""
     statistics: StatisticsFacts
     inputs: list[InputFile]
+    ran_on: list[RanOn] = Field(default_factory=list)
+    """Where the episodes' desktops came from; a lost episode has none."""
     desktops: dict[str, int] = Field(default_factory=dict)
     """Desktop as the episodes' own records name it -> episodes."""
     desktop_marks: dict[str, str] = Field(default_factory=dict)
@@ -792,11 +808,12 @@ EPISODE_COLUMNS = {
     "failed_attempts": "int64", "model_s": "Float64", "env_s": "Float64", "prompt_tokens": "Int64",
     "completion_tokens": "Int64", "reset_s": "Float64", "evaluate_s": "Float64", "failure": "string",
     "started_at": "float64", "duration_s": "float64", "directory": "string",
-    "synthetic": "bool", "errors": "string", "refusal": "string", "index": "string", "index_sha256": "string",
+    "synthetic": "bool", "errors": "string", "refusal": "string", "ran_on": "string", "index": "string",
+    "index_sha256": "string",
 }  # fmt: skip
 """Columns of the table of episodes, in order, with pandas' types. ``directory`` is relative to the study's
-folder of episodes; ``errors`` is a JSON list, one message for each attempt that failed; ``index`` is the file
-that the row was read from."""
+folder of episodes; ``errors`` is a JSON list, one message for each attempt that failed; ``ran_on`` is the
+record's, as JSON; ``index`` is the file that the row was read from."""
 
 
 # --- files -----------------------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[st
         "success_standard": standard > above if valid and standard is not None else None,
         "failed_attempts": len(record.errors),
         "errors": json.dumps(record.errors, ensure_ascii=False),
+        "ran_on": json.dumps(record.ran_on, sort_keys=True),
         "model_s": sum(step.model_s for step in steps) if steps else None,
         "env_s": sum(step.env_s for step in steps) if steps else None,
         "prompt_tokens": sum(step.prompt_tokens for step in steps) if steps else None,

@@ -145,6 +145,7 @@ def summarise(
             statsmodels=version("statsmodels"),
         ),
         inputs=inputs,
+        ran_on=list(b.ran_on_rows(table)),
         desktops={
             str(name): int(count) for name, count in table["desktop"].value_counts().sort_index().items()
         },

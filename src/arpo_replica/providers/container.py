@@ -336,7 +336,9 @@ class ContainerDesktop(GuestDesktop):
 
     async def _launch(self) -> RunningContainer:
         self._past = Past.NOTHING
-        return await self._provider.take(self._kind)
+        running = await self._provider.take(self._kind)
+        self.ran_on = await self._provider.ran_on()
+        return running
 
     async def reset(self, task: Task) -> None:
         """OSWorld's tasks, and those that may do more than others, get a new container."""
@@ -431,6 +433,7 @@ class ContainerProvider:
         self._desktops = set[ContainerDesktop]()
         self._spares = list[asyncio.Task[RunningContainer]]()
         self._reaped: asyncio.Task[list[str]] | None = None
+        self._ran_on: dict[str, str] = {}
 
     def check(self) -> None:
         """Raises ``UserError`` naming what is missing: the daemon, the image, the site's folder.
@@ -473,6 +476,16 @@ class ContainerProvider:
         while kind == Kind() and len(self._spares) < self._config.container.spares:
             self._spares.append(asyncio.create_task(self._launch("spare", kind)))
         return running
+
+    async def ran_on(self) -> dict[str, str]:
+        """See ``Desktop``; of a desktop that has started."""
+        if not self._ran_on:
+            about = await asyncio.to_thread(self._engine.describe)
+            image = await asyncio.to_thread(self._engine.image, self._config.container.image)
+            self._ran_on = {key: about[key] for key in ("engine", "root", "sudo")} | {
+                "image": image["id"].removeprefix("sha256:")
+            }
+        return self._ran_on
 
     async def _launch(self, label: str, kind: Kind) -> RunningContainer:
         return await launch_container(self._config, label, kind, self._assets, self._engine)

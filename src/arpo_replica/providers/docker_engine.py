@@ -138,7 +138,8 @@ class DockerEngine:
 
     def describe(self) -> dict[str, Any]:
         """What records say of the engine."""
-        return {"engine": "docker", "docker": self.version()}
+        driver = self._client.info()["Driver"]
+        return {"engine": "docker", "docker": self.version(), "root": driver, "sudo": "root's own"}
 
     def read(self, image: str, path: str) -> bytes:
         """A file of an image."""

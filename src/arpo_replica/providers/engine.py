@@ -49,7 +49,8 @@ class Engine(Protocol):
         """A file of an image."""
 
     def describe(self) -> dict[str, Any]:
-        """What records say of the engine: its name under ``engine``, its version."""
+        """What records say: ``engine``, how its desktops' ``root`` is mounted, whose ``sudo`` they have, its
+        version."""
 
     def run(self, spec: ContainerSpec) -> None:
         """Start a container. Raises ``DesktopError``, or ``UserError`` if there is no such image."""

@@ -124,6 +124,7 @@ class GuestDesktop(ABC):
     def __init__(self, name: str, config: DesktopConfig) -> None:
         self.name = name
         self.screen: tuple[int, int] = config.screen
+        self.ran_on: dict[str, str] = {}
         self._config = config
         self._running = None
         self._seen: tuple[float, bytes] | None = None

@@ -63,6 +63,7 @@ class OSWorldDesktop:
         """``keeper`` runs desktop-env's provider, ``worker`` its set-up steps and evaluators."""
         self.name = name
         self.screen: tuple[int, int] = config.screen
+        self.ran_on = {"engine": config.osworld.hypervisor}
         self.keeper = keeper
         self.worker = worker
         self.mark = new_mark() if config.osworld.hypervisor == "docker" else ""
@@ -272,6 +273,8 @@ class OSWorldProvider:
         except BaseException:
             await asyncio.shield(desktop.close())
             raise
+        about = await asyncio.to_thread(self.describe)
+        desktop.ran_on["image"] = about["vm_sha256"] or about.get("image", "").rpartition(":")[2]
         return desktop
 
     def describe(self) -> dict[str, Any]:

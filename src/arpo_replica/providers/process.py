@@ -45,6 +45,8 @@ class Parts:
     """How it is called."""
     root: Path
     """The system whose programs the desktop has."""
+    ran_on: dict[str, str]
+    """See ``Desktop``."""
 
 
 class RunningGuest(Running):
@@ -269,6 +271,7 @@ class ProcessDesktop(GuestDesktop):
         return None if self._running is None else self._running.process.pid
 
     async def _launch(self) -> RunningGuest:
+        self.ran_on = self._parts.ran_on
         return await launch(self._config, self._number, self._parts)
 
 
@@ -321,9 +324,12 @@ class ProcessProvider:
     @functools.cached_property
     def _parts(self) -> Parts:
         guest, assets = sandbox.pack_guest(), pack_assets(self._assets)
+        ran_on = {"engine": "bwrap" if self._config.isolation == "namespace" else "none"}
         if self._image is None:
-            return Parts(guest, assets, ["bwrap"], sandbox.HOST)
-        return Parts(guest, assets, self._image.bubblewrap(), self._image.folder())
+            return Parts(guest, assets, ["bwrap"], sandbox.HOST, ran_on)
+        root = self._image.folder()
+        ran_on |= {"root": self._image.way, "image": self._image.identify()["sha256"]}
+        return Parts(guest, assets, self._image.bubblewrap(), root, ran_on)
 
     @property
     def _sandbox(self) -> list[str]:

@@ -211,6 +211,7 @@ class RemoteDesktop:
     def __init__(self, name: str, config: DesktopConfig, provider: RemoteProvider) -> None:
         self.name = name
         self.screen: tuple[int, int] = config.screen
+        self.ran_on: dict[str, str] = {}
         self._config = config
         self._provider = provider
         self._pool: Pool | None = None
@@ -243,12 +244,23 @@ class RemoteDesktop:
                 await self._change_pool()
         for moves_left in reversed(range(MOVES)):
             try:
-                await self._call("reset", LONG_S, task=TaskName.of(task).model_dump())
+                answer = await self._call("reset", LONG_S, task=TaskName.of(task).model_dump())
+                self.ran_on = self._found_on(answer)
                 return
             except (PoolSilent, UserError) as why:
                 if not moves_left or not self._provider.do_without(self._pool, why):
                     raise
                 await self._change_pool()
+
+    def _found_on(self, answer: bytes) -> dict[str, str]:
+        """What the pool says of the desktop, and which pool that is, unless it is this machine's own."""
+        assert self._pool is not None
+        service = self._pool.service
+        try:
+            said = {str(key): str(value) for key, value in json.loads(answer)["ran_on"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DesktopError(f"{service.name} answered a reset with nonsense: {answer[:80]!r}") from error
+        return {"pool": service.name, **said} if service.socket is None else said
 
     async def _change_pool(self) -> None:
         before = self._pool, self._lease

@@ -9,7 +9,7 @@ GET /v1/status                                                 facts, count, lea
 /v1/lease                          name, screen                lease, lease_s; 503: all are taken, 410: the
                                                                service is about to end
 /v1/heartbeat                      leases                      alive: those of them that still exist; draining
-/v1/desktops/{lease}/reset         task                        {}
+/v1/desktops/{lease}/reset         task                        ran_on, as ``Desktop`` has it
 /v1/desktops/{lease}/screenshot    {}                          PNG
 /v1/desktops/{lease}/act           action, id                  PNG of the screen at rest
 /v1/desktops/{lease}/evaluate      task, last_action           score
@@ -62,7 +62,7 @@ from arpo_replica.tasks.splits import read_split
 
 logger = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 MAX_BODY = 64 * 1024
 """Longest body of a call, in bytes; the longest text of an action has 4,096 characters."""
 MAX_ANSWER = 64 * 1024 * 1024
@@ -345,7 +345,7 @@ class DesktopService:
         lease, asked = self._find(request), await _read(request, ResetRequest)
         task = await asyncio.to_thread(self._task, asked.task)
         await self._run(lease, lambda: lease.desktop.reset(task))
-        return web.json_response({})
+        return web.json_response({"ran_on": lease.desktop.ran_on})
 
     async def _screenshot(self, request: web.Request) -> web.Response:
         lease, _ = self._find(request), await _read(request, Nothing)

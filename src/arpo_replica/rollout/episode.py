@@ -66,6 +66,8 @@ class EpisodeResult:
     """Seconds until the desktop showed the task."""
     evaluate_s: float = 0.0
     """Seconds of the evaluator."""
+    ran_on: dict[str, str] = field(default_factory=dict)
+    """See ``Desktop``."""
 
     @property
     def taken(self) -> int:
@@ -116,6 +118,7 @@ def make_record(
         instruction=task.instruction,
         infeasible=task.infeasible,
         **asdict(labels),
+        ran_on={} if result is None else result.ran_on,
         split=split,
         trial=trial,
         **{name: getattr(told, name) for name in TOLD},
@@ -245,6 +248,7 @@ async def _run(
         final_screenshot=final,
         reset_s=round(reset_s, 4),
         evaluate_s=round(time.monotonic() - finished, 4),
+        ran_on=dict(desktop.ran_on),
     )
 
 

@@ -99,6 +99,9 @@ class EpisodeRecord(BaseModel):
     """Size mark of the study (``nano``, ``2b``, ``7b``)."""
     desktop: str
     """Provider, e.g. ``process``."""
+    ran_on: dict[str, str] = {}
+    """Pool, engine, root, sudo and image of the desktop that counted (``desktop.interface.Desktop``). It says
+    where the episode was made, never which one it is: another desktop of the same kind would do as well."""
     checkpoint_sha256: str
     sampling: dict[str, Any]
     outcome: Outcome

@@ -76,7 +76,7 @@ class SteadyDesktop:
         self._clicks = 0
         self._keys = 0
         self.devtools = desktop.devtools
-        self.screen = desktop.screen
+        self.screen, self.ran_on = desktop.screen, desktop.ran_on
         self.screenshot = desktop.screenshot
         self.evaluate = desktop.evaluate
         self.close = desktop.close
