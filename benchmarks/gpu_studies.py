@@ -4,10 +4,11 @@
         --out results --gpus 2 --limit 545 --set desktop.process.image=/var/tmp/desktop
 
 ``--runs`` is a YAML file: ``config``, ``set`` (keys of all runs), ``arguments`` (of ``gpu_study.py``) and
-``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``set``, ``arms`` and
-``seeds``. A seed's arms share a card, seeds take the cards in turn. One that fails is begun again, from its
-last checkpoint if it has one, at most ``STARTS`` times in all, with ``retry_set`` over its keys if the file
-has it. Each regime's folder holds what ``results/{study}`` holds.
+``regimes``, each with ``base`` (folder below ``--bases`` with a ``manifest.json``), ``arms``, and what it has
+over the config: ``overlay`` (a file), ``set``, ``seeds``. A seed's arms share a card, seeds take the cards
+in turn. One that fails is begun again, from its last checkpoint if it has one, at most ``STARTS`` times in
+all, with ``retry_set`` over its keys if the file has it. Each regime's folder holds what
+``results/{study}`` holds.
 ``--out`` gets, for every run that was started, its steps as far as they came (``studies.json``) and the JSON
 of ``gpu_study.py``, records of episodes and the end of its log (``studies.tar.xz``): lost runs are seen.
 ``--gather`` starts nothing and writes that again from ``--folder``.
@@ -104,7 +105,10 @@ def plan(options: argparse.Namespace) -> list[Run]:
     for regime, row in asked["regimes"].items():
         if options.only and regime not in options.only:
             continue
-        seeds = [seed for seed in row["seeds"] if seed in (options.seeds or row["seeds"])]
+        own = {} if "overlay" not in row else yaml.safe_load((HERE.parent / row["overlay"]).read_text())
+        own |= {key: value for key, value in row.items() if key == "seeds"}
+        known = own.pop("seeds", None) or yaml.safe_load((HERE.parent / asked["config"]).read_text())["seeds"]
+        seeds = [seed for seed in known if seed in (options.seeds or known)]
         folder = options.folder.absolute() / regime
         folder.mkdir(parents=True, exist_ok=True)
         for place, seed in enumerate(seeds):
@@ -114,7 +118,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
                 command = ["--config", asked["config"], "--arm", arm, "--seed", str(seed)]
                 command += ["--base", str(base), "--folder", str(folder)]
                 command += ["--out", str(options.folder.absolute() / f"{name}.json")]
-                command += [*asked.get("arguments", []), *keys(asked["set"], row.get("set"))]
+                command += [*asked.get("arguments", []), *keys(asked["set"], own, row.get("set"))]
                 command += [word for pair in options.set for word in ("--set", pair)]
                 retry = keys(asked.get("retry_set"))
                 runs.append(Run(name, folder, arm, seed, command, retry, place % options.gpus))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from arpo_replica.report import words
 from synthetic_study import PAPER_FILES, Study, evaluate, make_study, render
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import replay_points  # noqa: E402
+
 PAGE = (ROOT / "docs/replay_study.md").read_text("utf-8")
 STAGE = {"name": "train_32", "split": "train_32", "steps": 4}
 
@@ -328,3 +332,34 @@ def test_the_command_prints_what_the_rules_wrote(study: Study, tmp_path: Path, c
         untrained = Changed(study, tmp_path)
         untrained.summary.trainings = []
         re_.analyse(untrained.write())
+
+
+def test_the_secondary_studies_are_those_of_the_figure() -> None:
+    for point in replay_points.POINTS:
+        overlay = ROOT / f"configs/regimes/{point.study.removeprefix('replay_')}.yaml"
+        config = load_config(ROOT / "configs/replay.yaml", *([overlay] if overlay.is_file() else []))
+        assert (config.name, config.seeds) == (point.study, list(point.seeds))
+        (stage,) = config.training.stages
+        rollouts, tasks = config.training.rollouts_per_task, config.training.tasks_per_step
+        assert rollouts == point.group
+        assert stage.steps * tasks == point.visits * replay_points.TASKS
+
+
+def test_the_toy_gains_by_replay_where_success_is_rare_only() -> None:
+    rare, common = replay_points.POINTS[0], replace(replay_points.POINTS[0], base=0.9)
+
+    def gain(point: replay_points.Point) -> float:
+        ours, theirs = (replay_points.train(point, 2.0, replay=on)[0] for on in (True, False))
+        return float((ours - theirs).mean())
+
+    assert gain(rare) > 0.06
+    assert abs(gain(common)) < 0.02
+    assert replay_points.train(rare, 2.0, replay=False)[1] == 0, "nothing was replayed"
+
+
+def test_an_unfinished_point_of_the_figure_is_not_looked_at(study: Study) -> None:
+    summary = study_summary(study)
+    point = replace(replay_points.POINTS[0], seeds=tuple(re_.SEEDS))
+    found = replay_points.measured(point, summary)
+    assert found is not None and found["low"] <= found["gain"] <= found["high"] and found["pairs"] == 12
+    assert replay_points.measured(replace(point, seeds=(*re_.SEEDS, 14)), summary) is None
