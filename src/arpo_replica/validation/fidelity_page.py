@@ -9,8 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from arpo_replica.config.docs import render_markdown
 from arpo_replica.config.load import load_yaml
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S
 from arpo_replica.validation.validate import KNOWN_ISSUES, MODES, load_known_issues
@@ -35,13 +34,8 @@ def render_fidelity(root: Path = Path()) -> str:
     reasons = defaultdict(list)
     for task, reason in _read(root / SPLIT)["excluded"].items():
         reasons[reason].append(f"`{task[: task.index('/') + 9]}`")
-    environment = Environment(  # noqa: S701 - Markdown of our own
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("fidelity.md.j2").render(
+    return render_markdown(
+        Path(__file__).with_name("fidelity.md.j2"),
         validation=validation,
         agreement=agreement,
         windows=windows,
