@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from arpo_replica.base.slurm import read_jobs
-from arpo_replica.training.checkpoints import checkpoints
+from arpo_replica.training.job import checkpoints
 from slurm.conftest import SITE, Checkout, end
 
 STUDY = Path("results/slurm")

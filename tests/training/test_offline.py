@@ -18,8 +18,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from arpo_replica.policy.manifest import hash_weights  # noqa: E402
-from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints  # noqa: E402
-from arpo_replica.training.job import OfflineJob  # noqa: E402
+from arpo_replica.training.job import PREFIX_TRL, OfflineJob, checkpoints  # noqa: E402
 from arpo_replica.training.offline.data import Turn, make_samples, read_rollouts  # noqa: E402
 from arpo_replica.training.offline.run import prepare_work, publish, recipe_of  # noqa: E402
 from arpo_replica.training.offline.trainers import (  # noqa: E402

@@ -34,8 +34,7 @@ from arpo_replica.cluster.costs import (
     rollout_estimate,
     stage_estimate,
 )
-from arpo_replica.cluster.profile import make_profile
-from arpo_replica.cluster.site import Site, load_site
+from arpo_replica.cluster.profile import Site, load_site, make_profile
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.training.process import attempt as attempts

@@ -21,8 +21,7 @@ from arpo_replica.base.slurm import JOBS_FILE, read_jobs, record_allocation
 from arpo_replica.cluster import executor as taught
 from arpo_replica.cluster import profile, resources
 from arpo_replica.cluster.orphan_jobs import check_left, submitted
-from arpo_replica.cluster.profile import make_profile
-from arpo_replica.cluster.site import Site, load_site
+from arpo_replica.cluster.profile import Site, load_site, make_profile
 from arpo_replica.config import load_config
 from arpo_replica.training.process import attempt as attempts
 from arpo_replica.training.process.ray_cluster import own_address

@@ -27,7 +27,7 @@ from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.policy.endpoint import Endpoint as PolicyEndpoint
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.manifest import read_manifest, register_model
-from arpo_replica.rollout.progress import Progress
+from arpo_replica.rollout.collect import Progress
 from arpo_replica.rollout.records import EpisodeRecord
 from arpo_replica.rollout.run import (
     Copy,

@@ -19,8 +19,7 @@ import yaml
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.slurm import ask
-from arpo_replica.cluster.profile import Profile, make_profile
-from arpo_replica.cluster.site import load_site
+from arpo_replica.cluster.profile import Profile, load_site, make_profile
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers.pool_folder import SUBMIT, make_secret

@@ -7,9 +7,8 @@ import math
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import pools
 from arpo_replica.cluster.costs import JobEstimate, rollout_estimate, stage_estimate
-from arpo_replica.cluster.profile import Profile, make_profile
+from arpo_replica.cluster.profile import SITE_FILE, Profile, load_site, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
-from arpo_replica.cluster.site import SITE_FILE, load_site
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.examine import Finding, check, fail, ok, warn
 from arpo_replica.doctor.machine import Machine

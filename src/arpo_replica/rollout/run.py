@@ -24,9 +24,8 @@ from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePol
 from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer, cards_of_copies
 from arpo_replica.providers.pool import make_provider, one_line
-from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes, open_episodes
+from arpo_replica.rollout.collect import OutputRoot, PoolSettings, Progress, collect_episodes, open_episodes
 from arpo_replica.rollout.episode import EpisodeLimits, Labels
-from arpo_replica.rollout.progress import Progress
 from arpo_replica.rollout.records import write_index
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import ResolvedSplit

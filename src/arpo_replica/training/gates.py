@@ -18,7 +18,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Section
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.policy.manifest import read_manifest
-from arpo_replica.training.checkpoints import COMPLETE_FILE, REPLAY_FILE
+from arpo_replica.training.job import COMPLETE_FILE, REPLAY_FILE
 from arpo_replica.training.metrics import unbroken
 
 logger = logging.getLogger(__name__)

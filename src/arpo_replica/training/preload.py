@@ -18,8 +18,7 @@ from arpo_replica.config.training import StageConfig
 from arpo_replica.policy.manifest import Manifest
 from arpo_replica.rollout.run import describe_sampling, sampled_as_in_training
 from arpo_replica.tasks.model import Task
-from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE
-from arpo_replica.training.job import StartStore
+from arpo_replica.training.job import PREFIX_VERL, REPLAY_FILE, StartStore
 from arpo_replica.training.offline.data import RecordedEpisode, digest, read_rollouts
 
 

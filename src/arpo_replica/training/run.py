@@ -28,8 +28,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, write_manifest
 from arpo_replica.providers.pool import load_named
 from arpo_replica.tasks.splits import ResolvedSplit
-from arpo_replica.training.checkpoints import checkpoints
-from arpo_replica.training.job import Job, Training
+from arpo_replica.training.job import Job, Training, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
 from arpo_replica.training.process.attempt import Attempt, Notice, PortTaken, listening

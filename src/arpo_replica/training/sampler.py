@@ -37,9 +37,8 @@ from verl.utils import tensordict_utils
 
 from arpo_replica.base.files import write_atomically
 from arpo_replica.rollout.records import episode_dir
-from arpo_replica.training.checkpoints import PREFIX_VERL, REPLAY_FILE, mark_complete
 from arpo_replica.training.items import ItemStore, QueueRow, value_of
-from arpo_replica.training.job import Job, current_job
+from arpo_replica.training.job import PREFIX_VERL, REPLAY_FILE, Job, current_job, mark_complete
 from arpo_replica.training.metrics import (
     Replaced,
     Rollout,

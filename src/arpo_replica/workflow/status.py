@@ -9,7 +9,8 @@ from typing import Any
 from arpo_replica.base.files import latest, read_json, read_rows
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers.pool_folder import announced
-from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints
+from arpo_replica.rollout.collect import clock
+from arpo_replica.training.job import PREFIX_TRL, checkpoints
 from arpo_replica.workflow.study import Study
 
 SHOWN_JOBS = 12
@@ -153,9 +154,3 @@ def _outcomes(beat: dict[str, Any]) -> str:
     # A job counts its own episodes; those of earlier jobs are only kept.
     counts = {"kept": beat.get("kept", 0), **dict(sorted(beat.get("outcomes", {}).items()))}
     return "".join(f"{name} {count}, " for name, count in counts.items() if count)
-
-
-def clock(seconds: float) -> str:
-    """``h:mm:ss``."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -23,8 +23,7 @@ from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import Manifest, read_manifest
 from arpo_replica.rollout.run import sampled_as_in_training
-from arpo_replica.training.checkpoints import COMPLETE_FILE, PREFIX_TRL
-from arpo_replica.training.job import OfflineJob
+from arpo_replica.training.job import COMPLETE_FILE, PREFIX_TRL, OfflineJob
 from arpo_replica.training.offline.data import digest, make_samples, read_rollouts
 from arpo_replica.training.run import publish_model
 

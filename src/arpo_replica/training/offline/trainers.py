@@ -16,8 +16,7 @@ from typing import Any
 
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
-from arpo_replica.training.checkpoints import PREFIX_TRL, checkpoints, mark_complete
-from arpo_replica.training.job import OfflineJob
+from arpo_replica.training.job import PREFIX_TRL, OfflineJob, checkpoints, mark_complete
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
 
 logger = logging.getLogger(__name__)

@@ -30,8 +30,7 @@ from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
 from arpo_replica.policy.vllm_server import quiet_environment
-from arpo_replica.training.checkpoints import checkpoints
-from arpo_replica.training.job import VARIABLE, Job
+from arpo_replica.training.job import VARIABLE, Job, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.process.failures import PORT_TAKEN, explain, kernel_killed
 from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
