@@ -12,7 +12,7 @@ from PIL import Image
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.interface import Reply
+from arpo_replica.policy.endpoint import Reply
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 from arpo_replica.tasks.model import Task
 

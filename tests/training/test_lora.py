@@ -21,8 +21,7 @@ from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.config.training import LoraConfig as Lora  # noqa: E402
 from arpo_replica.models.shape import architecture  # noqa: E402
 from arpo_replica.models.weights import read_description  # noqa: E402
-from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
-from arpo_replica.policy.interface import Reply  # noqa: E402
+from arpo_replica.policy.endpoint import Endpoint, Reply  # noqa: E402
 from arpo_replica.policy.manifest import read_manifest  # noqa: E402
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
 from arpo_replica.training.job import outline  # noqa: E402

@@ -17,8 +17,7 @@ from aiohttp.test_utils import TestServer
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError
 from arpo_replica.config.models import PolicyConfig
 from arpo_replica.policy import endpoint as module
-from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling
-from arpo_replica.policy.interface import request_seed
+from arpo_replica.policy.endpoint import Endpoint, EndpointPolicy, NamedImagePolicy, Sampling, request_seed
 from arpo_replica.policy.prompt import first_text
 from fakes import make_task, png
 
@@ -155,7 +154,7 @@ async def test_every_request_has_its_own_seed_and_the_same_one_again():
 
 
 def test_seeds_are_the_same_in_every_process():
-    code = "from arpo_replica.policy.interface import request_seed; print(request_seed(0, 'a', 1))"
+    code = "from arpo_replica.policy.endpoint import request_seed; print(request_seed(0, 'a', 1))"
     found = {
         int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env).stdout)
         for env in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2"})

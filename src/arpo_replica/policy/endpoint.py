@@ -1,4 +1,5 @@
-"""A policy behind any OpenAI-compatible chat endpoint: vLLM that we started, a lab's GPU, a service."""
+"""What a policy is, and one behind any OpenAI-compatible chat endpoint: vLLM that we started, a lab's GPU, a
+service."""
 
 from __future__ import annotations
 
@@ -12,13 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import aiohttp
 
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError, brief
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.interface import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
 from arpo_replica.tasks.model import Task
 
@@ -37,6 +37,51 @@ TOO_MUCH = ("context length", "maximum model length", "At most")
 """Of vLLM's refusals those that sending the screenshots again cannot mend."""
 MAX_ANSWER = 4 * 1024 * 1024
 """Longest answer that is read, in bytes."""
+
+
+# --- what the episode loop asks of a policy; the same for an endpoint, verl and a scripted expert ---
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply of the policy, as text, with its token counts."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    weights: tuple[int, int] | None = field(default=None, kw_only=True)
+    """Updates behind the weights that wrote its first and its last token; None where nothing is trained."""
+
+
+class Conversation(Protocol):
+    """One episode's exchange of screenshots and replies. Raises ``PolicyError`` when the endpoint fails."""
+
+    async def reply(self, screenshot: bytes) -> Reply:
+        """Show the newest screenshot (PNG bytes), get the next reply. History is kept inside."""
+
+
+@runtime_checkable
+class AsksAgain(Protocol):
+    """A conversation that can draw its last reply anew."""
+
+    async def again(self) -> Reply:
+        """Forget the last reply, which could not be read, and draw another at temperature 1."""
+
+
+class Policy(Protocol):
+    """Starts conversations."""
+
+    def start(self, task: Task) -> Conversation:
+        """A fresh conversation about a task."""
+
+
+def request_seed(*parts: object) -> int:
+    """A seed of 31 bits that depends on nothing but ``parts`` (Python's ``hash`` differs between runs)."""
+    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+# --- a policy behind an endpoint ----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.policy.interface import Policy
+from arpo_replica.policy.endpoint import Policy
 from arpo_replica.providers.pool import DesktopPool, StartError, one_line
 from arpo_replica.rollout.episode import (
     EpisodeLimits,

@@ -15,7 +15,7 @@ from arpo_replica.actions.types import Action, Fail, Finished, Wait
 from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, Score
-from arpo_replica.policy.interface import AsksAgain, Conversation, Policy, Reply
+from arpo_replica.policy.endpoint import AsksAgain, Conversation, Policy, Reply
 from arpo_replica.rollout.records import EpisodeRecord, Outcome, Show, StepRecord, write_episode
 from arpo_replica.tasks.model import Task
 
@@ -77,7 +77,7 @@ class EpisodeResult:
 
 TOLD = (
     *("outcome", "hard_score", "standard_score", "expected", "found", "format_errors", "refusal"),
-    *("final_screenshot", "reset_s", "evaluate_s"),
+    *("final_screenshot", "reset_s", "evaluate_s", "ran_on"),
 )
 """What a record takes over from a result."""
 LOST = EpisodeResult("env_error", None, None, 0)  # type: ignore[arg-type]  # environment errors have no score
@@ -118,7 +118,6 @@ def make_record(
         instruction=task.instruction,
         infeasible=task.infeasible,
         **asdict(labels),
-        ran_on={} if result is None else result.ran_on,
         split=split,
         trial=trial,
         **{name: getattr(told, name) for name in TOLD},

@@ -30,7 +30,7 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.policy.interface import Conversation
+from arpo_replica.policy.endpoint import Conversation
 from arpo_replica.providers.pool import DesktopPool, load_named
 from arpo_replica.rollout.episode import (
     EpisodeLimits,

@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 
 from arpo_replica.base.errors import PolicyError, RefusedError
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.interface import Reply, request_seed
+from arpo_replica.policy.endpoint import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.rollout.records import encode_webp
 from arpo_replica.tasks.model import Task

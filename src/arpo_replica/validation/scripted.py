@@ -30,7 +30,7 @@ from arpo_replica.actions.types import Fail, Finished, Hotkey
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import FormatError, UserError
 from arpo_replica.config.load import read_yaml
-from arpo_replica.policy.interface import Conversation, Reply
+from arpo_replica.policy.endpoint import Conversation, Reply
 from arpo_replica.tasks.model import Task
 
 FOLDER = Path("data/oracles/osworld")
@@ -159,7 +159,7 @@ class EndsAtOnce:
 
 
 class ScriptedOracle:
-    """Replays the committed script of a task (``policy.interface.Policy``)."""
+    """Replays the committed script of a task (``policy.endpoint.Policy``)."""
 
     def __init__(self, oracles: Mapping[str, Oracle]) -> None:
         """``oracles``: task id -> script."""
@@ -171,7 +171,7 @@ class ScriptedOracle:
 
 
 class ScriptedConversation:
-    """One replay (``policy.interface.Conversation``).
+    """One replay (``policy.endpoint.Conversation``).
 
     A step that has to see something waits for it, by as many ``wait()`` as it takes; if it never comes the
     episode is given up, which scores 0 on a feasible task. After the last step it says ``finished()``.

@@ -26,7 +26,7 @@ from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.policy.interface import Policy
+from arpo_replica.policy.endpoint import Policy
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits, Labels

@@ -14,13 +14,13 @@ from arpo_replica.actions.parse import format_reply
 from arpo_replica.actions.types import Action, Click, Finished, TypeText
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.desktop.devtools import DevTools
-from arpo_replica.policy.interface import Reply
+from arpo_replica.policy.endpoint import Reply
 from arpo_replica.suites.miniwob.pages import END_COLOR, script, task_page
 from arpo_replica.tasks.model import Task
 
 
 class Expert:
-    """The expert on one desktop (``policy.interface.Policy``)."""
+    """The expert on one desktop (``policy.endpoint.Policy``)."""
 
     def __init__(self, devtools: DevTools, frame: Frame) -> None:
         """``frame`` maps its screen pixels to the coordinates that the policy is to write."""
@@ -33,7 +33,7 @@ class Expert:
 
 
 class ExpertConversation:
-    """One episode of the expert (``policy.interface.Conversation``)."""
+    """One episode of the expert (``policy.endpoint.Conversation``)."""
 
     def __init__(self, task: Task, devtools: DevTools, frame: Frame) -> None:
         self._devtools = devtools
