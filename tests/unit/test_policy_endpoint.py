@@ -297,6 +297,8 @@ async def test_a_server_of_another_known_model_is_refused():
             UserError, match=r"serves 'policy', which is arpo_uitars1\.5_7b and not the model"
         ):
             await asyncio.to_thread(ask, server.url, "ui-tars-1.5-7b", "arpo_uitars1.5_7b")
+        with pytest.raises(UserError, match=r"not 'mine'; correct arms\.x\.weights\.served_model"):
+            await asyncio.to_thread(module.check_endpoint, server.url, "mine", section="arms.x.weights")
 
 
 # --- secrets, and a model of another name --------------------------------------------------------------

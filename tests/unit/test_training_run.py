@@ -29,8 +29,9 @@ from arpo_replica.training.run import (
 def weights(content: bytes, shapes: dict[str, list[int]] | None = None) -> bytes:
     """A file of safetensors with this header; the rest is whatever it is."""
     named = {"w": [2]} if shapes is None else shapes
-    header = json.dumps({name: {"shape": shape} for name, shape in named.items()}).encode()
-    return struct.pack("<Q", len(header)) + header + content
+    ends = {"data_offsets": [0, len(content)]}
+    header = json.dumps({name: {"shape": shape, **ends} for name, shape in named.items()}).encode()
+    return struct.pack("<Q", len(header)) + header + (content if named else b"")
 
 
 def add_checkpoint(job: Job, step: int) -> Path:

@@ -32,10 +32,16 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 NAMES = ("UI-TARS-2B-SFT", "UI-TARS-1.5-7B", "UI-TARS-7B-DPO", "ARPO_UITARS1.5_7B")
 
 
+def tensor_file(data: bytes) -> bytes:
+    """A safetensors file of one tensor."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
 def make_folder(folder: Path, **files: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(tensor_file(b"weights"))
     for name, data in files.items():
         (folder / name.replace("__", ".")).write_bytes(data)
     return folder
@@ -70,6 +76,39 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path)
 
 
+FIRST, SECOND = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "is no safetensors file; fetch"),
+        ("model.safetensors", b"", "is no safetensors file"),
+        ("model.safetensors", tensor_file(b"weights")[:-1], "is shorter or longer than its header says"),
+        ("model.safetensors", (9).to_bytes(8, "little") + b"[1, 2, 3]", "has a broken header"),
+        (FIRST, tensor_file(b"weights"), f"lacks {SECOND}"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"w": "other.safetensors"}}',
+            "lacks other.safeten",
+        ),
+        ("model.safetensors.index.json", b'{"weight_map": {"w": []}}', "is no index of weights"),
+        ("model.safetensors.index.json", b"[]", "is no index of weights"),
+        ("config.json", b"[]", "config.json describes no model"),
+        ("config.json", b'{"text_config": 3}', "config.json describes no model"),
+    ],
+)
+def test_half_a_model_is_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    folder = make_folder(tmp_path)
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=said) as caught:
+        check_folder(folder)
+    assert "\n" not in str(caught.value)
+    if name == FIRST:
+        (folder / SECOND).write_bytes(tensor_file(b"more"))
+        check_folder(folder)
+
+
 def test_recorded_hashes_are_enforced(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     hashes = weights.record_hashes(folder, tmp_path / "record.json")
@@ -77,7 +116,7 @@ def test_recorded_hashes_are_enforced(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="has not the recorded sha256"):
         check_folder(folder, hashes)
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(tensor_file(b"weights"))
     (folder / "more.safetensors").write_bytes(b"more")
     with pytest.raises(UserError, match=r"more\.safetensors has no recorded sha256"):
         check_folder(folder, hashes)
@@ -252,6 +291,14 @@ def test_an_arm_that_does_not_match_the_base_is_refused(
         0,
         str(same),
     )
+
+
+@pytest.mark.parametrize("form", [b"[]", b'{"model": 1}', b'{"model": {"vocab": {}}, "added_tokens": [1]}'])
+def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path, form: bytes) -> None:
+    base = make_folder(tmp_path / "base", tokenizer__json=VOCABULARY)
+    other = make_folder(tmp_path / "other", tokenizer__json=form)
+    with pytest.raises(UserError, match="other has a tokenizer that cannot be read; fetch the model anew"):
+        Study(make_arms(base, other)).check_weights("arpo_released")
 
 
 def test_names_of_other_models_are_known() -> None:

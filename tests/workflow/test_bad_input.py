@@ -52,6 +52,17 @@ def refusal_by_the_machine(workspace, **environment: str) -> str:
         ("  tasks_per_step: 4", "  tasks_per_step: 6", "training.tasks_per_step (6) must be a multiple of"),
         ("  rollouts_per_task: 4", "  rollouts_per_task: 1", "'training.rollouts_per_task' is 1"),
         ("  micro_batch: 16", "  micro_batch: 5", "training.micro_batch (5) must divide"),
+        (
+            "  micro_batch: 16",
+            "  micro_batch: 16\n  lora: {rank: 4, alpha: 8, targets: [w_proj]}",
+            "training.lora.targets names 'w_proj', but the layers that can have an adapter here are q_proj,",
+        ),
+        ("  micro_batch: 16", "  micro_batch: 16\n  lora: {rank: 0, alpha: 8}", "'training.lora.rank' is 0"),
+        (
+            "arms:\n",
+            "arms:\n  first: {weights: m}\n  second: {weights: m}\n",
+            "arms.second has the weights of the arm 'first'; give it others or drop it",
+        ),
         ("  tasks_per_step: 4\n", "  tasks_per_step: 8\n", "the split 'train_4' has only 4 tasks"),
         ("  max_model_len: 2048", "  max_model_len: 40", "policy.max_new_tokens (48) leaves no room"),
         ("splits: [test_in, test_out]", "splits: [test_inn]", "evaluation.splits names the split 'test_inn'"),

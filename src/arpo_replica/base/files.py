@@ -32,6 +32,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
 
+def read_tensor_header(path: Path) -> dict[str, Any]:
+    """Tensor -> its entry in the header of a safetensors file.
+
+    Raises ``ValueError`` that says of a file that is not whole what is wrong with it.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        data = path.stat().st_size - 8 - length
+        if length < 2 or data < 0:
+            raise ValueError("is no safetensors file")
+        try:
+            header = dict(json.loads(file.read(length)))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise ValueError("has a broken header") from None
+    if end != data:
+        raise ValueError("is shorter or longer than its header says")
+    return header
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as file:

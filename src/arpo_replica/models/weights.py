@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from arpo_replica.base.environments import as_module, find, heavy_environment, run_module
 from arpo_replica.base.errors import UserError, brief
-from arpo_replica.base.files import file_sha256, write_atomically
+from arpo_replica.base.files import file_sha256, read_tensor_header, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import COMMIT, Section
 from arpo_replica.policy.manifest import Manifest, read_manifest, write_base
@@ -108,6 +108,30 @@ def check_folder(folder: Path, hashes: dict[str, str] | None = None) -> None:
     missing = sorted(set(hashes or ()) - {path.relative_to(folder).as_posix() for path in files})
     if missing:
         raise UserError(f"{folder} lacks {missing[0]}; delete it and fetch the model anew.")
+    check_whole(folder)
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a model of which a download, or ``git clone`` without LFS, left a part. Raises ``UserError``."""
+    config = json.loads((folder / "config.json").read_bytes())
+    if not isinstance(config, dict) or not isinstance(config.get("text_config") or {}, dict):
+        raise UserError(f"{folder / 'config.json'} describes no model; fetch the model anew.")
+    found = {path.name for path in folder.glob("*.safetensors")}
+    wanted: set[str] = set()
+    for name in found:
+        try:
+            read_tensor_header(folder / name)
+        except ValueError as error:
+            raise UserError(f"{folder / name} {error}; fetch it anew (git lfs pull).") from None
+        if shard := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})[.]safetensors", name):
+            wanted |= {f"{shard[1]}-{n:05}-of-{shard[2]}.safetensors" for n in range(1, int(shard[2]) + 1)}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            wanted |= set(json.loads(index.read_bytes())["weight_map"].values())
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"{index} is no index of weights; fetch it anew.") from None
+    if lacking := sorted(wanted - found):
+        raise UserError(f"{folder} lacks {lacking[0]}, a part of its weights; fetch it too.")
 
 
 def refuse_custom_code(path: Path) -> None:
@@ -245,16 +269,20 @@ def _architecture(model: str) -> dict[str, Any]:
 
 
 def _tokens(folder: Path) -> dict[str, int]:
-    """Token -> id of a folder's tokenizer, special ones included; empty if there is none of a known form."""
+    """Token -> id of a folder's tokenizer, special ones included; empty if there is none. Raises
+    ``UserError`` for one of another form."""
     names = ("tokenizer.json", "vocab.json", "added_tokens.json")
-    read = {name: json.loads((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
-    whole = read.get("tokenizer.json")
-    if whole is None:
-        return {**read.get("vocab.json", {}), **read.get("added_tokens.json", {})}
-    vocabulary = whole["model"]["vocab"]
-    if isinstance(vocabulary, list):  # a unigram model: the id is the place
-        vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
-    return {**vocabulary, **{entry["content"]: entry["id"] for entry in whole.get("added_tokens", [])}}
+    try:
+        read = {name: json.loads((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
+        whole = read.get("tokenizer.json")
+        if whole is None:
+            return {**read.get("vocab.json", {}), **read.get("added_tokens.json", {})}
+        vocabulary = whole["model"]["vocab"]
+        if isinstance(vocabulary, list):  # a unigram model: the id is the place
+            vocabulary = {entry[0]: place for place, entry in enumerate(vocabulary)}
+        return {**vocabulary, **{entry["content"]: entry["id"] for entry in whole.get("added_tokens", [])}}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise UserError(f"{folder} has a tokenizer that cannot be read; fetch the model anew.") from None
 
 
 def check_named_model(config: StudyConfig, description: ModelDescription, key: str = "policy.model") -> None:

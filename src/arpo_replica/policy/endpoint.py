@@ -140,9 +140,12 @@ class Endpoint:
         if self._session is not None:
             await self._session.close()
 
-    async def check(self) -> None:
-        """Find the model. Raises ``UserError`` if the endpoint does not answer or does not serve it."""
-        fix = "start the server or correct policy.endpoint"
+    async def check(self, section: str = "policy") -> None:
+        """Find the model. Raises ``UserError`` if the endpoint does not answer or does not serve it.
+
+        ``section``: where the config names them.
+        """
+        fix = f"start the server or correct {section}.endpoint"
         limit = aiohttp.ClientTimeout(total=20)
         try:
             async with self._open().get(f"{self.url}/models", timeout=limit, allow_redirects=False) as answer:
@@ -168,7 +171,7 @@ class Endpoint:
             asked = "any model" if self.model is None else f"'{self.model}'"
             raise UserError(
                 f"The endpoint {self.url} serves {[self.hide(name) for name in served]}, not {asked}; "
-                "correct policy.served_model."
+                f"correct {section}.served_model."
             )
 
     async def complete(self, body: dict[str, Any]) -> Any:
@@ -223,6 +226,7 @@ def check_endpoint(
     model: str | None = None,
     key_variable: str = API_KEY_VARIABLE,
     others: Collection[str] = (),
+    section: str = "policy",
 ) -> str:
     """The name of the model served. Refuses, with a ``UserError``, an endpoint that does not answer.
 
@@ -233,7 +237,7 @@ def check_endpoint(
         async with Endpoint(
             url, model=model, api_key=None, timeout_s=20, connections=1, key_variable=key_variable
         ) as endpoint:
-            await endpoint.check()
+            await endpoint.check(section)
             names = {root.rstrip("/").rpartition("/")[2].lower() for root in endpoint.roots}
             if found := sorted(names & set(others)):
                 raise UserError(

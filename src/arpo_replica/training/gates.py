@@ -7,13 +7,12 @@ says what was missed. It only keeps the next stage from building on it.
 import json
 import logging
 import math
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import read_rows, write_atomically
+from arpo_replica.base.files import read_rows, read_tensor_header, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Section
 from arpo_replica.config.training import TrainingConfig
@@ -185,18 +184,8 @@ def _unreadable(path: Path) -> str | None:
         except (OSError, zipfile.BadZipFile):
             return "is no file that torch.load can read"
     if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= length <= path.stat().st_size - 8:
-                return "is no safetensors file"
-            try:
-                header = json.loads(file.read(length))
-                end = max(
-                    (entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"), default=0
-                )
-            except (ValueError, KeyError, TypeError, IndexError):
-                return "has a broken header"
-        if end != path.stat().st_size - 8 - length:
-            return "is shorter or longer than its header says"
+        try:
+            read_tensor_header(path)
+        except ValueError as error:
+            return str(error)
     return None

@@ -10,7 +10,6 @@
 import json
 import logging
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import read_tensor_header, write_atomically
 from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
@@ -236,12 +235,9 @@ def tensors(folder: Path) -> dict[str, list[int]]:
     tied = (config | (config.get("text_config") or {})).get("tie_word_embeddings", False)
     shapes = {}
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
+        for name, entry in read_tensor_header(path).items():
             known = name.replace("language_model.", "").removeprefix("model.")
-            if name != "__metadata__" and not (tied and known == "lm_head.weight"):
+            if not (tied and known == "lm_head.weight"):
                 shapes[known] = entry["shape"]
     return shapes
 

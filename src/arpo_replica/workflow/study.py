@@ -145,6 +145,8 @@ class Study:
                     check_window(job, named.config)
                 elif (folder / "config.json").is_file():
                     check_window(job)
+                elif self.config.policy.model == "nano":
+                    check_window(job, {"model_type": "qwen2_5_vl"})
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
 
@@ -245,7 +247,8 @@ class Study:
         policy = self.config.of_arm(arm).policy
         if policy.endpoint is not None:
             others = names_of_others(policy.model)
-            check_endpoint(policy.endpoint, policy.served_model, policy.api_key_variable, others)
+            section = "policy" if arm == "base" else model_key(arm)
+            check_endpoint(policy.endpoint, policy.served_model, policy.api_key_variable, others, section)
 
     def desktop_image(self) -> list[str]:
         """Record of the image that the study's desktops need built; nothing for other desktops."""
