@@ -30,7 +30,6 @@ from arpo_replica.validation.scripted import (
 )
 from arpo_replica.validation.validate import (
     KNOWN_ISSUES,
-    PolicyResult,
     compare_validations,
     judge,
     load_known_issues,
@@ -150,7 +149,7 @@ def test_a_known_issues_file_with_a_wrong_key_is_refused(tmp_path):
 
 
 def scores(**modes):
-    return {mode: [PolicyResult(score) for score in found] for mode, found in modes.items()}
+    return {mode: [{"score": score} for score in found] for mode, found in modes.items()}
 
 
 @pytest.mark.parametrize(

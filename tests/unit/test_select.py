@@ -5,9 +5,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from arpo_replica.base.files import read_rows
 from arpo_replica.config.tasks import SelectedTasksConfig, TasksConfig
 from arpo_replica.rollout.records import write_index
-from arpo_replica.rollout.select import Tried, count, read_indexes, selected_split
+from arpo_replica.rollout.select import Tried, count, selected_split
 from arpo_replica.tasks.splits import Split
 
 
@@ -38,7 +39,8 @@ def test_successes_are_read_from_the_indexes_that_rollouts_write(tmp_path):
         (tmp_path / f"trial_{trial}" / "m.once").mkdir(parents=True)
         (tmp_path / f"trial_{trial}" / "m.once" / "episode.json").write_text(json.dumps(record))
         write_index(tmp_path / f"trial_{trial}")
-    tried = count(read_indexes(tmp_path / f"trial_{trial}" for trial in range(3)), 0.5)
+    indexes = [tmp_path / f"trial_{trial}" / "episodes.jsonl" for trial in range(3)]
+    tried = count([row for index in indexes for row in read_rows(index)], 0.5)
     assert tried == {("m", "once"): Tried(successes=1, failures=1, lost=1)}
 
 

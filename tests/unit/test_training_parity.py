@@ -13,13 +13,26 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.tasks.splits import Split
-from arpo_replica.training.parity import actual, compose, drift, read_facts, render_parity
+from arpo_replica.training.parity import actual, compose, read_facts, render_parity
 from verl_keys import verl_values
 
 FACTS = read_facts(ROOT)
 STUDIES = ["paper", "subset32", "seed_2b"]
 ABLATIONS = sorted((ROOT / "configs/ablations").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs/recipes").glob("*.yaml"))
+
+
+def drift(root: Path) -> list[str]:
+    """One line for each value that is not what facts and exceptions ask for; empty if all is well."""
+    facts = read_facts(root)
+    found = []
+    for recipe, paths in facts.recipes.items():
+        config = compose(paths, root)
+        for row in facts.rows:
+            value, expected = actual(row, config), row.expected(recipe)
+            if value != expected:
+                found.append(f"{recipe}: {row.name} ({row.key}) is {value!r}, the facts ask for {expected!r}")
+    return found
 
 
 def test_recipes_say_what_the_facts_ask_for() -> None:

@@ -19,7 +19,8 @@ def latest(paths: Iterable[Path]) -> float:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none if it is not there. A line that is being written is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    # Not splitlines(): text of a model may hold U+2028, which is no end of a line of JSON.
+    for line in path.read_text("utf-8").split("\n") if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

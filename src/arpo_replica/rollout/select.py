@@ -5,13 +5,14 @@ comes of it says what every task scored, so a reader can choose otherwise and se
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import read_rows, write_atomically
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.tasks import SelectedTasksConfig
 from arpo_replica.policy.manifest import read_manifest
@@ -43,7 +44,8 @@ def select_tasks(
     settings = config.tasks.selected[name]
     roots = [out.with_suffix("") / settings.source / f"trial_{trial}" for trial in range(settings.rollouts)]
     collect_rollouts(sampled_as_in_training(config), manifest=manifest, splits=[source], roots=roots)
-    tried = count(read_indexes(roots), config.evaluation.success_above)
+    records = chain.from_iterable(read_rows(root / "episodes.jsonl") for root in roots)
+    tried = count(records, config.evaluation.success_above)
     document = selected_split(name, settings, tried, read_manifest(manifest).sha256)
     kept = sum(map(len, document["tasks"].values()))
     if kept < config.training.tasks_per_step:
@@ -53,13 +55,6 @@ def select_tasks(
         )
     write_atomically(out, (json.dumps(document, indent=1) + "\n").encode())
     return kept, len(tried)
-
-
-def read_indexes(roots: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The summaries of all episodes below folders whose index was just written."""
-    for root in roots:
-        # Not splitlines(): an instruction may hold U+2028, which is no end of a line of JSON.
-        yield from map(json.loads, filter(None, (root / "episodes.jsonl").read_text("utf-8").split("\n")))
 
 
 def count(records: Iterable[Mapping[str, Any]], success_above: float) -> dict[tuple[str, str], Tried]:

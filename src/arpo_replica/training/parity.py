@@ -60,11 +60,9 @@ class Hyperparameter(Section):
     """False: no claim asks for it, because it changes time or memory, not the result."""
 
     def expected(self, recipe: str) -> Value:
+        """What the recipe's source says, or what it has instead for a reason."""
         if recipe in self.exceptions:
             return self.exceptions[recipe].value
-        return self.sourced(recipe)
-
-    def sourced(self, recipe: str) -> Value:
         facts = [getattr(self, source) for source in SOURCES[recipe]]
         return next(fact.value for fact in facts if fact is not None)
 
@@ -103,19 +101,6 @@ def actual(row: Hyperparameter, config: StudyConfig, arm: str | None = None) -> 
     for part in rest:
         value = value[int(part)] if part.lstrip("-").isdigit() else getattr(value, part)
     return list(value) if isinstance(value, tuple) else value
-
-
-def drift(root: Path = Path()) -> list[str]:
-    """One line for each value that is not what facts and exceptions ask for; empty if all is well."""
-    facts = read_facts(root)
-    found = []
-    for recipe, paths in facts.recipes.items():
-        config = compose(paths, root)
-        for row in facts.rows:
-            value, expected = actual(row, config), row.expected(recipe)
-            if value != expected:
-                found.append(f"{recipe}: {row.name} ({row.key}) is {value!r}, the facts ask for {expected!r}")
-    return found
 
 
 def render_parity(root: Path = Path()) -> str:

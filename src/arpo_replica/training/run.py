@@ -148,12 +148,10 @@ def short_folder() -> Iterator[Path]:
 
     The guard of the training removes it too, for the case that this process is killed.
     """
-    path = Path(tempfile.mkdtemp(prefix="arpo_train_", dir=short_root()))
-    path.chmod(0o711)  # desktops below it belong to an unprivileged user
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    root = short_root()
+    with tempfile.TemporaryDirectory(prefix="arpo_train_", dir=root, ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o711)  # desktops below it belong to an unprivileged user
+        yield Path(path)
 
 
 def recipe_of(job: Job) -> dict[str, Any]:

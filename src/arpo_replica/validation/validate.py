@@ -13,7 +13,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,24 +77,15 @@ class KnownIssue(BaseModel):
     reason: str
 
 
-@dataclass(frozen=True)
-class PolicyResult:
-    """What one policy reached on one task; ``score`` None: an environment error."""
-
-    score: float | None
-    seconds: float = 0.0
-    reset_s: float = 0.0
-    evaluate_s: float = 0.0
-    steps: int = 0
-    errors: tuple[str, ...] = ()
+Attempt = dict[str, Any]
+"""What one policy reached on one task, as in the result; ``score`` None: an environment error."""
 
 
-def judge(infeasible: bool, attempts: Mapping[str, list[PolicyResult]]) -> Verdict:
+def judge(infeasible: bool, attempts: Mapping[str, list[Attempt]]) -> Verdict:
     """The verdict on a task. ``attempts``: mode -> one for each trial; the worst one decides."""
-    everything = [attempt for mode in attempts.values() for attempt in mode]
-    if any(attempt.score is None for attempt in everything):
+    if any(attempt["score"] is None for made in attempts.values() for attempt in made):
         return "env_error"
-    scores = {mode: [attempt.score or 0.0 for attempt in made] for mode, made in attempts.items()}
+    scores = {mode: [attempt["score"] for attempt in made] for mode, made in attempts.items()}
     if infeasible:
         right = max(scores["noop"]) == 0 and min(scores["fail"]) == 1
         return "infeasible_ok" if right else "infeasible_wrong"
@@ -146,7 +136,7 @@ def validate_tasks(
         "fail": EndsAtOnce(FAIL),
         "oracle": ScriptedOracle(scripts),
     }
-    attempts: dict[str, dict[str, list[PolicyResult]]] = {task.id: {} for task in tasks}
+    attempts: dict[str, dict[str, list[Attempt]]] = {task.id: {} for task in tasks}
     for mode, policy in policies.items():
         wanted = [task for task in tasks if mode != "oracle" or (task.id in scripts and not task.infeasible)]
         labels = make_labels(config, mode, scripts if mode == "oracle" else {})
@@ -210,21 +200,17 @@ async def _collect(
     )
 
 
-def read_attempt(root: Path, task: Task) -> PolicyResult:
+def read_attempt(root: Path, task: Task) -> Attempt:
     record = read_summary(episode_dir(root, task.domain, task.id))
-    return PolicyResult(
-        record["hard_score"],
-        record["duration_s"],
-        record["reset_s"],
-        record["evaluate_s"],
-        record["n_steps"],
-        tuple(record["errors"]),
-    )
+    found = {"score": record["hard_score"], "steps": record["n_steps"]}
+    times = {"seconds": "duration_s", "reset_s": "reset_s", "evaluate_s": "evaluate_s"}
+    found |= {name: round(record[key], 2) for name, key in times.items()}
+    return found | ({"errors": record["errors"]} if record["errors"] else {})
 
 
 def summarise(
     tasks: Iterable[Task],
-    attempts: Mapping[str, Mapping[str, list[PolicyResult]]],
+    attempts: Mapping[str, Mapping[str, list[Attempt]]],
     known: Iterable[KnownIssue],
 ) -> dict[str, Any]:
     """What each task scored, what that means, and what was not expected.
@@ -240,18 +226,10 @@ def summarise(
         if verdict not in GOOD and reason is None:
             unexpected.append(name)
         row: dict[str, Any] = {"task": name, "sha256": task.sha256, "infeasible": task.infeasible}
-        row |= {mode: [_as_json(attempt) for attempt in trials] for mode, trials in made.items()}
-        row |= {"verdict": verdict, "known": reason, "unsolvable": reasons.get((name, "unsolvable"))}
+        row |= {**made, "verdict": verdict, "known": reason, "unsolvable": reasons.get((name, "unsolvable"))}
         rows.append(row)
     counts = Counter(row["verdict"] for row in rows)
     return {"counts": dict(sorted(counts.items())), "unexpected": unexpected, "tasks": rows}
-
-
-def _as_json(attempt: PolicyResult) -> dict[str, Any]:
-    found: dict[str, Any] = {"score": attempt.score, "steps": attempt.steps}
-    for key in ("seconds", "reset_s", "evaluate_s"):
-        found[key] = round(getattr(attempt, key), 2)
-    return found | ({"errors": list(attempt.errors)} if attempt.errors else {})
 
 
 def tell(document: Mapping[str, Any]) -> int:
