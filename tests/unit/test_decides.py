@@ -263,7 +263,7 @@ def test_every_rule_of_the_table_asks_it_for_its_params() -> None:
     text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
     parts = re.split(r"^rule (\w+):", text, flags=re.MULTILINE)
     named = zip(parts[1::2], parts[2::2], strict=True)
-    asking = {name for name, body in named if f'decides("{name}")' in body}
+    asking = {name for name, body in named if f'decides(study.config, "{name}")' in body}
     with_keys = {rule for rule in rules() if any(row.decides(rule) for row in DECIDES)}
     assert asking == with_keys
     assert set(rules()) <= set(parts[1::2])
