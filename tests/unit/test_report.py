@@ -12,10 +12,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from arpo_replica.actions.types import Click, Drag, Scroll, TypeText, Wait
 from arpo_replica.base.errors import UserError
+from arpo_replica.evaluation.published import EFFORT, load_claims
 from arpo_replica.evaluation.records import CurvePoint
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.figures import embed
@@ -24,7 +26,7 @@ from arpo_replica.report.render import render_report
 from arpo_replica.report.views import first_and_last, job_rows
 from arpo_replica.report.words import duration, percent, points
 from arpo_replica.workflow.console import ending
-from synthetic_study import SCREEN, Study, evaluate, make_study, page_files, render
+from synthetic_study import PAPER_FILES, SCREEN, Study, evaluate, make_study, page_files, render
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -118,6 +120,16 @@ def test_provenance_counts_episodes_by_the_pool_that_lent_their_desktops(study: 
     found = re.findall(r'row">http://node(\d):8700</th>.*?num">(\d+)</td>', table[0], re.DOTALL)
     expected = Counter(read_scores(study.results / "scores.parquet")["seed"].astype(str))
     assert {seed: int(count) for seed, count in found} == dict(expected)
+
+
+def test_each_claim_says_what_its_check_takes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    claims, _ = load_claims(PAPER_FILES.claims, PAPER_FILES.published)
+    for claim in claims:
+        row = text.partition(f'id="claim-{claim.id}"')[2].partition("</tr>")[0]
+        told = re.findall(r"Takes (.*?)</span>", row)
+        words = [escape(words) for effort, (words, _) in EFFORT.items() if effort == claim.effort()]
+        assert told == words, claim.id
 
 
 def test_page_is_whole_and_accessible(page: Path) -> None:

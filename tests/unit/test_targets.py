@@ -14,7 +14,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig, TargetsConfig
 from arpo_replica.evaluation.tables import render_schema
 from arpo_replica.evaluation.targets import TARGETS, episodes_of, missing_keys, target_of, trainings_of
-from arpo_replica.report.make_target import TargetFiles, make_target
+from arpo_replica.report.make_target import TargetFiles, make_target, rate_panels
 from synthetic_study import PAPER_FILES, Study, make_study
 
 PARTS = {
@@ -84,6 +84,20 @@ def test_figure_4_has_both_parts_and_protocols(study: Study, tmp_path: Path) -> 
     keys = {(row["part"], row["split"], row["protocol"], row["arm"]) for row in made.rows}
     assert len(keys) == len(made.rows) == 2 * 2 * 3
     assert ("in_domain", "test_in", "hard", "arpo") in keys
+
+
+def test_protocols_that_agree_are_drawn_once(study: Study, tmp_path: Path) -> None:
+    rows = make_target(study.config, "fig4", files_of(study, "fig4", tmp_path), tmp_path / "out").rows
+    # Only the second list has tasks on which the protocols differ: infeasible ones.
+    assert [(protocol, own[0]["part"], len(own)) for protocol, own in rate_panels(rows)] == [
+        ("hard and standard", "in_domain", 3),
+        ("hard", "out_of_domain", 3),
+        ("standard", "out_of_domain", 3),
+    ]
+    changed = [{**row, "valid": row["valid"] + (row["protocol"] == "hard")} for row in rows]
+    assert len(rate_panels(changed)) == 4
+    svg = (tmp_path / "out/fig4.svg").read_text()
+    assert svg.count("hard and standard protocol") == 1
 
 
 def test_the_same_files_give_the_same_bytes(study: Study, tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def _result(
         verdict=found.verdict or "inconclusive",
         reason=found.reason,
         target=claim.target,
+        effort=claim.effort(),
         how=claim.measure.words() if claim.measure else claim.unmeasured or "Not measured by this pipeline.",
         trainings=found.trainings,
         mean_score=found.mean_score,

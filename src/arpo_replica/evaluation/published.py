@@ -15,9 +15,16 @@ from pydantic import Field, ValidationError, model_validator
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.load import describe, load_yaml
-from arpo_replica.evaluation.records import Contradiction, Document, Protocol, TargetName
+from arpo_replica.evaluation.records import Contradiction, Document, Effort, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]
+EFFORT: dict[Effort, tuple[str, str]] = {
+    "base": ("the untrained policy's weights", "snakemake --configfile configs/released.yaml"),
+    "released": ("the authors' weights", "snakemake --configfile configs/released.yaml"),
+    "trained": ("trainings here", "snakemake --configfile configs/paper.yaml configs/recipes/paper.yaml"),
+    "desktops": ("desktops alone", "snakemake fig7 --configfile configs/paper.yaml"),
+}
+"""The least that the check of a claim takes -> its words, and the command."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +192,8 @@ class Claim(Document):
     needs: Needs
     margin: float = Field(gt=0)
 
-    def effort(self) -> Literal["base", "released", "trained", "desktops", "unmeasured"]:
-        """The least that its check takes: the untrained policy, the authors' own weights, trainings here,
-        desktops alone."""
+    def effort(self) -> Effort:
+        """The least that its check takes."""
         if self.measure is None:
             return "unmeasured"
         if self.measure.kind == "throughput":

@@ -24,6 +24,9 @@ About = Literal["new tasks", "this task set", "training seeds", "both studies"]
 Protocol = Literal["hard", "standard"]
 PROTOCOLS: tuple[Protocol, Protocol] = ("hard", "standard")
 TargetName = Literal["table1", "readme128", "fig1b", "fig3", "fig4", "fig5", "fig6", "fig7"]
+Effort = Literal["base", "released", "trained", "desktops", "unmeasured"]
+"""The least that the check of a claim takes: the untrained policy, the authors' own weights, trainings here,
+desktops alone; or this pipeline has no measure for it."""
 Verdict = Literal[
     "equivalent",
     "same direction",
@@ -707,6 +710,9 @@ class ClaimResult(Document):
     reason: str
     target: TargetName | None = None
     """Table or figure of the paper."""
+    effort: Effort = "unmeasured"
+    """The least that its check takes: base (the untrained policy's weights), released (the authors'), trained
+    (trainings here), desktops (alone)."""
     how: str = ""
     """How it is measured, in words; why not, for what this pipeline does not measure."""
     gap: Interval | None = None

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
 from arpo_replica.evaluation import records as r
-from arpo_replica.evaluation.published import load_claims
+from arpo_replica.evaluation.published import EFFORT, load_claims
 from arpo_replica.evaluation.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -342,9 +342,11 @@ def render_results() -> str:
         rows.append(f"| `{target.name}` | {target.place} | {', '.join(target.arms)} | {', '.join(roles)} |\n")
     text = PAGE.read_text(encoding="utf-8").replace("<!-- targets -->\n", "".join(rows))
     claims, _ = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
-    for effort in ("base", "released", "trained", "desktops"):
+    efforts = []
+    for effort, (words, command) in EFFORT.items():
         names = ", ".join(f"`{claim.id}`" for claim in claims if claim.effort() == effort)
-        text = text.replace(f"<!-- claims: {effort} -->", names)
+        efforts.append(f"| {words} | `{command}` | {names} |\n")
+    text = text.replace("<!-- efforts -->\n", "".join(efforts))
     return text.replace("<!-- tables -->\n", "".join(map(_described, TABLES)))
 
 

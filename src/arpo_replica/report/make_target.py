@@ -248,19 +248,35 @@ def _empty(document: TargetDocument, figure: Figure) -> None:
     axes.set_axis_off()
 
 
+def rate_panels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(protocol, its rows) for each part of a target; where the protocols agree, one panel for both."""
+    panels: list[tuple[str, list[dict[str, Any]]]] = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        here: dict[str, list[dict[str, Any]]] = {protocol: [] for protocol in PROTOCOLS}
+        for row in rows:
+            if row["part"] == part:
+                here[row["protocol"]].append(row)
+        hard, standard = ([{**row, "protocol": ""} for row in own] for own in here.values())
+        if hard == standard:
+            here = {" and ".join(PROTOCOLS): here[PROTOCOLS[0]]}
+        panels += [(protocol, own) for protocol, own in here.items() if own]
+    return panels
+
+
 def _rates(document: TargetDocument, figure: Figure) -> None:
-    """A panel per protocol and part: rates with 95 % intervals, counts beside them."""
-    keys = list(dict.fromkeys((row["protocol"], row["part"]) for row in document.rows))
-    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    for axes, (protocol, part) in zip(panels, keys, strict=True):
-        rows = [row for row in document.rows if (row["protocol"], row["part"]) == (protocol, part)]
+    """Panels of rates with 95 % intervals and counts."""
+    found = rate_panels(document.rows)
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (protocol, rows) in zip(panels, found, strict=True):
         for place, row in enumerate(rows):
             _rate(axes, place, row)
         axes.set_xticks(range(len(rows)), [f"{row['arm']}\nn = {row['valid']}" for row in rows], fontsize=8)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.set_ylim(0, 104)
         axes.grid(axis="x", visible=False)
-        axes.set_title(f"{part.replace('_', ' ')}: {rows[0]['split']}\n{protocol} protocol", fontsize=9)
+        axes.set_title(
+            f"{rows[0]['part'].replace('_', ' ')}: {rows[0]['split']}\n{protocol} protocol", fontsize=9
+        )
     panels[0].set_ylabel("success, % of scored episodes\n(95 % interval for new tasks)")
 
 

@@ -20,6 +20,7 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.failures import FAILURES
+from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
@@ -112,6 +113,8 @@ def _context(
         "verdicts": views.verdict_counts(claims.claims),
         "verdict_words": views.VERDICT_WORDS,
         "reasons": views.reasons(claims.claims),
+        "efforts": views.efforts(claims.claims),
+        "effort_words": {effort: words for effort, (words, _) in EFFORT.items()},
         "facts": views.facts(summary, origin),
         "flags": views.flags(summary, origin),
         "arm_words": views.arm_words(config),

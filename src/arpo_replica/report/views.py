@@ -16,6 +16,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
 from arpo_replica.evaluation.failures import FAILURES
+from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import exact_share
 from arpo_replica.evaluation.targets import TARGETS
@@ -299,6 +300,12 @@ def reasons(claims: Sequence[r.ClaimResult]) -> list[tuple[str, int]]:
     """Why claims were not run, the most frequent reason first."""
     counts = Counter(claim.reason for claim in claims if claim.verdict == "not run")
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def efforts(claims: Sequence[r.ClaimResult]) -> list[tuple[str, str, int]]:
+    """(words, command, number of claims) of what claims take at least."""
+    counts = Counter(claim.effort for claim in claims)
+    return [(words, command, counts[effort]) for effort, (words, command) in EFFORT.items() if counts[effort]]
 
 
 def power_words(claims: Sequence[r.ClaimResult]) -> str:
