@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.training import SpeedConfig, TrainingConfig
 from arpo_replica.policy.prompt import check_context
@@ -24,6 +25,8 @@ ATTENTION = "arpo_packed"
 ARITHMETIC = f"{PACKAGE}.arithmetic"
 ADVANTAGES, CURRENT_POLICY = "episodes", "current_policy"
 """Names of our advantages and of our loss in verl's registries (``arithmetic``)."""
+FIXED: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("verl.yaml").read_text("utf-8"))
+"""``all``, ``cpu``, ``cuda`` -> verl's keys that no config decides."""
 AHEAD = 1
 """Batches in work beside the one that the trainer waits for (verl: num_warmup_batches)."""
 
@@ -287,11 +290,13 @@ def verl_overrides(job: Job, *, tasks: int, data: Path, agents: Path) -> dict[st
     """
     check_recipe(job, tasks)
     overrides = {
+        **FIXED["all"],
+        **FIXED[job.config.accelerator],
         **_data(job, data),
         **_algorithm(job),
         **_rollout(job, agents),
         **_trainer(job),
-        **(_cpu(job) if job.config.accelerator == "cpu" else _cuda(job)),
+        **_device(job),
         **speed_overrides(job),
         **lora_overrides(job),
         **asynchrony_overrides(job.recipe),
@@ -310,9 +315,6 @@ def _data(job: Job, data: Path) -> dict[str, Any]:
         **({"data.gen_batch_size": 1} if job.recipe.dynamic_sampling else {}),  # exact numbers of new tasks
         "data.max_prompt_length": policy.max_model_len,
         "data.max_response_length": policy.max_model_len,
-        "data.dataloader_num_workers": 0,
-        "data.shuffle": False,  # the file has the draws in order (`launch.draws`)
-        "data.return_raw_chat": True,
         **{f"+data.mm_processor_kwargs.{key}": value for key, value in image_options(policy).items()},
     }
 
@@ -335,8 +337,6 @@ def _algorithm(job: Job) -> dict[str, Any]:
     actor = "actor_rollout_ref.actor"
     return {
         "algorithm.adv_estimator": ADVANTAGES,  # GRPO's: unbiased std, + 1e-6: as core_algos.py:138-175
-        "algorithm.use_kl_in_reward": False,
-        "algorithm.rollout_correction.bypass_mode": False,  # old log-probs recomputed after replacement
         **_correction(job),
         f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §4.1, scripts
         f"{actor}.kl_loss_coef": recipe.kl_weight,
@@ -344,22 +344,14 @@ def _algorithm(job: Job) -> dict[str, Any]:
         f"{actor}.clip_ratio_low": recipe.clip_low,
         f"{actor}.clip_ratio_high": recipe.clip_high,
         f"{actor}.clip_ratio_c": recipe.dual_clip,
-        f"{actor}.loss_agg_mode": "seq-mean-token-mean",  # tokens, then trajectories: paper §3.1
-        f"{actor}.entropy_coeff": 0,
         f"{actor}.grad_clip": recipe.max_grad_norm,
-        f"{actor}.ppo_epochs": 1,
         f"{actor}.ppo_mini_batch_size": recipe.minibatch_tasks,
         f"{actor}.ppo_micro_batch_size_per_gpu": recipe.micro_batch,
         f"{actor}.data_loader_seed": job.seed,
         f"{actor}.fsdp_config.seed": job.seed,
         f"{actor}.optim.lr": recipe.learning_rate,
         f"{actor}.optim.weight_decay": recipe.weight_decay,
-        f"{actor}.optim.betas": [0.9, 0.999],  # examples/config.yaml
         f"{actor}.optim.lr_warmup_steps_ratio": recipe.lr_warmup_ratio,
-        f"{actor}.optim.lr_scheduler_type": "constant",
-        f"{actor}.strategy": "fsdp2",
-        f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-        f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
     }
 
 
@@ -395,37 +387,25 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
     concurrent = min(episodes * (2 if asynchronous(recipe) else 1), config.desktop.count)
     return {
         "actor_rollout_ref.model.path": str(job.parent_model),
-        f"{rollout}.name": "vllm",
         f"{rollout}.n": recipe.rollouts_per_task,
         f"{rollout}.temperature": recipe.temperature,
-        f"{rollout}.top_p": 1.0,
-        f"{rollout}.top_k": -1,
         f"{rollout}.seed": job.seed,
         f"{rollout}.dtype": serving_dtype(job.config, "bfloat16"),
-        f"{rollout}.calculate_log_probs": True,
-        f"{rollout}.disable_log_stats": False,  # vLLM's times of each request
-        f"{rollout}.load_format": "dummy",  # the weights come from the trainer before the first step
         f"{rollout}.tensor_model_parallel_size": recipe.tensor_parallel,
         f"{rollout}.max_model_len": config.policy.max_model_len,
         f"{rollout}.max_num_seqs": concurrent,
         f"{rollout}.max_num_batched_tokens": max(config.policy.max_model_len, 2048),
         f"{rollout}.enforce_eager": config.serving.enforce_eager,
         f"+{rollout}.limit_images": config.policy.max_images,
-        f"+{rollout}.engine_kwargs.vllm.skip_mm_profiling": True,
         f"+{rollout}.engine_kwargs.vllm.mm_processor_cache_gb": image_cache_gib(config, concurrent),
         **(
             {f"+{rollout}.engine_kwargs.vllm.compilation_config": graph_config(concurrent)}
             if graphs(config)
             else {}
         ),
-        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": (
-            f"{PACKAGE}.patches.weight_socket.PrivateWorkerExtension"
-        ),
         f"{rollout}.log_prob_micro_batch_size_per_gpu": recipe.micro_batch,
-        f"{rollout}.agent.num_workers": 1,  # one process holds all desktops
         f"{rollout}.agent.default_agent_loop": AGENT,
         f"{rollout}.agent.agent_loop_config_path": str(agents),
-        "reward.num_workers": 0,  # the agent loop sets the reward
     }
 
 
@@ -437,49 +417,26 @@ def _trainer(job: Job) -> dict[str, Any]:
         resume = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(path)}
     return {
         "hydra.run.dir": str(job.work / "logs" / "hydra"),
-        "hydra.output_subdir": None,
         "trainer.project_name": job.config.name,
         "trainer.experiment_name": f"{job.arm}-{job.seed}-{job.stage_name}",
         "trainer.logger": ["console", "file", *recipe.loggers],
         "trainer.default_local_dir": str(job.work),
         "trainer.save_freq": recipe.save_every,
-        "trainer.checkpoint_callback_class": f"{PACKAGE}.sampler.SaveState",
         "trainer.total_training_steps": steps,
-        "trainer.total_epochs": 2,  # of the file, which holds enough draws for all steps
-        "trainer.val_before_train": False,
-        "trainer.test_freq": -1,
         "trainer.nnodes": recipe.nodes,
         "trainer.n_gpus_per_node": recipe.gpus,
-        "trainer.v1.sampler.custom_sampler.path": f"pkg://{PACKAGE}.sampler",
-        "trainer.v1.sampler.custom_sampler.name": "ReplaySampler",
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         **resume,
     }
 
 
-def _cpu(job: Job) -> dict[str, Any]:
-    """What a CPU needs, and what makes a small model start fast. Ray's numbers are fictions."""
-    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    return {
-        "trainer.device": "cpu",
-        f"{actor}.use_torch_compile": False,
-        f"{actor}.fsdp_config.use_torch_compile": False,
-        f"{actor}.fsdp_config.dtype": "float32",
-        f"{rollout}.free_cache_engine": False,
-        f"+{rollout}.enable_sleep_mode": False,
-        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": 64,
-        **_ray(job, {"num_gpus": 1, "object_store_memory": 256 * 1024**2}),
-    }
-
-
-def _cuda(job: Job) -> dict[str, Any]:
-    rollout, fsdp = "actor_rollout_ref.rollout", "actor_rollout_ref.actor.fsdp_config"
+def _device(job: Job) -> dict[str, Any]:
+    if job.config.accelerator == "cpu":  # Ray's numbers are fictions
+        return _ray(job, {"num_gpus": 1, "object_store_memory": 256 * 1024**2})
+    fsdp = "actor_rollout_ref.actor.fsdp_config"
     return {
         f"{fsdp}.param_offload": job.recipe.offload,
         f"{fsdp}.optimizer_offload": job.recipe.offload,
         "actor_rollout_ref.actor.ulysses_sequence_parallel_size": job.recipe.sequence_parallel,
-        "trainer.device": "cuda",
-        f"{rollout}.free_cache_engine": True,
         **_ray(job, {}),
     }
 
