@@ -248,7 +248,7 @@ def test_a_rollout_whose_desktop_died_draws_the_same_again_and_a_refill_anew(mon
 
     monkeypatch.setattr(agent_loop, "TokenConversation", begin)
     job = SimpleNamespace(seed=0, stage_name="a", config=SimpleNamespace(policy=None))
-    place: Any = SimpleNamespace(job=job, pool=SimpleNamespace(desktop=desktop), named=False)
+    place: Any = SimpleNamespace(job=job, pool=SimpleNamespace(desktop=desktop), named=False, features=None)
     rollout = agent_loop.Attempts(task=make_task(1), step=2, rollout=3, started=0.0, errors=[])
     loop: Any = None
     for refill in (0, 1):

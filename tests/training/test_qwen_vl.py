@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -180,6 +181,54 @@ def test_frozen_tower_runs_once_per_screenshot(patched: None) -> None:
     assert model.model.language_model.layers[0].self_attn.q_proj.weight.grad is not None
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_features_of_vllm_take_the_place_of_the_tower(
+    patched: None, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Same log-probabilities and gradients; a screenshot whose features are not there passes the tower."""
+    caplog.set_level("INFO")
+    samples = [trajectory(0), trajectory(1)]
+    transformers.AttentionInterface.register(ATTENTION, qwen_vl.vision_attention)
+    model = small_model(name, ATTENTION)
+    put_in_place(model)
+    qwen_vl.freeze_tower(model)
+    qwen_vl.SETTINGS.cache = qwen_vl.FeatureCache(2**24)
+    expected = packed_log_probs(model, samples, "bytes")
+    expected.sum().backward()
+    gradients = {key: w.grad for key, w in model.named_parameters() if w.requires_grad}
+    model.zero_grad()
+
+    folder = qwen_vl.SETTINGS.folder = pixels.FeatureFolder(tmp_path / "features")
+    shots = [shot for s in samples for shot in s.bytes.split(s.grid.prod(-1).tolist())]
+    grids = torch.cat([sample.grid for sample in samples])
+    for number, (shot, grid) in enumerate(zip(shots[1:], grids[1:], strict=True), start=1):
+        folder.save(f"shot{number}", qwen_vl.run_tower(model.model.visual, shot, grid.unsqueeze(0)).detach())
+        folder.link(shot, f"shot{number}")
+    folder.link(shots[0], "not_made")
+    qwen_vl.SETTINGS.cache = qwen_vl.FeatureCache(2**24)
+    seen: list[int] = []
+    model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0]))
+    found = packed_log_probs(model, samples, "bytes")
+    assert seen == [len(shots[0])] and "of 4 screenshots come from vLLM, not of 1" in caplog.text
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(key).grad, gradient, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_features_last_until_the_second_update_after_them(tmp_path: Path) -> None:
+    folder = pixels.FeatureFolder(tmp_path)
+    values = torch.randint(0, 256, (8, 588), dtype=torch.uint8)
+    (key,) = pixels.fingerprints(values, [8])
+    folder.forget()
+    folder.save("name", torch.ones(2, 3))
+    folder.link(values, "name")
+    for kept in (True, False):
+        folder.forget()
+        assert (folder.read(key) is not None) == kept
+    assert not list(tmp_path.iterdir())
+
+
 def test_some_layers_keep_their_activations() -> None:
     model = small_model("Qwen2VL", "sdpa")
     qwen_vl.keep_some_activations(model, 0.5)
@@ -191,17 +240,17 @@ def test_some_layers_keep_their_activations() -> None:
 def test_cache_keeps_to_its_limit_and_tells_screenshots_apart() -> None:
     cache = qwen_vl.FeatureCache(limit_bytes=100)
     for number in range(5):
-        cache.put((number,), torch.zeros(10))
-    assert list(cache.features) == [(3,), (4,)] and cache.size == 80
+        cache.put(str(number), torch.zeros(10))
+    assert list(cache.features) == ["3", "4"] and cache.size == 80
     values = torch.randint(0, 256, (20, 588), dtype=torch.uint8)
     other = values.clone()
     other[7, 3] += 1
     swapped = values[torch.tensor([1, 0, *range(2, 20)])]
-    keys = {qwen_vl.fingerprints(v, [20])[0] for v in (values, other, swapped)}
+    keys = {pixels.fingerprints(v, [20])[0] for v in (values, other, swapped)}
     assert len(keys) == 3
-    assert qwen_vl.fingerprints(torch.cat([values, other]), [20, 20]) == [
-        qwen_vl.fingerprints(values, [20])[0],
-        qwen_vl.fingerprints(other, [20])[0],
+    assert pixels.fingerprints(torch.cat([values, other]), [20, 20]) == [
+        pixels.fingerprints(values, [20])[0],
+        pixels.fingerprints(other, [20])[0],
     ]
 
 

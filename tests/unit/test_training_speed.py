@@ -81,6 +81,16 @@ def test_the_pass_for_old_probabilities_stays_where_a_step_has_several_updates(t
         keys(tmp_path, accelerator="cuda", training={**two, "speed": {"skip_log_probs": True}})
 
 
+def test_features_come_from_vllm_where_nothing_is_missing_for_it(tmp_path: Path) -> None:
+    speed = {"freeze_vision": True, "vision_from_rollout": True}
+    _, found = keys(tmp_path, accelerator="cuda", training={"speed": speed})
+    connector = json.loads(found["rollout.engine_kwargs.vllm.ec_transfer_config"])
+    assert connector["ec_connector"] == "FeatureConnector" and connector["ec_role"] == "ec_both"
+    for missing in ("freeze_vision", "named_screenshots", "compact_pixels"):
+        with pytest.raises(UserError, match=rf"vision_from_rollout .* training\.speed\.{missing};"):
+            keys(tmp_path, accelerator="cuda", training={"speed": {**speed, missing: False}})
+
+
 def test_vllm_over_two_gpus_has_a_process_for_each(tmp_path: Path) -> None:
     two: dict[str, Any] = {"gpus": 2, "tensor_parallel": 2, "micro_batch": 4}
     _, found = keys(tmp_path, accelerator="cuda", training=two)

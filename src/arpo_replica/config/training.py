@@ -89,6 +89,10 @@ class SpeedConfig(Section):
     once per step, and backward passes end at the language model."""
     vision_cache_mib: Positive = 4096
     """With `freeze_vision`: memory for the features of screenshots between log-probabilities and update."""
+    vision_from_rollout: bool = False
+    """With `freeze_vision`: take what vLLM's vision tower made of a screenshot for the rollout instead of a
+    pass of the trainer's own, by files in the scratch folder (8 MB for 1920x1080 and a 2B). Replayed
+    trajectories still pass it. The same up to rounding; needs `compact_pixels` and `named_screenshots`."""
     compact_pixels: bool | None = None
     """Carry screenshots between processes as bytes instead of floats: an eighth of the size, and the same
     numbers on arrival. Without it: on a GPU."""

@@ -45,7 +45,7 @@ from arpo_replica.tasks.model import Task
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.job import Job, current_job
 from arpo_replica.training.metrics import SequenceFacts
-from arpo_replica.training.pixels import Normalisation, carry_bytes
+from arpo_replica.training.pixels import FeatureFolder, Normalisation, carry_bytes
 from arpo_replica.training.process.keeper import kept_desktops, socket_path
 from arpo_replica.training.recipe import Speed, updates_within
 
@@ -79,6 +79,7 @@ class Workplace:
         self.limits = replace(limits, timeout_s=limits.timeout_s * (updates_within(job.recipe) + 1))
         speed = Speed.of(job)
         self.bytes_only, self.named = speed.compact_pixels, speed.named_screenshots
+        self.features = FeatureFolder.of(job) if speed.vision_from_rollout else None
         self.pool = DesktopPool(local_provider(job), config.desktop.count)
         self.drawn: Counter[tuple[int, str, int]] = Counter()
         """(step, task, session) -> times begun: dynamic sampling can draw a task twice in a step."""
@@ -203,6 +204,7 @@ class DesktopAgentLoop(AgentLoopBase):
                 attempt=rollout.count,
                 policy=policy,
                 named=place.named,
+                features=place.features,
             )
             asked = time.monotonic()
             try:
@@ -219,6 +221,7 @@ class DesktopAgentLoop(AgentLoopBase):
                             show=show,
                         )
                 rollout.conversation = conversation
+                await asyncio.gather(*conversation.links)
                 rollout.result.screenshots = {
                     name: await conversation.files[png] if png in conversation.files else png
                     for name, png in rollout.result.screenshots.items()

@@ -29,6 +29,7 @@ from arpo_replica.policy.endpoint import Reply, request_seed
 from arpo_replica.policy.prompt import Message, build_messages
 from arpo_replica.rollout.records import encode_webp
 from arpo_replica.tasks.model import Task
+from arpo_replica.training.pixels import FeatureFolder
 
 FORGOTTEN = "screenshot forgotten"
 """``stop_reason`` of an answer without tokens: vLLM no longer has a screenshot that was only named."""
@@ -99,11 +100,13 @@ class TokenConversation:
         attempt: int = 0,
         policy: PolicyConfig,
         named: bool = False,
+        features: FeatureFolder | None = None,
     ) -> None:
         """``loop``: the verl agent loop, whose token builder and server are used.
 
         ``attempt``: sets apart the requests of two conversations of the same seeds.
-        ``named``: the server is ours (``rollout_server``) and keeps screenshots by name.
+        ``named``: the server is ours (``rollout_server``) and keeps screenshots by name. ``features``: where
+        vLLM leaves what its vision tower made of them.
         """
         self.loop = loop
         self.task = task
@@ -117,11 +120,13 @@ class TokenConversation:
         """The same as files ..."""
         self.names: list[str] = []
         """... and their names, hashes of the files."""
-        self.named = named
+        self.named, self.features = named, features
         self.known: set[str] = set()
         """Names that vLLM has answered for."""
         self.files: dict[bytes, asyncio.Future[bytes]] = {}
         """PNG -> WebP, encoded in threads while vLLM computes: the record needs it."""
+        self.links: list[asyncio.Future[None]] = []
+        """Screenshots' names being linked to their pixel values, for the trainer."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Where the time of all replies went; adds up to the time spent in ``reply``."""
         self.replies: list[list[int]] = []
@@ -150,6 +155,8 @@ class TokenConversation:
         opened = time.monotonic()
         now = await run(None, self._observe)
         observed = time.monotonic()
+        if self.features is not None:
+            self.links.append(run(None, self._link, picture, self.names[-1]))
         prompt_tokens, longest = len(now.ids), self.policy.max_new_tokens
         if prompt_tokens + longest > self.policy.max_model_len:
             self.sequences[finished:] = open_before
@@ -186,6 +193,12 @@ class TokenConversation:
             completion_tokens=len(sampled),
             weights=(min(versions), max(versions)) if versions else None,
         )
+
+    def _link(self, picture: Image.Image, name: str) -> None:
+        assert self.features is not None
+        options = self.loop._get_mm_processor_kwargs(None)
+        found = self.loop.processor.image_processor(images=[picture], return_tensors="pt", **options)
+        self.features.link(found["pixel_values"], name)
 
     async def _generate(self, now: TokenSequence, turn: int) -> Any:
         """vLLM's answer to a turn. Raises ``PolicyError``."""

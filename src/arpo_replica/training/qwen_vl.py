@@ -11,11 +11,12 @@ functions of ``verl.models.transformers.qwen2_vl``, which verl looks up when it 
    logits are most of the memory and, without flash-attn's cross entropy, most of the time: verl then takes
    one row of logits after another;
 3. ``_get_input_embeds``: screenshots that came as bytes (``pixels``), and a frozen vision tower, whose
-   features serve log-probabilities and update alike.
+   features serve log-probabilities and update alike, or are those that vLLM made for the rollout.
 
 What is switched on is the job's ``training.speed``.
 """
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ from arpo_replica.training import pixels
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.recipe import ATTENTION, Speed
 
+logger = logging.getLogger(__name__)
+
 VERL_VERSIONS = ("0.9.1",)
 LOGIT_ROWS = 1024
 """Rows of logits that exist at once: 0.6 GB over a vocabulary of 152,000."""
@@ -59,9 +62,9 @@ class FeatureCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit = limit_bytes
         self.size = 0
-        self.features: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self.features: OrderedDict[str, torch.Tensor] = OrderedDict()
 
-    def put(self, key: tuple[int, ...], features: torch.Tensor) -> None:
+    def put(self, key: str, features: torch.Tensor) -> None:
         if key in self.features:
             return
         self.features[key] = features
@@ -69,22 +72,6 @@ class FeatureCache:
         while self.size > self.limit and len(self.features) > 1:
             _, dropped = self.features.popitem(last=False)
             self.size -= dropped.nbytes
-
-
-def fingerprints(values: torch.Tensor, counts: list[int]) -> list[tuple[int, ...]]:
-    """128 bits of each screenshot's pixel values (patches, n), computed where they lie."""
-    raw = values.contiguous().view(torch.uint8).flatten(1)
-    words = F.pad(raw, (0, -raw.shape[1] % 4)).contiguous().view(torch.int32).long()
-    index = torch.arange(words.numel() // words.shape[0] * max(counts), device=values.device)
-    found: list[tuple[int, ...]] = []
-    weights = [
-        (index * odd + odd // 3) ^ (index * odd >> 29) for odd in (0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D)
-    ]
-    for part, count in zip(words.split(counts), counts, strict=True):
-        flat = part.flatten()
-        sums = torch.stack([((flat + 1) * (w[: len(flat)] | 1)).sum() for w in weights])
-        found.append((count, *sums.tolist()))
-    return found
 
 
 @dataclass
@@ -95,6 +82,8 @@ class Settings:
     normalisation: pixels.Normalisation | None = None
     cache: FeatureCache | None = None
     """Present if the vision tower is frozen."""
+    folder: pixels.FeatureFolder | None = None
+    """Where vLLM leaves what its own tower made, if the job wants that."""
 
 
 # --- attention ----------------------------------------
@@ -264,21 +253,26 @@ def image_features(visual: Any, values: torch.Tensor, grid: torch.Tensor) -> tor
     if cache is None:
         return run_tower(visual, values, grid)
     counts = grid.prod(-1).tolist()
-    keys = fingerprints(values, counts)
-    missing = [index for index, key in enumerate(keys) if key not in cache.features]
-    fresh: dict[tuple[int, ...], torch.Tensor] = {}
+    keys = pixels.fingerprints(values, counts)
+    known = {key: cache.features[key] for key in keys if key in cache.features}
+    if SETTINGS.folder is not None:
+        made = {key: SETTINGS.folder.read(key) for key in keys if key not in known}
+        found = {key: features.to(values.device) for key, features in made.items() if features is not None}
+        logger.info(f"features of {len(found)} screenshots come from vLLM, not of {len(made) - len(found)}")
+        known |= found
+    missing = [index for index, key in enumerate(keys) if key not in known]
     with torch.no_grad():
         if missing:
             parts = values.split(counts)
-            found = run_tower(visual, torch.cat([parts[index] for index in missing]), grid[missing])
+            fresh = run_tower(visual, torch.cat([parts[index] for index in missing]), grid[missing])
             tokens = [counts[index] // visual.spatial_merge_size**2 for index in missing]
-            fresh = {keys[i]: part for i, part in zip(missing, found.split(tokens), strict=True)}
-            for key, features in fresh.items():
-                cache.put(key, features.clone())
+            known |= {keys[i]: part.clone() for i, part in zip(missing, fresh.split(tokens), strict=True)}
+        for key, features in known.items():
+            cache.put(key, features)
         if any_rank(bool(missing), values.device) and not missing:
             # Another GPU runs the tower, whose weights are spread over all of them: take part.
             run_tower(visual, values[:16].clone(), grid.new_tensor([[1, 4, 4]]))
-        return torch.cat([fresh[key] if key in fresh else cache.features[key] for key in keys])
+        return torch.cat([known[key] for key in keys])
 
 
 def any_rank(mine: bool, device: torch.device) -> bool:
@@ -355,6 +349,8 @@ def install(job: Job) -> None:
         SETTINGS.normalisation = pixels.Normalisation.of(job.parent_model)
     if speed.freeze_vision:
         SETTINGS.cache = FeatureCache(speed.vision_cache_mib * 2**20)
+    if speed.vision_from_rollout:
+        SETTINGS.folder = pixels.FeatureFolder.of(job)
     if speed.freeze_vision or 0 < speed.checkpoint_share < 1:
         _prepare_when_built(speed)
     require_function(qwen2_vl, "_get_input_embeds", ("model", "input_ids", "attention_mask"), __name__)

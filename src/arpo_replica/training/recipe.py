@@ -78,6 +78,14 @@ def check_speed(job: Job) -> None:
             f"({recipe.tasks_per_step}) a step has several updates, and from the second on they differ; drop "
             "the key."
         )
+    if speed.vision_from_rollout:
+        filled = Speed.of(job)
+        needed = ("freeze_vision", "compact_pixels", "named_screenshots")
+        if off := [key for key in needed if not getattr(filled, key)]:
+            raise UserError(
+                "training.speed.vision_from_rollout hands over what vLLM's vision tower made, which needs "
+                f"training.speed.{off[0]}; set that to true, or drop the key."
+            )
     if speed.executor == "uni" and recipe.tensor_parallel > 1:
         raise UserError(
             f"training.speed.executor is 'uni', one process for one GPU, but training.tensor_parallel is "
@@ -102,6 +110,10 @@ def speed_overrides(job: Job) -> dict[str, Any]:
     }
     if speed.executor == "mp":
         overrides[f"+{rollout}.engine_kwargs.vllm.mm_processor_cache_type"] = "shm"
+    if speed.vision_from_rollout:
+        connector = {"ec_connector": "FeatureConnector", "ec_role": "ec_both"}
+        connector |= {"ec_connector_module_path": f"{PACKAGE}.rollout_server"}
+        overrides[f"+{rollout}.engine_kwargs.vllm.ec_transfer_config"] = json.dumps(connector)
     if speed.skip_log_probs:
         overrides |= {
             "algorithm.rollout_correction.bypass_mode": True,
@@ -397,6 +409,7 @@ def _rollout(job: Job, agents: Path) -> dict[str, Any]:
         f"{rollout}.max_num_batched_tokens": max(config.policy.max_model_len, 2048),
         f"{rollout}.enforce_eager": config.serving.enforce_eager,
         f"+{rollout}.limit_images": config.policy.max_images,
+        f"+{rollout}.engine_kwargs.vllm.mm_processor_kwargs": json.dumps(image_options(config.policy)),
         f"+{rollout}.engine_kwargs.vllm.mm_processor_cache_gb": image_cache_gib(config, concurrent),
         **(
             {f"+{rollout}.engine_kwargs.vllm.compilation_config": graph_config(concurrent)}

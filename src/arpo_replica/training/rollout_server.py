@@ -5,21 +5,27 @@ hashed ten times in an episode of ten. Here a screenshot comes as the bytes of i
 turns give the name alone, and vLLM finds what it made of it in its cache (``multi_modal_uuids``). A name that
 vLLM has forgotten is answered by ``FORGOTTEN``; then the whole history is sent once more.
 
-Enters by verl's registry of rollout engines (``verl_plugin.register_rollout``).
+Enters by verl's registry of rollout engines (``verl_plugin.register_rollout``). ``FeatureConnector``, which
+leaves what the vision tower made of a screenshot to the trainer, enters by vLLM's ``ec_transfer_config``.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+import torch
 from PIL import Image
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata
 
 from arpo_replica.base.upstream_guards import require_function, require_version
 from arpo_replica.training.conversation import FORGOTTEN, decode
+from arpo_replica.training.job import current_job
+from arpo_replica.training.pixels import FeatureFolder
 
 VERL_VERSIONS = ("0.9.1",)
 
@@ -41,6 +47,9 @@ class NamingEngine:
         """See ``AsyncLLM.generate``."""
         if request_id in self.names:
             prompt = {**prompt, "multi_modal_uuids": {"image": self.names[request_id]}}
+            # The engine has the same options for all screenshots (``recipe``); given once more, vLLM would
+            # call a screenshot by a hash of its name and these.
+            prompt.pop("mm_processor_kwargs", None)
         async for output in self.engine.generate(prompt=prompt, request_id=request_id, **options):
             self.stats[request_id] = output.metrics
             yield output
@@ -88,6 +97,44 @@ class NamedReplica(vLLMReplica):
         require_version("verl", VERL_VERSIONS, __name__)
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(vLLMNamedServer)
+
+
+class NoMetadata(ECConnectorMetadata):
+    """Scheduler and worker have nothing to tell each other."""
+
+
+class FeatureConnector(ECConnectorBase):  # type: ignore[misc]
+    """Saves what vLLM's vision tower makes of each screenshot for the trainer; nothing is ever loaded.
+
+    Its role is ``ec_both``: vLLM 0.24 takes a mere producer for an engine without a language model.
+    """
+
+    def __init__(self, vllm_config: Any, role: Any) -> None:
+        super().__init__(vllm_config=vllm_config, role=role)
+        self.folder = FeatureFolder.of(current_job())
+        self.writer = ThreadPoolExecutor(1)
+
+    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **unused: Any) -> None:
+        """Write a screenshot's features, in a thread: the model goes on meanwhile."""
+        # From a GPU into pinned memory, in order with the model's work; the thread waits for it.
+        features = encoder_cache[mm_hash].detach().to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream().record_event() if features.is_pinned() else None
+        self.writer.submit(self._write, mm_hash, features, copied)
+
+    def _write(self, name: str, features: torch.Tensor, copied: Any) -> None:
+        if copied is not None:
+            copied.synchronize()
+        self.folder.save(name, features)
+
+    def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **unused: Any) -> None: ...
+
+    def has_cache_item(self, identifier: str) -> bool:
+        return False
+
+    def update_state_after_alloc(self, request: Any, index: int) -> None: ...
+
+    def build_connector_meta(self, scheduler_output: Any) -> ECConnectorMetadata:
+        return NoMetadata()
 
 
 async def decoded(file: bytes | None) -> Image.Image | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+from vllm.distributed.ec_transfer import get_ec_transfer, has_ec_transfer
 
 from arpo_replica.base.upstream_guards import UpstreamChanged, require_function, require_version
 
@@ -44,6 +45,12 @@ class PrivateWorkerExtension(vLLMColocateWorkerExtension):
 
     def _get_zmq_handle(self) -> str:
         return private_handle(super()._get_zmq_handle(), os.environ["ARPO_SCRATCH"])
+
+    def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
+        """As verl's; features of the steps before are no longer wanted (``rollout_server``)."""
+        super().update_weights_from_ipc(*args, **kwargs)
+        if has_ec_transfer():
+            get_ec_transfer().folder.forget()
 
 
 require_function(vLLMColocateWorkerExtension, "_get_zmq_handle", ("self",), __name__)
