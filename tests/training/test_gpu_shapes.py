@@ -1,15 +1,21 @@
-"""Model folders of the GPU benchmarks: what a random policy says must cost what was sampled."""
+"""The GPU benchmarks without a GPU: what a random policy says costs what was sampled; planned rows start."""
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 import sys
 
 import pytest
+import yaml
 
 from arpo_replica.base.environments import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import gpu_training
+from arpo_replica.training.job import outline
+from arpo_replica.training.recipe import verl_overrides
 from gpu_shapes import FIRST_SPECIAL, SHAPES, write_tokenizer
 
 pytestmark = pytest.mark.cpu_env
@@ -31,3 +37,24 @@ def test_random_tokens_survive_as_text(shape, tmp_path):
         assert tokenizer.encode(tokenizer.decode(sampled), add_special_tokens=False) == sampled
     anything = [numbers.randrange(FIRST_SPECIAL) for _ in range(1500)]
     assert abs(len(tokenizer.encode(tokenizer.decode(anything), add_special_tokens=False)) - 1500) < 75
+
+
+def test_the_rows_of_the_next_lease_are_commands_that_train(tmp_path):
+    """Each is what its script takes, a valid study, and has a prediction; calls fit into ten minutes."""
+    rows = yaml.safe_load((ROOT / "benchmarks" / "gpu_rows.yaml").read_text())
+    predicted = json.loads((ROOT / "benchmarks/results/gpu/predictions_r7.json").read_bytes())
+    assert [row["call"] for row in rows] == sorted(row["call"] for row in rows)
+    for row in rows:
+        script, *arguments = shlex.split(row["command"])
+        assert (ROOT / script).is_file() and row["seconds"] < 600
+        if script == "benchmarks/gpu_shapes.py":
+            assert arguments[0] in SHAPES and len(arguments) == 2
+            continue
+        options = gpu_training.parse(arguments)
+        options.out = tmp_path / options.out
+        config = gpu_training.study(options)
+        job = outline(config, "arpo", "bench", tmp_path).model_copy(update={"out": tmp_path})
+        assert verl_overrides(job, tasks=32, data=tmp_path, agents=tmp_path)
+        assert options.limit <= 540 and predicted[options.out.stem]["seconds"]["step"] > 0
+        assert options.out.stem == row["name"]
+        assert config.recipe("arpo").gpus == (2 if "x2" in row["name"] else 1)

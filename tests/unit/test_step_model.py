@@ -40,6 +40,7 @@ def step_of(run: dict) -> Step:
         uni=executor != "mp" or "uni" in recipe["verl"].values(),
         log_probs="skip_log_probs" not in speed,
         frozen=speed["freeze_vision"],
+        handed_over=speed.get("vision_from_rollout", False),
     )
 
 

@@ -140,6 +140,8 @@ class Step:
     """A pass of its own for the old policy's log-probabilities."""
     frozen: bool = False
     """``training.speed.freeze_vision``"""
+    handed_over: bool = False
+    """``training.speed.vision_from_rollout``"""
 
     @classmethod
     def of(cls, config: StudyConfig, arm: str, desktop: Desktops) -> Self:
@@ -162,6 +164,7 @@ class Step:
             uni=speed.executor == "uni",
             log_probs=not speed.skip_log_probs,
             frozen=speed.freeze_vision,
+            handed_over=speed.vision_from_rollout,
         )
 
 
@@ -190,12 +193,13 @@ def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
     tokens = step.turns * (step.patches / 4 + REPLY_TOKENS) + PROMPT_TOKENS
     language, tower = machine.petaflops(tokens, step.turns, step.patches)
     share = step.trajectories / step.gpus
-    forward = language * machine.language_forward + tower * machine.tower_forward
+    tower_forward = 0.0 if step.handed_over else tower * machine.tower_forward
+    forward = language * machine.language_forward + tower_forward
     update = language * machine.language_update
     if not step.frozen:
         update += tower * machine.tower_update
     elif not step.log_probs:  # else its features are there from the pass
-        update += tower * machine.tower_forward
+        update += tower_forward
     log_probs = share * forward if step.log_probs else 0.0
     return StepTime(rollout, log_probs, share * update, computing)
 
