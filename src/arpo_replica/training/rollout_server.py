@@ -103,7 +103,7 @@ class NoMetadata(ECConnectorMetadata):
     """Scheduler and worker have nothing to tell each other."""
 
 
-class FeatureConnector(ECConnectorBase):  # type: ignore[misc]
+class FeatureConnector(ECConnectorBase):
     """Saves what vLLM's vision tower makes of each screenshot for the trainer; nothing is ever loaded.
 
     Its role is ``ec_both``: vLLM 0.24 takes a mere producer for an engine without a language model.
