@@ -48,11 +48,8 @@ class FakeMachine(Machine):
     def cores(self):
         return self._get("cores", 8)
 
-    def soft_limit(self, name):
-        return self._get(f"soft_{name}", 65536)
-
-    def hard_limit(self, name):
-        return self._get(f"hard_{name}", 65536)
+    def limits(self, name):
+        return self._get(f"soft_{name}", 65536), self._get(f"hard_{name}", 65536)
 
     def read(self, path):
         return (HAPPY_FILES | self._get("files", {})).get(str(path))

@@ -48,7 +48,7 @@ OK = Level.OK
 
 def special(monkeypatch, ill: dict[str, Any]) -> dict[str, Any]:
     """Illnesses that no table can hold."""
-    from arpo_replica.doctor import checks_study
+    from arpo_replica.doctor import checks
     from fakes import make_task
 
     if kinds := ill.pop("kinds", None):
@@ -60,7 +60,7 @@ def special(monkeypatch, ill: dict[str, Any]) -> dict[str, Any]:
         else:
             for task in tasks[: 1 if "few" in kinds else 4]:
                 task.evaluator["func"] = "infeasible"
-        monkeypatch.setattr(checks_study, "known_tasks", lambda config, splits: tasks)
+        monkeypatch.setattr(checks, "known_tasks", lambda config, splits: tasks)
     return ill
 
 

@@ -2,5 +2,5 @@
 does not look at: limits of the machine, and values that users have met as silent traps.
 
 A check is one function, registered with ``@check`` (``examine``); it asks the ``Machine`` alone, so that
-tests can give it any machine. A new group is a module ``checks_NAME.py`` and its name in ``examine.GROUPS``.
+tests can give it any machine. They all stand in ``checks``.
 """

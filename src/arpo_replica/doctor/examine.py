@@ -16,8 +16,6 @@ from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.doctor.machine import Machine
 
-GROUPS = ("machine", "study", "osworld", "slurm")
-"""Modules ``doctor.checks_NAME``, in the order of the lines."""
 START, END = "<!-- checks: begin -->", "<!-- checks: end -->"
 
 
@@ -94,9 +92,8 @@ def check(title: str, when: Callable[[StudyConfig], bool] | None = always) -> Ca
 
 
 def all_checks() -> dict[str, Check]:
-    """Name -> check, in the order of ``GROUPS``."""
-    for group in GROUPS:
-        importlib.import_module(f"arpo_replica.doctor.checks_{group}")
+    """Name -> check, in the order of their file."""
+    importlib.import_module("arpo_replica.doctor.checks")
     return dict(_CHECKS)
 
 

@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,32 +65,25 @@ class Machine:
         """Processors that this process may use."""
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def soft_limit(self, name: str) -> int | None:
-        """Soft limit ``NOFILE``, ``NPROC`` ...; None: no limit."""
-        soft, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
-        return None if soft == resource.RLIM_INFINITY else soft
-
-    def hard_limit(self, name: str) -> int | None:
-        """The limit that the user may raise the soft one to."""
-        _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
-        return None if hard == resource.RLIM_INFINITY else hard
+    def limits(self, name: str) -> tuple[int | None, int | None]:
+        """``NOFILE``, ``NPROC`` ...: soft, and what the user may raise it to; None: no limit."""
+        soft, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+        none = resource.RLIM_INFINITY
+        return None if soft == none else soft, None if hard == none else hard
 
     # --- files --------------------------------------------------------------------------------------
 
     def read(self, path: str | Path) -> str | None:
         """Text of a file (its first MiB), or None."""
-        try:
-            with Path(path).open(errors="replace") as file:
-                return file.read(1 << 20)
-        except OSError:
-            return None
+        with suppress(OSError), Path(path).open(errors="replace") as file:
+            return file.read(1 << 20)
+        return None
 
     def exists(self, path: str | Path) -> bool:
         """True if it is there and may be looked at."""
-        try:
+        with suppress(OSError):
             return Path(path).exists()
-        except OSError:
-            return False
+        return False
 
     def may(self, path: str | Path, mode: int) -> bool:
         """``os.access``."""
@@ -97,28 +91,25 @@ class Machine:
 
     def size(self, path: str | Path) -> int | None:
         """Bytes of a file, or None."""
-        try:
+        with suppress(OSError):
             return Path(path).stat().st_size
-        except OSError:
-            return None
+        return None
 
     def files(self, folder: str | Path, pattern: str) -> list[Path]:
         """Files of a folder by pattern; none if there is no such folder."""
-        try:
+        with suppress(OSError):
             return sorted(Path(folder).glob(pattern))
-        except OSError:
-            return []
+        return []
 
     def free(self, path: str | Path) -> tuple[int, int] | None:
         """Free and total bytes of the disk that holds a path, which need not exist yet; None: no answer."""
         place = Path(path).absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
-        try:
+        with suppress(OSError):
             usage = shutil.disk_usage(place)
-        except OSError:
-            return None
-        return usage.free, usage.total
+            return usage.free, usage.total
+        return None
 
     def temp_folder(self) -> str:
         """Where scratch files go."""
@@ -134,15 +125,9 @@ class Machine:
         """Run a program to its end."""
         try:
             done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                cwd="/",
-            )
+                command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+                stdin=subprocess.DEVNULL, cwd="/",
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Answer(TOO_LONG, err=f"no end within {timeout_s:g} s")
         except (OSError, ValueError) as error:
