@@ -8,7 +8,10 @@ import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def latest(paths: Iterable[Path]) -> float:
@@ -87,6 +90,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_document(document: BaseModel, path: Path) -> None:
+    """Write a model as JSON that is the same for the same content."""
+    write_atomically(path, (document.model_dump_json(indent=1) + "\n").encode())
 
 
 def write_flushed(path: Path, data: bytes) -> None:

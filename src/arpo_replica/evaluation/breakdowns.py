@@ -20,7 +20,6 @@ import pandas as pd
 from arpo_replica.config.models import BASE_STAGE, GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
-from arpo_replica.evaluation.records import PROTOCOLS, Protocol
 from arpo_replica.tasks.model import Task
 
 UNTRAINED = BASE_STAGE
@@ -42,11 +41,11 @@ class Checkpoint:
         """Whether a training of the study made it."""
         return self.stage not in GIVEN_STAGES
 
-    def place(self, split: str, protocol: Protocol) -> dict[str, Any]:
+    def place(self, split: str, protocol: r.Protocol) -> dict[str, Any]:
         """The fields by which a row of results says where it belongs."""
         return {"arm": self.arm, "stage": self.stage, "split": split, "protocol": protocol}
 
-    def place_against(self, theirs: Checkpoint, split: str, protocol: Protocol) -> dict[str, Any]:
+    def place_against(self, theirs: Checkpoint, split: str, protocol: r.Protocol) -> dict[str, Any]:
         """The same for a row that compares it with another checkpoint."""
         return self.place(split, protocol) | {"reference": theirs.arm, "reference_stage": theirs.stage}
 
@@ -87,7 +86,7 @@ def select(table: pd.DataFrame, checkpoint: Checkpoint, seed: int | None, split:
     return table[mask] if seed is None else table[mask & (table["seed"] == seed)]
 
 
-def runs_of(episodes: pd.DataFrame, protocol: Protocol) -> Runs:
+def runs_of(episodes: pd.DataFrame, protocol: r.Protocol) -> Runs:
     """Task (``domain/task``) -> success of each valid episode. Tasks without a valid episode are absent."""
     runs: Runs = {}
     valid = episodes[episodes["valid"]]
@@ -137,11 +136,6 @@ CHANGES = {
 FLIPS = (*CHANGES.values(), "mixed", "not_comparable")
 
 
-def name_of(task: Task) -> str:
-    """``domain/task``, as the runs are keyed."""
-    return f"{task.domain}/{task.id}"
-
-
 def _part(runs: Runs, names: Collection[str]) -> Runs:
     return {task: outcomes for task, outcomes in runs.items() if task in names}
 
@@ -150,7 +144,7 @@ def _by_domain(tasks: Collection[Task]) -> dict[str, set[str]]:
     """Domain -> names of its tasks, in the order of the split."""
     found: dict[str, set[str]] = {}
     for task in tasks:
-        found.setdefault(task.domain, set()).add(name_of(task))
+        found.setdefault(task.domain, set()).add(task.name)
     return found
 
 
@@ -161,7 +155,7 @@ def _cells(
     for checkpoint in checkpoints:
         for split, tasks in splits.items():
             episodes = select(table, checkpoint, None, split)
-            for protocol in PROTOCOLS:
+            for protocol in r.PROTOCOLS:
                 yield checkpoint.place(split, protocol), tasks, runs_of(episodes, protocol)
 
 
@@ -173,7 +167,7 @@ def _pairs(
     for ours, theirs in pairs_of(checkpoints):
         for split, tasks in splits.items():
             sides = [select(table, side, None, split) for side in (ours, theirs)]
-            for protocol in PROTOCOLS:
+            for protocol in r.PROTOCOLS:
                 arm, reference = (runs_of(side, protocol) for side in sides)
                 yield ours.place_against(theirs, split, protocol), tasks, arm, reference
 
@@ -224,10 +218,10 @@ def subset_rows(
     """Feasible and infeasible tasks apart, and tasks that some stage trains on apart from the others."""
     for place, tasks, runs in _cells(table, splits, checkpoints):
         subsets: dict[r.Subset, set[str]] = {
-            "feasible": {name_of(task) for task in tasks if not task.infeasible},
-            "infeasible": {name_of(task) for task in tasks if task.infeasible},
-            "trained_on": {name_of(task) for task in tasks if name_of(task) in trained},
-            "not_trained_on": {name_of(task) for task in tasks if name_of(task) not in trained},
+            "feasible": {task.name for task in tasks if not task.infeasible},
+            "infeasible": {task.name for task in tasks if task.infeasible},
+            "trained_on": {task.name for task in tasks if task.name in trained},
+            "not_trained_on": {task.name for task in tasks if task.name not in trained},
         }
         for subset, names in subsets.items():
             if names:
@@ -263,7 +257,7 @@ def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
     for place, tasks, arm, reference in _pairs(table, splits, checkpoints):
         if arm and reference:
             kinds: dict[str, list[str]] = {kind: [] for kind in FLIPS}
-            for name in map(name_of, tasks):
+            for name in (task.name for task in tasks):
                 kinds[change_of(reference.get(name), arm.get(name))].append(name)
             yield r.FlipRow(
                 **place,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arpo_replica.base.files import file_sha256
+from arpo_replica.base.files import file_sha256, write_document
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import RELEASED_STAGE, StudyConfig
 from arpo_replica.evaluation import comparison as c
@@ -59,7 +59,7 @@ def compare_claims(
     result = compare(config, r.Summary.model_validate_json(summary.read_bytes()), paper, throughput)
     files = (summary, paper.claims, paper.published, paper.contradictions, paper.hyperparameters, throughput)
     result.inputs = [r.input_file(path) for path in files if path is not None]
-    r.write_document(result, out_json)
+    write_document(result, out_json)
     return result
 
 

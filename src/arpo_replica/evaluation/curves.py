@@ -16,24 +16,16 @@ from typing import Any, TypeVar
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
-from arpo_replica.evaluation.records import (
-    Curve,
-    CurvePoint,
-    ModelFacts,
-    OfflinePoint,
-    OfflineTraining,
-    SwapFact,
-    shown_path,
-)
+from arpo_replica.evaluation import records as r
 from arpo_replica.policy.manifest import Manifest, read_manifest
 
 Parsed = TypeVar("Parsed")
 SAID = {"step", "loss"}
-NAMED = set(CurvePoint.model_fields) - {"step", "seconds", "other", "swaps", "tasks"}
+NAMED = set(r.CurvePoint.model_fields) - {"step", "seconds", "other", "swaps", "tasks"}
 PLACE = re.compile(r"(?P<arm>[^/]+)/seed_(?P<seed>\d+)/stage_(?P<stage>[^/]+)$")
 
 
-def read_curve(path: Path) -> Curve:
+def read_curve(path: Path) -> r.Curve:
     """One stage's metrics. A step written twice (a resumed run repeats some) counts as last written.
 
     Raises ``UserError`` that names file and line if it is no metrics file.
@@ -41,21 +33,21 @@ def read_curve(path: Path) -> Curve:
     arm, seed, stage = place_of(path)
     points = {point.step: point for point in _read(path, _point, "training step; train this stage again")}
     ordered = [points[step] for step in sorted(points)]
-    return Curve(arm=arm, seed=seed, stage=stage, source=shown_path(path), points=ordered)
+    return r.Curve(arm=arm, seed=seed, stage=stage, source=r.shown_path(path), points=ordered)
 
 
-def read_offline(path: Path, method: str, manifest: Path | None = None) -> OfflineTraining:
+def read_offline(path: Path, method: str, manifest: Path | None = None) -> r.OfflineTraining:
     """One offline arm's ``learning.jsonl``, with what its manifest says about its data.
 
     Raises ``UserError`` that names file and line if it is no such file.
     """
     arm, seed, stage = place_of(path)
-    return OfflineTraining(
+    return r.OfflineTraining(
         arm=arm,
         seed=seed,
         stage=stage,
         method=method,
-        source=shown_path(path),
+        source=r.shown_path(path),
         learnt_from={} if manifest is None else read_manifest(manifest).recipe.get("data", {}),
         points=list(_read(path, _offline_point, "update; train this arm again")),
     )
@@ -71,13 +63,13 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], Parsed], otherwise: str)
             raise UserError(f"{path}, line {number}, is no {otherwise}.") from error
 
 
-def _offline_point(raw: dict[str, Any]) -> OfflinePoint:
+def _offline_point(raw: dict[str, Any]) -> r.OfflinePoint:
     loss = raw["loss"] if _is_number(raw["loss"]) else None
     known = {name: value for name, value in sorted(raw.items()) if name not in SAID and _is_number(value)}
-    return OfflinePoint(step=int(raw["step"]), loss=loss, other=known)
+    return r.OfflinePoint(step=int(raw["step"]), loss=loss, other=known)
 
 
-def _point(raw: dict[str, Any]) -> CurvePoint:
+def _point(raw: dict[str, Any]) -> r.CurvePoint:
     numbers = {name: value for name, value in sorted(raw.items()) if name != "step" and _is_number(value)}
     named: dict[str, Any] = {name: numbers.pop(name) for name in NAMED & numbers.keys()}
     seconds = {phase: value for phase, value in raw.get("seconds", {}).items() if _is_number(value)}
@@ -90,16 +82,16 @@ def _point(raw: dict[str, Any]) -> CurvePoint:
     if spreads:
         numbers["group_score_std"] = statistics.fmean(spreads)
     tasks = {task: statistics.fmean(scores) for task, scores in groups.items()}
-    return CurvePoint(
+    return r.CurvePoint(
         step=int(raw["step"]), **named, seconds=seconds, other=numbers, swaps=_swaps(raw), tasks=tasks
     )
 
 
-def _swaps(raw: dict[str, Any]) -> list[SwapFact]:
+def _swaps(raw: dict[str, Any]) -> list[r.SwapFact]:
     """Which tasks got a replayed trajectory, from ``tasks`` (the groups) and ``swaps`` of a row."""
     groups = raw.get("tasks") or []
     return [
-        SwapFact(
+        r.SwapFact(
             task=str(groups[swap["group"]]["task"]),
             age=int(raw["step"]) - int(swap["step"]),
             name=str(swap.get("name", "")),
@@ -121,12 +113,12 @@ def place_of(path: Path) -> tuple[str, int, str]:
     return found["arm"], int(found["seed"]), found["stage"]
 
 
-def read_model(path: Path) -> ModelFacts:
+def read_model(path: Path) -> r.ModelFacts:
     """The facts of a manifest that the report shows. Raises ``UserError`` if it is no manifest."""
     manifest = read_manifest(path)
-    return ModelFacts(
+    return r.ModelFacts(
         **manifest.model_dump(include={"arm", "seed", "stage", "step", "parent", "weights"}),
-        manifest=shown_path(path),
+        manifest=r.shown_path(path),
         manifest_sha256=file_sha256(path),
         identity=manifest.sha256,
         origin=_origin(manifest),

@@ -23,9 +23,10 @@ from pydantic import Field
 from arpo_replica.actions.pyautogui_source import PREFIX, source_of
 from arpo_replica.actions.types import Fail, Finished, Wait, from_json
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_document
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.records import PROTOCOLS, Document, Protocol, write_document
+from arpo_replica.evaluation.records import PROTOCOLS, Document, Protocol
 from arpo_replica.evaluation.scores import find_indexes
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
 from arpo_replica.tasks.splits import left_out_of, load_split
@@ -153,7 +154,7 @@ def _export_run(
 def _tasks_of(config: StudyConfig, split: str) -> list[str]:
     if split not in config.tasks.splits:
         return []
-    return [f"{task.domain}/{task.id}" for task in load_split(config.tasks.splits[split], config.tasks.root)]
+    return [task.name for task in load_split(config.tasks.splits[split], config.tasks.root)]
 
 
 def _write_steps(

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.base.files import write_atomically
 from arpo_replica.training.gates import StageReport
 
 About = Literal["new tasks", "this task set", "training seeds", "both studies"]
@@ -842,8 +841,3 @@ def shown_path(path: Path) -> str:
     if "results" in parts:
         return Path(*parts[parts.index("results") :]).as_posix()
     return full.name
-
-
-def write_document(document: BaseModel, out: Path) -> None:
-    """Write JSON that is the same for the same content."""
-    write_atomically(out, (document.model_dump_json(indent=1) + "\n").encode())

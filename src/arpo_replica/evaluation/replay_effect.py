@@ -16,16 +16,9 @@ from scipy import special, stats
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.comparison import ALPHA
-from arpo_replica.evaluation.records import (
-    Curve,
-    CurvePoint,
-    Interval,
-    ReplayEffect,
-    Summary,
-    TrainingOutcome,
-)
 
 LAST = 16
 """Updates at the end in which one success says that a training has not collapsed."""
@@ -34,7 +27,7 @@ CHANGED_LEAST = 0.08
 EXACT = "Clopper-Pearson over trainings"
 
 
-def training_outcomes(config: StudyConfig, curves: Sequence[Curve]) -> Iterator[TrainingOutcome]:
+def training_outcomes(config: StudyConfig, curves: Sequence[r.Curve]) -> Iterator[r.TrainingOutcome]:
     """What each planned training did, in the config's order; one that was not begun has 0 updates."""
     stages = config.training.stages
     for arm in config.online_arms:
@@ -45,7 +38,7 @@ def training_outcomes(config: StudyConfig, curves: Sequence[Curve]) -> Iterator[
             ended = all(len(part) >= stage.steps for part, stage in zip(each, stages, strict=True))
             last = [point.success for point in each[-1][-LAST:] if point.success is not None]
             groups, swapped = (_total(steps, name) for name in ("groups", "swapped_groups"))
-            yield TrainingOutcome(
+            yield r.TrainingOutcome(
                 arm=arm,
                 seed=seed,
                 updates=len(steps),
@@ -56,23 +49,23 @@ def training_outcomes(config: StudyConfig, curves: Sequence[Curve]) -> Iterator[
             )
 
 
-def _area(steps: Sequence[CurvePoint]) -> float | None:
+def _area(steps: Sequence[r.CurvePoint]) -> float | None:
     """Mean success of all rollouts as they came, each with the same weight."""
     known = [(p.success, p.other.get("rollouts", 1.0)) for p in steps if p.success is not None]
     weight = sum(rollouts for _, rollouts in known)
     return sum(success * rollouts for success, rollouts in known) / weight if weight else None
 
 
-def _total(steps: Sequence[CurvePoint], name: str) -> float | None:
+def _total(steps: Sequence[r.CurvePoint], name: str) -> float | None:
     """Sum over all updates; None if one of them does not say it."""
     values = [point.other.get(name, getattr(point, name, None)) for point in steps]
     known = [float(value) for value in values if value is not None]
     return sum(known) if len(known) == len(steps) else None
 
 
-def replay_effects(config: StudyConfig, outcomes: Sequence[TrainingOutcome]) -> Iterator[ReplayEffect]:
+def replay_effects(config: StudyConfig, outcomes: Sequence[r.TrainingOutcome]) -> Iterator[r.ReplayEffect]:
     """Each arm with replay against each that differs in nothing else; pairs of one seed."""
-    by_arm: dict[str, dict[int, TrainingOutcome]] = {}
+    by_arm: dict[str, dict[int, r.TrainingOutcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome
     for arm in config.online_arms:
@@ -85,8 +78,8 @@ def replay_effects(config: StudyConfig, outcomes: Sequence[TrainingOutcome]) -> 
 
 
 def replay_effect(
-    arm: str, reference: str, ours: Mapping[int, TrainingOutcome], theirs: Mapping[int, TrainingOutcome]
-) -> ReplayEffect:
+    arm: str, reference: str, ours: Mapping[int, r.TrainingOutcome], theirs: Mapping[int, r.TrainingOutcome]
+) -> r.ReplayEffect:
     """One pair of arms, from seed -> outcome of each."""
     lost = {
         seed: [
@@ -111,7 +104,7 @@ def replay_effect(
     ]
     only = [sum(mine and not other for mine, other in dead), sum(other and not mine for mine, other in dead)]
     paired = over_pairs(list(areas.values()))
-    return ReplayEffect(
+    return r.ReplayEffect(
         arm=arm,
         reference=reference,
         seeds=seeds,
@@ -129,7 +122,7 @@ def replay_effect(
     )
 
 
-def no_test(effect: ReplayEffect) -> str:
+def no_test(effect: r.ReplayEffect) -> str:
     """The validity gate in words; empty where it is passed, or nothing is known."""
     if effect.changed is None or effect.is_test:
         return ""
@@ -141,7 +134,7 @@ def no_test(effect: ReplayEffect) -> str:
 class Paired:
     """A paired t test over seeds; fractions."""
 
-    interval: Interval
+    interval: r.Interval
     """95 %."""
     within: tuple[float, float]
     """90 %: two one-sided tests at 5 %."""
@@ -159,13 +152,13 @@ def over_pairs(differences: Sequence[float]) -> Paired | None:
     return Paired(found.interval, (centre - half, centre + half), p_value)
 
 
-def exact_share(collapsed: Sequence[bool]) -> Interval | None:
+def exact_share(collapsed: Sequence[bool]) -> r.Interval | None:
     """Share of trainings with Clopper and Pearson's exact interval; None without any."""
     if not collapsed:
         return None
     count = sum(collapsed)
     low, high = stats.binomtest(count, len(collapsed)).proportion_ci(st.CONFIDENCE, method="exact")
-    return Interval(count / len(collapsed), float(low), float(high), EXACT, "training seeds")
+    return r.Interval(count / len(collapsed), float(low), float(high), EXACT, "training seeds")
 
 
 def sign_test(ones: int, others: int) -> float:
@@ -189,7 +182,7 @@ SMALLEST = 0.05
 class Regime:
     """What a study's summary says about the registered pairs."""
 
-    effect: ReplayEffect
+    effect: r.ReplayEffect
     gains: dict[str, dict[int, float]]
     """Split -> seed -> success after the last update, arpo minus grpo; the training tasks first."""
     unfinished: list[str]
@@ -262,10 +255,10 @@ def analyse(
     return {"A": found_a, "B": found_b}
 
 
-def read_summary(path: Path) -> Summary:
+def read_summary(path: Path) -> r.Summary:
     """A ``summary.json``. Raises ``UserError`` if the study has not both arms or its training tasks."""
     try:
-        summary = Summary.model_validate_json(path.read_bytes())
+        summary = r.Summary.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is no summary of this version; make it again (summarise_study).") from error
     if training_split(summary) is None or not {ARM, REFERENCE} <= {row.arm for row in summary.trainings}:
@@ -276,17 +269,17 @@ def read_summary(path: Path) -> Summary:
     return summary
 
 
-def training_split(summary: Summary) -> str | None:
+def training_split(summary: r.Summary) -> str | None:
     """The first split that arms were trained on."""
     return next((name for name, facts in summary.splits.items() if facts.trained_on), None)
 
 
-def regime_of(summary: Summary, seeds: Iterable[int], without: Sequence[int]) -> Regime:
+def regime_of(summary: r.Summary, seeds: Iterable[int], without: Sequence[int]) -> Regime:
     """The pairs of these seeds in what ``read_summary`` gave."""
     split = training_split(summary)
     assert split is not None
     wanted = [seed for seed in seeds if seed not in without]
-    sides: list[dict[int, TrainingOutcome]] = [
+    sides: list[dict[int, r.TrainingOutcome]] = [
         {row.seed: row for row in summary.trainings if row.arm == arm and row.seed in wanted}
         for arm in (ARM, REFERENCE)
     ]
@@ -324,7 +317,7 @@ def steady_answer(paired: Paired | None, p_holm: float) -> list[str]:
     return [words for words, holds in ends.items() if holds] or ["inconclusive"]
 
 
-def collapse_answer(effect: ReplayEffect, p_holm: float) -> list[str]:
+def collapse_answer(effect: r.ReplayEffect, p_holm: float) -> list[str]:
     """Regime B: which arm collapses more often, if that is shown."""
     if p_holm >= ALPHA:
         return ["no difference in collapse is shown"]

@@ -14,40 +14,15 @@ import pandas as pd
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_document
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import breakdowns as b
+from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
-from arpo_replica.evaluation.breakdowns import (
-    UNTRAINED,
-    Checkpoint,
-    Runs,
-    arm_order,
-    name_of,
-    ordered,
-    runs_of,
-    select,
-    sources_of,
-)
 from arpo_replica.evaluation.curves import place_of, read_curve, read_model, read_offline
 from arpo_replica.evaluation.failures import failure_rows
 from arpo_replica.evaluation.provenance import source_files
-from arpo_replica.evaluation.records import (
-    PROTOCOLS,
-    DifferenceRow,
-    InputFile,
-    Interval,
-    LeftOutRow,
-    OfflineTraining,
-    Protocol,
-    RateRow,
-    SplitFacts,
-    StatisticsFacts,
-    Summary,
-    input_file,
-    shown_path,
-    write_document,
-)
 from arpo_replica.evaluation.replay_effect import replay_effects, training_outcomes
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.tasks.model import Task
@@ -67,7 +42,7 @@ def summarise_study(
     *,
     reports: Sequence[Path] = (),
     learning: Sequence[Path] = (),
-) -> Summary:
+) -> r.Summary:
     """Write ``summary.json``: rates, paired differences, effort, curves, what is missing, provenance.
 
     ``scores`` is the parquet of ``score_episodes``; ``metrics`` and ``manifests`` are the stages'
@@ -76,12 +51,12 @@ def summarise_study(
     Raises ``UserError`` for a file that cannot be read.
     """
     read = [scores, *sorted(metrics), *sorted(manifests), *sorted(reports), *sorted(learning)]
-    inputs = [input_file(path) for path in read]
+    inputs = [r.input_file(path) for path in read]
     summary = summarise(config, read_scores(scores), metrics, manifests, inputs)
     gates = (StageReport.model_validate_json(path.read_bytes()) for path in reports)
-    summary.gates = ordered(config, gates)
+    summary.gates = b.ordered(config, gates)
     of_stage = {path.parent: path for path in manifests}
-    summary.offline = ordered(
+    summary.offline = b.ordered(
         config, (_offline(config, path, of_stage.get(path.parent)) for path in learning)
     )
     summary.not_run += [report.reason for report in summary.gates if report.reason is not None]
@@ -89,7 +64,7 @@ def summarise_study(
     return summary
 
 
-def _offline(config: StudyConfig, path: Path, manifest: Path | None) -> OfflineTraining:
+def _offline(config: StudyConfig, path: Path, manifest: Path | None) -> r.OfflineTraining:
     arm = place_of(path)[0]
     offline = config.recipe(arm).offline if arm in config.offline_arms else None
     if offline is None:
@@ -102,8 +77,8 @@ def summarise(
     table: pd.DataFrame,
     metrics: Sequence[Path],
     manifests: Sequence[Path],
-    inputs: list[InputFile],
-) -> Summary:
+    inputs: list[r.InputFile],
+) -> r.Summary:
     """The same from a table of episodes, without writing."""
     lists = {
         name: load_split(config.tasks.splits[name], config.tasks.root) for name in _splits(config, table)
@@ -118,10 +93,10 @@ def summarise(
     } - set(read_left_out(config))
     checkpoints = list(b.checkpoints_of(config, table))
     rates = [row for checkpoint in checkpoints for row in _rates(config, table, lists, checkpoint)]
-    curves = ordered(config, map(read_curve, metrics))
+    curves = b.ordered(config, map(read_curve, metrics))
     trainings = list(training_outcomes(config, curves))
     code = git_state(ROOT)
-    return Summary(
+    return r.Summary(
         study=config.name,
         size=config.size,
         desktop=config.desktop.kind,
@@ -129,15 +104,15 @@ def summarise(
         seeds=config.seeds,
         trials=config.evaluation.trials,
         splits={name: _split_facts(config, name, tasks, trained) for name, tasks in lists.items()},
-        distinct_tasks=len({name_of(task) for tasks in splits.values() for task in tasks}),
+        distinct_tasks=len({task.name for tasks in splits.values() for task in tasks}),
         rates=rates,
         differences=list(_differences(table, list(splits), checkpoints)),
-        effort=sorted(b.effort_rows(table), key=lambda row: arm_order(config, row.arm)),
+        effort=sorted(b.effort_rows(table), key=lambda row: b.arm_order(config, row.arm)),
         curves=curves,
-        models=ordered(config, map(read_model, manifests)),
+        models=b.ordered(config, map(read_model, manifests)),
         not_run=_not_run(config, rates, metrics),
         left_out=list(_left_out(config, list(lists))),
-        statistics=StatisticsFacts(
+        statistics=r.StatisticsFacts(
             confidence=st.CONFIDENCE,
             resamples=st.RESAMPLES,
             seed=st.SEED,
@@ -160,9 +135,9 @@ def summarise(
         replay_effects=list(replay_effects(config, trainings)),
         throughput=sorted(
             b.throughput_rows(config, table, curves),
-            key=lambda row: (row.phase != "training", arm_order(config, row.arm)),
+            key=lambda row: (row.phase != "training", b.arm_order(config, row.arm)),
         ),
-        failures=sorted(failure_rows(table), key=lambda row: arm_order(config, row.arm)),
+        failures=sorted(failure_rows(table), key=lambda row: b.arm_order(config, row.arm)),
         env_errors=list(b.env_error_rows(table, curves)),
         commit=code["commit"],
         dirty=code["dirty"],
@@ -177,22 +152,22 @@ def _splits(config: StudyConfig, table: pd.DataFrame) -> list[str]:
 
 
 def _rates(
-    config: StudyConfig, table: pd.DataFrame, lists: dict[str, list[Task]], checkpoint: Checkpoint
-) -> Iterator[RateRow]:
+    config: StudyConfig, table: pd.DataFrame, lists: dict[str, list[Task]], checkpoint: b.Checkpoint
+) -> Iterator[r.RateRow]:
     for split, tasks in lists.items():
         out = len(left_out_of(config, split))
         for seed in checkpoint.seed_groups():
-            episodes = select(table, checkpoint, seed, split)
+            episodes = b.select(table, checkpoint, seed, split)
             runs_per_task = config.evaluation.trials * (len(checkpoint.seeds) if seed is None else 1)
             expected = max(len(tasks) * runs_per_task, len(episodes))
             valid = episodes[episodes["valid"]]
             unscored = expected - len(valid)
             infeasible = valid[valid["infeasible"]]
-            for protocol in PROTOCOLS:
-                runs = runs_of(episodes, protocol)
+            for protocol in r.PROTOCOLS:
+                runs = b.runs_of(episodes, protocol)
                 column = f"success_{protocol}"
                 successes = int(valid[column].sum())
-                yield RateRow(
+                yield r.RateRow(
                     **checkpoint.place(split, protocol),
                     seed=seed,
                     tasks=len(tasks),
@@ -215,51 +190,52 @@ def _rates(
                     conditional=st.conditional_interval(runs),
                     mean_score=_mean_score(valid, protocol),
                     **_over_trainings(checkpoint, seed, _rate_per_seed(episodes, protocol)),
-                    sources=sources_of(episodes),
+                    sources=b.sources_of(episodes),
                 )
 
 
 def _differences(
-    table: pd.DataFrame, splits: list[str], checkpoints: list[Checkpoint]
-) -> Iterator[DifferenceRow]:
+    table: pd.DataFrame, splits: list[str], checkpoints: list[b.Checkpoint]
+) -> Iterator[r.DifferenceRow]:
     """Paired differences of every pair of arms, for each seed and for all together."""
     for ours, theirs in b.pairs_of(checkpoints):
         for split in splits:
             for seed in ours.seed_groups():
                 # Base is the same policy for every training seed: all its episodes count.
-                their_seed = seed if seed in theirs.seeds and theirs.arm != UNTRAINED else None
-                arm, reference = select(table, ours, seed, split), select(table, theirs, their_seed, split)
-                for protocol in PROTOCOLS:
-                    found = st.paired_difference(runs_of(arm, protocol), runs_of(reference, protocol))
+                their_seed = seed if seed in theirs.seeds and theirs.arm != b.UNTRAINED else None
+                arm = b.select(table, ours, seed, split)
+                reference = b.select(table, theirs, their_seed, split)
+                for protocol in r.PROTOCOLS:
+                    found = st.paired_difference(b.runs_of(arm, protocol), b.runs_of(reference, protocol))
                     if found is not None:
-                        yield DifferenceRow(
+                        yield r.DifferenceRow(
                             **ours.place_against(theirs, split, protocol),
                             seed=seed,
                             **found._asdict(),
                             **_over_trainings(ours, seed, *_gain_per_seed(arm, reference, theirs, protocol)),
-                            sources=sources_of(arm, reference),
+                            sources=b.sources_of(arm, reference),
                         )
 
 
-def _rate_per_seed(episodes: pd.DataFrame, protocol: Protocol) -> dict[int, float]:
+def _rate_per_seed(episodes: pd.DataFrame, protocol: r.Protocol) -> dict[int, float]:
     """Seed -> rate, each task with the same weight."""
     found = {}
     for seed, part in episodes.groupby("seed"):
-        runs = runs_of(part, protocol)
+        runs = b.runs_of(part, protocol)
         if runs:
             found[int(str(seed))] = statistics.fmean(_rate_per_task(runs).values())
     return found
 
 
 def _gain_per_seed(
-    arm: pd.DataFrame, reference: pd.DataFrame, theirs: Checkpoint, protocol: Protocol
+    arm: pd.DataFrame, reference: pd.DataFrame, theirs: b.Checkpoint, protocol: r.Protocol
 ) -> tuple[dict[int, float], float]:
     """Seed -> difference on the tasks that both sides have; and the noise that all of them share."""
-    base = runs_of(reference, protocol) if theirs.arm == UNTRAINED else {}
+    base = b.runs_of(reference, protocol) if theirs.arm == b.UNTRAINED else {}
     found, rates = {}, []
     for seed, part in arm.groupby("seed"):
-        ours = _rate_per_task(runs_of(part, protocol))
-        other = _rate_per_task(base or runs_of(reference[reference["seed"] == seed], protocol))
+        ours = _rate_per_task(b.runs_of(part, protocol))
+        other = _rate_per_task(base or b.runs_of(reference[reference["seed"] == seed], protocol))
         shared = [task for task in ours if task in other]
         if shared:
             found[int(str(seed))] = statistics.fmean(ours[task] - other[task] for task in shared)
@@ -273,12 +249,12 @@ def _gain_per_seed(
     return found, noise
 
 
-def _rate_per_task(runs: Runs) -> dict[str, float]:
+def _rate_per_task(runs: b.Runs) -> dict[str, float]:
     return {task: statistics.fmean(outcomes) for task, outcomes in runs.items()}
 
 
 def _over_trainings(
-    checkpoint: Checkpoint, seed: int | None, values: dict[int, float], shared: float = 0.0
+    checkpoint: b.Checkpoint, seed: int | None, values: dict[int, float], shared: float = 0.0
 ) -> dict[str, Any]:
     """The fields of a row by which it says how many trainings it rests on and what they show together."""
     if not checkpoint.trained:
@@ -294,19 +270,19 @@ def _over_trainings(
     }
 
 
-def _mean_score(valid: pd.DataFrame, protocol: Protocol) -> Interval | None:
+def _mean_score(valid: pd.DataFrame, protocol: r.Protocol) -> r.Interval | None:
     """Mean of the scores, some of which lie between 0 and 1; Student's t over tasks."""
     if not len(valid):
         return None
     means = valid.groupby(["domain", "task_id"])[f"{protocol}_score"].mean().astype(float).tolist()
     value = statistics.fmean(means)
     if len(means) < 2 or max(means) - min(means) < st.EQUAL:
-        return Interval(value, value, value, "no interval (tasks do not vary)")
+        return r.Interval(value, value, value, "no interval (tasks do not vary)")
     found = st.clustered_t(means)
-    return Interval(value, max(0.0, found.low), min(1.0, found.high), found.method)
+    return r.Interval(value, max(0.0, found.low), min(1.0, found.high), found.method)
 
 
-def _effective(runs: Runs) -> float | None:
+def _effective(runs: b.Runs) -> float | None:
     """Independent runs that the interval of the rate stands for."""
     if not runs:
         return None
@@ -315,31 +291,31 @@ def _effective(runs: Runs) -> float | None:
     return float(len(runs)) if single or max(means) - min(means) < st.EQUAL else st.effective_runs(runs)
 
 
-def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set[str]) -> SplitFacts:
+def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set[str]) -> r.SplitFacts:
     run = kept(config, name, tasks)
     digest = hashlib.sha256("".join(task.sha256 for task in run).encode()).hexdigest()
-    return SplitFacts(
+    return r.SplitFacts(
         tasks=len(tasks),
         infeasible=sum(task.infeasible for task in run),
         list_sha256=hashlib.sha256(config.tasks.splits[name].read_bytes()).hexdigest(),
         tasks_sha256=digest,
         trained_on=name in config.training_splits,
-        tasks_trained_on=sum(name_of(task) in trained for task in tasks),
+        tasks_trained_on=sum(task.name in trained for task in tasks),
         roles=[role for role in ROLES if getattr(config.targets, role) == name],
         left_out=len(tasks) - len(run),
     )
 
 
-def _left_out(config: StudyConfig, evaluated: list[str]) -> Iterator[LeftOutRow]:
+def _left_out(config: StudyConfig, evaluated: list[str]) -> Iterator[r.LeftOutRow]:
     for split in dict.fromkeys([*evaluated, *config.training_splits]):
         out = left_out_of(config, split)
         tasks = split_size(config, split) + len(out)
         for entry in out:
             words = {"task": entry.task, "because": entry.because, "detail": entry.detail}
-            yield LeftOutRow(split=split, tasks=tasks, **words, path=shown_path(entry.path))
+            yield r.LeftOutRow(split=split, tasks=tasks, **words, path=r.shown_path(entry.path))
 
 
-def _not_run(config: StudyConfig, rates: list[RateRow], metrics: Sequence[Path]) -> list[str]:
+def _not_run(config: StudyConfig, rates: list[r.RateRow], metrics: Sequence[Path]) -> list[str]:
     sentences = []
     if not metrics and config.trained_arms:
         sentences.append("No training metrics were found: there are no learning curves.")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import write_atomically, write_document
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.published import PaperFiles
@@ -30,7 +30,6 @@ from arpo_replica.evaluation.records import (
     Summary,
     TargetDocument,
     input_file,
-    write_document,
 )
 from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.evaluation.summary import summarise

@@ -7,8 +7,7 @@ OSWorld: ``desktop_env/desktop_env.py`` (``evaluate``), ``evaluators/getters``, 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from arpo_replica.actions.types import Action, Fail
 from arpo_replica.base.errors import DesktopError, UserError
@@ -19,13 +18,6 @@ from arpo_replica.suites.miniwob.pages import read_reward
 from arpo_replica.suites.osworld.inventory import refuse_unsupported
 from arpo_replica.suites.setup import check_steps, run_steps
 from arpo_replica.tasks.model import Task
-
-Getter = Callable[[dict[str, Any], GuestClient, DevTools], Awaitable[Any]]
-Metric = Callable[[Any], float]
-
-
-async def _miniwob_episode(config: dict[str, Any], guest: GuestClient, devtools: DevTools) -> float | None:
-    return await read_reward(devtools)
 
 
 def _miniwob_reward(reward: float | None) -> float:
@@ -50,8 +42,8 @@ def seconds_to_settle(task: Task, acted: float | None) -> float:
     return max(0.0, acted + CHROMIUM_WRITES_S - time.monotonic())
 
 
-GETTERS: dict[str, Getter] = {"miniwob_episode": _miniwob_episode}
-METRICS: dict[str, Metric] = {"miniwob_reward": _miniwob_reward}
+GETTERS = {"miniwob_episode": read_reward}
+METRICS = {"miniwob_reward": _miniwob_reward}
 
 
 def uses_osworld(task: Task) -> bool:
@@ -95,10 +87,7 @@ def check_task(task: Task) -> None:
 
 
 def check_provider(tasks: Iterable[Task], kind: str) -> None:
-    """Refuse tasks that desktops of that ``kind`` (``DesktopConfig.kind``) cannot run.
-
-    Raises ``UserError``.
-    """
+    """Raises ``UserError`` for a task that desktops of ``kind`` (``DesktopConfig.kind``) cannot run."""
     for task in tasks:
         if kind == "process" and uses_osworld(task):
             raise UserError(
@@ -125,6 +114,6 @@ async def evaluate_task(
     except (KeyError, TypeError) as error:
         raise DesktopError(f"task {task.id} has no evaluator that exists here: {error!r}") from error
     await run_steps(task, task.evaluator.get("postconfig", []), guest, devtools)
-    result = await getter(task.evaluator["result"], guest, devtools)
+    result = await getter(devtools)
     found = "the page did not end" if result is None else f"the page ended with reward {result:g}"
     return Score.of(metric(result), "the page ends with reward 1", found)

@@ -7,7 +7,6 @@ own steps are untouched, and a kind of noise that the evaluator could see is not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -141,15 +140,7 @@ def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
             "steps": sorted(added),
         },
     }
-    return Task(
-        id=raw["id"],
-        domain=task.domain,
-        instruction=task.instruction,
-        config=config,
-        evaluator=task.evaluator,
-        raw=raw,
-        sha256=hashlib.sha256(to_bytes(raw)).hexdigest(),
-    )
+    return Task.of(raw, task.domain, to_bytes(raw))
 
 
 def noisy_id(task: Task, seed: int, kinds: Sequence[str]) -> str:

@@ -8,19 +8,13 @@ from pathlib import Path
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import write_atomically, write_document
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.suites.evaluate import check_task
 from arpo_replica.suites.miniwob.pages import to_bytes
 from arpo_replica.suites.noise import make_noisy, noisy_split
 from arpo_replica.tasks.model import Task
-from arpo_replica.tasks.osworld_files import (
-    MANIFEST,
-    ROOT,
-    TaskManifest,
-    read_task_manifest,
-    write_task_manifest,
-)
+from arpo_replica.tasks.osworld_files import MANIFEST, ROOT, TaskManifest, read_task_manifest
 from arpo_replica.tasks.splits import kept, load_split, read_split, refuse_unknown, split_tasks
 
 
@@ -69,7 +63,7 @@ def split_files(config: StudyConfig, split: str) -> list[str]:
     if fetched(config):
         return [str(root / "manifest.json")]
     tasks = load_split(config.tasks.splits[split], root)
-    return [str(root / task.domain / f"{task.id}.json") for task in tasks]
+    return [str(root / f"{task.name}.json") for task in tasks]
 
 
 def make_noisy_tasks(config: StudyConfig, split: str) -> int:
@@ -80,23 +74,20 @@ def make_noisy_tasks(config: StudyConfig, split: str) -> int:
     folder = _noisy_folder(config, split)
     if folder.is_dir():
         shutil.rmtree(folder)
-    hashes = {}
     for task in tasks:
-        path = folder / task.domain / f"{task.id}.json"
+        path = folder / f"{task.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(to_bytes(task.raw))
-        hashes[f"{task.domain}/{path.name}"] = task.sha256
+    hashes = dict(sorted((f"{task.name}.json", task.sha256) for task in tasks))
     document = noisy_split(split, settings.source, tasks, settings)
-    write_task_manifest(
-        TaskManifest(source=document["source"], files=dict(sorted(hashes.items()))), folder / "manifest.json"
-    )
+    write_document(TaskManifest(source=document["source"], files=hashes), folder / "manifest.json")
     write_atomically(config.tasks.splits[split], to_bytes(document))
     return len(tasks)
 
 
 def _made_noisy(config: StudyConfig, split: str, clean: list[Task]) -> list[Task]:
     tasks = [make_noisy(task, config.tasks.noisy[split]) for task in clean]
-    if len({(task.domain, task.id) for task in tasks}) < len(tasks):
+    if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"tasks.noisy.{split} gives two tasks one id; choose another seed.")
     return tasks
 

@@ -43,6 +43,8 @@ class _Setup:
         if result["returncode"] != 0:
             raise DesktopError(f"{command!r} ended with {result['returncode']}: {result['error'][:200]}")
 
+    command = execute
+
     async def open(self, path: str) -> None:
         await self.guest.open_file(path)
 
@@ -107,46 +109,25 @@ class _Setup:
 
     def _fill(self, command: Command) -> Command:
         """OSWorld's templates in commands. The desktop's user has no password."""
+        if not isinstance(command, str):
+            return [str(self._fill(word)) for word in command]
         width, height = self.guest.screen
-        values = {
-            "{CLIENT_PASSWORD}": "",
-            "{SCREEN_WIDTH}": str(width),
-            "{SCREEN_HEIGHT}": str(height),
-            "{SCREEN_WIDTH_HALF}": str(width // 2),
-            "{SCREEN_HEIGHT_HALF}": str(height // 2),
-        }
-
-        def fill(text: str) -> str:
-            for key, value in values.items():
-                text = text.replace(key, value)
-            return text
-
-        return fill(command) if isinstance(command, str) else [fill(word) for word in command]
+        halves = {"SCREEN_WIDTH_HALF": width // 2, "SCREEN_HEIGHT_HALF": height // 2}
+        values = {"CLIENT_PASSWORD": "", "SCREEN_WIDTH": width, "SCREEN_HEIGHT": height, **halves}
+        for key, value in values.items():
+            command = command.replace(f"{{{key}}}", str(value))
+        return command
 
 
 BROWSER_START_S = 60.0
 """A browser that was launched has to answer on its DevTools port by then."""
 _BROWSERS = ("google-chrome", "chromium", "chrome")
-_BLANK = (
-    "about:blank",
-    "chrome://newtab/",
-    "chrome://new-tab-page/",
-    "chrome://new-tab-page-third-party/",
-)
+_NEW = ("newtab", "new-tab-page", "new-tab-page-third-party")
+_BLANK = {"about:blank", *(f"chrome://{name}/" for name in _NEW)}
 _STEPS: dict[str, Callable[..., Awaitable[None]]] = {
-    "launch": _Setup.launch,
-    "execute": _Setup.execute,
-    "command": _Setup.execute,
-    "open": _Setup.open,
-    "activate_window": _Setup.activate_window,
-    "close_window": _Setup.close_window,
-    "sleep": _Setup.sleep,
-    "upload_file": _Setup.upload_file,
-    "download": _Setup.download,
-    "chrome_open_tabs": _Setup.chrome_open_tabs,
-    "chrome_close_tabs": _Setup.chrome_close_tabs,
-    "miniwob_start": _Setup.miniwob_start,
+    name: run for name, run in vars(_Setup).items() if not name.startswith("_")
 }
+"""A task names these methods alone."""
 
 
 def check_steps(task: Task, steps: list[dict[str, Any]]) -> None:
@@ -216,10 +197,7 @@ def _same_url(left: str, right: str) -> bool:
 
     def plain(url: str) -> str:
         parts = urlsplit(url if "//" in url else f"//{url}")
-        return (
-            parts.netloc.removeprefix("www.")
-            + parts.path.rstrip("/")
-            + (f"?{parts.query}" if parts.query else "")
-        )
+        query = f"?{parts.query}" if parts.query else ""
+        return parts.netloc.removeprefix("www.") + parts.path.rstrip("/") + query
 
     return plain(left) == plain(right)

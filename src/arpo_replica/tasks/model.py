@@ -10,7 +10,6 @@ from typing import Any
 
 from arpo_replica.base.errors import UserError
 
-REQUIRED_KEYS = ("id", "instruction", "config", "evaluator")
 TYPES: dict[str, tuple[type, str]] = {
     "id": (str, "a text"),
     "instruction": (str, "a text"),
@@ -31,6 +30,24 @@ class Task:
     evaluator: dict[str, Any]
     raw: dict[str, Any]
     sha256: str
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], domain: str, data: bytes) -> Task:
+        """The task of a file of the bytes ``data``, which ``raw`` was read from."""
+        return cls(
+            id=raw["id"],
+            domain=domain,
+            instruction=raw["instruction"],
+            config=raw.get("config", []),
+            evaluator=raw["evaluator"],
+            raw=raw,
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+    @property
+    def name(self) -> str:
+        """``domain/id``: what names it among all tasks."""
+        return f"{self.domain}/{self.id}"
 
     @property
     def infeasible(self) -> bool:
@@ -53,8 +70,8 @@ def load_task(path: Path) -> Task:
         raw = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Task file {path} cannot be read ({error}); restore it or drop its id.") from error
-    missing = [key for key in REQUIRED_KEYS if not isinstance(raw, dict) or key not in raw]
-    if missing and not (missing == ["config"]):
+    missing = [key for key in TYPES if not isinstance(raw, dict) or key not in raw]
+    if missing and missing != ["config"]:
         raise UserError(f"Task file {path} lacks the key '{missing[0]}'; every OSWorld task file has it.")
     for key, (kind, word) in TYPES.items():
         if not isinstance(raw.get(key, kind()), kind):
@@ -67,15 +84,7 @@ def load_task(path: Path) -> Task:
             )
     if raw["id"] != path.stem:
         raise UserError(f"Task file {path} has the id '{raw['id']}'; file name and id must be equal.")
-    return Task(
-        id=raw["id"],
-        domain=path.parent.name,
-        instruction=raw["instruction"],
-        config=raw.get("config", []),
-        evaluator=raw["evaluator"],
-        raw=raw,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+    return Task.of(raw, path.parent.name, data)
 
 
 def _are_steps(steps: Any) -> bool:

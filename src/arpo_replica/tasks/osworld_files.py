@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import write_document
 from arpo_replica.config.tasks import OsworldTasksConfig
 
 ROOT = Path("results/osworld/tasks")
@@ -46,14 +46,8 @@ def read_task_manifest(path: Path) -> TaskManifest:
     try:
         return TaskManifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise UserError(
-            f"The manifest {path} cannot be read; restore it, or make the task files again."
-        ) from error
-
-
-def write_task_manifest(manifest: TaskManifest, path: Path) -> None:
-    """Write it so that the same content gives the same bytes."""
-    write_atomically(path, (manifest.model_dump_json(indent=1) + "\n").encode())
+        words = "restore it, or make the task files again"
+        raise UserError(f"The manifest {path} cannot be read; {words}.") from error
 
 
 def fetch_osworld_tasks(settings: OsworldTasksConfig, manifest: Path, out: Path) -> int:
@@ -74,7 +68,7 @@ def fetch_osworld_tasks(settings: OsworldTasksConfig, manifest: Path, out: Path)
     for name, content in contents.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(content)
-    write_task_manifest(expected, out / "manifest.json")
+    write_document(expected, out / "manifest.json")
     return len(contents)
 
 

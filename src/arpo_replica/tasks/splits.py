@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_atomically
+from arpo_replica.base.files import write_document
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import ReadPath
@@ -46,6 +46,11 @@ class Split(BaseModel):
     """What a reader of results on it should know."""
     task_root: str | None = None
     """Folder of its task files, relative to the list; without it the config's ``tasks.root``."""
+
+    @property
+    def names(self) -> list[str]:
+        """``domain/id`` of each task, in order."""
+        return [f"{domain}/{task_id}" for domain, ids in self.tasks.items() for task_id in ids]
 
 
 def read_split(path: Path) -> Split:
@@ -85,8 +90,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def refuse_unknown(path: Path, split: Split, known: Callable[[str], bool], where: str) -> None:
     """Raises ``UserError`` that names every id of the list whose ``{domain}/{id}.json`` is not known."""
-    names = [f"{domain}/{task_id}" for domain, ids in split.tasks.items() for task_id in ids]
-    missing = [name for name in names if not known(f"{name}.json")]
+    missing = [name for name in split.names if not known(f"{name}.json")]
     if missing:
         raise UserError(f"Split {path} names tasks that {where} does not have: {', '.join(missing)}.")
 
@@ -109,7 +113,7 @@ def load_split(path: Path, task_root: Path) -> list[Task]:
         fix = f"'snakemake --configfile CONFIG -- {FETCHED / 'manifest.json'}' fetches OSWorld's"
         raise UserError(f"There is no folder of task files {root}; {fix if made else 'correct tasks.root'}.")
     refuse_unknown(path, split, lambda name: (root / name).is_file(), str(root))
-    tasks = [load_task(root / domain / f"{name}.json") for domain, ids in split.tasks.items() for name in ids]
+    tasks = [load_task(root / f"{name}.json") for name in split.names]
     if (root / "manifest.json").is_file():
         _refuse_changed(root, tasks)
     return tasks
@@ -119,8 +123,7 @@ def _refuse_changed(root: Path, tasks: list[Task]) -> None:
     """A folder that a rule made says what it holds: nobody may edit its files afterwards."""
     files = read_task_manifest(root / "manifest.json").files
     for task in tasks:
-        name = f"{task.domain}/{task.id}.json"
-        if files.get(name) != task.sha256:
+        if files.get(name := f"{task.name}.json") != task.sha256:
             raise UserError(
                 f"The task file {root / name} was changed after it was made; remove the folder {root} and "
                 "run again with --forcerun fetch_osworld_tasks make_noisy_tasks."
@@ -150,7 +153,7 @@ class ResolvedSplit(BaseModel):
 
     def write(self, out: Path) -> None:
         """Write it so that the same tasks give the same bytes."""
-        write_atomically(out, (self.model_dump_json(indent=1) + "\n").encode())
+        write_document(self, out)
 
     def hashes(self) -> dict[str, str]:
         """``domain/id`` -> sha256 of the task file."""
@@ -237,24 +240,20 @@ def check_left_out(config: StudyConfig) -> None:
     out = read_left_out(config)
     manifest = find(MANIFEST)
     known = read_task_manifest(manifest).files if out and manifest.is_file() else {}
-    unknown = [
-        task
-        for task in out
-        if f"{task}.json" not in known and not (config.tasks.root / f"{task}.json").is_file()
-    ]
+    root = config.tasks.root
+    unknown = [t for t in out if f"{t}.json" not in known and not (root / f"{t}.json").is_file()]
     if unknown:
+        where = out[unknown[0]].path
         raise UserError(
-            f"{out[unknown[0]].path} leaves out {', '.join(unknown)}: there is no such task file; correct "
-            "the id."
+            f"{where} leaves out {', '.join(unknown)}: there is no such task file; correct the id."
         )
 
 
 def left_out_of(config: StudyConfig, split: str) -> list[LeftOut]:
     """What a split names and the study does not run, in the order of the list."""
     out = read_left_out(config)
-    return (
-        [out[name] for name in _names(read_split(config.tasks.splits[split])) if name in out] if out else []
-    )
+    names = read_split(config.tasks.splits[split]).names if out else []
+    return [out[name] for name in names if name in out]
 
 
 def split_tasks(config: StudyConfig, split: str) -> list[Task]:
@@ -273,24 +272,17 @@ def resolve(config: StudyConfig, split: str) -> ResolvedSplit:
         )
     path = config.tasks.splits[split]
     root = root_of(path, read_split(path), config.tasks.root)
-    return ResolvedSplit(
-        split=split,
-        tasks=[
-            ResolvedTask(
-                domain=task.domain,
-                id=task.id,
-                path=root / task.domain / f"{task.id}.json",
-                sha256=task.sha256,
-            )
-            for task in split_tasks(config, split)
-        ],
-    )
+    tasks = [
+        ResolvedTask(domain=task.domain, id=task.id, path=root / f"{task.name}.json", sha256=task.sha256)
+        for task in split_tasks(config, split)
+    ]
+    return ResolvedSplit(split=split, tasks=tasks)
 
 
 def kept(config: StudyConfig, split: str, tasks: list[Task]) -> list[Task]:
     """``tasks`` without those that are left out. Raises ``UserError`` if nothing remains."""
     out = read_left_out(config)
-    remaining = [task for task in tasks if f"{task.domain}/{task.id}" not in out]
+    remaining = [task for task in tasks if task.name not in out]
     if not remaining:
         raise UserError(f"tasks.leave_out leaves no task of the split '{split}'; drop the split or a list.")
     return remaining
@@ -302,8 +294,4 @@ def split_size(config: StudyConfig, split: str) -> int:
     path, made = config.tasks.splits[split], config.tasks.noisy | config.tasks.selected
     if not path.is_file() and split in made:
         return split_size(config, made[split].source)
-    return len(_names(read_split(path))) - len(left_out_of(config, split))
-
-
-def _names(split: Split) -> list[str]:
-    return [f"{domain}/{task}" for domain, ids in split.tasks.items() for task in ids]
+    return len(read_split(path).names) - len(left_out_of(config, split))

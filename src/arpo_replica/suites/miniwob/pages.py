@@ -8,7 +8,6 @@ page's own reward of that episode. The package itself is never imported: it pull
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable
@@ -69,8 +68,6 @@ SPLIT_SEEDS = range(0, 1_000)
 """Page seeds that task files may use."""
 DEMONSTRATION_SEEDS = range(1_000_000, 1_000_000_000)
 """Page seeds that demonstrations may use: never those of a task file."""
-
-
 SCRIPTS = ("miniwob_preload.js", "miniwob_start.js", "miniwob_expert.js")
 """JavaScript functions beside this file."""
 
@@ -133,15 +130,7 @@ def to_bytes(document: dict[str, Any]) -> bytes:
 def make_task(page: str, seed: int, instruction: str) -> Task:
     """The same task as an object that was never a file; its hash is that of the file it would be."""
     raw = task_json(page, seed, instruction)
-    return Task(
-        id=raw["id"],
-        domain=DOMAIN,
-        instruction=instruction,
-        config=raw["config"],
-        evaluator=raw["evaluator"],
-        raw=raw,
-        sha256=hashlib.sha256(to_bytes(raw)).hexdigest(),
-    )
+    return Task.of(raw, DOMAIN, to_bytes(raw))
 
 
 def blank_task() -> Task:
