@@ -436,20 +436,20 @@ def run_replay_study(options: argparse.Namespace) -> int:
 @command("docs", "write the generated pages of docs/ anew")
 def run_docs(options: argparse.Namespace) -> int:
     """Write the generated pages anew."""
-    from arpo_replica.actions.compared import write_actions_page
+    from arpo_replica.actions.compared import render_actions
     from arpo_replica.config.docs import render_reruns
     from arpo_replica.doctor.examine import fill
     from arpo_replica.evaluation.tables import write_results_docs
     from arpo_replica.training.parity import render_parity
     from arpo_replica.validation.fidelity_page import write_fidelity_page
 
-    Path("docs/what_reruns.md").write_text(render_reruns())
+    pages = {"what_reruns": render_reruns, "actions": render_actions, "parity": render_parity}
+    for name, render in pages.items():
+        Path("docs", f"{name}.md").write_text(render())
     write_results_docs(Path("docs"))
     page = Path("docs/doctor.md")
     page.write_text(fill(page.read_text()))
     write_fidelity_page()
-    write_actions_page(Path("docs/actions.md"))
-    Path("docs/parity.md").write_text(render_parity())
     return 0
 
 
