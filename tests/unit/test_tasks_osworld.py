@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_document
 from arpo_replica.config.tasks import OsworldTasksConfig
 from arpo_replica.tasks.osworld_files import (
     INSIDE,
@@ -17,7 +18,6 @@ from arpo_replica.tasks.osworld_files import (
     fetch_osworld_tasks,
     read_files,
     read_task_manifest,
-    write_task_manifest,
 )
 from arpo_replica.tasks.splits import load_split
 from real_tasks import EXAMPLES, at_hand
@@ -38,7 +38,7 @@ def source(tmp_path):
         (folder / INSIDE / name).write_bytes(content)
     (folder / "evaluation_examples/test_all.json").write_text("{}")
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
-    write_task_manifest(TaskManifest(source="test", files=hashes), tmp_path / "manifest.json")
+    write_document(TaskManifest(source="test", files=hashes), tmp_path / "manifest.json")
     return folder
 
 

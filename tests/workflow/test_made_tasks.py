@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
+from arpo_replica.base.files import write_document
 from arpo_replica.config import load_config
-from arpo_replica.tasks.osworld_files import TaskManifest, write_task_manifest
+from arpo_replica.tasks.osworld_files import TaskManifest
 from arpo_replica.tasks.splits import load_split
 
 LAUNCH = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}
@@ -41,9 +42,7 @@ def two(checkout):
         path.write_text(json.dumps(raw))
         hashes[f"{name}.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
         lists[domain] = [task_id]
-    write_task_manifest(
-        TaskManifest(source="test", files=hashes), checkout.root / "data/osworld/manifest.json"
-    )
+    write_document(TaskManifest(source="test", files=hashes), checkout.root / "data/osworld/manifest.json")
     split = {"name": "both", "source": "test", "tasks": lists}
     (checkout.root / "data/splits/both.json").write_text(json.dumps(split))
     study = {
