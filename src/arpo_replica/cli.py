@@ -24,13 +24,10 @@ from arpo_replica.config import load_config
 from arpo_replica.workflow.job import TRY_AGAIN
 
 logger = logging.getLogger(__name__)
-
 DEMO = Path("configs/demo.yaml")
 """The default study's config."""
 Run = Callable[[argparse.Namespace], int]
 Option = Callable[[argparse.ArgumentParser], object]
-
-
 COMMANDS: list[Callable[[Any], None]] = []
 """Each adds one subcommand to argparse's subparsers."""
 
@@ -127,7 +124,6 @@ def run_check(options: argparse.Namespace) -> int:
     ),
 )
 def run_explain(options: argparse.Namespace) -> int:
-    """Print the row of a key."""
     from arpo_replica.config.docs import explain
 
     print(explain(options.key))
@@ -143,7 +139,6 @@ def run_explain(options: argparse.Namespace) -> int:
     description="Nothing is started. What is finished is not counted. The numbers are estimates.",
 )
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the plan."""
     from arpo_replica.cluster.costs import PRICES_FILE, read_prices
     from arpo_replica.workflow.plan import plan_studies, render_studies
 
@@ -198,7 +193,6 @@ def run_status(options: argparse.Namespace) -> int:
     description="With its results go their times and Snakemake's records of them: nothing is run again.",
 )
 def run_copy(options: argparse.Namespace) -> int:
-    """Copy, and say what."""
     from arpo_replica.workflow.copy_study import copy_study
 
     for folder in copy_study(load_config(*options.config), options.to):
@@ -242,7 +236,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     "--announce it is that of the folder.",
 )
 def run_service(options: argparse.Namespace) -> int:
-    """Lend desktops until a signal ends it."""
     from arpo_replica.providers.remote_service import serve_desktops
 
     serve_desktops(
@@ -269,11 +262,9 @@ def run_service(options: argparse.Namespace) -> int:
     description="Needs a key in the environment variable that policy.api_key_variable names.",
 )
 def run_server(options: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
     from arpo_replica.policy.vllm_server import serve_policy
 
-    config = load_config(*options.config)
-    asyncio.run(serve_policy(config, options.manifest, options.port, options.name))
+    asyncio.run(serve_policy(load_config(*options.config), options.manifest, options.port, options.name))
     return 0
 
 
@@ -310,7 +301,6 @@ def run_validation(options: argparse.Namespace) -> int:
     description="Exit status 1: a task that both have scored differently.",
 )
 def run_comparison(options: argparse.Namespace) -> int:
-    """Compare, write, say where the two differ."""
     from arpo_replica.validation.validate import compare_validations
 
     document = compare_validations(options.first, options.second)
@@ -370,7 +360,6 @@ def run_export(options: argparse.Namespace) -> int:
     ),
 )
 def run_film(options: argparse.Namespace) -> int:
-    """Write the animation."""
     from arpo_replica.report.film import export_animation
 
     export_animation(options.episodes, options.out, seconds=options.seconds, width=options.width)
@@ -390,7 +379,6 @@ def run_film(options: argparse.Namespace) -> int:
     ),
 )
 def run_compare(options: argparse.Namespace) -> int:
-    """Compare, print, and write the page if asked for."""
     from arpo_replica.report.compare import as_text, compare_studies, write_comparison
 
     found = compare_studies(options.mine, options.yours)
@@ -424,7 +412,6 @@ def run_compare(options: argparse.Namespace) -> int:
     ),
 )
 def run_replay_study(options: argparse.Namespace) -> int:
-    """Analyse and print."""
     from arpo_replica.evaluation.replay_effect import analyse
 
     files = [folder and folder / "summary.json" for folder in (options.steady, options.collapse)]
@@ -435,7 +422,6 @@ def run_replay_study(options: argparse.Namespace) -> int:
 
 @command("docs", "write the generated pages of docs/ anew")
 def run_docs(options: argparse.Namespace) -> int:
-    """Write the generated pages anew."""
     from arpo_replica.actions.compared import render_actions
     from arpo_replica.config.docs import render_reruns
     from arpo_replica.doctor.examine import fill
@@ -465,11 +451,6 @@ def run_docs(options: argparse.Namespace) -> int:
     option("--check", action="store_true", help="only say whether the committed files still agree"),
 )
 def run_make_tasks(options: argparse.Namespace) -> int:
-    """Write, or compare."""
-    return asyncio.run(make_tasks(options))
-
-
-async def make_tasks(options: argparse.Namespace) -> int:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
     from arpo_replica.config.desktop import DesktopConfig
     from arpo_replica.providers.process import ProcessProvider
@@ -480,12 +461,16 @@ async def make_tasks(options: argparse.Namespace) -> int:
     plan = read_plan(data / PLAN)
     provider = ProcessProvider(DesktopConfig(screen=(168, 224)))
     provider.check()
-    desktop = await provider.start("make-tasks")
-    try:
-        await desktop.reset(blank_task())
-        files = await make_files(desktop.devtools, plan)
-    finally:
-        await desktop.close()
+
+    async def read_pages() -> dict[str, bytes]:
+        desktop = await provider.start("make-tasks")
+        try:
+            await desktop.reset(blank_task())
+            return await make_files(desktop.devtools, plan)
+        finally:
+            await desktop.close()
+
+    files = asyncio.run(read_pages())
     if options.check:
         refuse_drift(files, data)
         print(f"{len(files)} files under {data} are what the pages say")
