@@ -201,15 +201,9 @@ def domain_difference_rows(
             if (difference := st.paired_difference(_part(arm, names), _part(reference, names))) is not None
         }
         adjusted = st.holm([difference.p_value for difference in found.values()])
-        for domain, p_holm in zip(found, adjusted, strict=True):
-            yield r.DomainDifferenceRow(
-                **place,
-                domain=domain,
-                tasks=found[domain].tasks,
-                difference=found[domain].difference,
-                p_value=found[domain].p_value,
-                p_holm=p_holm,
-            )
+        for (domain, one), p_holm in zip(found.items(), adjusted, strict=True):
+            values = {name: getattr(one, name) for name in ("tasks", "difference", "p_value")}
+            yield r.DomainDifferenceRow(**place, domain=domain, **values, p_holm=p_holm)
 
 
 def subset_rows(
@@ -230,26 +224,14 @@ def subset_rows(
 
 def pass_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.PassRow]:
     """pass@k for k = 1, 2, 4 ... and the number of runs, by seed; none where every task has one run."""
-    apart = [(c, seed) for c in checkpoints for seed in c.seeds]
-    for checkpoint, seed in apart:
-        yield from _pass_rows(table[table["seed"] == seed], splits, checkpoint, seed)
-
-
-def _pass_rows(table: pd.DataFrame, splits: Splits, checkpoint: Checkpoint, seed: int) -> Iterator[r.PassRow]:
-    for place, _, runs in _cells(table, splits, [checkpoint]):
-        most = max(map(len, runs.values()), default=0)
-        for k in sorted({1, 2, 4, 8, 16, most} if most > 1 else ()):
-            enough = {task: outcomes for task, outcomes in runs.items() if len(outcomes) >= k}
-            found = st.pass_at_k(enough, k)
-            if found is not None:
-                yield r.PassRow(
-                    **place,
-                    seed=seed,
-                    k=k,
-                    tasks=len(enough),
-                    left_out=len(runs) - len(enough),
-                    rate=found,
-                )
+    for checkpoint, seed in ((one, seed) for one in checkpoints for seed in one.seeds):
+        for place, _, runs in _cells(table[table["seed"] == seed], splits, [checkpoint]):
+            most = max(map(len, runs.values()), default=0)
+            for k in sorted({1, 2, 4, 8, 16, most} if most > 1 else ()):
+                enough = {task: outcomes for task, outcomes in runs.items() if len(outcomes) >= k}
+                if (rate := st.pass_at_k(enough, k)) is not None:
+                    out = len(runs) - len(enough)
+                    yield r.PassRow(**place, seed=seed, k=k, tasks=len(enough), left_out=out, rate=rate)
 
 
 def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]) -> Iterator[r.FlipRow]:
@@ -259,15 +241,8 @@ def flip_rows(table: pd.DataFrame, splits: Splits, checkpoints: list[Checkpoint]
             kinds: dict[str, list[str]] = {kind: [] for kind in FLIPS}
             for name in (task.name for task in tasks):
                 kinds[change_of(reference.get(name), arm.get(name))].append(name)
-            yield r.FlipRow(
-                **place,
-                gained=kinds["gained"],
-                lost=kinds["lost"],
-                mixed=kinds["mixed"],
-                kept_solved=len(kinds["kept_solved"]),
-                kept_failed=len(kinds["kept_failed"]),
-                not_comparable=kinds["not_comparable"],
-            )
+            kept = {kind: len(kinds.pop(kind)) for kind in ("kept_solved", "kept_failed")}
+            yield r.FlipRow(**place | kinds | kept)
 
 
 def change_of(before: list[bool] | None, after: list[bool] | None) -> str:
@@ -285,6 +260,11 @@ def solved(outcomes: list[bool]) -> str:
 
 # --- what it took -----------------------------------------------------------------------------------------
 
+COUNTS = ("format_errors", "failed_attempts", "completion_tokens")
+SECONDS = {
+    "episode": "duration_s", "model": "model_s", "env": "env_s", "reset": "reset_s", "evaluate": "evaluate_s",
+}  # fmt: skip
+"""What of an episode took time -> column of the table of episodes."""
 KIND = re.compile(r"[:\d]")
 """Ends the kind of an error message; what follows differs from case to case."""
 
@@ -299,19 +279,14 @@ def _by_place(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFram
 def effort_rows(table: pd.DataFrame) -> Iterator[r.EffortRow]:
     """Sums over the episodes of each arm, stage and split."""
     for place, episodes in _by_place(table):
+        sums: dict[str, Any] = {name: int(episodes[name].sum()) for name in COUNTS}
+        sums |= {f"{name}_seconds": round(float(episodes[of].sum()), 3) for name, of in SECONDS.items()}
         yield r.EffortRow(
             **place,
             episodes=len(episodes),
             steps=int(episodes["n_steps"].sum()),
-            format_errors=int(episodes["format_errors"].sum()),
             retried=int((episodes["attempts"] > 1).sum()),
-            failed_attempts=int(episodes["failed_attempts"].sum()),
-            episode_seconds=round(float(episodes["duration_s"].sum()), 3),
-            model_seconds=round(float(episodes["model_s"].sum()), 3),
-            env_seconds=round(float(episodes["env_s"].sum()), 3),
-            completion_tokens=int(episodes["completion_tokens"].sum()),
-            reset_seconds=round(float(episodes["reset_s"].sum()), 3),
-            evaluate_seconds=round(float(episodes["evaluate_s"].sum()), 3),
+            **sums,
         )
 
 

@@ -33,6 +33,8 @@ from arpo_replica.tasks.splits import left_out_of, load_split
 
 ACTION_SPACE, OBSERVATION = "pyautogui", "screenshot"
 """Names of OSWorld's runners: actions are shown as pyautogui source, the policy sees screenshots."""
+SAME = {"arm", "seed", "stage", "split", "trial", "size", "desktop", "checkpoint_sha256"}
+"""Fields of a run that each of its episodes has."""
 _WORDS = {Wait: "WAIT", Finished: "DONE", Fail: "FAIL"}
 """Actions that have a word of their own in OSWorld."""
 
@@ -144,10 +146,7 @@ def _export_run(
         env_errors=env_errors,
         missing=sorted(set(tasks) - present - set(dropped)),
         left_out=dropped,
-        **{
-            name: getattr(first, name)
-            for name in ("arm", "seed", "stage", "split", "trial", "size", "desktop", "checkpoint_sha256")
-        },
+        **first.model_dump(include=SAME),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 import arpo_replica
 from arpo_replica.base.checkout import answer_of, git_state, gpus_here
@@ -100,12 +101,9 @@ def source_files(
     table: pd.DataFrame, inputs: Sequence[InputFile], offline_arms: Sequence[str] = ()
 ) -> list[SourceFile]:
     """Every file that a number rests on: what was read here, and the indexes behind the table of episodes."""
-    found = {
-        entry.path: SourceFile(
-            path=entry.path, sha256=entry.sha256, bytes=entry.bytes, rule=rule_of(entry.path, offline_arms)
-        )
-        for entry in inputs
-    }
+    found: dict[str, SourceFile] = {}
+    for entry in inputs:
+        found[entry.path] = SourceFile(**entry.model_dump(), rule=rule_of(entry.path, offline_arms))
     indexes = table[["index", "index_sha256"]].drop_duplicates()
     for path, sha256 in zip(indexes["index"], indexes["index_sha256"], strict=True):
         if path and path not in found:
@@ -151,20 +149,14 @@ def programs() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory, accelerators."""
-    cpu = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    memory = re.search(r"^MemTotal:\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu[1] if cpu else platform.processor() or "unknown",
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus_here("name", "memory.total"),
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

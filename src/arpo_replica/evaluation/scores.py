@@ -22,6 +22,8 @@ from arpo_replica.tasks.splits import read_left_out
 
 KEY = ["arm", "stage", "seed", "split", "trial", "domain", "task_id"]
 """What names an episode."""
+SUMS = ("model_s", "env_s", "prompt_tokens", "completion_tokens")
+"""Columns that are the sum over an episode's steps."""
 
 
 def score_episodes(config: StudyConfig, roots: Sequence[Path], out_parquet: Path) -> pd.DataFrame:
@@ -133,10 +135,7 @@ def _row(config: StudyConfig, record: EpisodeRecord, directory: Path) -> dict[st
         "failed_attempts": len(record.errors),
         "errors": json.dumps(record.errors, ensure_ascii=False),
         "ran_on": json.dumps(record.ran_on, sort_keys=True),
-        "model_s": sum(step.model_s for step in steps) if steps else None,
-        "env_s": sum(step.env_s for step in steps) if steps else None,
-        "prompt_tokens": sum(step.prompt_tokens for step in steps) if steps else None,
-        "completion_tokens": sum(step.completion_tokens for step in steps) if steps else None,
+        **{name: sum(getattr(step, name) for step in steps) if steps else None for name in SUMS},
         "failure": failure_of(record, steps, solved) or "",
         "directory": _relative_to_episodes(directory),
     }

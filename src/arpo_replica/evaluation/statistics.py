@@ -256,7 +256,9 @@ def paired_difference(
     n = len(shared)
     bootstrap = error = None
     if n < 2 or np.ptp(change) < EQUAL:
-        low, high = _newcombe(float(ours.sum()), n, float(theirs.sum()), n)
+        solved = (float(ours.sum()), n, float(theirs.sum()), n)
+        ends = smp.confint_proportions_2indep(*solved, method="newcomb", compare="diff", alpha=1 - CONFIDENCE)
+        low, high = map(float, ends)
         method = "Newcombe over tasks, unpaired (differences do not vary)"
         interval = Interval(float(change.mean()), low, high, method)
     else:
@@ -281,18 +283,9 @@ def sign_flip(differences: Sequence[float]) -> float:
     # A difference of zero stays zero under a flip: leaving it out changes no p-value and keeps the
     # test exact for more tasks.
     moved = np.array([value for value in differences if abs(value) > EQUAL])
-    if moved.size == 0:
-        return 1.0
-    if moved.size == 1:
+    if moved.size < 2:
         return 1.0  # one flip either way: nothing can be shown
     found = stats.permutation_test(
         (moved,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, alternative="two-sided", rng=SEED
     )
     return float(min(1.0, found.pvalue))
-
-
-def _newcombe(k1: float, n1: int, k0: float, n0: int) -> tuple[float, float]:
-    low, high = smp.confint_proportions_2indep(
-        k1, n1, k0, n0, method="newcomb", compare="diff", alpha=1 - CONFIDENCE
-    )
-    return float(low), float(high)

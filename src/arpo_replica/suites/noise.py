@@ -82,14 +82,8 @@ while True:
         sys.exit("the browser does not answer")
     time.sleep(0.1)
 """
-_TO_THE_FRONT = """u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()
-"""
-_OPEN_TAB = (
-    _BROWSER
-    + """ask("/json/new?" + page, "PUT")
-"""
-    + _TO_THE_FRONT
-)
+_TO_THE_FRONT = 'u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()\n'
+_OPEN_TAB = _BROWSER + 'ask("/json/new?" + page, "PUT")\n' + _TO_THE_FRONT
 # A tab for each page, closed when it has loaded: the browser then remembers the visit.
 _VISIT = (
     _BROWSER
@@ -109,7 +103,7 @@ def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
 
     Raises ``UserError`` if fewer of ``settings.kinds`` leave the task's evaluator alone.
     """
-    allowed = [kind for kind in settings.kinds if _APPLIES[kind](task)]
+    allowed = [kind for kind in settings.kinds if _KINDS[kind][0](task)]
     if len(allowed) < settings.per_task:
         raise UserError(
             f"Task {task.domain}/{task.id} bears {len(allowed)} of the kinds of noise "
@@ -122,7 +116,7 @@ def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
         kinds = sorted(source.sample(allowed, settings.per_task), key=settings.kinds.index)
     config, added = list(task.config), set[int]()
     for kind in kinds:
-        place, steps = _STEPS[kind](task, source)
+        place, steps = _KINDS[kind][1](task, source)
         # What went in before moves the place in the task's own list of steps.
         at = _position(place, added)
         added = {index if index < at else index + len(steps) for index in added}
@@ -239,15 +233,6 @@ def _place_of_file(task: Task) -> tuple[str, str] | None:
     return None if folder is None or suffix is None else (folder, suffix)
 
 
-_APPLIES: dict[NoiseKind, Callable[[Task], bool]] = {
-    "notification": _window_is_safe,
-    "extra_tab": _tab_is_safe,
-    "background_window": _window_is_safe,
-    "distractor_file": _file_is_safe,
-    "browser_history": _history_is_safe,
-}
-
-
 # -- the steps ------------------------------------------------------------------------------------
 
 
@@ -311,10 +296,12 @@ def _position(place: int, added: set[int]) -> int:
     return at
 
 
-_STEPS: dict[NoiseKind, Callable[[Task, random.Random], tuple[int, list[Step]]]] = {
-    "notification": partial(_window, "notification"),
-    "extra_tab": _extra_tab,
-    "background_window": partial(_window, "background_window"),
-    "distractor_file": _distractor_file,
-    "browser_history": _browser_history,
+_Steps = Callable[[Task, random.Random], tuple[int, list[Step]]]
+_KINDS: dict[NoiseKind, tuple[Callable[[Task], bool], _Steps]] = {
+    "notification": (_window_is_safe, partial(_window, "notification")),
+    "extra_tab": (_tab_is_safe, _extra_tab),
+    "background_window": (_window_is_safe, partial(_window, "background_window")),
+    "distractor_file": (_file_is_safe, _distractor_file),
+    "browser_history": (_history_is_safe, _browser_history),
 }
+"""Kind -> which tasks bear it, and its steps."""

@@ -6,7 +6,6 @@ A worker that hangs is killed after its time, with everything it started; one th
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import json
@@ -79,13 +78,8 @@ class _Server:
         self._path = folder / "server.sock"
         kept = KEPT_VARIABLES if self._confined else KEPT_VARIABLES + DOCKER_VARIABLES
         variables = {name: os.environ[name] for name in kept if name in os.environ}
-        variables |= {
-            "TMPDIR": str(folder),
-            "HOME": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
+        variables |= dict.fromkeys(("TMPDIR", "HOME"), str(folder))
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONUNBUFFERED"), "1")
         log = (folder / "log").open("w+b")
         command = [str(python), "-m", "arpo_replica.suites.osworld.server", str(self._path)]
         self._process = subprocess.Popen(
@@ -119,8 +113,7 @@ class _Server:
         leash = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             leash.connect(str(self._path))
-            handle = array.array("i", [theirs.fileno()])
-            leash.sendmsg([b"w"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handle)])
+            socket.send_fds(leash, [b"w"], [theirs.fileno()])
         except OSError:
             leash.close()
             ours.close()
