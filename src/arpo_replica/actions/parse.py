@@ -30,23 +30,11 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
+from arpo_replica.actions import types as t
 from arpo_replica.actions.coordinates import Coordinates, Frame
 from arpo_replica.actions.keys import read_keys
 from arpo_replica.actions.syntax import Call, read_calls
-from arpo_replica.actions.types import (
-    Action,
-    Click,
-    Direction,
-    DoubleClick,
-    Drag,
-    Fail,
-    Finished,
-    Hotkey,
-    RightClick,
-    Scroll,
-    TypeText,
-    Wait,
-)
+from arpo_replica.actions.types import Action, Direction
 from arpo_replica.base.errors import FormatError
 from arpo_replica.config.policy import PolicyConfig
 
@@ -69,7 +57,7 @@ _BRACKETS = re.compile(r"<\|(?:box|point)_(?:start|end)\|>|</?(?:point|bbox|box)
 _DIRECTIONS: tuple[Direction, ...] = ("up", "down", "left", "right")
 _START = ("point", "start_point", "start_box")
 _END = ("end_point", "end_box")
-_CONTROL = (Finished, Wait, Fail)
+_CONTROL = (t.Finished, t.Wait, t.Fail)
 _LENIENT = frozenset({"wait", "finished", "scroll", "call_user", "error_env"})
 """Calls whose unknown arguments, and those without a name, are passed over."""
 
@@ -183,12 +171,12 @@ def _text(text: str) -> str:
     return text
 
 
-def _click(cls: type[Click | DoubleClick | RightClick]) -> Callable[[_Arguments, Frame], Action]:
+def _click(cls: type[t.Click | t.DoubleClick | t.RightClick]) -> Callable[[_Arguments, Frame], Action]:
     return lambda arguments, frame: cls(*_point(arguments.need(*_START), frame))
 
 
 def _drag(arguments: _Arguments, frame: Frame) -> Action:
-    return Drag(*_point(arguments.need(*_START), frame), *_point(arguments.need(*_END), frame))
+    return t.Drag(*_point(arguments.need(*_START), frame), *_point(arguments.need(*_END), frame))
 
 
 def _scroll(arguments: _Arguments, frame: Frame) -> Action:
@@ -198,38 +186,38 @@ def _scroll(arguments: _Arguments, frame: Frame) -> Action:
     if direction is None:
         raise FormatError(f"no direction: {_quote(written)}")
     point = arguments.take(*_START)
-    return Scroll(direction, *_point(point, frame)) if point and point.strip() else Scroll(direction)
+    return t.Scroll(direction, *_point(point, frame)) if point and point.strip() else t.Scroll(direction)
 
 
 def _hotkey(arguments: _Arguments, _: Frame) -> Action:
     keys = read_keys(arguments.need("key", "hotkey", "press"))
     if not 1 <= len(keys) <= MAX_KEYS:
         raise FormatError(f"a hotkey has 1 to {MAX_KEYS} keys, not {len(keys)}")
-    return Hotkey(keys)
+    return t.Hotkey(keys)
 
 
 def _press(arguments: _Arguments, frame: Frame) -> Action:
     action = _hotkey(arguments, frame)
-    if isinstance(action, Hotkey) and len(action.keys) > 1:
+    if isinstance(action, t.Hotkey) and len(action.keys) > 1:
         raise FormatError("press takes one key")
     return action
 
 
 _BUILDERS: dict[str, Callable[[_Arguments, Frame], Action]] = {
-    "click": _click(Click),
-    "left_single": _click(Click),
-    "left_double": _click(DoubleClick),
-    "right_single": _click(RightClick),
+    "click": _click(t.Click),
+    "left_single": _click(t.Click),
+    "left_double": _click(t.DoubleClick),
+    "right_single": _click(t.RightClick),
     "drag": _drag,
     "select": _drag,
     "hotkey": _hotkey,
     "press": _press,
-    "type": lambda arguments, _: TypeText(_text(arguments.need("content"))),
+    "type": lambda arguments, _: t.TypeText(_text(arguments.need("content"))),
     "scroll": _scroll,
-    "wait": lambda arguments, _: Wait(),
-    "finished": lambda arguments, _: Finished(_text(arguments.take("content") or "")),
-    "call_user": lambda arguments, _: Fail(_text(arguments.take("content") or "call_user")),
-    "error_env": lambda arguments, _: Fail(_text(arguments.take("content") or "error_env")),
+    "wait": lambda arguments, _: t.Wait(),
+    "finished": lambda arguments, _: t.Finished(_text(arguments.take("content") or "")),
+    "call_user": lambda arguments, _: t.Fail(_text(arguments.take("content") or "call_user")),
+    "error_env": lambda arguments, _: t.Fail(_text(arguments.take("content") or "error_env")),
 }
 
 
@@ -254,26 +242,26 @@ def _call_of(action: Action, frame: Frame) -> tuple[str, dict[str, str]]:  # noq
         return f"<point>{x} {y}</point>"
 
     match action:
-        case Click(x, y):
+        case t.Click(x, y):
             return "click", {"point": point(x, y)}
-        case DoubleClick(x, y):
+        case t.DoubleClick(x, y):
             return "left_double", {"point": point(x, y)}
-        case RightClick(x, y):
+        case t.RightClick(x, y):
             return "right_single", {"point": point(x, y)}
-        case Drag(x, y, to_x, to_y):
+        case t.Drag(x, y, to_x, to_y):
             return "drag", {"start_point": point(x, y), "end_point": point(to_x, to_y)}
-        case Scroll(direction, x, y):
+        case t.Scroll(direction, x, y):
             at = {} if x is None or y is None else {"point": point(x, y)}
             return "scroll", {**at, "direction": direction}
-        case Hotkey(keys):
+        case t.Hotkey(keys):
             return "hotkey", {"key": _escape(" ".join(keys))}
-        case TypeText(text):
+        case t.TypeText(text):
             return "type", {"content": _escape(text)}
-        case Finished(content):
+        case t.Finished(content):
             return "finished", {"content": _escape(content)}
-        case Fail(reason):
+        case t.Fail(reason):
             return "call_user", {"content": _escape(reason)}
-        case Wait():
+        case t.Wait():
             return "wait", {}
     raise ValueError(f"no action: {action!r}")
 

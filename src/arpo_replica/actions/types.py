@@ -32,20 +32,14 @@ class AtPoint(Action):
 
 
 class Click(AtPoint):
-    """Left click."""
-
     kind = "click"
 
 
 class DoubleClick(AtPoint):
-    """Left double click."""
-
     kind = "double_click"
 
 
 class RightClick(AtPoint):
-    """Right click."""
-
     kind = "right_click"
 
 

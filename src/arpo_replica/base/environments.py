@@ -74,15 +74,10 @@ def run_module(environment: Environment, module: str, *arguments: object, thread
     with the child's last line. Raises ``RuntimeError`` for any other failure.
     """
     command = [str(python_of(environment)), "-m", module, *(str(part) for part in arguments)]
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    set_here = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(
         command,
-        env=variables,
+        env={**os.environ, **set_here},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What ``flock`` says on a Lustre without ``-o flock``, or an NFS without its lock manager."""
-
-
 LOST_NODE_S = 120.0
 """On a cluster: NFS drops the locks of a node that is gone after 90 s."""
 

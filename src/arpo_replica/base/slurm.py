@@ -29,8 +29,6 @@ Ask = Callable[..., str]
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition."""
-
     name: str
     default: bool
     gpus: dict[str, int]
@@ -38,7 +36,6 @@ class Partition:
     minutes: int | None
     """Longest run time; None: unlimited."""
     nodes: int = 1
-    """Number of its nodes."""
     cpus: int | None = None
     """Processors of its largest node; None: unknown."""
     memory_mb: int | None = None

@@ -129,11 +129,8 @@ def descendants() -> list[int]:
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue
-            if fields[0] != b"Z":
+            if fields[0] != b"Z":  # a zombie's children are adopted at once, so nothing is below it
                 children.setdefault(int(fields[1]), []).append(int(name))
-            else:
-                # A zombie's children are adopted at once, so nothing is below it.
-                continue
     found: list[int] = []
     queue = [os.getpid()]
     while queue:

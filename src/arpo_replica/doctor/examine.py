@@ -20,8 +20,6 @@ START, END = "<!-- checks: begin -->", "<!-- checks: end -->"
 
 
 class Level(StrEnum):
-    """How a check ended."""
-
     OK = "OK"
     WARN = "WARN"
     FAIL = "FAIL"
@@ -57,8 +55,6 @@ Run = Callable[[Any, Machine], Finding]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check."""
-
     name: str
     title: str
     """What must be so, in a few words."""
@@ -67,7 +63,6 @@ class Check:
     """Which configs need it; None: it needs no config and runs even if that is broken."""
 
     def applies(self, config: StudyConfig | None) -> bool:
-        """True if the check is to run."""
         return self.when is None or (config is not None and self.when(config))
 
 

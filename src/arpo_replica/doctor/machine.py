@@ -27,8 +27,6 @@ TOO_LONG = 124
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program said."""
-
     status: int
     out: str = ""
     err: str = ""
@@ -48,13 +46,10 @@ class Docker:
 
 
 class Machine:
-    """This machine."""
-
     root = ROOT
 
     @property
     def env(self) -> Mapping[str, str]:
-        """Environment variables."""
         return os.environ
 
     def system(self) -> tuple[str, str, str]:
@@ -86,7 +81,6 @@ class Machine:
         return False
 
     def may(self, path: str | Path, mode: int) -> bool:
-        """``os.access``."""
         return os.access(path, mode)
 
     def size(self, path: str | Path) -> int | None:
@@ -112,17 +106,14 @@ class Machine:
         return None
 
     def temp_folder(self) -> str:
-        """Where scratch files go."""
         return self.env.get("TMPDIR") or "/tmp"  # noqa: S108
 
     # --- programs -------------------------------------------------------------------------------------
 
     def which(self, program: str) -> str | None:
-        """Full path of a program."""
         return shutil.which(program)
 
     def run(self, *command: str, timeout_s: float = 30) -> Answer:
-        """Run a program to its end."""
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,

@@ -71,8 +71,6 @@ class ExportedRun(Document):
 
 
 class ExportIndex(Document):
-    """``index.json``."""
-
     study: str
     protocol: Protocol
     """hard: the state as it was left; standard: an episode cut at the step limit counts as FAIL."""

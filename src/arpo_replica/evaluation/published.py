@@ -72,8 +72,6 @@ class Published(Document):
 
 
 class PublishedSource(Document):
-    """Where published numbers stand."""
-
     title: str
     url: str
 
@@ -86,8 +84,6 @@ class PublishedFile(Document):
 
 
 class Measure(Document):
-    """How a claim is measured."""
-
     kind: Literal["rate", "difference", "curve", "throughput"]
     arm: str | None = None
     """Rate, difference and curve: the arm."""
@@ -120,7 +116,6 @@ class Measure(Document):
         return self
 
     def arms(self) -> set[str]:
-        """The arms that it names."""
         return {name for name in (self.arm, self.reference) if isinstance(name, str)}
 
     def words(self) -> str:
@@ -186,7 +181,6 @@ class Claim(Document):
     published: list[str] = Field(min_length=1, max_length=2)
     measure: Measure | None
     unmeasured: str | None = None
-    """Why there is no measure."""
     note: str | None = None
     """What else a reader of the verdict must know."""
     needs: Needs

@@ -67,8 +67,6 @@ PAGE = Path(__file__).with_name("results_page.md")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
-
     name: str
     kind: str = "text"
     meaning: str = ""

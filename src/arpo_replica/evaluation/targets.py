@@ -16,8 +16,6 @@ from arpo_replica.evaluation.records import TargetName
 
 @dataclass(frozen=True)
 class Target:
-    """A table or figure of the paper."""
-
     name: TargetName
     title: str
     place: str

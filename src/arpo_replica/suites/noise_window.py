@@ -105,7 +105,6 @@ def place(on_top: bool, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def paint(width: int, height: int, title: str, text: str, on_top: bool) -> Image.Image:
-    """The window's content."""
     # Pillow's own font has one size: large windows are painted at half their size.
     scale = 2 if width >= LARGE else 1
     size = (width // scale, height // scale)

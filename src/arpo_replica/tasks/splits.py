@@ -131,8 +131,6 @@ def _refuse_changed(root: Path, tasks: list[Task]) -> None:
 
 
 class ResolvedTask(BaseModel):
-    """A task file of a resolved split."""
-
     domain: str
     id: str
     path: ReadPath
@@ -189,8 +187,6 @@ def read_resolved(path: Path) -> ResolvedSplit:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A task that is not run."""
-
     task: str
     """``domain/id``."""
     because: str

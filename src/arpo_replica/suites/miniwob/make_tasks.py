@@ -32,8 +32,6 @@ SPARE = 4
 
 
 class PlannedSplit(Section):
-    """Tasks of a split."""
-
     source: str
     """What it is, as its list says."""
     first_seed: int = Field(ge=0)

@@ -139,7 +139,6 @@ class _Server:
         shutil.rmtree(self._path.parent, ignore_errors=True)
 
     def stop(self) -> None:
-        """End the server and with it every worker."""
         with self._lock:
             self._stop()
 

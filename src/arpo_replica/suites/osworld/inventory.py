@@ -130,7 +130,6 @@ def make_inventory() -> dict[str, Any]:
 
 
 def main(path: Path = PATH) -> None:
-    """Write the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(make_inventory(), indent=1) + "\n")
     logger.info(f"wrote {path}")

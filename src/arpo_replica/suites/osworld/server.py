@@ -53,8 +53,6 @@ FILE_BYTES = 2 << 30
 
 @dataclass
 class WorkerProcess:
-    """A worker."""
-
     pid: int
     leash: socket.socket
     folder: Path
@@ -78,7 +76,6 @@ class EvaluatorServer:
         self.idle_since = time.monotonic()
 
     def serve(self) -> None:
-        """Serve until there is no more use."""
         if psutil.Process().num_threads() != 1:
             raise RuntimeError("the server must have one thread when it forks: a lock could be held")
         gc.collect()
@@ -380,7 +377,6 @@ class Worker:
         return asdict(desktop_env.address_of(self.environment))
 
     def stop(self, _: dict[str, Any]) -> None:
-        """Stop the own desktop."""
         GUEST.ports = frozenset()
         if self.owned:
             self.owned = False
@@ -408,7 +404,6 @@ def serve(channel: socket.socket, folder: Path) -> None:
 
 
 def main() -> None:
-    """Import, then serve."""
     path = Path(sys.argv[1])
     desktop_env.prepare()
     for name in PRELOADED:
