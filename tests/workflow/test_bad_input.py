@@ -59,6 +59,11 @@ def refusal_by_the_machine(workspace, **environment: str) -> str:
         ),
         ("  micro_batch: 16", "  micro_batch: 16\n  lora: {rank: 0, alpha: 8}", "'training.lora.rank' is 0"),
         (
+            "  micro_batch: 16",
+            "  micro_batch: 16\n  lora: {rank: 400, alpha: 8}",
+            "training.lora.rank is 400, but the model is only 192 wide (hidden_size); lower it.",
+        ),
+        (
             "arms:\n",
             "arms:\n  first: {weights: m}\n  second: {weights: m}\n",
             "arms.second has the weights of the arm 'first'; give it others or drop it",

@@ -1,8 +1,10 @@
-"""A study of weights that are given: the nano twin of the noisy Chrome tasks, from nothing to its page."""
+"""Studies of weights that are given: the nano twin of the noisy Chrome tasks, from nothing to its page, and
+those of the other studies with its two policies."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +17,13 @@ NAME = "chrome_18_noisy_nano"
 SMALLER = {"nano": {"demonstrations": 100}}
 
 
-def options(root: Path, name: str = "smaller", overlay: dict | None = None) -> list[str]:
+def options(
+    root: Path, name: str = "smaller", overlay: dict | None = None, configs: tuple[str, ...] = CONFIGS
+) -> list[str]:
     """The twin with a file of ours laid over it."""
     path = root / f"configs/{name}.yaml"
     path.write_text(json.dumps(overlay or SMALLER))
-    return ["--configfile", *(f"configs/{part}.yaml" for part in (*CONFIGS, name))]
+    return ["--configfile", *(f"configs/{part}.yaml" for part in (*configs, name))]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,18 @@ def read(study: Workspace, name: str) -> dict:
     return json.loads((study.root / f"results/{NAME}/{name}").read_text())
 
 
-def test_both_arms_are_measured_on_clean_and_noisy_tasks(study: Workspace) -> None:
-    scores = pd.read_parquet(study.root / f"results/{NAME}/scores.parquet")
+def check_scores(study: Workspace, name: str, *splits: str) -> None:
+    """Both arms did all ten tasks of these splits."""
+    scores = pd.read_parquet(study.root / f"results/{name}/scores.parquet")
     assert {*zip(scores.arm, scores.stage, strict=True)} == {("base", "base"), ("arpo_released", "released")}
     assert scores.groupby(["arm", "split"]).size().to_dict() == {
-        (arm, split): 10 for arm in ("base", "arpo_released") for split in ("clean", "noisy")
+        (arm, split): 10 for arm in ("base", "arpo_released") for split in splits
     }
     assert "env_error" not in set(scores.outcome)
+
+
+def test_both_arms_are_measured_on_clean_and_noisy_tasks(study: Workspace) -> None:
+    check_scores(study, NAME, "clean", "noisy")
 
 
 def test_the_given_weights_are_others_and_say_where_they_come_from(study: Workspace) -> None:
@@ -79,3 +88,17 @@ def test_only_what_a_change_touches_runs_again(study: Workspace) -> None:
     assert {rule: planned[rule] for rule in (*touched, "record_demonstrations")} == touched | {
         "record_demonstrations": 0
     }
+
+
+@pytest.mark.parametrize("config", ["chrome_10", "released", "offline_container"])
+def test_the_twin_of_every_other_study_reaches_its_page(study: Workspace, config: str) -> None:
+    """With policies that are there: making them takes most of a twin's time, and all twins make the same."""
+    name = f"{config}_nano"
+    shutil.copytree(study.root / f"results/{NAME}/nano", study.root / f"results/{name}/nano")
+    twin = options(study.root, configs=(config, "twins/nano"))
+    done = study.run("--cores", "2", *twin, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "build_nano_model" not in done.stdout + done.stderr
+    check_scores(study, name, "test_out")
+    assert "Are the released weights better?" in (study.root / f"reports/{name}/index.html").read_text()
+    assert study.planned(*twin) == {}

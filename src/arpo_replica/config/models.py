@@ -343,6 +343,8 @@ class StudyConfig(Section):
     def _check_quantization(self) -> None:
         """Refuse reduced weights whose results would not say so. Raises ValueError."""
         wanted = {None: "", "fp8": "fp8", "bitsandbytes": "4bit"}[self.serving.quantization]
+        if wanted and self.accelerator == "cpu":
+            raise ValueError("serving.quantization is about GPUs: with accelerator: cpu leave it out")
         mark = self.size.partition("_")[2].removeprefix("random")
         if mark != wanted and (wanted or not self.served_elsewhere):
             raise ValueError(
@@ -350,8 +352,6 @@ class StudyConfig(Section):
                 "what is served here in fp8 needs a size that ends in '_fp8', in bitsandbytes '_4bit', and "
                 "the other way round"
             )
-        if wanted and self.accelerator == "cpu":
-            raise ValueError("serving.quantization is about GPUs: with accelerator: cpu leave it out")
 
     @property
     def served_elsewhere(self) -> bool:
@@ -369,17 +369,8 @@ class StudyConfig(Section):
         if weights is not None and len(self.arms[arm]) > 1:
             other = next(key for key in self.arms[arm] if key != "weights")
             raise ValueError(f"arms.{arm} has weights, so nothing trains it: drop '{other}' there")
-        before = self.given_arms[: self.given_arms.index(arm)] if weights is not None else []
-        if same := [other for other in before if self._given(other) == self._given(arm)]:
-            raise ValueError(f"arms.{arm} has the weights of the arm '{same[0]}'; give it others or drop it")
         if arm in self.trained_arms and not self.training.stages:
             raise ValueError(f"training.stages is empty, but the arm '{arm}' is trained; give it a stage")
-
-    def _given(self, arm: str) -> tuple[object, ...]:
-        """What decides the weights of an arm that is not trained."""
-        study = self.of_arm(arm)
-        policy = study.policy.model_dump(include={"model", "endpoint", "served_model"})
-        return *policy.values(), study.model.revision, study.nano.epochs
 
     @property
     def name(self) -> str:

@@ -273,6 +273,11 @@ def check_window(job: Job, described: dict[str, Any] | None = None) -> None:
             f"{', '.join(known)} (model_type {config['model_type']} in the model's config.json)."
         )
     config = config | (config.get("text_config") or {})
+    width, rank = config.get("hidden_size"), job.recipe.lora.rank if job.recipe.lora else 0
+    if width and rank > width:
+        raise UserError(
+            f"training.lora.rank is {rank}, but the model is only {width} wide (hidden_size); lower it."
+        )
     window, heads = config.get("max_position_embeddings"), config.get("num_attention_heads")
     for key in ("sequence_parallel", "tensor_parallel"):
         parts = getattr(job.recipe, key)

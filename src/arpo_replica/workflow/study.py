@@ -82,8 +82,15 @@ class Study:
             tasks = planned_tasks(self.config, split) or []
             check_tasks(tasks)
             check_provider(tasks, self.config.desktop.kind)
+        seen: dict[tuple[object, ...], str] = {}
         for arm in self.config.given_arms:
             self.source_of(arm)
+            given = self.config.of_arm(arm)
+            at = (given.policy.endpoint, given.policy.served_model, given.model.revision, given.nano.epochs)
+            if (other := seen.setdefault((given.policy.model, *at), arm)) != arm:
+                raise UserError(
+                    f"arms.{arm} has the weights of the arm '{other}'; give it others or drop it."
+                )
         check_context(self.config)
         self.check_training()
 
@@ -146,7 +153,8 @@ class Study:
                 elif (folder / "config.json").is_file():
                     check_window(job)
                 elif self.config.policy.model == "nano":
-                    check_window(job, {"model_type": "qwen2_5_vl"})
+                    nano = {"model_type": "qwen2_5_vl", "hidden_size": self.config.nano.hidden_size}
+                    check_window(job, nano)
 
     # --- arms, stages, checkpoints ---------------------------------------------------------------
 
