@@ -19,6 +19,7 @@ from verl.utils.tensordict_utils import nested_tensor_from_tensor_list  # noqa: 
 from arpo_replica.base import upstream_guards  # noqa: E402
 from arpo_replica.base.upstream_guards import UpstreamChanged  # noqa: E402
 from arpo_replica.training.patches import verl_plugin, weight_socket  # noqa: E402
+from arpo_replica.training.process import launch  # noqa: E402
 
 
 def batch(lengths: list[int], ids: torch.Tensor) -> TensorDict:
@@ -41,6 +42,23 @@ def test_position_ids_get_their_samples_back(lengths: list[int]) -> None:
     assert repaired._values.shape == (4, sum(lengths))
     assert torch.equal(repaired._values, torch.cat(samples, dim=1))
     assert repaired.offsets().diff().tolist() == lengths
+
+
+def test_verl_asks_for_the_gpus_generation_without_starting_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import does; what has started CUDA cannot be forked."""
+    from verl.plugin.platform.platform_cuda import PlatformCUDA
+    from vllm.platforms import current_platform
+
+    def start() -> None:
+        raise AssertionError("CUDA was started")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", start)
+    monkeypatch.setattr(type(current_platform), "get_device_capability", lambda self: (9, 0))
+    with launch.generation_by_nvml():
+        assert PlatformCUDA().get_device_capability(0) == (9, 0)
+    with pytest.raises(AssertionError, match="CUDA was started"):
+        PlatformCUDA().get_device_capability(0)
 
 
 def test_an_unknown_layout_is_refused() -> None:

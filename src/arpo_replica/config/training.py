@@ -108,8 +108,8 @@ class SpeedConfig(Section):
     alone. Without it the history's pictures travel and are hashed again at every turn, as in verl."""
     preload: bool | None = None
     """Import the heavy packages once and fork the training's processes from there, instead of importing them
-    in each; on one node alone. Without it: on a CPU. On a GPU an import already starts a thread of CUDA's
-    driver (vLLM 0.24); the processes then import everything themselves, as without this key, 27 s later."""
+    in each; on one node alone. Without it: on a CPU. On a GPU not yet timed; if an import has started CUDA
+    there, the processes import everything themselves, 27 s later."""
     rollout_memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of a GPU's memory for vLLM during rollouts (verl: rollout.gpu_memory_utilization)."""
 

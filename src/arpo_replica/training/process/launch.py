@@ -131,6 +131,21 @@ def row(index: int, task: Task) -> dict[str, object]:
     }
 
 
+@contextmanager
+def generation_by_nvml() -> Iterator[None]:
+    """While entered, what asks for the GPU's generation learns it from NVML: torch would start CUDA for it,
+    and no process could be forked any more. verl 0.9.1 asks while it is imported (``constants_ppo``)."""
+    import torch
+    from vllm.platforms import current_platform
+
+    original = torch.cuda.get_device_capability
+    torch.cuda.get_device_capability = lambda device=None: current_platform.get_device_capability()
+    try:
+        yield
+    finally:
+        torch.cuda.get_device_capability = original
+
+
 def preload(accelerator: str) -> None:
     """Import everything that the processes of a training import."""
     started = time.perf_counter()
@@ -140,7 +155,7 @@ def preload(accelerator: str) -> None:
     early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
     os.environ.update(early)
     ray_ids = importlib.import_module(f"{PACKAGE}.patches.ray_ids")
-    with ray_ids.generator_unused():
+    with ray_ids.generator_unused(), generation_by_nvml():
         for name in (*PRELOADED, *WORKERS[accelerator]):
             importlib.import_module(name)
     registry = importlib.import_module("vllm").ModelRegistry
