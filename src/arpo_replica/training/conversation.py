@@ -16,7 +16,7 @@ import io
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -87,53 +87,46 @@ class TokenSequence:
         return self.ids[len(self.ids) - len(self.mask) :]
 
 
+@dataclass(eq=False)
 class TokenConversation:
     """One episode's conversation (a ``Conversation``) and the sequences that it leaves behind."""
 
-    def __init__(
-        self,
-        loop: Any,
-        task: Task,
-        *,
-        sampling: dict[str, Any],
-        seed_parts: tuple[object, ...],
-        attempt: int = 0,
-        policy: PolicyConfig,
-        named: bool = False,
-        features: FeatureFolder | None = None,
-    ) -> None:
-        """``loop``: the verl agent loop, whose token builder and server are used.
+    loop: Any
+    """The verl agent loop, whose token builder and server are used."""
+    task: Task
+    _: KW_ONLY
+    sampling: dict[str, Any]
+    seed_parts: tuple[object, ...]
+    attempt: int = 0
+    """Sets apart the requests of two conversations of the same seeds."""
+    policy: PolicyConfig
+    named: bool = False
+    """The server is ours (``rollout_server``) and keeps screenshots by name."""
+    features: FeatureFolder | None = None
+    """Where vLLM leaves what its vision tower made of them."""
+    images: list[Image.Image] = field(default_factory=list)
+    """All screenshots."""
+    pngs: list[bytes] = field(default_factory=list)
+    """The same as files ..."""
+    names: list[str] = field(default_factory=list)
+    """... and their names, hashes of the files."""
+    known: set[str] = field(default_factory=set)
+    """Names that vLLM has answered for."""
+    files: dict[bytes, asyncio.Future[bytes]] = field(default_factory=dict)
+    """PNG -> WebP, encoded in threads while vLLM computes: the record needs it."""
+    links: list[asyncio.Future[None]] = field(default_factory=list)
+    """Screenshots' names being linked to their pixel values, for the trainer."""
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Where the time of all replies went; adds up to the time spent in ``reply``."""
+    replies: list[list[int]] = field(default_factory=list)
+    """The sampled ids of each turn."""
+    sequences: list[TokenSequence] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    """Version of the weights at each reply, as vLLM reports it."""
 
-        ``attempt``: sets apart the requests of two conversations of the same seeds.
-        ``named``: the server is ours (``rollout_server``) and keeps screenshots by name. ``features``: where
-        vLLM leaves what its vision tower made of them.
-        """
-        self.loop = loop
-        self.task = task
-        self.sampling = sampling
-        self.seed_parts = seed_parts
-        self.policy = policy
-        self.request_id = hashlib.sha256(repr((task.id, seed_parts, attempt)).encode()).hexdigest()
-        self.images: list[Image.Image] = []
-        """All screenshots."""
-        self.pngs: list[bytes] = []
-        """The same as files ..."""
-        self.names: list[str] = []
-        """... and their names, hashes of the files."""
-        self.named, self.features = named, features
-        self.known: set[str] = set()
-        """Names that vLLM has answered for."""
-        self.files: dict[bytes, asyncio.Future[bytes]] = {}
-        """PNG -> WebP, encoded in threads while vLLM computes: the record needs it."""
-        self.links: list[asyncio.Future[None]] = []
-        """Screenshots' names being linked to their pixel values, for the trainer."""
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Where the time of all replies went; adds up to the time spent in ``reply``."""
-        self.replies: list[list[int]] = []
-        """The sampled ids of each turn."""
-        self.sequences: list[TokenSequence] = []
-        self.versions: list[int] = []
-        """Version of the weights at each reply, as vLLM reports it."""
+    def __post_init__(self) -> None:
+        parts = (self.task.id, self.seed_parts, self.attempt)
+        self.request_id = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     async def reply(self, screenshot: bytes) -> Reply:
         """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, and ``RefusedError`` when the context

@@ -8,7 +8,8 @@ a checksum, and the image processor makes the very same values again.
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,20 @@ class QueueRow:
     """Files of its images, in order."""
 
 
+@dataclass(eq=False)
 class ItemStore:
     """Reads and writes items below ``folder``; screenshots are named relative to ``root``."""
 
-    def __init__(
-        self,
-        folder: Path,
-        root: Path,
-        model: Path,
-        processor_options: dict[str, Any],
-        *,
-        bytes_only: bool = False,
-        play: Callable[[Path, Any], list[QueueRow]] | None = None,
-    ) -> None:
-        """``model``: folder of the processor; ``processor_options``: as in ``data.mm_processor_kwargs``.
-
-        ``bytes_only``: trajectories carry their pixels as bytes (``pixels``). ``play``: makes the rows of a
-        recorded episode, with this processor (``playback``).
-        """
-        self.folder, self.root, self.model, self.bytes_only = folder, root, model, bytes_only
-        self.processor_options = processor_options
-        self.play = play
-        self._processor: Any = None
+    folder: Path
+    root: Path
+    model: Path
+    """Folder of the processor."""
+    processor_options: dict[str, Any]
+    """As in ``data.mm_processor_kwargs``."""
+    bytes_only: bool = field(default=False, kw_only=True)
+    """Trajectories carry their pixels as bytes (``pixels``)."""
+    play: Callable[[Path, Any], list[QueueRow]] | None = field(default=None, kw_only=True)
+    """Makes the rows of a recorded episode, with this processor (``playback``)."""
 
     def save(self, name: str, rows: list[QueueRow]) -> None:
         """Write a trajectory, all its rows in order."""
@@ -133,16 +126,15 @@ class ItemStore:
             if path.stem not in names:
                 path.unlink()
 
-    @property
+    @cached_property
     def processor(self) -> Any:
         """Tokenizer and image processor as verl's agent loops have them."""
-        if self._processor is None:
-            from verl.utils import hf_processor
+        from verl.utils import hf_processor
 
-            self._processor = hf_processor(str(self.model))
-            if self.bytes_only:
-                carry_bytes(self._processor.image_processor, Normalisation.of(self.model))
-        return self._processor
+        processor = hf_processor(str(self.model))
+        if self.bytes_only:
+            carry_bytes(processor.image_processor, Normalisation.of(self.model))
+        return processor
 
 
 def value_of(entry: Any) -> Any:

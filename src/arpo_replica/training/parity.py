@@ -9,10 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from arpo_replica.config import StudyConfig, parse_config
+from arpo_replica.config import StudyConfig, load_config
 from arpo_replica.config.docs import render_markdown
 from arpo_replica.config.load import load_yaml
-from arpo_replica.config.models import merge
 from arpo_replica.config.section import Section
 from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.job import outline
@@ -81,11 +80,8 @@ def read_facts(root: Path = Path()) -> Hyperparameters:
 
 
 def compose(paths: list[Path], root: Path = Path()) -> StudyConfig:
-    """The config of several files laid over each other, as ``snakemake --configfile A B`` does it."""
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = merge(merged, load_yaml((root / path).read_text()))
-    return parse_config(merged, ", ".join(map(str, paths)))
+    """The config of several files laid over each other. ``root``: the repository."""
+    return load_config(*(root / path for path in paths))
 
 
 def actual(row: Hyperparameter, config: StudyConfig, arm: str | None = None) -> Value:
