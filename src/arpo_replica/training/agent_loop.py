@@ -30,7 +30,6 @@ from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, NoDesktopFree, PolicyError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import DesktopProvider
-from arpo_replica.policy.endpoint import Conversation
 from arpo_replica.providers.pool import DesktopPool, load_named
 from arpo_replica.rollout.episode import (
     EpisodeLimits,
@@ -113,16 +112,6 @@ def make_parser(config: StudyConfig) -> ReplyParser:
 @lru_cache(maxsize=1)
 def workplace() -> Workplace:
     return Workplace(current_job())
-
-
-@dataclass(frozen=True, slots=True)
-class OnePolicy:
-    """A ``Policy`` that hands out one conversation, made beforehand."""
-
-    conversation: TokenConversation
-
-    def start(self, task: Task) -> Conversation:
-        return self.conversation
 
 
 @dataclass
@@ -215,7 +204,7 @@ class DesktopAgentLoop(AgentLoopBase):
                         rollout.result = await run_episode(
                             rollout.task,
                             desktop,
-                            OnePolicy(conversation),
+                            conversation,
                             place.parser,
                             place.limits,
                             show=show,

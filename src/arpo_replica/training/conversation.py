@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 from ray.exceptions import RayError
@@ -127,6 +127,10 @@ class TokenConversation:
     def __post_init__(self) -> None:
         parts = (self.task.id, self.seed_parts, self.attempt)
         self.request_id = hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def start(self, task: Task) -> Self:
+        """A ``Policy`` of the one conversation, which is made beforehand."""
+        return self
 
     async def reply(self, screenshot: bytes) -> Reply:
         """See ``Conversation``. Raises ``PolicyError`` when vLLM fails, and ``RefusedError`` when the context

@@ -12,8 +12,6 @@ A stored trajectory is a file that never changes (``items``); the buffer itself 
 so a checkpoint is a small JSON file and memory does not grow with the buffer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -380,7 +378,7 @@ class AsyncReplaySampler(ReplaySampler, ReplayBufferAsync):
 class SaveState(CheckpointCallback):
     """After verl saved a checkpoint: add the buffer, mark it complete, drop what is no longer needed."""
 
-    current: SaveState | None = None
+    current: "SaveState | None" = None
     """The one of this process."""
 
     def __init__(self, config: Any = None) -> None:

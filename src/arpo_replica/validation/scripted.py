@@ -16,10 +16,9 @@ Only what a user can do at the screen: no terminal, no run dialog. A script is f
 alone.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -144,30 +143,18 @@ def reply_of(thought: str, action: str) -> Reply:
     return Reply(f"Thought: {thought}\nAction: {action}", 0, 0)
 
 
+@dataclass(frozen=True)
 class EndsAtOnce:
     """A policy that ends every episode with its first reply, before it did anything."""
 
-    def __init__(self, action: str) -> None:
-        """``action``: ``DONE`` (OSWorld's DONE) or ``FAIL`` (OSWorld's FAIL)."""
-        self._action = action
+    action: str
+    """``DONE`` (OSWorld's DONE) or ``FAIL`` (OSWorld's FAIL)."""
 
     def start(self, task: Task) -> Conversation:
         return self
 
     async def reply(self, screenshot: bytes) -> Reply:
-        return reply_of("This episode ends here.", self._action)
-
-
-class ScriptedOracle:
-    """Replays the committed script of a task (``policy.endpoint.Policy``)."""
-
-    def __init__(self, oracles: Mapping[str, Oracle]) -> None:
-        """``oracles``: task id -> script."""
-        self._oracles = oracles
-
-    def start(self, task: Task) -> ScriptedConversation:
-        """A fresh replay. KeyError for a task without a script."""
-        return ScriptedConversation(self._oracles[task.id])
+        return reply_of("This episode ends here.", self.action)
 
 
 class ScriptedConversation:
@@ -195,6 +182,18 @@ class ScriptedConversation:
         self._next += 1
         self._waited = 0
         return reply_of(step.thought, step.action)
+
+
+@dataclass(frozen=True)
+class ScriptedOracle:
+    """Replays the committed script of a task (``policy.endpoint.Policy``)."""
+
+    oracles: Mapping[str, Oracle]
+    """Task id -> script."""
+
+    def start(self, task: Task) -> ScriptedConversation:
+        """A fresh replay. KeyError for a task without a script."""
+        return ScriptedConversation(self.oracles[task.id])
 
 
 def sees(screenshot: bytes, look: Look) -> bool:
