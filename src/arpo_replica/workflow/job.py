@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -105,10 +105,11 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
     end_with_snakemake()
     log = Path(snakemake.log[0])
     log.parent.mkdir(parents=True, exist_ok=True)
-    stdout, stderr = sys.stdout, sys.stderr
-    with log.open("w", buffering=1) as file:
-        sys.stdout = Tee(stdout, file)
-        sys.stderr = Tee(stderr, file)
+    with (
+        log.open("w", buffering=1) as file,
+        redirect_stdout(Tee(sys.stdout, file)),
+        redirect_stderr(Tee(sys.stderr, file)),
+    ):
         try:
             config = parse_config(snakemake.config, "of the run")
             if describe_allocation() is not None:
@@ -132,5 +133,3 @@ def job(snakemake: Any) -> Iterator[StudyConfig]:
                 f"The disk is full ({error.filename or Path.cwd()}); free space there and run again: what is "
                 "finished is kept."
             )
-        finally:
-            sys.stdout, sys.stderr = stdout, stderr

@@ -134,12 +134,8 @@ def make_trainer(
     model = load(begun or job.parent_model, dtype="float32")
     reference = {} if recipe.method == "rejection" else {"ref_model": load(job.parent_model, dtype="float32")}
     common = common_arguments(job, len(rows))
-    classes: dict[str, tuple[Any, Any]] = {
-        "rejection": (trl.SFTTrainer, trl.SFTConfig),
-        "dpo": (trl.DPOTrainer, trl.DPOConfig),
-        "kto": (trl.KTOTrainer, trl.KTOConfig),
-    }
-    trainer_class, config_class = classes[recipe.method]
+    name = {"rejection": "SFT", "dpo": "DPO", "kto": "KTO"}[recipe.method]
+    trainer_class, config_class = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
     if recipe.method != "rejection":
         common["beta"] = recipe.beta
     if recipe.method == "kto":

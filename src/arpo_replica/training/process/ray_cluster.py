@@ -22,7 +22,6 @@ import time
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from arpo_replica.base import supervisor
@@ -110,15 +109,15 @@ class RayCluster:
             others = self.names[1:]
             if others:
                 step = [
+                    *("srun", "--overlap", "--jobid", os.environ["SLURM_JOB_ID"], "--input=all"),
                     *(
-                        "srun",
-                        "--overlap",
-                        "--jobid",
-                        os.environ["SLURM_JOB_ID"],
-                        "--input=all",
                         "--unbuffered",
+                        "--nodes",
+                        str(len(others)),
+                        "--ntasks",
+                        str(len(others)),
+                        "--ntasks-per-node=1",
                     ),
-                    *("--nodes", str(len(others)), "--ntasks", str(len(others)), "--ntasks-per-node=1"),
                     *("--nodelist", ",".join(others), "--kill-on-bad-exit=1", "--cpu-bind=none"),
                 ]
                 self._start([*step, *self._guarded()])
@@ -128,9 +127,7 @@ class RayCluster:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
