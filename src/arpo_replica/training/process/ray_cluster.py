@@ -108,16 +108,10 @@ class RayCluster:
             self._start(self._guarded("--head"))
             others = self.names[1:]
             if others:
+                number = str(len(others))
                 step = [
                     *("srun", "--overlap", "--jobid", os.environ["SLURM_JOB_ID"], "--input=all"),
-                    *(
-                        "--unbuffered",
-                        "--nodes",
-                        str(len(others)),
-                        "--ntasks",
-                        str(len(others)),
-                        "--ntasks-per-node=1",
-                    ),
+                    *("--unbuffered", "--nodes", number, "--ntasks", number, "--ntasks-per-node=1"),
                     *("--nodelist", ",".join(others), "--kill-on-bad-exit=1", "--cpu-bind=none"),
                 ]
                 self._start([*step, *self._guarded()])
