@@ -29,8 +29,9 @@ from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
+from arpo_replica.config.load import load_yaml
 from arpo_replica.policy.vllm_server import quiet_environment
-from arpo_replica.training.job import VARIABLE, Job, checkpoints
+from arpo_replica.training.job import Job, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.process.failures import PORT_TAKEN, explain, kernel_killed
 from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
@@ -128,48 +129,16 @@ def listening() -> Iterator[Notice]:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """The environment of a training: offline, no telemetry, short paths for sockets."""
-    threads, scratch = str(job.config.threads), str(job.scratch)
-    variables = {
+    """The environment of a training; what is the same for all stands in ``environment.yaml``."""
+    written: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_name("environment.yaml").read_text())
+    fixed = written["all"] | written[job.config.accelerator]
+    return {
         # Slurm names a job's GPUs for every maker at once, which verl refuses.
         **{name: value for name, value in os.environ.items() if name not in OTHER_MAKERS},
-        VARIABLE: str(job.work / "job.json"),
-        "ARPO_SCRATCH": scratch,
-        "ARPO_STACKS": str(job.scratch / "stacks"),
         **quiet_environment(job.config, job.scratch),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": "1",
-        # Threads that wait must not spin: several processes share few cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # Arrow's allocator would start a thread, and the fork server may have only one.
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        # Whatever anything below writes beside its results is removed with the scratch folder.
-        "HF_HOME": str(job.scratch / "huggingface"),
-        "TORCHINDUCTOR_CACHE_DIR": str(job.scratch / "inductor"),
-        "VLLM_CACHE_ROOT": str(job.scratch / "vllm_cache"),
         **loggers(job),
-        "VLLM_CONFIG_ROOT": str(job.scratch / "vllm"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": scratch,
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_memory_monitor_refresh_ms": "0",
-        "HYDRA_FULL_ERROR": "1",
-        "VERL_FILE_LOGGER_PATH": str(job.verl_metrics),
-        "VERL_LOGGING_LEVEL": "INFO",
-        "VERL_USE_EXTERNAL_MODULES": "arpo_replica.training.patches.verl_plugin",
-        "VERL_USE_EXTERNAL_PLUGINS": "none",
+        **{name: value.format(job=job) for name, value in fixed.items()},
     }
-    if job.config.accelerator == "cuda":
-        # "Is there a GPU?" must not use one, or no process can be forked from the one that asked.
-        variables["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    if job.config.accelerator == "cpu":
-        variables |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
-    return variables
 
 
 def loggers(job: Job) -> dict[str, str]:
