@@ -26,7 +26,7 @@ ARITHMETIC = f"{PACKAGE}.arithmetic"
 ADVANTAGES, CURRENT_POLICY = "episodes", "current_policy"
 """Names of our advantages and of our loss in verl's registries (``arithmetic``)."""
 FIXED: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("verl.yaml").read_text("utf-8"))
-"""``all``, ``cpu``, ``cuda`` -> verl's keys that no config decides."""
+"""``all``, ``cpu``, ``cuda`` -> verl's keys that no config decides and no source of ARPO speaks of."""
 AHEAD = 1
 """Batches in work beside the one that the trainer waits for (verl: num_warmup_batches)."""
 
@@ -354,6 +354,8 @@ def _algorithm(job: Job) -> dict[str, Any]:
     actor = "actor_rollout_ref.actor"
     return {
         "algorithm.adv_estimator": ADVANTAGES,  # GRPO's: unbiased std, + 1e-6: as core_algos.py:138-175
+        "algorithm.use_kl_in_reward": False,
+        "algorithm.rollout_correction.bypass_mode": False,  # old log-probs recomputed after replacement
         **_correction(job),
         f"{actor}.use_kl_loss": recipe.kl_weight > 0,  # no reference model: paper §4.1, scripts
         f"{actor}.kl_loss_coef": recipe.kl_weight,
@@ -361,6 +363,9 @@ def _algorithm(job: Job) -> dict[str, Any]:
         f"{actor}.clip_ratio_low": recipe.clip_low,
         f"{actor}.clip_ratio_high": recipe.clip_high,
         f"{actor}.clip_ratio_c": recipe.dual_clip,
+        f"{actor}.loss_agg_mode": "seq-mean-token-mean",  # tokens, then trajectories: paper §3.1
+        f"{actor}.entropy_coeff": 0,
+        f"{actor}.ppo_epochs": 1,
         f"{actor}.grad_clip": recipe.max_grad_norm,
         f"{actor}.ppo_mini_batch_size": recipe.minibatch_tasks,
         f"{actor}.ppo_micro_batch_size_per_gpu": recipe.micro_batch,
@@ -368,7 +373,9 @@ def _algorithm(job: Job) -> dict[str, Any]:
         f"{actor}.fsdp_config.seed": job.seed,
         f"{actor}.optim.lr": recipe.learning_rate,
         f"{actor}.optim.weight_decay": recipe.weight_decay,
+        f"{actor}.optim.betas": [0.9, 0.999],  # examples/config.yaml
         f"{actor}.optim.lr_warmup_steps_ratio": recipe.lr_warmup_ratio,
+        f"{actor}.optim.lr_scheduler_type": "constant",
     }
 
 
