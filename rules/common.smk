@@ -5,7 +5,7 @@ from pathlib import Path
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.cluster.pools import end
-from arpo_replica.cluster.resources import Asked, check_jobs
+from arpo_replica.cluster.resources import check_jobs, resources_of
 from arpo_replica.config.decides import decides
 from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
@@ -32,7 +32,7 @@ try:
                 logger.warning(f"A run would refuse to start: {sentence}")
 except UserError as error:
     refuse(error)
-asked = Asked(study.config)
+asked = resources_of(study.config)
 page = Path("reports", study.name, "index.html")
 shown = workflow.output_settings
 if workflow.is_main_process and not shown.dryrun and not shown.verbose:

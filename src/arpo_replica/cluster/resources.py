@@ -7,7 +7,7 @@ that is cut there goes on where it was.
 import math
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import pools, profile
@@ -48,50 +48,25 @@ def gres(gpus: int) -> str:
     return f"gpu:{model}:{gpus}" if model else f"gpu:{gpus}"
 
 
-class Asked:
-    """What the heavy rules ask for. Snakemake calls the methods with a job's wildcards and its attempt."""
+def resources_of(config: StudyConfig) -> SimpleNamespace:
+    """What the heavy rules ask for: functions that Snakemake calls with a job's wildcards and its attempt.
 
-    def __init__(self, config: StudyConfig) -> None:
-        self.config = config
-        self.on_gpus = config.accelerator == "cuda"
-
-    def train_minutes(self, wildcards: Any, attempt: int) -> int:
-        return minutes(stage_estimate(self.config, wildcards.arm, wildcards.stage), attempt)
-
-    def train_memory(self, wildcards: Any, attempt: int) -> int:
-        """Main memory of each node of a training, MB."""
-        return train_memory(self.config, wildcards.arm, attempt)
-
-    def train_nodes(self, wildcards: Any) -> int:
-        return self.config.recipe(wildcards.arm).nodes
-
-    def train_tasks(self, wildcards: Any) -> int:
-        """Slurm's tasks: one a node; 0 where GPUs are asked for, because Slurm would count tasks per GPU."""
-        nodes, gpus = train_gpus(self.config, wildcards.arm)
-        return 0 if gpus else nodes
-
-    def train_gpus(self, wildcards: Any) -> str:
-        """GPUs of each node of a training."""
-        return gres(train_gpus(self.config, wildcards.arm)[1])
-
-    def rollout_minutes(self, wildcards: Any, attempt: int) -> int:
-        return minutes(rollout_estimate(self.config, wildcards.arm), attempt)
-
-    def rollout_memory(self, wildcards: Any, attempt: int) -> int:
-        """Main memory of the job that serves a checkpoint, MB."""
-        return rollout_memory(self.config, attempt)
-
-    def rollout_gpus(self, wildcards: Any) -> str:
-        """GPUs of the job that serves a checkpoint; without an arm it is the base policy."""
-        return gres(rollout_gpus(self.config, wildcards.get("arm", "base")))
-
-    def offline_gpus(self, wildcards: Any) -> str:
-        """An offline arm trains on one GPU."""
-        return gres(int(self.on_gpus))
-
-    def longer_minutes(self, wildcards: Any, attempt: int) -> int:
-        """Two hours, and more at every attempt."""
-        return capped(120 * attempt, gpus=self.on_gpus)
+    ``_minutes``: run time; ``_memory``: main memory of a node, MB; ``_gpus``: those of a node, as ``gres``.
+    """
+    on_gpus = config.accelerator == "cuda"
+    return SimpleNamespace(
+        train_minutes=lambda job, attempt: minutes(stage_estimate(config, job.arm, job.stage), attempt),
+        train_memory=lambda job, attempt: train_memory(config, job.arm, attempt),
+        train_nodes=lambda job: config.recipe(job.arm).nodes,
+        # One task a node; 0 where GPUs are asked for, because Slurm would count tasks per GPU.
+        train_tasks=lambda job: 0 if train_gpus(config, job.arm)[1] else train_gpus(config, job.arm)[0],
+        train_gpus=lambda job: gres(train_gpus(config, job.arm)[1]),
+        rollout_minutes=lambda job, attempt: minutes(rollout_estimate(config, job.arm), attempt),
+        rollout_memory=lambda job, attempt: rollout_memory(config, attempt),
+        rollout_gpus=lambda job: gres(rollout_gpus(config, job.get("arm", "base"))),
+        offline_gpus=lambda job: gres(int(on_gpus)),
+        longer_minutes=lambda job, attempt: capped(120 * attempt, gpus=on_gpus),  # of all other jobs
+    )
 
 
 def train_memory(config: StudyConfig, arm: str, attempt: int) -> int:
