@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_serving.py --shape 7b --out result.json
     python benchmarks/gpu_serving.py --shape nano --accelerator cpu --out dry_run.json      no GPU needed
+    python benchmarks/gpu_serving.py --shape 7b --quantization fp8 --servers ours --out fp8.json
 
 Random weights of the shape (``gpu_shapes``, made up by vLLM itself); 8 conversations of 15 steps at once,
 each step a new synthetic screenshot and 100 new tokens. ``plain``: ``vllm serve`` with its own defaults, the
@@ -9,7 +10,8 @@ whole history of PNGs sent again at every step. ``ours``: the server as the roll
 ask (each screenshot once, ``NamedImagePolicy``); in between, the plain client against our server. A figure
 is the sum of an episode's replies in seconds, so desktops have no part in it. ``server_s_per_episode`` says
 what vLLM's own counters make of it: what ``e2e`` has beside ``queue``, ``prefill`` and ``decode`` is work on
-screenshots before the engine has them.
+screenshots before the engine has them. Reduced weights (``serving.quantization``) are made from weights
+in files, so ``--quantization`` writes random ones first, as ``--weights`` does without reducing them.
 """
 
 from __future__ import annotations
@@ -60,13 +62,13 @@ CACHES = {"prefix": "prefix_cache", "screenshots": "mm_cache"}
 class OurVllm(VllmServer):
     """The server of the rollouts, with made-up weights and its counters on."""
 
-    further: tuple[str, ...] = ()
+    further: tuple[str, ...] = ("--load-format", "dummy")
     """Arguments besides."""
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
         command, environment = super().command(scratch)
         command.remove("--disable-log-stats")
-        return [*command, "--load-format", "dummy", *self.further], environment
+        return [*command, *self.further], environment
 
 
 class PlainVllm(VllmServer):
@@ -207,6 +209,8 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="that hold the model together")
     parser.add_argument("--memory", type=float, default=0.85, help="share of the GPU's memory")
     parser.add_argument("--vllm", action="append", default=[], help="an argument of our server, --vllm=--x=y")
+    parser.add_argument("--quantization", choices=("fp8", "bitsandbytes"), help="serving.quantization")
+    parser.add_argument("--weights", action="store_true", help="our server loads them from files")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--keep-log", action="store_true", help="vLLM's log beside OUT")
     options = parser.parse_args()
@@ -224,7 +228,9 @@ def main() -> None:
     config.serving.enforce_eager = options.accelerator == "cpu"
     config.serving.max_num_seqs = options.conversations
     config.serving.tensor_parallel = options.gpus
-    OurVllm.further = tuple(options.vllm)
+    config.serving.quantization = options.quantization
+    in_files = options.weights or options.quantization is not None
+    OurVllm.further = (*(() if in_files else OurVllm.further), *options.vllm)
     vllm_server.python_of = lambda _: Path(options.python)  # this machine's environment, whatever its name
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
@@ -232,13 +238,14 @@ def main() -> None:
         "weights": weight_counts(options.shape),
         "screenshot": SCREENS[screen],
         "new_tokens": options.new_tokens,
+        "quantization": options.quantization,
         "cards": cards(),
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions(),
     }
     with tempfile.TemporaryDirectory() as folder, Cards() as monitor:
         model = build_shape(
-            options.shape, Path(folder) / "model", weights=False, max_pixels=config.policy.max_pixels
+            options.shape, Path(folder) / "model", weights=in_files, max_pixels=config.policy.max_pixels
         )
 
         def save() -> None:

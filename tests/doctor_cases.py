@@ -45,6 +45,8 @@ VMWARE = {
 REMOTE = {"desktop.provider": "remote"}
 CUDA = {"accelerator": "cuda", "size": "7b"}
 ADAPTERS = CUDA | {"training.lora": {"rank": 32, "alpha": 64}, "training.micro_batch": 1}
+UNTRAINED = CUDA | {"arms": {"base": {}}}
+REDUCED = UNTRAINED | {"size": "7b_fp8", "serving.quantization": "fp8"}
 LARGE = {"size": "7b", "policy.max_steps": 15}
 NO_CLUSTER = Answer(1, err="sinfo: fatal: Could not establish a configuration source")
 LONG = {"evaluation.trials": 300}
@@ -263,6 +265,8 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("gpu", OK, ADAPTERS, {}, "79 of 80"),
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(0, "T4, 570.1, 16000, 15000")}}, "larger card"),
     ("gpu", WARN, ADAPTERS, {"says": {"nvidia-smi": Answer(0, "H, 570.1, 81920, 20000")}}, "nvidia-smi"),
+    ("gpu", FAIL, UNTRAINED, {"says": {"nvidia-smi": Answer(0, "A4000, 570.1, 16000, 15900")}}, "larger"),
+    ("gpu", OK, REDUCED, {"says": {"nvidia-smi": Answer(0, "A4000, 570.1, 16000, 15900")}}, "about 14"),
     ("gpu", FAIL, CUDA, {"env": {"CUDA_VISIBLE_DEVICES": ""}}, "unset"),
     ("slurm", OK, {}, {}, "gpu (GPUs); states by squeue"),
     ("slurm", OK, {}, {"no_program": ("sinfo",)}, "no Slurm"),

@@ -482,6 +482,25 @@ def test_adapters_make_room_and_what_is_not_measured_says_so() -> None:
     assert memory_need(load_config(ROOT / "configs" / "nano.yaml"), "arpo") is None
 
 
+@pytest.mark.parametrize(
+    ("size", "quantization", "said"),
+    [
+        ("7b", None, "about 20 GiB at least."),
+        ("7b_fp8", "fp8", "about 14 GiB at least (serving.quantization: fp8)."),
+        ("7b_4bit", "bitsandbytes", "about 10 GiB at least (serving.quantization: bitsandbytes)."),
+    ],
+)
+def test_what_serves_reduced_weights_needs_less_memory(size, quantization, said) -> None:
+    config = load_config(ROOT / "configs" / "chrome_10.yaml")
+    serving = config.serving.model_copy(update={"quantization": quantization})
+    reduced = StudyConfig.model_validate(
+        config.model_copy(update={"size": size, "serving": serving}).model_dump()
+    )
+    job = PlannedJob("collect_rollouts", False, {}, JobEstimate(hours=5, gpus=1, disk_gb=0, episodes=200))
+    text = render(Plan(reduced, [job], []), read_prices(PRICES_FILE))
+    assert f"Memory of each GPU that serves: computed, {said}" in text
+
+
 def test_money_energy_and_tokens_are_those_of_the_users_prices(tmp_path: Path) -> None:
     prices = read_prices(
         write(tmp_path / "p.yaml", "source: ours\ncard: L4\nusd_per_gpu_hour: [1, 2]\nwatts: 100\n")
@@ -491,6 +510,9 @@ def test_money_energy_and_tokens_are_those_of_the_users_prices(tmp_path: Path) -
     text = render(Plan(config, [job], []), prices)
     assert "Money: 10.0 GPU-hours of an L4 are 10 to 20 USD (ours)" in text
     assert "Energy of the GPUs: 1.0 kWh (100 W, not stated)" in text
+    assert "other cards" not in text
+    theirs = render(Plan(config, [job], []), read_prices(PRICES_FILE))
+    assert "may take more of them: A100 80 GB 1.19 to 3.67, " in theirs and "A40 48 GB 0.44, " in theirs
     assert "Tokens of 200 episodes of 15 steps, at most: 0.3 million written" in text
     for broken, says in (("card: [", "no YAML|YAML"), ("card: L4\n", "'source': .*data/cluster/prices")):
         with pytest.raises(UserError, match=rf"p\.yaml.*({says})"):

@@ -144,6 +144,15 @@ class JobEstimate:
     """Episodes that the policy plays in it."""
 
 
+class CardPrices(Section):
+    """What an hour of another GPU costs, where nobody measured how many hours it takes."""
+
+    usd_per_gpu_hour: tuple[float, float]
+    """Lowest and highest price."""
+    source: str
+    """Who asks them, and when."""
+
+
 class Prices(Section):
     """What a GPU-hour costs: ``data/cluster/prices.yaml``, or a file of the user's."""
 
@@ -157,6 +166,8 @@ class Prices(Section):
     """Mean power of that GPU in a training; None: unknown."""
     watts_source: str = "not stated"
     """Where it stands."""
+    others: dict[str, CardPrices] = Field(default_factory=dict)
+    """Other cards."""
 
 
 def read_prices(path: Path) -> Prices:
@@ -214,6 +225,18 @@ class MemoryNeed:
         cards = f"cards of {', '.join(surely)} hold it" if surely else "no single card here surely holds it"
         cards += f", {' and '.join(perhaps)} perhaps" if perhaps else ""
         return f"{self.update:.0f} GiB in an update, {self.rollouts:.0f} in rollouts, {says}: {cards}"
+
+
+SAVED_GIB = {"fp8": {"2b": 1.5, "7b": 6.5}, "bitsandbytes": {"2b": 2.2, "7b": 9.8}}
+"""What reduced weights save in serving, computed: those of the language model's layers alone are reduced."""
+
+
+def serving_gib(config: StudyConfig) -> float | None:
+    """GPU memory in GiB that the study's rollouts need at least; None for a policy that every card holds."""
+    memory, reduced = costs_of(config).memory_gib, config.serving.quantization
+    if memory is None:
+        return None
+    return memory.serving - (SAVED_GIB[reduced][config.plain_size] if reduced else 0.0)
 
 
 def memory_need(config: StudyConfig, arm: str) -> MemoryNeed | None:

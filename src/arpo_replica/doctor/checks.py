@@ -15,10 +15,10 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster import pools
 from arpo_replica.cluster.costs import (
     JobEstimate,
-    costs_of,
     estimate,
     memory_need,
     rollout_estimate,
+    serving_gib,
     stage_estimate,
 )
 from arpo_replica.cluster.profile import SITE_FILE, Profile, load_site, make_profile
@@ -43,8 +43,6 @@ STACK_GIB = {"cpu": 4.0, "cuda": 10.0}
 """vLLM, verl and Ray beside the weights."""
 DRIVER = 550
 """Oldest driver series that runs CUDA 12.4, which the locked torch and vLLM need at least."""
-SAVED_GIB = {"fp8": {"2b": 1.5, "7b": 6.5}, "bitsandbytes": {"2b": 2.2, "7b": 9.8}}
-"""What reduced weights save in serving, computed: those of the language model's layers alone are reduced."""
 QUERY = (
     "nvidia-smi",
     "--query-gpu=name,driver_version,memory.total,memory.free",
@@ -356,10 +354,7 @@ def gpu(config: StudyConfig, machine: Machine) -> Finding:
         return fail(f"nvidia-smi finds none: {answer.words}", "reload the driver, or ask the job for a GPU")
     name, driver, *mib = max(cards, key=lambda card: int(card[3]))
     total, free = (int(part) / 1024 for part in mib)
-    served = costs_of(config).memory_gib
-    need = max([served.serving if served else 2.0, *(need.most for need in needs)])
-    if config.serving.quantization and not needs:
-        need -= SAVED_GIB[config.serving.quantization].get(config.plain_size, 0.0)
+    need = max([serving_gib(config) or 2.0, *(need.most for need in needs)])
     words = (
         f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {config.size} takes "
         f"about {need:.0f}{trained}"

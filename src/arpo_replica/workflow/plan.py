@@ -23,6 +23,7 @@ from arpo_replica.cluster.costs import (
     costs_of,
     estimate,
     memory_need,
+    serving_gib,
 )
 from arpo_replica.cluster.pools import size
 from arpo_replica.cluster.step_model import REPLY_TOKENS, describe_step
@@ -126,6 +127,11 @@ def render(plan: Plan, prices: Prices) -> str:
     step = "A training step, by the event model of data/cluster/step_costs.yaml:"
     lines += _by_arm(config, step, describe_step)
     lines += _by_arm(config, "Memory of each GPU that trains, data/cluster/costs.yaml:", memory_need)
+    if config.accelerator == "cuda" and (served := serving_gib(config)):
+        reduced = (
+            f" (serving.quantization: {config.serving.quantization})" if config.serving.quantization else ""
+        )
+        lines += ["", f"Memory of each GPU that serves: computed, about {served:.0f} GiB at least{reduced}."]
     lines += _price(config, jobs, prices)
     lines += ["", *lacks] if lacks else []
     return "\n".join(lines) + "\n"
@@ -201,6 +207,12 @@ def _price(config: StudyConfig, jobs: Sequence[PlannedJob], prices: Prices) -> l
         f"Money: {gpu_hours:.1f} GPU-hours of an {prices.card} are {low:,.0f} to {high:,.0f} USD "
         f"({prices.source}); desktops and disks are not in it."
     )
+    if prices.others:
+        asked = [
+            f"{card} {' to '.join(f'{usd:.2f}' for usd in dict.fromkeys(others.usd_per_gpu_hour))}"
+            for card, others in prices.others.items()
+        ]
+        lines.append(f"An hour of other cards, which may take more of them: {', '.join(asked)} USD.")
     if prices.watts:
         energy = gpu_hours * prices.watts / 1000
         lines.append(f"Energy of the GPUs: {energy:.1f} kWh ({prices.watts:.0f} W, {prices.watts_source}).")
