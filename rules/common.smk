@@ -11,9 +11,10 @@ from arpo_replica.config.load import joined_variant, parse_config
 from arpo_replica.evaluation.tables import table_files
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.providers.desktop_image import image_files
+from arpo_replica.suites.planned import split_files
 from arpo_replica.workflow.console import ending, quieten
 from arpo_replica.workflow.job import SNAKEMAKE
-from arpo_replica.workflow.study import Study, of_models
+from arpo_replica.workflow.study import Study, of_model, of_models
 from snakemake.logging import logger
 
 # Scripts end with the Snakemake that runs them; on a cluster that is the one inside the job, which reads this too.

@@ -17,7 +17,7 @@ rule write_config:
 rule resolve_split:
     input:
         split=lambda wildcards: str(study.config.tasks.splits[wildcards.split]),
-        tasks=study.task_files,
+        tasks=lambda wildcards: split_files(study.config, wildcards.split),
     output:
         "<results>/splits/{split}.json",
     log:

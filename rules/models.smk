@@ -67,7 +67,10 @@ rule fetch_model:
 rule register_model:
     input:
         source=lambda wildcards: study.source_of(wildcards.arm),
-        beside=study.given_beside,
+        # Other arms' weights must be of the base policy's kind.
+        beside=lambda wildcards: (
+            [] if wildcards.arm == "base" else [of_model("base", 0, "base")]
+        ),
     output:
         "<results>/models/{arm}/seed_0/stage_{stage}/manifest.json",
     log:

@@ -18,8 +18,12 @@ rule fetch_osworld_tasks:
 
 rule make_noisy_tasks:
     input:
-        list=study.clean_list,
-        tasks=study.clean_tasks,
+        list=lambda wildcards: str(
+            study.config.tasks.splits[study.config.tasks.noisy[wildcards.split].source]
+        ),
+        tasks=lambda wildcards: split_files(
+            study.config, study.config.tasks.noisy[wildcards.split].source
+        ),
     output:
         split="<results>/noisy/{split}.json",
         manifest="<results>/noisy/{split}/manifest.json",

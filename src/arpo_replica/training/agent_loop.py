@@ -85,16 +85,6 @@ class Workplace:
         self.first_round: defaultdict[int, FirstRound] = defaultdict(FirstRound)
         """Step -> its rollouts that are not through yet."""
 
-    def draw(self, step: int, task: str, session: int) -> int:
-        """How often this rollout was begun before."""
-        self.drawn[step, task, session] += 1
-        return self.drawn[step, task, session] - 1
-
-    def prepare(self, processor: Any) -> None:
-        """Let the processor that verl gave to the loops send screenshots as bytes, if the job wants that."""
-        if self.bytes_only:
-            carry_bytes(processor.image_processor, Normalisation.of(self.job.parent_model))
-
 
 def local_provider(job: Job) -> DesktopProvider:
     """The keeper's desktops; their own where there is no keeper, on another node of the training's job."""
@@ -138,7 +128,8 @@ class DesktopAgentLoop(AgentLoopBase):
     ) -> AgentLoopOutput | list[AgentLoopOutput]:
         """The trajectory of one rollout; ``[]`` if the environment failed in every attempt."""
         place = workplace()
-        place.prepare(self.processor)
+        if place.bytes_only:
+            carry_bytes(self.processor.image_processor, Normalisation.of(place.job.parent_model))
         try:
             rollout = await self._attempt(place, sampling_params, row)
             written = time.monotonic()
@@ -156,10 +147,12 @@ class DesktopAgentLoop(AgentLoopBase):
         self._assert_mm_supported(True)
         job = place.job
         name, step, session = row["extra_info"]["task"], int(row["global_steps"]), int(row["session_id"])
+        begun = place.drawn[step, name, session]  # so often before
+        place.drawn[step, name, session] += 1
         rollout = Attempts(
             task=place.tasks[name],
             step=step,
-            rollout=session + job.recipe.rollouts_per_task * place.draw(step, name, session),
+            rollout=session + job.recipe.rollouts_per_task * begun,
             started=time.time(),
             errors=[],
         )

@@ -137,7 +137,8 @@ class ReplaySampler(VerlReplayBuffer):
             return batch, metrics
         raise_crashes(self.job.scratch)
         if self.job.save_file.exists() and SaveState.current is not None:
-            SaveState.current.save_every_step()
+            # The job must end soon: verl saves after this step and every later one.
+            SaveState.current.config.trainer.save_freq = 1
         tags = dict(zip(batch.keys, batch.tags, strict=True))
         groups = read_groups(batch.keys)
         plan = self.buffer.plan([Group(g[0].task, tuple(r.score for r in g)) for g in groups])
@@ -385,10 +386,6 @@ class SaveState(CheckpointCallback):
         """``config``: the trainer's own, which it reads after every step."""
         super().__init__(config=config)
         SaveState.current = self
-
-    def save_every_step(self) -> None:
-        """The job must end soon: verl saves after this step and every later one."""
-        self.config.trainer.save_freq = 1
 
     def on_save(
         self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any

@@ -191,10 +191,6 @@ class Study:
         names = "|".join(["", *(f"_{arm}" for arm in self.config.released_arms)])
         return f"({names})"  # with brackets: Snakemake takes an empty text for "anything"
 
-    def given_beside(self, wildcards: Any) -> list[str]:
-        """The base policy's manifest: its weights and those of another arm must be of one kind."""
-        return [] if wildcards.arm == "base" else [of_model("base", 0, BASE_STAGE)]
-
     def source_of(self, arm: str = "base") -> str | list[str]:
         """File that stands for weights that are given: a manifest of ours, or the given folder's config.
 
@@ -292,18 +288,6 @@ class Study:
             return []
         wanted = not carried or self.config.recipe(wildcards.arm).replay.carry
         return self.offline_indexes() if wanted else []
-
-    def task_files(self, wildcards: Any) -> list[str]:
-        """The files that decide the tasks of a split."""
-        return split_files(self.config, wildcards.split)
-
-    def clean_list(self, wildcards: Any) -> str:
-        """The list that a noisy split is made from."""
-        return str(self.config.tasks.splits[self.config.tasks.noisy[wildcards.split].source])
-
-    def clean_tasks(self, wildcards: Any) -> list[str]:
-        """The task files that a noisy split is made from."""
-        return split_files(self.config, self.config.tasks.noisy[wildcards.split].source)
 
     def left_out(self, wildcards: Any) -> list[str]:
         """The tasks of a split, or of the one that a noisy split is made from, that are not run.
