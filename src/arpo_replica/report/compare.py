@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +18,7 @@ from arpo_replica.evaluation.comparison import square_and_add
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
 from arpo_replica.report.render import content_policy, read_input, static_file, template_environment
+from arpo_replica.report.views import told_once
 from arpo_replica.report.words import percent, points
 
 Key = tuple[str, str, str]
@@ -94,7 +94,9 @@ def compare_studies(mine: Path, yours: Path) -> Comparison:
     a, b = read_side(mine), read_side(yours)
     rates_a, rates_b = _rates(a.summary), _rates(b.summary)
     keys = dict.fromkeys([*rates_a, *rates_b])
-    pairs = list(_told_once([_pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in keys]))
+    found = [_pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in keys]
+    once = told_once(found, lambda pair: (pair.split, pair.arm, pair.mine, pair.yours))
+    pairs = [replace(pair, protocol=protocol) for _, pair, protocol in once]
     flat_a, flat_b = _flat(a.provenance["config"]), _flat(b.provenance["config"])
     settings = [
         (key, flat_a.get(key, "not set"), flat_b.get(key, "not set"))
@@ -109,17 +111,6 @@ def compare_studies(mine: Path, yours: Path) -> Comparison:
         if {words_a.get(name), words_b.get(name)} - {"not run", None}
     ]
     return Comparison(a, b, pairs, settings, verdicts)
-
-
-def _told_once(pairs: Sequence[Pair]) -> Iterator[Pair]:
-    """A pair on which the two protocols agree stands once, as "both"."""
-    shown = {(pair.split, pair.arm, pair.protocol): (pair.mine, pair.yours) for pair in pairs}
-    for pair in pairs:
-        twin = shown.get((pair.split, pair.arm, "standard" if pair.protocol == "hard" else "hard"))
-        if twin != (pair.mine, pair.yours):
-            yield pair
-        elif pair.protocol == "hard":
-            yield replace(pair, protocol="both")
 
 
 def _rates(summary: Summary) -> dict[Key, RateRow]:

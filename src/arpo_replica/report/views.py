@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -333,9 +333,14 @@ def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
     return parts
 
 
-def told_once(rows: Sequence[Any]) -> list[tuple[int, Any, str]]:
-    """(place in the summary, row, protocol) with rows that the two protocols share told once, as "both"."""
-    texts = [row.model_dump_json(exclude={"protocol"}) for row in rows]
+def told_once(
+    rows: Sequence[Any], told: Callable[[Any], Any] = lambda row: row.model_dump_json(exclude={"protocol"})
+) -> list[tuple[int, Any, str]]:
+    """(place, row, protocol) with rows that the two protocols share told once, as "both".
+
+    ``told``: what a row says but for its protocol.
+    """
+    texts = [told(row) for row in rows]
     shared = {text for text, count in Counter(texts).items() if count == len(PROTOCOLS)}
     return [
         (place, row, "both" if text in shared else row.protocol)
