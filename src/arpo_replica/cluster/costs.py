@@ -144,15 +144,6 @@ class JobEstimate:
     """Episodes that the policy plays in it."""
 
 
-class CardPrices(Section):
-    """What an hour of another GPU costs, where nobody measured how many hours it takes."""
-
-    usd_per_gpu_hour: tuple[float, float]
-    """Lowest and highest price."""
-    source: str
-    """Who asks them, and when."""
-
-
 class Prices(Section):
     """What a GPU-hour costs: ``data/cluster/prices.yaml``, or a file of the user's."""
 
@@ -166,8 +157,8 @@ class Prices(Section):
     """Mean power of that GPU in a training; None: unknown."""
     watts_source: str = "not stated"
     """Where it stands."""
-    others: dict[str, CardPrices] = Field(default_factory=dict)
-    """Other cards."""
+    others: list["Prices"] = Field(default_factory=list)
+    """Other cards, of which nobody measured how many hours a study takes."""
 
 
 def read_prices(path: Path) -> Prices:

@@ -209,8 +209,8 @@ def _price(config: StudyConfig, jobs: Sequence[PlannedJob], prices: Prices) -> l
     )
     if prices.others:
         asked = [
-            f"{card} {' to '.join(f'{usd:.2f}' for usd in dict.fromkeys(others.usd_per_gpu_hour))}"
-            for card, others in prices.others.items()
+            f"{other.card} {' to '.join(f'{usd:.2f}' for usd in dict.fromkeys(other.usd_per_gpu_hour))}"
+            for other in prices.others
         ]
         lines.append(f"An hour of other cards, which may take more of them: {', '.join(asked)} USD.")
     if prices.watts:
