@@ -7,14 +7,17 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.cli import get_argument_parser
 
 from arpo_replica import cli
 from arpo_replica.base.environments import ROOT
-from arpo_replica.config import parse_config
+from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.models import merge
+from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.suites.miniwob.make_tasks import read_plan
 
 PAGES = [
@@ -23,6 +26,10 @@ PAGES = [
     *sorted((ROOT / "configs").rglob("*.yaml")),
 ]
 BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+RULES = {
+    *re.findall(r"^rule (\w+):", "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk")), re.M),
+    *TARGETS,
+}
 YOURS = {"mine.yaml", "X.yaml", "second_model.yaml"}
 """Files that the reader writes."""
 
@@ -52,15 +59,26 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize(("page", "words"), SNAKEMAKE, ids=name)
-def test_configfiles_of_snakemake_are_files_that_exist(page, words):
+def test_commands_of_snakemake_parse_and_their_configs_are_a_study(page, words):
     """``--configfile`` takes every word up to the next option: a target stands before it or after ``--``."""
-    if "--configfile" not in words:
-        return
-    for word in words[words.index("--configfile") + 1 :]:
-        if word.startswith("-"):
-            return
-        assert word == "..." or word.endswith(".yaml"), f"{page}: '{word}' is taken for a config"
-        assert word == "..." or word.rpartition("/")[2] in YOURS or (ROOT / word).is_file(), f"{page}: {word}"
+    options = get_argument_parser().parse_args([word for word in words[1:] if word != "..."])
+    configs = list(map(str, options.configfile or []))
+    for config in configs:
+        assert config.endswith(".yaml"), f"{page}: '{config}' is taken for a config"
+    if configs and not any(Path(config).name in YOURS for config in configs):
+        load_config(*(ROOT / config for config in configs))
+    for target in options.targets:
+        assert target in RULES or "/" in target or target == "NAME", f"{page}: {target} is no rule"
+
+
+def test_programs_that_the_docs_run_are_there():
+    found = {
+        (page.name, program)
+        for page in PAGES
+        for program in re.findall(r"(?:python3?|sh) ([a-z]\w*/[\w/]+\.(?:py|sh))", page.read_text())
+    }
+    assert len(found) > 10
+    assert [entry for entry in found if not (ROOT / entry[1]).is_file()] == []
 
 
 @pytest.mark.parametrize(("page", "words"), OURS, ids=name)
