@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from arpo_replica.evaluation.breakdowns import covered, kind_of, replay_rows, solved, throughput_rows
-from arpo_replica.evaluation.curves import read_curve
 from arpo_replica.evaluation.records import Summary
-from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation.scores import read_curve, read_scores
+from arpo_replica.evaluation.summary import covered, kind_of, replay_rows, solved, throughput_rows
 from synthetic_study import Study, evaluate, make_study
 
 PLAN = {

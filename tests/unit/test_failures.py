@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from arpo_replica.actions.types import Click, Fail, Finished, TypeText, same_action
-from arpo_replica.evaluation.failures import failure_of, failure_rows
+from arpo_replica.evaluation.scores import failure_of, failure_rows
 from arpo_replica.rollout.records import EpisodeRecord, StepRecord
 
 RECORDED = [

@@ -12,7 +12,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import estimate
 from arpo_replica.config.decides import decides
 from arpo_replica.config.models import StudyConfig, merge
-from arpo_replica.evaluation.curves import read_offline
+from arpo_replica.evaluation.scores import read_offline
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
 from arpo_replica.report.make_target import TargetFiles, make_target
 from arpo_replica.training.parity import compose

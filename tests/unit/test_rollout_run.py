@@ -22,8 +22,8 @@ from arpo_replica.base.locks import lock
 from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.breakdowns import ran_on_rows
 from arpo_replica.evaluation.scores import read_episodes
+from arpo_replica.evaluation.summary import ran_on_rows
 from arpo_replica.policy.endpoint import Endpoint as PolicyEndpoint
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.manifest import read_manifest, register_model

@@ -7,9 +7,15 @@ import pandas as pd
 import pytest
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.evaluation.curves import place_of, read_curve
 from arpo_replica.evaluation.records import RateRow, Summary
-from arpo_replica.evaluation.scores import COLUMNS, read_scores, read_steps, score_episodes
+from arpo_replica.evaluation.scores import (
+    COLUMNS,
+    place_of,
+    read_curve,
+    read_scores,
+    read_steps,
+    score_episodes,
+)
 from arpo_replica.evaluation.summary import summarise_study
 from synthetic_study import Study, evaluate, make_study
 

@@ -15,7 +15,7 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.curves import read_model
+from arpo_replica.evaluation.scores import read_model
 from arpo_replica.models import weights
 from arpo_replica.models.weights import (
     check_beside,

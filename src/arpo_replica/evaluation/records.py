@@ -329,7 +329,7 @@ Failure = Literal[
     "never finished",
     "wrong target",
 ]
-"""Why an episode was not solved; ``failures`` says when, in this order."""
+"""Why an episode was not solved; ``scores`` says when, in this order."""
 
 
 class FailureRow(Document):

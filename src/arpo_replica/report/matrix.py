@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from arpo_replica.evaluation.breakdowns import change_of
+from arpo_replica.evaluation.summary import change_of
 from arpo_replica.report.gallery import EpisodeView, natural
 
 Flip = Literal["gained", "lost", "same", "mixed", "none"]
@@ -89,7 +89,7 @@ def build_matrix(
 ) -> list[SplitPart]:
     """Splits -> domains -> tasks -> cells. Sets each episode's ``flip`` on the way.
 
-    What became of a task (``breakdowns.change_of``, hard protocol) is against the untrained policy or else
+    What became of a task (``summary.change_of``, hard protocol) is against the untrained policy or else
     the first arm. ``splits``: their order.
     """
     parts = []

@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
-from arpo_replica.evaluation.failures import FAILURES
+from arpo_replica.evaluation.scores import FAILURES
 from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
 from arpo_replica.report.views import OUTCOMES

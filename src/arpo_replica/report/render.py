@@ -19,10 +19,9 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.failures import FAILURES
 from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import Claims, Summary
-from arpo_replica.evaluation.scores import read_scores
+from arpo_replica.evaluation.scores import FAILURES, read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
 from arpo_replica.report.film import Film, build_films, first_films
 from arpo_replica.report.gallery import EpisodeView, Gallery, build_gallery

@@ -15,10 +15,10 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
-from arpo_replica.evaluation.failures import FAILURES
 from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import exact_share
+from arpo_replica.evaluation.scores import FAILURES
 from arpo_replica.evaluation.targets import TARGETS
 from arpo_replica.report.figures import (
     TOTALS,
