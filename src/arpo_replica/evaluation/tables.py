@@ -215,13 +215,6 @@ TABLES = (
 )
 
 
-AS_THEY_ARE = (
-    "rates", "differences", "domains", "domain_differences", "subsets", "pass_at_k", "flips", "replay",
-    "trainings", "replay_effects", "throughput", "effort", "failures", "env_errors", "models", "left_out",
-)  # fmt: skip
-"""Tables that are lists of the summary."""
-
-
 def table_files(folder: str | Path) -> list[str]:
     """All files of ``write_tables``."""
     return [f"{folder}/{table.name}.{suffix}" for table in TABLES for suffix in ("csv", "json")]
@@ -246,7 +239,8 @@ def write_tables(summary: Path, claims: Path, scores: Path, folder: Path) -> lis
 
 def table_rows(summary: r.Summary, claims: r.Claims, scores: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Table -> rows, which may hold more than the table's columns."""
-    own = {name: [flatten(row) for row in getattr(summary, name)] for name in AS_THEY_ARE}
+    lists = {table.name: getattr(summary, table.name, None) for table in TABLES}
+    own = {name: [flatten(row) for row in rows] for name, rows in lists.items() if isinstance(rows, list)}
     updates = [(flatten(curve), point) for curve in summary.curves for point in curve.points]
     return own | {
         "flip_tasks": [

@@ -70,13 +70,11 @@ def read_plan(path: Path) -> TaskPlan:
 
 async def make_files(devtools: DevTools, plan: TaskPlan) -> dict[str, bytes]:
     """Path below ``data`` -> content of every task file and split, read from the pages."""
-    chosen: dict[tuple[str, int], dict[int, str]] = {}
     needed: dict[tuple[str, int], int] = {}
     for split in plan.splits.values():
         for page, count in split.pages.items():
             needed[page, split.first_seed] = max(needed.get((page, split.first_seed), 0), count)
-    for (page, start), count in needed.items():
-        chosen[page, start] = await _usable(devtools, page, start, count)
+    chosen = {key: await _usable(devtools, *key, count) for key, count in needed.items()}
     files: dict[str, bytes] = {}
     for (page, _), texts in chosen.items():
         for seed, text in texts.items():
@@ -103,10 +101,11 @@ async def _usable(devtools: DevTools, page: str, first: int, count: int) -> dict
 
 def drift(files: dict[str, bytes], data: Path) -> list[str]:
     """One line for each difference between ``files`` and what lies under ``data``; empty if none."""
+    here = {name: (data / name).read_bytes() for name in files if (data / name).is_file()}
     lines = [
-        f"{name}: {'missing' if not (data / name).is_file() else 'differs'}"
+        f"{name}: {'differs' if name in here else 'missing'}"
         for name, content in sorted(files.items())
-        if not (data / name).is_file() or (data / name).read_bytes() != content
+        if here.get(name) != content
     ]
     return lines + [f"{name}: not made any more" for name in _extra(files, data)]
 
