@@ -7,9 +7,12 @@ play those parts is said in the config's section ``targets``. What a study lacks
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import TargetName
 
@@ -37,38 +40,9 @@ class Target:
         return "README, 128 tasks" if self.name == "readme128" else self.place.partition(",")[0]
 
 
-TRAINED = ("base", "grpo", "arpo")
-OFFLINE = ("base", "rejection", "dpo", "kto", "grpo", "arpo")
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        Target("table1", "Success on the whole benchmark", "Table 1, p. 7", TRAINED, ("benchmark",)),
-        Target("readme128", "Success on the selected tasks", "README, lines 26-34", TRAINED, ("selected",)),
-        Target("fig1b", "In-domain success", "Figure 1b, p. 1", TRAINED, ("selected",)),
-        Target("fig3", "Training reward with and without replay", "Figure 3, p. 7", ("grpo", "arpo")),
-        Target(
-            "fig4",
-            "Tasks trained on and others",
-            "Figure 4, p. 7, §4.3-4.4",
-            TRAINED,
-            ("in_domain", "out_of_domain"),
-        ),
-        Target(
-            "fig5",
-            "Training on selected and on all tasks",
-            "Figure 5, p. 8",
-            curves=("selected_curve", "full_curve"),
-        ),
-        Target(
-            "fig6",
-            "Against offline methods",
-            "Figure 6, p. 9, §4.6",
-            OFFLINE,
-            ("benchmark",),
-            overlay="configs/arms/offline.yaml (nano: offline_nano.yaml)",
-        ),
-        Target("fig7", "Rollouts with more desktops", "Figure 7, p. 9", throughput=True),
-    )
+TARGETS = {
+    name: Target(name, **facts)
+    for name, facts in load_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
 }
 
 

@@ -34,7 +34,7 @@ from arpo_replica.evaluation.records import (
 from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.evaluation.summary import summarise
 from arpo_replica.evaluation.tables import as_csv
-from arpo_replica.evaluation.targets import OFFLINE, Target, splits_of, target_of
+from arpo_replica.evaluation.targets import TARGETS, Target, splits_of, target_of
 from arpo_replica.report.figures import PALETTE, arm_colour
 from arpo_replica.training.gates import StageReport
 
@@ -238,7 +238,7 @@ def _panels(document: TargetDocument) -> Callable[[TargetDocument, Figure], None
 
 def _colour(arm: str) -> str:
     """The page's colour of an arm; no target has more arms than figure 6."""
-    return PALETTE[arm_colour(arm, OFFLINE)]
+    return PALETTE[arm_colour(arm, TARGETS["fig6"].arms)]
 
 
 def _empty(document: TargetDocument, figure: Figure) -> None:

@@ -17,41 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.config.load import load_yaml
 from arpo_replica.config.tasks import NoiseKind, NoisyTasksConfig
 from arpo_replica.suites.miniwob.pages import DOMAIN, to_bytes
 from arpo_replica.tasks.model import Task
 
 Step = dict[str, Any]
 
-_NOTES = (
-    ("Calendar", "Team lunch moves to 12:30"),
-    ("Updates", "3 packages can be updated"),
-    ("Disk", "Backup finished without errors"),
-    ("Mail", "2 new messages in Inbox"),
-    ("Printer", "Paper tray 2 is almost empty"),
-    ("Network", "Connected to office-wired"),
-)
-_TABS = (
-    ("Canteen", "This week: soup, stew, salad, pie, fish."),
-    ("Departures", "08:12 platform 4, 08:27 platform 2, 08:41 platform 4."),
-    ("Reading list", "Chapters 3 to 7 until the end of the month."),
-    ("Opening hours", "Monday to Friday 9 to 17, Saturday 10 to 14."),
-)
-_FILES = (
-    ("shopping-list", "bread\napples\nsoap\n"),
-    ("old-draft", "Draft of last year, not to be used any more.\n"),
-    ("phone-numbers", "reception 100\nworkshop 214\n"),
-    ("minutes-of-march", "Present: all. Decided: nothing.\n"),
-)
-_VISITED = (
-    ("Flights from Zurich to Lisbon", "Cheapest on Tuesday: 84."),
-    ("Ten laptops compared", "The third is the lightest."),
-    ("Lentil soup in half an hour", "Onions first, then the lentils."),
-    ("Hotels near the station", "From 71 a night, breakfast included."),
-    ("How to export bookmarks", "Open the bookmark manager, then the menu."),
-    ("Driver download for printers", "Choose your model."),
-    ("Weather for the weekend", "Rain on Saturday, sun on Sunday."),
-)
+_TEXTS = load_yaml(Path(__file__).with_suffix(".yaml").read_text())
 _VISITS = 4
 _SUFFIXES = (".txt", ".md", ".log", ".csv", ".rst")
 _FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures", "Public", "Templates")
@@ -244,7 +217,9 @@ def window_source() -> str:
 def _window(kind: str, task: Task, source: random.Random) -> tuple[int, list[Step]]:
     text = _text(task).lower()
     # A task that activates a window by name must not find this one.
-    notes = [note for note in _NOTES if note[0].lower() not in text] or [("Reminder 7", "Water the plants")]
+    notes = [note for note in _TEXTS["notes"] if note[0].lower() not in text] or [
+        ("Reminder 7", "Water the plants")
+    ]
     title, body = source.choice(notes)
     return 0, [_execute(["python3", "-c", window_source(), kind, title, body])]
 
@@ -252,7 +227,7 @@ def _window(kind: str, task: Task, source: random.Random) -> tuple[int, list[Ste
 def _distractor_file(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     place = _place_of_file(task)
     assert place is not None
-    name, content = source.choice(_FILES)
+    name, content = source.choice(_TEXTS["files"])
     path = f"{_HOME}/{place[0]}/{name}{place[1]}"
     write = 'mkdir -p "$(dirname "$0")" && printf %s "$1" > "$0"'
     return 0, [_execute(["/bin/bash", "-c", write, path, content])]
@@ -260,7 +235,7 @@ def _distractor_file(task: Task, source: random.Random) -> tuple[int, list[Step]
 
 def _extra_tab(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     """Directly after the task's own step that launches the browser: there is none before."""
-    page = _page(*source.choice(_TABS))
+    page = _page(*source.choice(_TEXTS["tabs"]))
     found = _browser_step(task)
     assert found is not None
     at, port = found
@@ -271,7 +246,7 @@ def _extra_tab(task: Task, source: random.Random) -> tuple[int, list[Step]]:
 
 def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     """At the same place; the task then begins with the tabs that it would have had."""
-    pages = [_page(title, body) for title, body in source.sample(_VISITED, _VISITS)]
+    pages = [_page(title, body) for title, body in source.sample(_TEXTS["visited"], _VISITS)]
     found = _browser_step(task)
     assert found is not None
     at, port = found
