@@ -12,15 +12,7 @@ from typing import Any
 
 from arpo_replica.base.environments import heavy_environment
 from arpo_replica.base.errors import UserError
-from arpo_replica.cluster import pools
-from arpo_replica.cluster.costs import (
-    JobEstimate,
-    estimate,
-    memory_need,
-    rollout_estimate,
-    serving_gib,
-    stage_estimate,
-)
+from arpo_replica.cluster import costs, pools
 from arpo_replica.cluster.profile import SITE_FILE, Profile, load_site, make_profile
 from arpo_replica.cluster.resources import LEAST_MINUTES, Need, large_jobs, minutes, misfit
 from arpo_replica.config.models import StudyConfig
@@ -217,11 +209,11 @@ def needed_disk_gib(config: StudyConfig) -> float:
     """What ``plan`` says of a study from the start, its checkpoints included; and 1 GiB for all the rest."""
     stages = config.training.stages
     trained = [
-        *(stage_estimate(config, arm, stage.name) for arm in config.online_arms for stage in stages),
-        *(estimate(config, "train_offline") for _ in config.offline_arms),
-        *(rollout_estimate(config, arm) for arm in config.arms if arm != "base"),
+        *(costs.stage_estimate(config, arm, stage.name) for arm in config.online_arms for stage in stages),
+        *(costs.estimate(config, "train_offline") for _ in config.offline_arms),
+        *(costs.rollout_estimate(config, arm) for arm in config.arms if arm != "base"),
     ]
-    once = rollout_estimate(config, "base").disk_gb
+    once = costs.rollout_estimate(config, "base").disk_gb
     return 1 + (once + len(config.seeds) * sum(job.disk_gb for job in trained)) * 1e9 / GIB
 
 
@@ -343,7 +335,7 @@ def _without_gpu(machine: Machine) -> Finding | None:
 def gpu(config: StudyConfig, machine: Machine) -> Finding:
     """No driver, too old a driver, a container that was not given the card, or a card that is too small or in
     use: weights, KV cache and, for training, the optimiser must fit."""
-    needs = [found for arm in config.online_arms if (found := memory_need(config, arm))]
+    needs = [found for arm in config.online_arms if (found := costs.memory_need(config, arm))]
     trained = "".join(f"; training takes {words}" for words in sorted({str(found) for found in needs}))
     if (without := _without_gpu(machine)) is not None:
         return replace(without, found=without.found + trained)
@@ -354,7 +346,7 @@ def gpu(config: StudyConfig, machine: Machine) -> Finding:
         return fail(f"nvidia-smi finds none: {answer.words}", "reload the driver, or ask the job for a GPU")
     name, driver, *mib = max(cards, key=lambda card: int(card[3]))
     total, free = (int(part) / 1024 for part in mib)
-    need = max([serving_gib(config) or 2.0, *(need.most for need in needs)])
+    need = max([costs.serving_gib(config) or 2.0, *(need.most for need in needs)])
     words = (
         f"{len(cards)} x {name}, driver {driver}, {free:.0f} of {total:.0f} GiB free; {config.size} takes "
         f"about {need:.0f}{trained}"
@@ -709,11 +701,11 @@ def site_profile(machine: Machine) -> Profile | None:
     return make_profile(load_site(SITE_FILE), ask)
 
 
-def longest(config: StudyConfig, gpus: bool) -> JobEstimate | None:
+def longest(config: StudyConfig, gpus: bool) -> costs.JobEstimate | None:
     """The study's longest job with, or without, GPUs."""
-    jobs = [rollout_estimate(config, arm) for arm in config.arms]
+    jobs = [costs.rollout_estimate(config, arm) for arm in config.arms]
     for arm in config.online_arms:
-        jobs += [stage_estimate(config, arm, stage.name) for stage in config.training.stages]
+        jobs += [costs.stage_estimate(config, arm, stage.name) for stage in config.training.stages]
     return max((job for job in jobs if (job.gpus > 0) == gpus), key=lambda job: job.hours, default=None)
 
 

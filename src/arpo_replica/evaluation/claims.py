@@ -25,18 +25,10 @@ from arpo_replica.base.files import file_sha256, write_document
 from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import RELEASED_STAGE, StudyConfig
 from arpo_replica.evaluation import comparison as c
+from arpo_replica.evaluation import published as p
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.power import ClaimPlan, reach
-from arpo_replica.evaluation.published import (
-    Claim,
-    CurveRole,
-    Measure,
-    PaperFiles,
-    Published,
-    load_claims,
-    load_contradictions,
-)
 from arpo_replica.training.parity import Hyperparameters, actual
 
 QUESTIONS = ("same", "opposite", "outside", "equal")
@@ -49,7 +41,7 @@ Row = TypeVar("Row", r.RateRow, r.DifferenceRow)
 
 
 def compare_claims(
-    config: StudyConfig, summary: Path, paper: PaperFiles, out_json: Path, throughput: Path | None = None
+    config: StudyConfig, summary: Path, paper: p.PaperFiles, out_json: Path, throughput: Path | None = None
 ) -> r.Claims:
     """Write ``claims.json``: every claim of the paper with its verdict.
 
@@ -64,11 +56,11 @@ def compare_claims(
 
 
 def compare(
-    config: StudyConfig, summary: r.Summary, paper: PaperFiles, throughput: Path | None = None
+    config: StudyConfig, summary: r.Summary, paper: p.PaperFiles, throughput: Path | None = None
 ) -> r.Claims:
     """The same from a summary, without writing."""
-    claims, published = load_claims(paper.claims, paper.published)
-    contradictions = load_contradictions(paper.contradictions, published) if paper.contradictions else []
+    claims, published = p.load_claims(paper.claims, paper.published)
+    contradictions = p.load_contradictions(paper.contradictions, published) if paper.contradictions else []
     resolved = config.model_dump(mode="json")
     for entry in contradictions:
         entry.value = None if entry.key is None else lookup(resolved, entry.key)
@@ -113,7 +105,7 @@ def compare(
     )
 
 
-def family_of(claim: Claim) -> Family:
+def family_of(claim: p.Claim) -> Family:
     """Claims about one table or figure, of one kind and one model, are one family of tests."""
     kind = claim.measure.kind if claim.measure else ""
     return str(claim.target), kind, str(claim.needs.model)
@@ -127,7 +119,7 @@ def mark_of(config: StudyConfig, summary: r.Summary) -> str:
     return f"{invented}{config.size}{model}, {desktops} desktops, at most {config.policy.max_steps} steps"
 
 
-def _adjusted(claims: Sequence[Claim], findings: dict[str, ClaimFinding]) -> dict[str, c.Tests]:
+def _adjusted(claims: Sequence[p.Claim], findings: dict[str, ClaimFinding]) -> dict[str, c.Tests]:
     """Claim -> p-values, each question adjusted by Holm over the family.
 
     The family is fixed beforehand: a claim that this study did not test counts with p = 1, so that no verdict
@@ -148,7 +140,9 @@ def _adjusted(claims: Sequence[Claim], findings: dict[str, ClaimFinding]) -> dic
     return adjusted
 
 
-def _result(claim: Claim, numbers: list[Published], found: ClaimFinding, tested: c.Tests) -> r.ClaimResult:
+def _result(
+    claim: p.Claim, numbers: list[p.Published], found: ClaimFinding, tested: c.Tests
+) -> r.ClaimResult:
     result = r.ClaimResult(
         id=claim.id,
         statement=claim.statement,
@@ -188,7 +182,7 @@ def _result(claim: Claim, numbers: list[Published], found: ClaimFinding, tested:
 
 
 def _reach(
-    config: StudyConfig, summary: r.Summary, claim: Claim, numbers: list[Published], family: int
+    config: StudyConfig, summary: r.Summary, claim: p.Claim, numbers: list[p.Published], family: int
 ) -> r.Reach | None:
     n, measure = numbers[0].n, claim.measure
     if n is None or measure is None or measure.kind not in ("rate", "difference"):
@@ -283,9 +277,9 @@ class Question:
 
     config: StudyConfig
     summary: r.Summary
-    claim: Claim
-    measure: Measure
-    published: list[Published]
+    claim: p.Claim
+    measure: p.Measure
+    published: list[p.Published]
     lists: Sequence[Path]
     """The committed lists of tasks."""
     facts: Hyperparameters | None
@@ -519,7 +513,7 @@ class Question:
     def _curve(self) -> ClaimFinding:
         """The mean of a metric over the first or last updates, one value per training."""
         measure = self.measure
-        sides: list[tuple[str | None, CurveRole | None]] = [(measure.arm, measure.role)]
+        sides: list[tuple[str | None, p.CurveRole | None]] = [(measure.arm, measure.role)]
         if measure.reference is not None or measure.reference_role is not None:
             sides.append((str(measure.reference), measure.reference_role))
         for _, role in sides:
@@ -547,14 +541,14 @@ class Question:
             known, None, found.interval, estimate, target, trainings=len(values), sources=sources
         )
 
-    def _left_out(self, role: CurveRole | None) -> float:
+    def _left_out(self, role: p.CurveRole | None) -> float:
         """Share of the tasks of a curve's stage that its training did without."""
         named = None if role is None else getattr(self.config.targets, role)
         stage = self.config.training.stages[-1] if named is None else self.config.stage(named.stage)
         rows = [row for row in self.summary.left_out if row.split == stage.split]
         return len(rows) / rows[0].tasks if rows else 0.0
 
-    def _per_seed(self, arm: str | None, role: CurveRole | None) -> dict[int, tuple[float, str]]:
+    def _per_seed(self, arm: str | None, role: p.CurveRole | None) -> dict[int, tuple[float, str]]:
         """Seed -> (mean of the metric, metrics file)."""
         measure, stage = self.measure, self.config.training.stages[-1].name
         if role is not None:
