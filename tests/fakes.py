@@ -188,3 +188,11 @@ def broken(*events: str, times: int = 1_000_000) -> Callable[[str, FakeDesktop],
             raise DesktopError(f"{event} broke")
 
     return hook
+
+
+def stop_server() -> None:
+    """End the processes that fork evaluators' workers."""
+    from arpo_replica.suites.osworld import client
+
+    for server in client._SERVERS.values():
+        server.stop()

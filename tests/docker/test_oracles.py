@@ -9,9 +9,9 @@ from docker_helpers import IMAGE
 from arpo_replica.base.environments import ROOT
 from arpo_replica.config import load_config
 from arpo_replica.providers import osworld
-from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import compare_validations, validate_tasks
+from fakes import stop_server
 from real_tasks import EXAMPLES, MISSING
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]

@@ -14,8 +14,8 @@ from arpo_replica.base.errors import DesktopError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldProvider
-from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
+from fakes import stop_server
 from real_tasks import EXAMPLES, at_hand
 
 TEXT = "if a<b & 'c' \"d\" \\n {x} $HOME `id`:\n\tÄé€ 漢字 >> <<ok>>"

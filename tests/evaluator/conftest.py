@@ -8,8 +8,9 @@ import pytest
 from osworld_tasks import gone, process_of
 
 from arpo_replica.base.environments import ROOT
-from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
+from arpo_replica.suites.osworld.client import OSWorldWorker
 from fake_guest import FakeGuest
+from fakes import stop_server
 from real_tasks import EXAMPLES, MISSING
 
 

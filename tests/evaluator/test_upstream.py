@@ -17,8 +17,9 @@ from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldProvider
 from arpo_replica.suites.osworld import inventory
-from arpo_replica.suites.osworld.client import OSWorldWorker, stop_server
+from arpo_replica.suites.osworld.client import OSWorldWorker
 from fake_guest import SCREEN, FakeGuest
+from fakes import stop_server
 
 
 def in_evaluator(code):

@@ -34,10 +34,10 @@ from arpo_replica.providers.pool import make_provider
 from arpo_replica.providers.process import ProcessProvider
 from arpo_replica.providers.root_files import RootFileSystem, rootfs_path
 from arpo_replica.suites.noise import make_noisy
-from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.model import Task, load_task
 from arpo_replica.tasks.splits import resolve
 from arpo_replica.validation.validate import validate_tasks
+from fakes import stop_server
 from real_tasks import EXAMPLES, at_hand
 
 pytestmark = pytest.mark.rootless

@@ -66,7 +66,7 @@ class _Server:
                 try:
                     return self._request()
                 except OSError as error:  # it ended, idle, at this very moment
-                    self._stop()
+                    self.stop()
                     if attempt == 2:
                         raise DesktopError(f"no worker for OSWorld's evaluators: {error}") from error
         raise AssertionError
@@ -102,7 +102,7 @@ class _Server:
             self._process.wait()
             log.seek(0)
             words = " ".join(log.read().decode(errors="replace").split())[-300:]
-            self._stop()
+            self.stop()
             raise UserError(
                 f"The evaluators of OSWorld do not start ({words}); run 'python3 envs/prepare.py evaluator'."
             )
@@ -124,7 +124,8 @@ class _Server:
             end.setblocking(False)
         return leash, ours
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End it, and with it every worker. It ends by itself a minute after the last one, or with us."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -138,10 +139,6 @@ class _Server:
             process.wait()
         shutil.rmtree(self._path.parent, ignore_errors=True)
 
-    def stop(self) -> None:
-        with self._lock:
-            self._stop()
-
 
 def _sweep() -> None:
     """Remove the folders of clients that were killed: their sandboxes could empty them, no more."""
@@ -152,13 +149,6 @@ def _sweep() -> None:
 
 
 _SERVERS: dict[tuple[Path, bool], _Server] = {}
-
-
-def stop_server() -> None:
-    """End the processes that fork workers. They end by themselves a minute after the last worker, or with
-    us."""
-    for server in _SERVERS.values():
-        server.stop()
 
 
 class OSWorldWorker:
