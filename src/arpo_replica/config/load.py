@@ -148,15 +148,12 @@ def describe(
         keys := known_keys(location, model)
     ):
         message = f"it has keys of its own, write them below it: {', '.join(keys[:4])}"
-    if not key or location[-1] in UNSHOWN or (first["type"] == "value_error" and _is_long(first["input"])):
+    # Of a whole section the message names the key already.
+    section = first["type"] == "value_error" and isinstance(first["input"], dict | BaseModel)
+    if not key or location[-1] in UNSHOWN or section:
         where = f"'{key}': " if key else ""
         return f"{where}{message}.{more}"
     return f"'{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}.{more}"
-
-
-def _is_long(value: Any) -> bool:
-    """A whole section: the sentence names the key in it, and need not repeat the rest."""
-    return isinstance(value, dict | BaseModel)
 
 
 def known_keys(location: list[str | int], model: Any = StudyConfig) -> list[str]:

@@ -377,20 +377,17 @@ class StudyConfig(Section):
         """Name of the folder of results: the study's, and the variant's if there is one."""
         return self.study if self.variant is None else f"{self.study}_{self.variant}"
 
-    def _arm_error(self, arm: str, error: ValidationError) -> ValueError:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(["arms", arm, *(str(part) for part in first["loc"])])
-        if first["type"] == "extra_forbidden":
-            return ValueError(f"unknown key '{key}'; 'arpo explain training' lists the keys")
-        return ValueError(f"'{key}' is {first['input']!r}: {first['msg']}")
-
     def recipe(self, arm: str) -> TrainingConfig:
         """The training config of one arm: `training` with the arm's overrides merged in."""
         merged = merge(self.training.model_dump(), self.arms[arm])
         try:
             recipe = TrainingConfig.model_validate(merged)
         except ValidationError as error:
-            raise self._arm_error(arm, error) from None
+            first = error.errors(include_url=False)[0]
+            key = ".".join(["arms", arm, *(str(part) for part in first["loc"])])
+            if first["type"] == "extra_forbidden":
+                raise ValueError(f"unknown key '{key}'; 'arpo explain training' lists the keys") from None
+            raise ValueError(f"'{key}' is {first['input']!r}: {first['msg']}") from None
         if recipe.tasks_per_step % recipe.minibatch_tasks:
             raise ValueError(
                 f"training.tasks_per_step ({recipe.tasks_per_step}) must be a multiple of "

@@ -84,9 +84,6 @@ class Progress:
         seconds = 0.0 if self.began is None else time.monotonic() - self.began
         return 3600 * sum(self.outcomes.values()) / max(seconds, 1e-3)
 
-    def policy_is_ready(self) -> None:
-        self.began = time.monotonic()
-
     def finished(self, outcome: Outcome) -> None:
         """Count an episode; say so if it is time."""
         self.outcomes[outcome] += 1
@@ -287,7 +284,7 @@ class _Collector:
             self._count_desktops()
             self.progress.tick()
             await asyncio.wait([ready], timeout=1)
-        self.progress.policy_is_ready()
+        self.progress.began = time.monotonic()
         while True:
             self._count_desktops()
             self.progress.tick()

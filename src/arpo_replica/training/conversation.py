@@ -229,7 +229,8 @@ class TokenConversation:
         images = len(image_parts(history))
         last = self.sequences[-1] if self.sequences else None
         if last is not None:
-            seen = [*last.messages, reply_message(turn - 1)]
+            latest = [{"type": "text", "text": str(turn - 1)}]
+            seen = [*last.messages, {"role": "assistant", "content": latest}]
             if history[: len(seen)] == seen:
                 new = with_images(
                     history[len(seen) :], self.images[len(self.images) - images + last.images :]
@@ -275,8 +276,3 @@ class TokenConversation:
     @property
     def _builder(self) -> Any:
         return self.loop.continuous_token_builder
-
-
-def reply_message(turn: int) -> Message:
-    """A reply in a history, named by its turn."""
-    return {"role": "assistant", "content": [{"type": "text", "text": str(turn)}]}

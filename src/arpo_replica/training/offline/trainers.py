@@ -52,7 +52,9 @@ def train(job: OfflineJob) -> dict[str, Any]:
         logger.info(f"going on from the checkpoint of step {done[-1]}")
     trainer = make_trainer(job, rows, processor, begun)
     trainer.train(resume_from_checkpoint=begun and str(begun))
-    trainer.model.to(getattr(torch, _stored_dtype(job.parent_model)))
+    parent = json.loads((job.parent_model / "config.json").read_bytes())
+    stored = parent.get("dtype") or parent.get("torch_dtype") or "float32"  # the child has the same
+    trainer.model.to(getattr(torch, stored))
     trainer.model.save_pretrained(job.weights)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     write_atomically(job.history_file, "".join(json.dumps(entry) + "\n" for entry in history).encode())
@@ -210,12 +212,6 @@ def _complete_callback() -> Any:
                 logger.info(f"update {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.4f}")
 
     return Complete()
-
-
-def _stored_dtype(folder: Path) -> str:
-    """Number format of the parent's weights; the child has the same."""
-    stored = json.loads((folder / "config.json").read_bytes())
-    return str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
 
 
 def main(job: str) -> None:

@@ -109,17 +109,13 @@ def _use_plain_gloo() -> None:
     torch.distributed.init_process_group = init_process_group
 
 
-def _keep_vllm_weights() -> None:
-    import vllm.model_executor.layers.utils as layer_utils
-
-    require_version("vllm", VLLM_VERSIONS, __name__)
-    require_function(layer_utils, "dispatch_cpu_unquantized_gemm", ("layer", "remove_weight"), __name__)
-    layer_utils.dispatch_cpu_unquantized_gemm = keep_plain_weights
-
-
 def install() -> None:
     """Put parts 2 and 3 in place (part 1 registers at import). Raises ``UpstreamChanged``."""
     require_version("verl", VERL_VERSIONS, __name__)
     _use_plain_gloo()
     if "vllm" in sys.modules:  # true in vLLM's processes; the others need not pay for the import
-        _keep_vllm_weights()
+        import vllm.model_executor.layers.utils as layer_utils
+
+        require_version("vllm", VLLM_VERSIONS, __name__)
+        require_function(layer_utils, "dispatch_cpu_unquantized_gemm", ("layer", "remove_weight"), __name__)
+        layer_utils.dispatch_cpu_unquantized_gemm = keep_plain_weights

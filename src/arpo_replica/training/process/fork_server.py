@@ -196,7 +196,9 @@ class ForkServer:
 
         sys.executable = str(self.client)
         multiprocessing.spawn.set_executable(str(self.client))
-        reseed()
+        # Forked processes must not draw the same numbers (Python's ``random`` does this by itself).
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed(int.from_bytes(os.urandom(4), "big"))
 
     def _become(self, request: dict[str, Any], files: list[int]) -> None:
         """In the child: take over the client's files, environment and directory; run its program."""
@@ -277,10 +279,3 @@ def place_files(files: list[int], numbers: list[int]) -> None:
     for copy, number in zip(copies, numbers, strict=True):
         os.dup2(copy, number, inheritable=True)
         os.close(copy)
-
-
-def reseed() -> None:
-    """Forked processes must not draw the same numbers (Python's ``random`` does this by itself)."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4), "big"))
