@@ -41,6 +41,8 @@ def tensor_file(data: bytes) -> bytes:
 def make_folder(folder: Path, **files: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text("{}")
     (folder / "model.safetensors").write_bytes(tensor_file(b"weights"))
     for name, data in files.items():
         (folder / name.replace("__", ".")).write_bytes(data)
@@ -107,6 +109,9 @@ def test_half_a_model_is_refused(tmp_path: Path, name: str, data: bytes, said: s
     if name == FIRST:
         (folder / SECOND).write_bytes(tensor_file(b"more"))
         check_folder(folder)
+        (folder / "preprocessor_config.json").unlink()
+        with pytest.raises(UserError, match=r"lacks preprocessor_config\.json, a part of the model"):
+            check_folder(folder)
 
 
 def test_recorded_hashes_are_enforced(tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ def check_folder(folder: Path, hashes: dict[str, str] | None = None) -> None:
 
     ``hashes``: file -> sha256 that every weight file must have.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    for path in files:
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    for path in files.values():
         if path.suffix in PICKLES:
             raise UserError(
                 f"{path} is a pickle or the like, which can run code when it is loaded; convert the model to "
@@ -92,21 +94,18 @@ def check_folder(folder: Path, hashes: dict[str, str] | None = None) -> None:
             raise UserError(f"{path} is program code, which no model here needs; delete it.")
         if path.suffix == ".json" and path.stat().st_size < 50_000_000:
             refuse_custom_code(path)
-    names = {path.name for path in files}
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
         raise UserError(
             f"{folder} holds no config.json with *.safetensors; give a folder in Hugging Face format."
         )
-    for path in files:
-        name = path.relative_to(folder).as_posix()
+    for name, path in files.items():
         if hashes is None or (path.suffix != ".safetensors" and name not in hashes):
             continue
         if name not in hashes:
             raise UserError(f"{path} has no recorded sha256; delete it or fetch the model anew.")
         if file_sha256(path) != hashes[name]:
             raise UserError(f"{path} has not the recorded sha256; delete {folder} and fetch the model anew.")
-    missing = sorted(set(hashes or ()) - {path.relative_to(folder).as_posix() for path in files})
-    if missing:
+    if missing := sorted(set(hashes or ()) - set(files)):
         raise UserError(f"{folder} lacks {missing[0]}; delete it and fetch the model anew.")
     check_whole(folder)
 
@@ -130,8 +129,9 @@ def check_whole(folder: Path) -> None:
             wanted |= set(json.loads(index.read_bytes())["weight_map"].values())
         except (AttributeError, KeyError, TypeError):
             raise UserError(f"{index} is no index of weights; fetch it anew.") from None
-    if lacking := sorted(wanted - found):
-        raise UserError(f"{folder} lacks {lacking[0]}, a part of its weights; fetch it too.")
+    for name in [*sorted(wanted - found), "tokenizer_config.json", "preprocessor_config.json"]:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}, a part of the model; fetch it too.")
 
 
 def refuse_custom_code(path: Path) -> None:
@@ -369,11 +369,8 @@ def shape_digest(config: StudyConfig, description: ModelDescription) -> str:
 
 def record_hashes(folder: Path, record: Path) -> dict[str, str]:
     """Hash every file of a folder that was fetched for the first time; later fetches must equal it."""
-    hashes = {
-        path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     write_atomically(record, (json.dumps(hashes, indent=1) + "\n").encode())
     logger.info(f"recorded the sha256 of {len(hashes)} files in {record}; they are enforced from now on")
     return hashes

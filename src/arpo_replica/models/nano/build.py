@@ -82,7 +82,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         arm="nano",
         seed=nano.seed,
         stage="supervised",
-        step=learned.updates,
+        step=learned["conversations_seen"] // nano.batch_size,
         size=config.size,
         model=".",
         weights=weights,
@@ -94,8 +94,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
             "vocabulary": tokenizer.get_vocab_size(),
             "demonstrations": len(episodes),
             "demonstrations_sha256": digest,
-            "conversations_seen": learned.conversations,
-            "final_loss": {"text": learned.final.text, "coordinates": learned.final.coordinates},
+            **learned,
             "threads": config.threads,
         },
         versions={"arpo-replica": code_version()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,27 +27,6 @@ CHUNK = 8
 PROGRESS_S = 5.0
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Cross entropy per token, in nats."""
-
-    text: float
-    """Of the tokens that are no coordinate."""
-    coordinates: float
-    """Of coordinates, above the entropy of their blurred target."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What training gave, besides the weights."""
-
-    updates: int
-    conversations: int
-    """Conversations seen, repetitions counted."""
-    final: Losses
-    """Mean over the last tenth of the updates."""
-
-
 class NumberTokens:
     """Which tokens are the coordinates 0, 1, 2 ...; one row for abscissas, one for ordinates."""
 
@@ -69,8 +47,8 @@ def train(
     nano: NanoConfig,
     *,
     progress: Callable[[str], None] = print,
-) -> Learned:
-    """Train ``model`` in place for ``nano.epochs`` passes.
+) -> dict[str, Any]:
+    """Train ``model`` in place for ``nano.epochs`` passes; give what the manifest says of it.
 
     Same weights, conversations, config and number of threads: same result, bit for bit.
     """
@@ -80,7 +58,7 @@ def train(
     optimizers = _optimizers(model, nano.learning_rate)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    tail: list[tuple[float, float]] = []
+    tail: list[tuple[float, float]] = []  # losses of the last tenth of the updates
     began = said = time.monotonic()
     for update in range(updates):
         rate = _schedule(update / updates)
@@ -88,24 +66,29 @@ def train(
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = base * rate
         chosen = order[update * nano.batch_size : (update + 1) * nano.batch_size]
-        losses = _accumulate(model, [conversations[index] for index in chosen], screenshots, tokens)
+        text, coordinates = _accumulate(
+            model, [conversations[index] for index in chosen], screenshots, tokens
+        )
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if update >= updates * 0.9 or update == updates - 1:
-            tail.append((losses.text, losses.coordinates))
+            tail.append((text, coordinates))
         now = time.monotonic()
         if now - said >= PROGRESS_S or update == updates - 1:
             said = now
             speed = (update + 1) / (now - began)
             progress(
-                f"nano: update {update + 1}/{updates}, loss text {losses.text:.3f} "
-                f"coordinates {losses.coordinates:.3f}, {speed * nano.batch_size:.0f} episodes/s, "
+                f"nano: update {update + 1}/{updates}, loss text {text:.3f} "
+                f"coordinates {coordinates:.3f}, {speed * nano.batch_size:.0f} episodes/s, "
                 f"ETA {(updates - update - 1) / speed:.0f} s"
             )
-    text, coordinates = (sum(values) / len(tail) for values in zip(*tail, strict=True))
-    return Learned(updates, updates * nano.batch_size, Losses(round(text, 4), round(coordinates, 4)))
+    final = (round(sum(values) / len(tail), 4) for values in zip(*tail, strict=True))
+    return {
+        "conversations_seen": updates * nano.batch_size,  # repetitions counted
+        "final_loss": dict(zip(("text", "coordinates"), final, strict=True)),
+    }
 
 
 def _order(count: int, nano: NanoConfig) -> list[int]:
@@ -139,8 +122,12 @@ def _optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
 
 def _accumulate(
     model: Any, batch: Sequence[TrainingSequence], screenshots: Screenshots, tokens: NumberTokens
-) -> Losses:
-    """Gradients of the mean loss per learned token over a batch, and the losses before the update."""
+) -> tuple[float, float]:
+    """Gradients of the mean loss per learned token over a batch.
+
+    Gives the losses before the update, in nats: per token that is no coordinate, and per coordinate, above
+    the entropy of its blurred target.
+    """
     ordered = sorted(batch, key=lambda conversation: len(conversation.ids))
     total = sum(sum(conversation.learned) for conversation in ordered)
     sums = torch.zeros(2)
@@ -153,7 +140,7 @@ def _accumulate(
             sums[row] += losses.detach()[chosen].sum()
             counts[row] += chosen.sum()
     text, coordinates = (sums / counts.clamp(min=1)).tolist()
-    return Losses(text, coordinates)
+    return text, coordinates
 
 
 def token_losses(
