@@ -7,8 +7,10 @@ ours) has exactly these names, and every provider can press every one of them: t
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from arpo_replica.base.errors import FormatError
+from arpo_replica.config.load import load_yaml
 
 NAMED_KEYS = frozenset(
     [
@@ -24,37 +26,11 @@ NAMED_KEYS = frozenset(
 F13 to F24 are on no keyboard layout of a desktop of ours: nothing could press them.
 """
 
-_SIGNS = {
-    "!": "exclam", '"': "quotedbl", "#": "numbersign hash", "$": "dollar", "%": "percent", "&": "ampersand",
-    "'": "apostrophe quote quoteright", "(": "parenleft", ")": "parenright",
-    "*": "asterisk multiply kpmultiply nummultiply numpadmultiply",
-    "+": "plus add kpadd numadd numpadadd", ",": "comma separator kpseparator",
-    "-": "minus hyphen subtract kpsubtract numsubtract numpadsubtract",
-    ".": "period dot decimal kpdecimal numdecimal numpaddecimal",
-    "/": "slash divide kpdivide numdivide numpaddivide", ":": "colon", ";": "semicolon", "<": "less",
-    "=": "equal equals kpequal", ">": "greater", "?": "question", "@": "at", "[": "bracketleft",
-    "\\": "backslash", "]": "bracketright", "^": "asciicircum caret", "_": "underscore",
-    "`": "grave backtick backquote quoteleft", "{": "braceleft", "|": "pipe verticalbar", "}": "braceright",
-    "~": "asciitilde tilde",
-    **{str(digit): f"num{digit} kp{digit} numpad{digit} digit{digit}" for digit in range(10)},
-}  # fmt: skip
-_OTHERS = {
-    "ctrl": "control ctl ctrll ctrlr controll controlr",
-    "alt": "option opt altl altr",
-    "shift": "shiftl shiftr",
-    "super": "win windows meta cmd command os winkey windowskey superl superr metal metar",
-    "enter": "return linefeed kpenter numenter numpadenter", "esc": "escape", "space": "spacebar",
-    "backspace": "bksp", "delete": "del kpdelete", "insert": "ins kpinsert", "home": "kphome", "end": "kpend",
-    "pageup": "pgup prior kppageup", "pagedown": "pgdn pgdown next kppagedown",
-    "left": "kpleft", "right": "kpright", "up": "kpup", "down": "kpdown",
-    "printscreen": "prtsc prtscr prtscn prntscrn prntscr printscrn printscr print sysrq",
-    "pause": "break", "menu": "apps application contextmenu", "capslock": "caps",
-}  # fmt: skip
+_OTHERS = load_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_OTHERS |= {str(digit): f"num{digit} kp{digit} numpad{digit} digit{digit}" for digit in range(10)}
 _SIDES = {**{key: key for key in ("ctrl", "alt", "shift", "super")}, "win": "super", "meta": "super"}
 ALIASES = {
-    **{
-        other: key for table in (_SIGNS, _OTHERS) for key, others in table.items() for other in others.split()
-    },
+    **{other: key for key, others in _OTHERS.items() for other in others.split()},
     **{f"{name}{side}": key for name, key in _SIDES.items() for side in ("left", "right")},
     **{f"{side}{name}": key for name, key in _SIDES.items() for side in ("left", "right", "l", "r")},
     **{name: way for way in ("left", "right", "up", "down") for name in (f"arrow{way}", f"{way}arrow")},
