@@ -9,8 +9,8 @@ from osworld_tasks import command, expects, make_task, step
 
 from arpo_replica.base.errors import DesktopError
 from arpo_replica.base.processes import command_of, is_alive
+from arpo_replica.suites.osworld.client import path_of
 from arpo_replica.suites.osworld.confine import can_confine
-from arpo_replica.suites.osworld.downloads import path_of
 from fake_guest import SCREEN, FakeGuest, executed
 
 

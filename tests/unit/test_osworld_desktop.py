@@ -13,7 +13,7 @@ from arpo_replica.base.files import remembered_sha256
 from arpo_replica.config.desktop import DesktopConfig, OSWorldConfig
 from arpo_replica.providers import osworld
 from arpo_replica.providers.osworld import OSWorldDesktop
-from arpo_replica.suites.osworld.downloads import urls_of
+from arpo_replica.suites.osworld.client import urls_of
 from arpo_replica.tasks.model import Task
 from fake_guest import SCREEN, FakeGuest, executed
 from fakes import png

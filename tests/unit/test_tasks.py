@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from arpo_replica.actions.types import Click, Fail, Finished
 from arpo_replica.base.errors import DesktopError, UserError
-from arpo_replica.suites.evaluate import METRICS, check_task, evaluate_task
+from arpo_replica.suites.evaluate import METRICS, check_steps, check_task, evaluate_task, run_setup
 from arpo_replica.suites.miniwob.make_tasks import drift, refuse_drift, write_files
 from arpo_replica.suites.miniwob.pages import html_root, make_task, page_url, task_json, to_bytes
-from arpo_replica.suites.setup import check_steps, run_setup
 from arpo_replica.tasks.model import Task, load_task
 
 

@@ -24,9 +24,8 @@ from arpo_replica.desktop.browser import EpisodeDevTools
 from arpo_replica.desktop.client import GuestClient
 from arpo_replica.desktop.devtools import unix
 from arpo_replica.desktop.interface import FRESH_S
-from arpo_replica.suites.evaluate import evaluate_task
+from arpo_replica.suites.evaluate import evaluate_task, run_setup
 from arpo_replica.suites.miniwob.pages import html_root
-from arpo_replica.suites.setup import run_setup
 from arpo_replica.tasks.model import Task
 
 Answer = TypeVar("Answer")

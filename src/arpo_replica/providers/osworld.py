@@ -33,8 +33,7 @@ from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.providers.container import opens_window
 from arpo_replica.providers.docker_engine import DockerEngine, abandoned, owner
 from arpo_replica.suites.evaluate import seconds_to_settle, uses_osworld
-from arpo_replica.suites.osworld.client import OSWorldWorker
-from arpo_replica.suites.osworld.downloads import default_cache
+from arpo_replica.suites.osworld.client import OSWorldWorker, default_cache
 from arpo_replica.suites.osworld.inventory import read_version
 from arpo_replica.tasks.model import Task
 

@@ -10,7 +10,7 @@ speaks to desktops and file hosts, gets a transport adapter of ours:
 - **failed set-up steps**: most are only logged. In a set-up ours raise;
 - **readiness, not sleeps**: opening tabs waits for the browser's port instead of 5 s per attempt;
 - **attached**: a ``DesktopEnv`` on a desktop that somebody else runs (``attach``);
-- **whole downloads**: files of a task come from ``downloads``;
+- **whole downloads**: files of a task come from ``client``;
 - **no code from desktops**: one metric ``eval``s what a command printed; it gets ``ast.literal_eval``. One
   runs a program that the policy wrote; it does so without network (``confine``).
 """
@@ -66,7 +66,7 @@ class Guest:
     refused: str | None = None
     """What the last answer says if it was an error."""
     files: dict[str, str] = field(default_factory=dict)
-    """URL of a file of the task at hand -> where its content lies (``downloads``)."""
+    """URL of a file of the task at hand -> where its content lies (``client``)."""
     strict: bool = False
     """True in an episode's set-up: a step that fails raises."""
 
