@@ -2,8 +2,8 @@
 
 Types and parameters of steps are OSWorld's (``desktop_env/controllers/setup.py``). Unlike there, a step that
 fails always raises, and a type that cannot run here is refused before any work starts. ``miniwob_start`` is
-ours. An evaluator has OSWorld's seams: ``func`` is a metric, ``result`` a getter (``desktop_env/desktop_env.py``,
-``evaluate``; ``evaluators/getters``, ``evaluators/metrics``).
+ours. An evaluator has OSWorld's seams: ``func`` is a metric, ``result`` a getter (``evaluate`` of
+``desktop_env/desktop_env.py``; ``evaluators/getters``, ``evaluators/metrics``).
 """
 
 from __future__ import annotations
