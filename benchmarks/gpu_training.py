@@ -253,7 +253,8 @@ def step_figures(options: argparse.Namespace, config: StudyConfig, data: dict[st
         sum(value for key, value in flops.items() if key.startswith(part)) for part in ("language", "vision")
     )
     # Forwards once and twice as much backwards; a frozen tower runs forwards, unless its features are there.
-    passes = 3.0 if not speed.freeze_vision else 1.0 if speed.skip_log_probs else 0.0
+    there = speed.vision_from_rollout or not speed.skip_log_probs
+    passes = 3.0 if not speed.freeze_vision else 0.0 if there else 1.0
     needed = 3.0 * language + passes * tower
     again = speed.checkpoint_share * (language + (0.0 if speed.freeze_vision else tower))
     capacity = update * PEAK_FLOPS * gpus

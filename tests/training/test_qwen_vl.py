@@ -16,6 +16,7 @@ pytest.importorskip("verl")
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
 
 from arpo_replica.training import pixels, qwen_vl  # noqa: E402
 from arpo_replica.training.recipe import ATTENTION  # noqa: E402
@@ -214,6 +215,32 @@ def test_features_of_vllm_take_the_place_of_the_tower(
     found.sum().backward()
     for key, gradient in gradients.items():
         torch.testing.assert_close(model.get_parameter(key).grad, gradient, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MODULES)
+def test_compiled_layers_compute_the_same(patched: None, name: str) -> None:
+    """Forwards and backwards, by the same graphs for every layer and every length. What is captured runs as
+    it is: inductor takes minutes here."""
+    samples = [trajectory(0), trajectory(1)]
+    transformers.AttentionInterface.register(ATTENTION, qwen_vl.vision_attention)
+    model = small_model(name, ATTENTION)
+    put_in_place(model)
+    expected = [packed_log_probs(model, some, "bytes") for some in (samples, samples[:1], samples[1:])]
+    expected[0].sum().backward()
+    gradients = {key: weight.grad for key, weight in model.named_parameters()}
+    model.zero_grad()
+
+    torch.compiler.reset()
+    counters.clear()
+    qwen_vl.compile_layers(model, backend="aot_eager")
+    found = [packed_log_probs(model, some, "bytes") for some in (samples, samples[:1], samples[1:])]
+    assert 0 < counters["stats"]["unique_graphs"] <= 10
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found[0].sum().backward()
+    for key, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_features_last_until_the_second_update_after_them(tmp_path: Path) -> None:

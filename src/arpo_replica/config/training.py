@@ -84,6 +84,9 @@ class SpeedConfig(Section):
     checkpoint_share: Fraction | None = None
     """Share of the language model's layers that compute activations twice instead of keeping them; 0: none,
     the vision tower included. Without it: 1 on a GPU, 0 on a CPU."""
+    compile_layers: bool = False
+    """Let torch compile the layers of language model and vision tower, in the first step of every start. The
+    same up to rounding."""
     freeze_vision: bool = False
     """Leave the vision tower as it is. Unlike ARPO, which trains it; then each screenshot passes the tower
     once per step, and backward passes end at the language model."""

@@ -136,6 +136,7 @@ def _kernel(device: torch.device) -> Iterator[None]:
         yield
 
 
+@torch.compiler.disable
 def packed_attention(  # noqa: PLR0917 - verl's signature
     query_states: torch.Tensor,
     key_states: torch.Tensor,
@@ -183,6 +184,7 @@ def segment_lengths(position_ids: torch.Tensor) -> list[int]:
     return [end - start for start, end in zip(starts, [*starts[1:], len(position_ids)], strict=True)]
 
 
+@torch.compiler.disable
 def vision_attention(  # noqa: PLR0917 - transformers' signature
     module: Any,
     query: torch.Tensor,
@@ -335,6 +337,16 @@ def keep_some_activations(model: Any, share: float) -> None:
     model.gradient_checkpointing_enable = enable
 
 
+def compile_layers(model: Any, **options: Any) -> None:
+    """Let torch compile each layer, before and after its attention, which has kernels of its own.
+
+    One compilation serves all layers and all lengths. The methods are replaced, not the modules, so that what
+    FSDP and checkpointing hang on these stays outside.
+    """
+    for layer in [*model.model.language_model.layers, *model.model.visual.blocks]:
+        layer.forward = torch.compile(layer.forward, dynamic=True, **options)
+
+
 # --- installation ----------------------------------------
 
 SETTINGS = Settings()
@@ -351,7 +363,7 @@ def install(job: Job) -> None:
         SETTINGS.cache = FeatureCache(speed.vision_cache_mib * 2**20)
     if speed.vision_from_rollout:
         SETTINGS.folder = pixels.FeatureFolder.of(job)
-    if speed.freeze_vision or 0 < speed.checkpoint_share < 1:
+    if speed.freeze_vision or speed.compile_layers or 0 < speed.checkpoint_share < 1:
         _prepare_when_built(speed)
     require_function(qwen2_vl, "_get_input_embeds", ("model", "input_ids", "attention_mask"), __name__)
     qwen2_vl._get_input_embeds = input_embeds
@@ -381,6 +393,8 @@ def _prepare_when_built(speed: Speed) -> None:
             freeze_tower(model)
         if 0 < speed.checkpoint_share < 1:
             keep_some_activations(model, speed.checkpoint_share)
+        if speed.compile_layers:
+            compile_layers(model)
 
     transformer_impl.apply_monkey_patch = patch_and_prepare
 

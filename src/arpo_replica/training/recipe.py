@@ -59,8 +59,8 @@ class Speed(SpeedConfig):
     @property
     def changes_model(self) -> bool:
         """True if ``qwen_vl`` has anything to do."""
-        partly = 0 < self.checkpoint_share < 1
-        return self.pack or self.text_log_probs or self.freeze_vision or self.compact_pixels or partly
+        layers = self.compile_layers or 0 < self.checkpoint_share < 1
+        return self.pack or self.text_log_probs or self.freeze_vision or self.compact_pixels or layers
 
 
 def one_update(job: Job) -> bool:

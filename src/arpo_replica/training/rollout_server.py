@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
-from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata
+from vllm.distributed.ec_transfer.ec_connector.example_connector import ECExampleConnector
 
 from arpo_replica.base.upstream_guards import require_function, require_version
 from arpo_replica.training.conversation import FORGOTTEN, decode
@@ -99,11 +99,7 @@ class NamedReplica(vLLMReplica):
         self.server_class = ray.remote(vLLMNamedServer)
 
 
-class NoMetadata(ECConnectorMetadata):
-    """Scheduler and worker have nothing to tell each other."""
-
-
-class FeatureConnector(ECConnectorBase):
+class FeatureConnector(ECExampleConnector):
     """Saves what vLLM's vision tower makes of each screenshot for the trainer; nothing is ever loaded.
 
     Its role is ``ec_both``: vLLM 0.24 takes a mere producer for an engine without a language model.
@@ -113,6 +109,9 @@ class FeatureConnector(ECConnectorBase):
         super().__init__(vllm_config=vllm_config, role=role)
         self.folder = FeatureFolder.of(current_job())
         self.writer = ThreadPoolExecutor(1)
+
+    def has_cache_item(self, identifier: str) -> bool:
+        return False
 
     def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **unused: Any) -> None:
         """Write a screenshot's features, in a thread: the model goes on meanwhile."""
@@ -125,16 +124,6 @@ class FeatureConnector(ECConnectorBase):
         if copied is not None:
             copied.synchronize()
         self.folder.save(name, features)
-
-    def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **unused: Any) -> None: ...
-
-    def has_cache_item(self, identifier: str) -> bool:
-        return False
-
-    def update_state_after_alloc(self, request: Any, index: int) -> None: ...
-
-    def build_connector_meta(self, scheduler_output: Any) -> ECConnectorMetadata:
-        return NoMetadata()
 
 
 async def decoded(file: bytes | None) -> Image.Image | None:
