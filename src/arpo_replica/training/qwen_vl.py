@@ -136,7 +136,7 @@ def _kernel(device: torch.device) -> Iterator[None]:
         yield
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(  # noqa: PLR0917 - verl's signature
     query_states: torch.Tensor,
     key_states: torch.Tensor,
@@ -184,7 +184,7 @@ def segment_lengths(position_ids: torch.Tensor) -> list[int]:
     return [end - start for start, end in zip(starts, [*starts[1:], len(position_ids)], strict=True)]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def vision_attention(  # noqa: PLR0917 - transformers' signature
     module: Any,
     query: torch.Tensor,
