@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from arpo_replica.report import render as render_module
 from arpo_replica.report.live import live_page
 from arpo_replica.report.pack import pack
+from arpo_replica.rollout.records import RUNNING, Glimpse
 from arpo_replica.workflow.status import study_status
 from synthetic_study import Study, evaluate, make_study, render
 
@@ -29,7 +30,7 @@ PAYLOADS = [
 TYPED = {
     "protocol", "verdict", "subset", "phase", "about", "target", "arm", "reference", "stage", "split", "size",
     "reference_stage", "sha256", "identity", "manifest_sha256", "list_sha256", "tasks_sha256", "parent",
-    "mark", "state", "answers", "failure",
+    "mark", "state", "answers", "failure", "effort",
 }  # fmt: skip
 """Keys whose values the schema, or the study's own config, restricts."""
 
@@ -451,6 +452,13 @@ def test_live_page_is_as_safe_and_as_readable(
     log = study.results / "logs/rule.log"
     log.parent.mkdir()
     log.write_text("".join(PAYLOADS))
+    screen = next(study.episodes.rglob("*.webp")).read_bytes()
+    running = Glimpse(
+        arm="base", trial=0, domain=everything, task_id=everything, instruction=everything, steps=1,
+        action={"type": "type_text", "text": everything}, screen=base64.b64encode(screen).decode(),
+    )  # fmt: skip
+    trial = next(study.episodes.glob("*/*/*/*/trial_*"))
+    (trial / f"{RUNNING}x.json").write_text(running.model_dump_json())
     lines = study_status(study.config, study.root)
     jobs = [{"rule": payload, "job": payload, "nodes": payload} for payload in PAYLOADS]
     html = tmp_path / "live.html"
@@ -458,7 +466,8 @@ def test_live_page_is_as_safe_and_as_readable(
     watched = open_page(browser, html, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = watched.page
     page.wait_for_timeout(300)
-    assert page.locator(".screens svg use").count() >= 1
+    assert page.locator(".screens svg use").count() >= 2
+    assert "running, step 1" in page.locator(".screens li").first.inner_text()
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("window.hacked === undefined")
