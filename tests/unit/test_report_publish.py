@@ -266,7 +266,6 @@ def test_compare_two_studies(study: Study, tmp_path: Path, capsys: pytest.Captur
         "hard",
         "standard",
     ]
-    assert pair.same_tasks
     assert pair.yours is not None
     assert pair.yours.value == 1
     assert pair.gap is not None

@@ -51,7 +51,6 @@ class Pair:
     protocol: str
     mine: Interval | None
     yours: Interval | None
-    same_tasks: bool
     gap: tuple[float, float, float] | None
     """Mine minus yours with its 95 % interval; None if the marks or the tasks differ or one is missing."""
     rows: tuple[RateRow, RateRow] | None = None
@@ -131,7 +130,7 @@ def _pair(key: Key, mine: RateRow | None, yours: RateRow | None, a: Side, b: Sid
     if same and a.mark == b.mark and first is not None and second is not None:
         gap = difference(first, second)
     rows = None if mine is None or yours is None else (mine, yours)
-    return Pair(split, arm, protocol, first, second, same, gap, rows)
+    return Pair(split, arm, protocol, first, second, gap, rows)
 
 
 def difference(mine: Interval, yours: Interval) -> tuple[float, float, float]:

@@ -31,47 +31,22 @@ DROPPED = {"font", "font-family", "font-style", "font-variant", "font-stretch"}
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 PALETTE = {
-    "ink": "#1d2433",
-    "muted": "#5b6475",
-    "grid": "#e3dfd6",
-    "base": "#6e6e73",
-    "grpo": "#0072b2",
-    "arpo": "#c44e00",
-    "other1": "#00795a",
-    "other2": "#a8487f",
-    "other3": "#7a6a00",
-    "shade1": "#31587a",
-    "shade2": "#6f93b0",
-    "shade3": "#a9bfd0",
-    "shade4": "#8a7f5c",
-    "shade5": "#b9b08f",
-    "shade6": "#d9d3be",
-}
+    "ink": "#1d2433", "muted": "#5b6475", "grid": "#e3dfd6",
+    "base": "#6e6e73", "grpo": "#0072b2", "arpo": "#c44e00",
+    "other1": "#00795a", "other2": "#a8487f", "other3": "#7a6a00",
+    "shade1": "#31587a", "shade2": "#6f93b0", "shade3": "#a9bfd0",
+    "shade4": "#8a7f5c", "shade5": "#b9b08f", "shade6": "#d9d3be",
+}  # fmt: skip
 """Name -> colour in light mode; report.css has the dark twin under ``--<name>``."""
 NAMES = {colour: name for name, colour in PALETTE.items()}
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10.0,
-    "text.color": PALETTE["ink"],
-    "axes.labelcolor": PALETTE["muted"],
-    "axes.edgecolor": PALETTE["muted"],
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": PALETTE["grid"],
-    "grid.linewidth": 0.8,
-    "xtick.color": PALETTE["muted"],
-    "ytick.color": PALETTE["muted"],
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "legend.frameon": False,
+    "text.color": PALETTE["ink"], "xtick.color": PALETTE["muted"], "ytick.color": PALETTE["muted"],
+    "xtick.major.size": 3, "ytick.major.size": 0, "grid.color": PALETTE["grid"], "grid.linewidth": 0.8,
+    "axes.labelcolor": PALETTE["muted"], "axes.edgecolor": PALETTE["muted"], "axes.linewidth": 0.8,
+    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+}  # fmt: skip
 MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
 VISITS = 5
 """Groups per task, over all trainings of a stage, from which on its mean says something about the task."""
