@@ -8,8 +8,8 @@ in milliseconds and share those pages.
 Ray and multiprocessing start Python through ``sys.executable``; in every process forked here that is
 ``fork_client``, which passes the request on. That is the whole mechanism: no library is changed.
 
-The server must have one thread when it forks and must not have used a GPU (a forked process could not
-use it). torch then asks NVML instead of CUDA for GPUs (``PYTORCH_NVML_BASED_CUDA_CHECK``).
+The server must have one thread when it forks and must not have used a GPU, which a forked process then could
+not use (``launch.unforkable``); torch asks NVML for GPUs, not CUDA (``PYTORCH_NVML_BASED_CUDA_CHECK``).
 """
 
 import array
@@ -133,9 +133,6 @@ class ForkServer:
 
     def serve(self, first: Callable[[], None]) -> int:
         """Fork ``first``, serve requests until it ends; its exit status, negative for a signal."""
-        names = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
-        if len(names) != 1:
-            raise RuntimeError(f"the fork server must have one thread, but has {names}: a lock could be held")
         gc.collect()
         gc.freeze()  # the collector of a child must not touch, and so copy, these pages
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
