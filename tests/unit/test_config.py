@@ -207,3 +207,14 @@ def test_a_study_of_released_weights_has_a_nano_twin(name):
     assert twin.of_arm("arpo_released").nano.epochs > twin.nano.epochs
     served = load_config(ROOT / f"configs/{name}.yaml", ROOT / "configs/arms/served.yaml")
     assert served.served_elsewhere and served.accelerator == "cpu"
+
+
+def test_the_adapters_of_the_2b_have_a_nano_twin():
+    names = ("seed_2b_small", "twins/nano", "twins/lora")
+    whole = load_config(ROOT / f"configs/{names[0]}.yaml")
+    twin = load_config(*(ROOT / f"configs/{name}.yaml" for name in names))
+    assert twin.training.lora == whole.training.lora is not None
+    assert twin.training.speed.freeze_vision and whole.training.speed.freeze_vision
+    assert twin.trained_arms == whole.trained_arms == ["grpo", "arpo"]
+    assert (twin.size, twin.accelerator, twin.desktop.kind) == ("nano", "cpu", "process")
+    assert [stage.steps for stage in twin.training.stages] == [2, 2]

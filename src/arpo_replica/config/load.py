@@ -132,7 +132,8 @@ def describe(
     """
     model = model or StudyConfig
     first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if isinstance(part, str | int)]
+    # Without the kinds that a value may be of, as "list[str]": they are no keys.
+    location = [part for part in first["loc"] if isinstance(part, str | int) and "[" not in str(part)]
     key = ".".join(str(part) for part in location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
