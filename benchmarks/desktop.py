@@ -58,11 +58,11 @@ time.sleep(0.1)
 Step = Callable[[ProcessDesktop, int, int], Awaitable[bytes]]
 
 
-def page_task(page: str = PAGE) -> Task:
-    """A task that shows one page."""
+def page_task(page: str = PAGE, func: str = "infeasible") -> Task:
+    """A task that shows one page. ``func``: its evaluator's; OSWorld's own would set it up by desktop-env."""
     launch = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}
     tabs = {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}
-    return Task("page", "benchmark", "", [launch, tabs], {"func": "infeasible"}, {}, "")
+    return Task("page", "benchmark", "", [launch, tabs], {"func": func}, {}, "")
 
 
 async def our_step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
@@ -120,11 +120,10 @@ async def seconds(desktops: list[ProcessDesktop], step: Step, count: int) -> flo
     return time.perf_counter() - started
 
 
-def cpu_seconds(desktop: ProcessDesktop) -> Counter[str]:
-    """CPU time that the processes of the desktop have taken by program, those that have ended included."""
-    assert desktop.process_id is not None
+def cpu_seconds(root: int) -> Counter[str]:
+    """CPU time that a process and those below it have taken by program, those that have ended included."""
     taken = Counter[str]()
-    for pid in (desktop.process_id, *descendants(desktop.process_id)):
+    for pid in (root, *descendants(root)):
         try:
             head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
         except OSError:
@@ -132,6 +131,12 @@ def cpu_seconds(desktop: ProcessDesktop) -> Counter[str]:
         ticks = sum(int(value) for value in tail.split()[11:15])
         taken[head.partition("(")[2]] += ticks / os.sysconf("SC_CLK_TCK")
     return taken
+
+
+def process_of(desktop: ProcessDesktop) -> int:
+    """The process that all others of a desktop descend from."""
+    assert desktop.process_id is not None
+    return desktop.process_id
 
 
 async def started(screen: tuple[int, int], count: int) -> list[ProcessDesktop]:
@@ -153,9 +158,9 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
     desktops = await started(screen, 1)
     try:
         await steps(desktops[0], our_step, 10)
-        before = cpu_seconds(desktops[0])
+        before = cpu_seconds(process_of(desktops[0]))
         taken = sorted(1000 * second for second in await steps(desktops[0], our_step, 3 * count))
-        cpu = cpu_seconds(desktops[0]) - before
+        cpu = cpu_seconds(process_of(desktops[0])) - before
     finally:
         await close(desktops)
     desktops = await started(screen, 4)
@@ -192,10 +197,10 @@ async def resets(count: int) -> dict[str, Any]:
         await desktop.reset(tasks[0])
         wall, cpu = [], []
         for index in range(count):
-            before, at = cpu_seconds(desktop), time.perf_counter()
+            before, at = cpu_seconds(process_of(desktop)), time.perf_counter()
             await desktop.reset(tasks[index % len(tasks)])
             wall.append(1000 * (time.perf_counter() - at))
-            cpu.append(1000 * (cpu_seconds(desktop) - before).total())
+            cpu.append(1000 * (cpu_seconds(process_of(desktop)) - before).total())
     finally:
         await close(desktops)
     return {"wall_ms": round(statistics.median(wall)), "cpu_ms": round(statistics.mean(cpu))}
@@ -208,7 +213,7 @@ async def eight(count: int) -> dict[str, Any]:
     try:
         start_s = time.perf_counter() - at
         speed = 8 * count / await seconds(desktops, our_step, count)
-        pids = [pid for d in desktops if d.process_id is not None for pid in descendants(d.process_id)]
+        pids = [pid for desktop in desktops for pid in descendants(process_of(desktop))]
         memory = private_memory_mb(pids) / len(desktops)
     finally:
         await close(desktops)

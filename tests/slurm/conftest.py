@@ -7,6 +7,7 @@ it slurmdbd as well.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -38,10 +39,10 @@ with open("places.txt", "a") as file:
 
 
 class Checkout:
-    """The workflow as it stands in a folder of its own, with a cluster."""
+    """The workflow as it stands in a folder of its own, with a cluster. ``user``: id of who runs it."""
 
-    def __init__(self, root: Path, cluster: Cluster, site: str = SITE) -> None:
-        self.root, self.cluster = root, cluster
+    def __init__(self, root: Path, cluster: Cluster, site: str = SITE, user: int | None = None) -> None:
+        self.root, self.cluster, self.user = root, cluster, user
         for name in ("rules", "scripts", "profiles", "configs", "data", "src", "slurm"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "Snakefile", root)
@@ -67,6 +68,13 @@ class Checkout:
         command = [str(SNAKEMAKE), *options, "--configfile", "configs/ci.yaml", "small.yaml", *arguments]
         # Where the scripted desktops are.
         variables = {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests", **variables}
+        if self.user is not None:
+            command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", *command]
+            name = pwd.getpwuid(self.user).pw_name
+            variables |= {"HOME": f"{self.root}/home", "USER": name, "LOGNAME": name}
+            (self.root / "home").mkdir(exist_ok=True)
+            for path in (self.root, *self.root.rglob("*")):
+                os.chown(path, self.user, self.user, follow_symlinks=False)
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,

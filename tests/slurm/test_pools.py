@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import pwd
+import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ import requests
 from arpo_replica.actions.types import Click
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import DesktopError, NoDesktopFree
+from arpo_replica.base.files import file_sha256
 from arpo_replica.cluster import pools
 from arpo_replica.config import load_config
 from arpo_replica.providers.pool_folder import announced, read_secret
 from arpo_replica.providers.remote import RemoteDesktop, RemoteProvider
+from arpo_replica.providers.root_files import rootfs_path
 from arpo_replica.rollout.records import read_summary
 from arpo_replica.tasks.splits import load_split
 from slurm.cluster import Cluster
@@ -45,9 +49,9 @@ def replace(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after))
 
 
-def scripted(root: Path, cluster: Cluster) -> Checkout:
+def scripted(root: Path, cluster: Cluster, user: int | None = None) -> Checkout:
     """A checkout whose process desktops are scripted ones, wherever they are started."""
-    checkout = Checkout(root, cluster)
+    checkout = Checkout(root, cluster, user=user)
     (root / "envs").symlink_to(ROOT / "envs")
     replace(
         root / "src/arpo_replica/providers/pool.py",
@@ -57,22 +61,24 @@ def scripted(root: Path, cluster: Cluster) -> Checkout:
     return checkout
 
 
-def trainable(root: Path, cluster: Cluster, model: Path) -> Checkout:
+def trainable(root: Path, cluster: Cluster, model: Path, user: int | None = None) -> Checkout:
     """The same, with a policy; the trainings take their desktops from where the config says."""
-    checkout = scripted(root, cluster)
+    checkout = scripted(root, cluster, user)
     checkout.prepare(model)
     line = '        provider="training.scripted_desktop:ScriptedProvider",\n'
     replace(root / "scripts/train_stage.py", line, "")
     return checkout
 
 
-def start(checkout: Checkout, *arguments: str, profile: bool = True) -> subprocess.Popen[bytes]:
+def start(
+    checkout: Checkout, *arguments: str, profile: bool = True, overlays: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """Snakemake with the small study; its package is the checkout's own."""
     where = {"PYTHONPATH": f"{checkout.root}/src:{ROOT}/tests"}
     if not profile:
         here = ("pools.yaml", "--config", "desktop={provider: process}")
         return checkout.start(*here, *arguments, options=["--cores", "1"], **where)
-    return checkout.start("pools.yaml", *GPU_NODES, *arguments, **where)
+    return checkout.start("pools.yaml", *overlays, *GPU_NODES, *arguments, **where)
 
 
 async def test_pools_start_when_asked_for_are_replaced_and_end(
@@ -127,10 +133,12 @@ async def test_pools_start_when_asked_for_are_replaced_and_end(
 
 
 class Pools:
-    """The pools of a study, as they announce themselves. ``alone``: where the same training ran without."""
+    """The pools of a study, as they announce themselves."""
 
-    def __init__(self, checkout: Checkout, alone: Path) -> None:
-        self.checkout, self.alone = checkout, alone
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.alone = checkout.root
+        """Where the same training ran without pools and accidents."""
         self.folder = checkout.root / STUDY / "pools"
 
     def leased(self) -> list[dict[str, Any]]:
@@ -152,50 +160,62 @@ class Pools:
         self.checkout.cluster.lose_node(node)
         self.checkout.cluster.heal_node(node)
 
+    def finished(self) -> int:
+        """Episodes that the policies have ended."""
+        ended = (self.checkout.root / STUDY / "episodes").rglob("episode.json")
+        return len([path for path in ended if not path.parent.name.startswith(".")])
 
-def until(process: subprocess.Popen[bytes], checkout: Checkout, condition: Callable[[], object]) -> None:
-    """Poll until true, as long as Snakemake runs."""
-    deadline = time.monotonic() + 400
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, checkout.said()[-4000:]
-        time.sleep(0.2)
+    def lose_one_in_training(self, *overlays: str) -> None:
+        """The whole training; the node of a pool is lost after its first step."""
+        process = start(self.checkout, "--", str(MANIFEST), overlays=overlays)
+        steps = self.checkout.root / STAGE / "metrics.jsonl"
+        try:
+            self.until(
+                process, lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and self.leased()
+            )
+            self.lose()
+            assert process.wait(600) == 0, self.checkout.said()[-4000:]
+        finally:
+            end(process)
+        wait_until(lambda: self.checkout.cluster.jobs() == [], 60, "the pools end with the study")
+
+    def lose_one_in_rollouts(self, *overlays: str) -> None:
+        """All that is left; one pool is told to end, the node of another is lost."""
+        process = start(self.checkout, overlays=overlays)
+        try:
+            self.until(process, lambda: self.finished() >= 2 and self.leased())
+            job = self.leased()[0]["job"]
+            self.checkout.cluster.command(
+                "scancel", "--batch", "--signal=TERM", job
+            )  # as before a time limit
+            known = self.finished()
+            self.until(process, lambda: self.finished() >= known + 2 and self.leased())
+            self.lose()
+            assert process.wait(600) == 0, self.checkout.said()[-4000:]
+        finally:
+            end(process)
+
+    def until(self, process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
+        """Poll until true, as long as Snakemake runs."""
+        deadline = time.monotonic() + 600
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline, self.checkout.said()[-4000:]
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def told(cluster: Cluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pools:
     """The study on pools, with its accidents, and beside it the training without a cluster."""
     alone = trainable(tmp_path_factory.mktemp("alone") / "checkout", cluster, tiny_model)
-    checkout = trainable(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model)
-    pools_of = Pools(checkout, alone.root)
-    steps, episodes = checkout.root / STAGE / "metrics.jsonl", checkout.root / STUDY / "episodes"
-
-    def finished() -> int:
-        return len([path for path in episodes.rglob("episode.json") if not path.parent.name.startswith(".")])
-
+    pools_of = Pools(trainable(tmp_path_factory.mktemp("pools") / "checkout", cluster, tiny_model))
+    pools_of.alone = alone.root
     local = start(alone, "--", str(MANIFEST), profile=False)
-    process = start(checkout, "--", str(MANIFEST))
     try:
-        until(
-            process,
-            checkout,
-            lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and pools_of.leased(),
-        )
-        pools_of.lose()
-        assert process.wait(400) == 0, checkout.said()[-4000:]
+        pools_of.lose_one_in_training()
         assert local.wait(400) == 0, alone.said()[-4000:]
-        wait_until(lambda: cluster.jobs() == [], 60, "the pools end with the study")
-        process = start(checkout)
-        until(process, checkout, lambda: finished() >= 2 and pools_of.leased())
-        cluster.command(
-            "scancel", "--batch", "--signal=TERM", pools_of.leased()[0]["job"]
-        )  # as before a time limit
-        known = finished()
-        until(process, checkout, lambda: finished() >= known + 2 and pools_of.leased())
-        pools_of.lose()
-        assert process.wait(400) == 0, checkout.said()[-4000:]
     finally:
         end(local)
-        end(process)
+    pools_of.lose_one_in_rollouts()
     return pools_of
 
 
@@ -212,15 +232,22 @@ def test_the_policy_is_that_of_a_training_that_lost_no_desktop(told: Pools) -> N
     assert trained["sha256"] != trained["parent"], "nothing was learnt"
 
 
-def test_all_episodes_are_there_and_none_is_an_error_of_the_environment(told: Pools) -> None:
-    indexes = list((told.checkout.root / STUDY / "episodes").rglob("episodes.jsonl"))
+def whole(root: Path) -> list[dict[str, Any]]:
+    """The records of a study of which nothing is missing, trainings included."""
+    indexes = list((root / STUDY / "episodes").rglob("episodes.jsonl"))
     assert len(indexes) == 4, "two policies, two trials"
-    folders = [path.parent for path in (told.checkout.root / STUDY).rglob("episode.json")]
+    folders = [path.parent for path in (root / STUDY).rglob("episode.json")]
     summaries = [read_summary(folder) for folder in folders if "episodes" in folder.parts]
     assert len(summaries) >= 16
     assert {summary["outcome"] for summary in summaries}.isdisjoint({"env_error"})
     assert max(summary["attempts"] for summary in summaries) >= 2, "the lost node had a desktop in use"
-    assert (told.checkout.root / "reports/slurm/index.html").is_file()
+    assert (root / "reports/slurm/index.html").is_file()
+    return summaries
+
+
+def test_all_episodes_are_there_and_none_is_an_error_of_the_environment(told: Pools) -> None:
+    pools = {summary["ran_on"]["pool"] for summary in whole(told.checkout.root)}
+    assert len(pools) >= 4, "those of the training, and those in the place of lost and drained ones"
 
 
 def test_lost_and_ending_pools_were_replaced_and_all_ended(told: Pools, cluster: Cluster) -> None:
@@ -229,3 +256,45 @@ def test_lost_and_ending_pools_were_replaced_and_all_ended(told: Pools, cluster:
     assert len(logs) >= 5, "two at each start, and those in the place of a lost and a drained one"
     token = read_secret(told.folder)
     assert not [text for text in logs if "Traceback" in text or token in text]
+
+
+@pytest.fixture
+def image() -> Path:
+    """The image that ``make rootless`` builds; ``make test`` does so before these tests."""
+    path = rootfs_path("core")
+    if not path.is_file():
+        pytest.skip(f"{path} is not built: make rootless")
+    return path
+
+
+def test_a_study_of_an_ordinary_user_on_pools_by_bubblewrap(
+    cluster: Cluster, tiny_model: Path, image: Path
+) -> None:
+    """Neither root nor Docker: pools of container desktops on CPU nodes, one of which is lost in training and
+    one in rollouts."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    for name in ("controller", "cpu"):
+        tried = ["setpriv", f"--reuid={nobody}", str(ROOT / f"envs/{name}/.venv/bin/python"), "-c", ""]
+        if subprocess.run(tried, capture_output=True, check=False).returncode:
+            pytest.skip(f"only root can start the Python of envs/{name}: make it with another one (PYTHON=)")
+    checkout = trainable(cluster.root / "study", cluster, tiny_model, nobody)  # which any user may enter
+    there = cluster.root / "desktop.squashfs"
+    shutil.copy(image, there)
+    own = {"engine": "bwrap", "image": str(there), "spares": 0, "scratch": str(cluster.root / "study/home")}
+    lent = {"desktop": {"remote": {"lends": "container"}, "container": own, "start_timeout_s": 300}}
+    (checkout.root / "lent.yaml").write_text(json.dumps(lent))
+    pools_of = Pools(checkout)
+    pools_of.lose_one_in_training("lent.yaml")
+    pools_of.lose_one_in_rollouts("lent.yaml")
+    summaries = whole(checkout.root)
+    sha256 = file_sha256(image)
+    for summary in summaries:
+        place = summary["ran_on"]
+        assert (place["engine"], place["sudo"]) == ("bwrap", "stand-in")
+        assert place["root"] in ("squashfuse", "unpacked") and place["image"] == sha256
+    assert len({summary["ran_on"]["pool"] for summary in summaries}) >= 2
+    owners = {path.stat().st_uid for path in pools_of.folder.glob("pool_*.json")} | {
+        path.stat().st_uid for path in pools_of.folder.glob("slurm_*.log")
+    }
+    assert owners == {nobody}
+    wait_until(lambda: cluster.jobs() == [], 60, "an empty queue")
