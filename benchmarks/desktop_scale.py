@@ -8,6 +8,7 @@ For each number of desktops (``--desktops``, default 8 32 64 128 256), 1920x1080
 - click + screenshot on one of them while the others are idle;
 - steps per second of all at once for ``--seconds``, with the CPU time of a step by program;
 - memory of one: what the machine has less, and what no file backs (shared memory not counted);
+- first of all, with one desktop: seconds of a hard reset while spares are started ahead;
 - episodes per hour of OSWorld's tasks that scripts solve (benchmarks/osworld.py; every one must score 1), or
   why not: it needs envs/evaluator and the task files (``make evaluator osworld-tasks``).
 
@@ -28,6 +29,7 @@ import platform
 import statistics
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ from desktop import cpu_seconds, our_step, page_task, steps
 from guest.processes import descendants, private_memory_mb
 from osworld import measure
 
+SPARES, RESETS = 2, 8
 ALONE, AT_A_TIME = 40, 8
 """Steps of the one desktop; steps of each between two looks at the clock."""
 PATIENCE_S = 600.0
@@ -167,6 +170,28 @@ def episodes(options: argparse.Namespace, count: int) -> dict[str, Any] | str:
         stop_server()
 
 
+async def hard_resets(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of resets to a new desktop while spares are started ahead, each some time after the last."""
+    config = study(options, 1).desktop
+    config.container.spares, config.container.reset = SPARES, "hard"
+    provider, task, taken = ContainerProvider(config), page_task(func="miniwob_reward"), []
+    desktop = await provider.start("resets")
+    try:
+        for _ in range(RESETS):
+            await asyncio.sleep(options.apart)
+            began = time.monotonic()
+            await desktop.reset(replace(task, config=[]))
+            taken.append(round(time.monotonic() - began, 2))
+    finally:
+        await desktop.close()
+    return {
+        "spares": SPARES,
+        "seconds_apart": options.apart,
+        "median": statistics.median(taken),
+        "all": taken,
+    }
+
+
 def draw(document: dict[str, Any], picture: Path) -> None:
     """Desktops against steps per second."""
     import matplotlib.pyplot as plt
@@ -191,6 +216,7 @@ def main() -> None:
     parser.add_argument("--per-process", type=int, default=16)
     parser.add_argument("--starting", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--apart", type=float, default=5.0, help="seconds between two hard resets")
     parser.add_argument("--episodes", type=int, default=2, help="of each desktop; 0: none")
     parser.add_argument("--conditions", default="", help="a few words on the machine")
     parser.add_argument("--out", type=Path, required=True)
@@ -205,6 +231,8 @@ def main() -> None:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.release()}",
         "user": "root" if os.geteuid() == 0 else "an ordinary user",
+        "load_before": round(os.getloadavg()[0], 1),
+        "hard_reset_s": asyncio.run(hard_resets(options)),
         "rows": [],
     }
     for count in options.desktops:

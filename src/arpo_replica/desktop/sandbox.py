@@ -206,6 +206,17 @@ def bwrap_version(bubblewrap: Iterable[str] = ("bwrap",)) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", done.stdout)) or (0,)
 
 
+def first_process(info_fd: int) -> int:
+    """Id of the first process, which a sandbox's bubblewrap writes to ``--info-fd``; our end of it. Blocks.
+
+    Raises ValueError or KeyError if it ends without a word.
+    """
+    text = b""
+    while b"}" not in text and (piece := os.read(info_fd, 4096)):
+        text += piece
+    return int(json.loads(text)["child-pid"])
+
+
 def why_no_sandbox(command: list[str], fds: Iterable[int] = ()) -> str:
     """What keeps bubblewrap from making a desktop on this machine, with the fix, in one sentence; empty if
     nothing.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from arpo_replica.desktop.sandbox import (
     DataFiles,
     below,
     bwrap_version,
+    first_process,
     unprivileged,
     unprivileged_id,
     why_no_sandbox,
@@ -160,21 +160,18 @@ class BwrapEngine:
         finally:
             os.close(writer)
             data.close()
-        text = b""
-        while b"}" not in text and (piece := os.read(reader, 4096)):
-            text += piece
-        os.close(reader)
         try:
-            child = json.loads(text)["child-pid"]
-            if (
-                spec.network
-            ):  # that number is one of pasta's process namespace, whose first process is its child
+            child = first_process(reader)
+            # With pasta that number is one of its process namespace, whose first process is its child.
+            if spec.network:
                 child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
             first = os.pidfd_open(child)
         except (OSError, ValueError, KeyError, IndexError) as error:
             process.kill()
             said = process.communicate()[1].decode(errors="replace").strip()[-300:]
             raise DesktopError(f"the sandbox did not start: {said or error!r}") from error
+        finally:
+            os.close(reader)
         with self._lock:
             self._sandboxes[spec.name] = _Sandbox(process, first)
 

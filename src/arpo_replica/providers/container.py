@@ -29,6 +29,7 @@ from arpo_replica.config.desktop import BUILT_IMAGE, ContainerConfig, DesktopCon
 from arpo_replica.desktop.interface import DesktopAddress
 from arpo_replica.desktop.sandbox import USER_ID, DataFiles
 from arpo_replica.providers.bwrap_engine import why_no_network
+from arpo_replica.providers.desktop_image import VERSIONS
 from arpo_replica.providers.engine import ContainerSpec, Engine, make_engine
 from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
 from arpo_replica.providers.relay import relay
@@ -246,7 +247,6 @@ async def _hand_over(
 
 # -- the provider --------------------------------------------------------------------------------
 
-VERSIONS = "/opt/desktop/versions.json"
 WITH_WINDOW = (
     "code", "eog", "evince", "gedit", "gimp", "gnome-terminal", "google-chrome", "libreoffice", "nautilus",
     "soffice", "thunderbird", "vlc",

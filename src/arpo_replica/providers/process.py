@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -154,27 +153,16 @@ def _pipe(lent: list[int], kept: list[int], ours_reads: bool) -> None:
 
 async def _find_first_process(running: RunningGuest, info_fd: int, limit_s: float) -> None:
     """Learn the sandbox's first process from bubblewrap."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(info_fd, ready.set)
-    text = b""
     try:
         async with asyncio.timeout(limit_s):
-            while b"}" not in text:
-                await ready.wait()
-                ready.clear()
-                if not (piece := os.read(info_fd, 4096)):
-                    break
-                text += piece
-        running.first_process = os.pidfd_open(json.loads(text)["child-pid"])
+            child = await asyncio.to_thread(sandbox.first_process, info_fd)
+        running.first_process = os.pidfd_open(child)
         running.fds.append(running.first_process)
     except (TimeoutError, OSError, ValueError, KeyError) as error:
         if running.alive:
             running.process.kill()
         await running.end()
         raise DesktopError(f"the sandbox did not start: {running.last_words() or repr(error)}") from error
-    finally:
-        loop.remove_reader(info_fd)
 
 
 def _namespaced(

@@ -78,7 +78,7 @@ LONG_TOKEN = 32
 
 
 class Body(BaseModel):
-    """Any body; unknown fields are refused."""
+    """Any body; unknown fields are refused. By itself: one without any field."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -127,10 +127,6 @@ class EvaluateRequest(Body):
 
     task: TaskName
     last_action: dict[str, Any] | None
-
-
-class Nothing(Body):
-    """No field at all."""
 
 
 Some = TypeVar("Some", bound=Body)
@@ -348,7 +344,7 @@ class DesktopService:
         return web.json_response({"ran_on": lease.desktop.ran_on})
 
     async def _screenshot(self, request: web.Request) -> web.Response:
-        lease, _ = self._find(request), await _read(request, Nothing)
+        lease, _ = self._find(request), await _read(request, Body)
         return _image(await self._run(lease, lease.desktop.screenshot))
 
     async def _act(self, request: web.Request) -> web.Response:
@@ -372,7 +368,7 @@ class DesktopService:
         return web.json_response({"score": score, **words})
 
     async def _close(self, request: web.Request) -> web.Response:
-        lease, _ = self._find(request), await _read(request, Nothing)
+        lease, _ = self._find(request), await _read(request, Body)
         self._end(lease, "given back")
         return web.json_response({})
 
@@ -388,7 +384,7 @@ class DesktopService:
         async with lease.order:
             if lease.id not in self.leases:
                 raise Refused(404, "the lease has ended")
-            lease.running = asyncio.ensure_future(_await(work))
+            lease.running = asyncio.ensure_future(work())
             try:
                 return await asyncio.shield(lease.running)
             except asyncio.CancelledError:
@@ -415,10 +411,6 @@ class DesktopService:
             f"the file of task {name.domain}/{name.id} {what} on the desktops' machine; give both machines "
             "the same task files",
         )
-
-
-async def _await(work: Callable[[], Awaitable[Any]]) -> Any:
-    return await work()
 
 
 async def _read(request: web.Request, kind: type[Some]) -> Some:
