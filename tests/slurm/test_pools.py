@@ -240,13 +240,14 @@ def whole(root: Path) -> list[dict[str, Any]]:
     summaries = [read_summary(folder) for folder in folders if "episodes" in folder.parts]
     assert len(summaries) >= 16
     assert {summary["outcome"] for summary in summaries}.isdisjoint({"env_error"})
-    assert max(summary["attempts"] for summary in summaries) >= 2, "the lost node had a desktop in use"
     assert (root / "reports/slurm/index.html").is_file()
     return summaries
 
 
 def test_all_episodes_are_there_and_none_is_an_error_of_the_environment(told: Pools) -> None:
-    pools = {summary["ran_on"]["pool"] for summary in whole(told.checkout.root)}
+    summaries = whole(told.checkout.root)
+    assert max(summary["attempts"] for summary in summaries) >= 2, "the lost node had a desktop in use"
+    pools = {summary["ran_on"]["pool"] for summary in summaries}
     assert len(pools) >= 4, "those of the training, and those in the place of lost and drained ones"
 
 
@@ -292,7 +293,8 @@ def test_a_study_of_an_ordinary_user_on_pools_by_bubblewrap(
         place = summary["ran_on"]
         assert (place["engine"], place["sudo"]) == ("bwrap", "stand-in")
         assert place["root"] in ("squashfuse", "unpacked") and place["image"] == sha256
-    assert len({summary["ran_on"]["pool"] for summary in summaries}) >= 2
+    pools = {summary["ran_on"]["pool"] for summary in summaries}
+    assert len(pools) >= 4, "those of the training, and those in the place of lost and drained ones"
     owners = {path.stat().st_uid for path in pools_of.folder.glob("pool_*.json")} | {
         path.stat().st_uid for path in pools_of.folder.glob("slurm_*.log")
     }
