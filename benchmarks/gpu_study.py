@@ -101,7 +101,7 @@ class SizedServer(VllmServer):
     cache_gib: float | None = None
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
-        """See ``GuardedServer``."""
+        """See ``VllmServer``."""
         command, environment = super().command(scratch)
         if self.cache_gib:
             command += ["--kv-cache-memory-bytes", str(int(self.cache_gib * 2**30))]

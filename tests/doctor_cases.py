@@ -56,8 +56,6 @@ SERVED = {"policy.endpoint": "http://127.0.0.1:1", "policy.served_model": "x"}
 ELSEWHERE = SERVED | {"policy.model": "served", "arms": {"base": {}}}
 PINNED = {"desktop.provider": "osworld", "desktop.osworld": {"image_digest": "sha256:" + "a" * 64}}
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
-SHARDS = {"*.safetensors": ["model-1.safetensors"]}
-INDEX = {"/m/model.safetensors.index.json": '{"weight_map": {"a": "model-2.safetensors"}}'}
 
 CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     # check, level, changes of the config, illness of the machine, part of what is found or of the fix
@@ -218,30 +216,6 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("osworld_pins", WARN, VMWARE | {"desktop.start_timeout_s": 330}, {}, "sha256sum"),
     ("osworld_pins", FAIL, OSWORLD, {"sizes": {"Ubuntu.qcow2": GIB}}, "broken off"),
     ("osworld_pins", WARN, OSWORLD, {}, "330"),
-    ("model_folder", OK, FOLDER, {"found": SHARDS}, "6.0 GiB"),
-    ("model_folder", FAIL, FOLDER, {}, "safetensors"),
-    ("model_folder", FAIL, FOLDER, {"files": {"/m/config.json": "{"}}, "config.json"),
-    (
-        "model_folder",
-        FAIL,
-        FOLDER,
-        {"found": SHARDS, "files": {"/m/model.safetensors.index.json": "["}},
-        "JSON",
-    ),
-    (
-        "model_folder",
-        FAIL,
-        FOLDER,
-        {"found": SHARDS, "files": INDEX, "sizes": {"model-2.safetensors": None}},
-        "model-2.safetensors",
-    ),
-    (
-        "model_folder",
-        FAIL,
-        FOLDER,
-        {"found": SHARDS, "missing": ("/m/tokenizer_config.json",)},
-        "tokenizer_config.json",
-    ),
     ("recipe", OK, {}, {}, "temperature 0.6"),
     ("recipe", OK, FOLDER, {}, "prompt arpo, absolute points"),
     ("recipe", FAIL, FOLDER | {"policy.recipe": "uitars_dpo"}, {}, "set policy.recipe: uitars_15"),

@@ -103,8 +103,8 @@ def test_no_case_is_for_a_check_that_does_not_exist():
         (VMWARE, {"osworld_pins"}, {"docker_daemon", "kvm", "port_lock"}),
         (REMOTE, {"connections"}, {"docker_daemon", "chromium"}),
         (CUDA, {"gpu"}, {"cpu_instructions"}),
-        (SERVED, {"connections", "cpu_instructions"}, {"model_folder"}),
-        (ELSEWHERE, {"connections"}, {"cpu_instructions", "model_folder"}),
+        (SERVED, {"connections", "cpu_instructions"}, {"gpu"}),
+        (ELSEWHERE, {"connections"}, {"cpu_instructions"}),
         (ELSEWHERE | CUDA, {"connections"}, {"gpu"}),
     ],
 )

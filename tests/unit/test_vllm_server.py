@@ -24,7 +24,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import rollout_gpus
 from arpo_replica.config import load_config
 from arpo_replica.policy import vllm_server
-from arpo_replica.policy.vllm_server import GuardedServer
+from arpo_replica.policy.vllm_server import VllmServer
 
 # Answers like vLLM after a moment, with a grandchild in a session of its own that ignores SIGTERM (an engine)
 # and a great-grandchild whose parent is gone (a worker).
@@ -62,11 +62,13 @@ http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-class StandIn(GuardedServer):
+class StandIn(VllmServer):
     """Starts the program above instead of vLLM."""
 
     def __init__(self, folder: Path, mode: str = "serve", start_timeout_s: float = 20):
-        super().__init__(folder / "server.log", start_timeout_s=start_timeout_s)
+        config = load_config(ROOT / "configs" / "demo.yaml")
+        config.serving.start_timeout_s = start_timeout_s
+        super().__init__(config, folder, folder / "server.log")
         self.notes, self.mode = folder / "notes.json", mode
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:

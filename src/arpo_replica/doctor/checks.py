@@ -507,31 +507,6 @@ def model_config(config: StudyConfig, machine: Machine) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@check("the model's folder", has_folder)
-def model_folder(config: StudyConfig, machine: Machine) -> Finding:
-    """A download that broke off lacks shards, or has pointers of a few bytes in their place."""
-    folder = Path(config.policy.model)
-    if not model_config(config, machine):
-        return fail(f"{folder} has no readable config.json", "correct policy.model or fetch the model again")
-    wanted = {path.name for path in machine.files(folder, "*.safetensors")}
-    try:
-        index = json.loads(machine.read(folder / "model.safetensors.index.json") or "{}")
-        wanted |= set((index.get("weight_map") or {}).values())
-    except (ValueError, AttributeError, TypeError):
-        return fail("model.safetensors.index.json is no JSON", "fetch the model again")
-    if not wanted:
-        return fail(f"{folder} has no *.safetensors", "fetch the model again, or convert it")
-    sizes = {name: machine.size(folder / name) or 0 for name in wanted}
-    broken = sorted(name for name, size in sizes.items() if size < 1_000)
-    if broken:
-        return fail(f"missing or broken off: {', '.join(broken[:3])}", "fetch the model again (git lfs pull)")
-    others = ("tokenizer_config.json", "preprocessor_config.json")
-    missing = [name for name in others if not machine.exists(folder / name)]
-    if missing:
-        return fail(f"{folder} lacks {', '.join(missing)}", "fetch the model again")
-    return ok(f"{len(sizes)} files of weights, {sum(sizes.values()) / 2**30:.1f} GiB")
-
-
 @check("prompt and coordinates of that model")
 def recipe(config: StudyConfig, machine: Machine) -> Finding:
     """With the wrong kind every click lands elsewhere, without any error. All that is used is printed."""

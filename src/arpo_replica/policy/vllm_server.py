@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -204,17 +203,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class GuardedServer(ABC):
-    """A server program under a guard (``base.supervisor``). Use as an async context manager.
+class VllmServer:
+    """vLLM under a guard (``base.supervisor``). Use as an async context manager.
 
     Entering starts it and returns at once; ``ready`` waits for it; leaving stops it with all its children.
     They are stopped too if this process is killed.
     """
 
-    def __init__(self, log: Path, *, start_timeout_s: float) -> None:
-        """``log``: file that takes the server's output."""
-        self.log = log
-        self.start_timeout_s = start_timeout_s
+    def __init__(self, config: StudyConfig, model: Path, log: Path, cards: str | None = None) -> None:
+        """``log`` takes its output; ``cards``: the GPUs that it shall see (``cards_of_copies``)."""
+        self.config, self.model, self.log, self.cards = config, model.resolve(), log, cards
+        self.name = SERVED_NAME
         self.port = free_port()
         self.api_key = secrets.token_urlsafe(24)
         self.started_at = 0.0
@@ -225,9 +224,12 @@ class GuardedServer(ABC):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @abstractmethod
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
         """Command line and environment. ``scratch``: a folder with a short path, removed in the end."""
+        environment = serve_environment(self.config, scratch, self.api_key)
+        if self.cards is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.cards
+        return serve_command(self.config, self.model, self.port, self.name), environment
 
     async def __aenter__(self) -> Self:
         self._start()
@@ -288,15 +290,15 @@ class GuardedServer(ABC):
 
         Raises ``UserError`` if it is not ready in time or dies before.
         """
-        headers = {"Authorization": f"Bearer {self.api_key}"}
+        headers, longest = {"Authorization": f"Bearer {self.api_key}"}, self.config.serving.start_timeout_s
         timeout = aiohttp.ClientTimeout(total=5)
         async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             for path in ("/health", "/v1/models"):
                 while not await self._answers(session, path):
                     self.check_alive()
-                    if time.monotonic() - self.started_at > self.start_timeout_s:
+                    if time.monotonic() - self.started_at > longest:
                         raise UserError(
-                            f"vLLM was not ready after {self.start_timeout_s:g} s (its log: {self.log}); "
+                            f"vLLM was not ready after {longest:g} s (its log: {self.log}); "
                             "raise serving.start_timeout_s or free cores and memory."
                         )
                     await asyncio.sleep(POLL_S)
@@ -308,22 +310,6 @@ class GuardedServer(ABC):
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
-
-
-class VllmServer(GuardedServer):
-    def __init__(self, config: StudyConfig, model: Path, log: Path, cards: str | None = None) -> None:
-        """``cards``: the GPUs that it shall see (``cards_of_copies``)."""
-        super().__init__(log, start_timeout_s=config.serving.start_timeout_s)
-        self.config = config
-        self.model = model.resolve()
-        self.cards = cards
-        self.name = SERVED_NAME
-
-    def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
-        environment = serve_environment(self.config, scratch, self.api_key)
-        if self.cards is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self.cards
-        return serve_command(self.config, self.model, self.port, self.name), environment
 
 
 async def serve_policy(config: StudyConfig, manifest: Path, port: int, name: str) -> None:
