@@ -13,7 +13,7 @@ from typing import Any
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.models.weights import ModelDescription, check_folder, read_description
+from arpo_replica.models.weights import ModelDescription, read_description
 
 TOKENS = {
     "bos_token_id": "<|endoftext|>",
@@ -108,10 +108,8 @@ def main(config_json: str, folder: str) -> None:
     """Make the shape that ``policy.model`` of the config names."""
     config = StudyConfig.model_validate_json(config_json)
     description = read_description(config.policy.model)
-    if description is None:
-        raise UserError(f"policy.model '{config.policy.model}' is no name in data/models; correct it.")
+    assert description is not None, "fetch_model has looked"
     make_shape(config, description, Path(folder))
-    check_folder(Path(folder))
 
 
 if __name__ == "__main__":
