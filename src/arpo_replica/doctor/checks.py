@@ -374,11 +374,6 @@ def is_large(config: StudyConfig) -> bool:
     return config.size != "nano"
 
 
-def has_folder(config: StudyConfig) -> bool:
-    """True if the policy is a folder of the user's."""
-    return config.policy.model not in ("nano", SERVED) and "/" in config.policy.model
-
-
 def known_tasks(config: StudyConfig, splits: set[str]) -> list[Task]:
     """Tasks of the splits whose files are there; a split that cannot be read counts as empty."""
     found = {}
@@ -496,7 +491,7 @@ def connections(config: StudyConfig, machine: Machine) -> Finding:
 
 def model_config(config: StudyConfig, machine: Machine) -> dict[str, Any]:
     """``config.json`` of the folder or of the model of ``data/models``, or nothing."""
-    folder = has_folder(config)
+    folder = "/" in config.policy.model
     described = machine.root / "data" / "models" / f"{config.policy.model}.json"
     path = Path(config.policy.model) / "config.json" if folder else described
     try:
