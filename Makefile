@@ -73,7 +73,7 @@ rootless: setup evaluator ## Container desktops without Docker, by bubblewrap, o
 		-- results/demo_bubblewrap/desktop_image.json
 	ARPO_REQUIRE_ROOTLESS=1 $(BIN)/python -m pytest tests/rootless -m "not slow"
 
-slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 14 minutes)
+slurm: setup ## A study on a Slurm of virtual nodes, started for the tests (as root, about 18 minutes)
 	@sh envs/debian.sh tests/slurm/apt.txt
 	ARPO_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
 
