@@ -12,10 +12,10 @@ import yaml
 from arpo_replica.base import environments
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.processes import free_port
 from arpo_replica.config import parse_config
 from arpo_replica.config.decides import decides, rules
 from arpo_replica.config.models import merge
-from arpo_replica.policy.vllm_server import free_port
 from arpo_replica.workflow.study import Study
 
 DEMO = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of that address, of all if it is empty, that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def descendants(root: int) -> list[psutil.Process]:

@@ -420,11 +420,9 @@ def _busy_wait(answer: aiohttp.ClientResponse, tries: int) -> float | None:
 
 
 async def _read_json(answer: aiohttp.ClientResponse) -> Any:
-    data = await answer.content.read(MAX_ANSWER + 1)
-    chunks = [data]
-    while data and sum(map(len, chunks)) <= MAX_ANSWER:
-        data = await answer.content.read(MAX_ANSWER + 1)
-        chunks.append(data)
-    if sum(map(len, chunks)) > MAX_ANSWER:
+    data = bytearray()
+    while len(data) <= MAX_ANSWER and (chunk := await answer.content.read(MAX_ANSWER)):
+        data += chunk
+    if len(data) > MAX_ANSWER:
         raise ValueError("the answer is too long")
-    return json.loads(b"".join(chunks))
+    return json.loads(data)

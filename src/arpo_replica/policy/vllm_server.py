@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from arpo_replica.actions.coordinates import FACTOR
 from arpo_replica.base import supervisor
 from arpo_replica.base.environments import ROOT, heavy_environment, python_of, short_root
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.processes import free_port
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import read_manifest
 
@@ -194,13 +194,6 @@ def cards_of_copies(config: StudyConfig) -> list[str | None]:
             f"CUDA_VISIBLE_DEVICES names {len(names)}; lower one of the keys or give the job more GPUs."
         )
     return [",".join(names[first : first + each]) for first in range(0, copies * each, each)]
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class VllmServer:

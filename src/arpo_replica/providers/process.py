@@ -13,7 +13,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.processes import free_port
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop import sandbox
 from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
@@ -191,7 +191,7 @@ def _namespaced(
 
 def _plain(base: GuestConfig, parts: Parts, folder: sandbox.PlainFolder) -> tuple[list[str], dict[str, str]]:
     """The fallback: no namespaces. Own ports, and Chromium's own rules keep it to its site."""
-    site, devtools = _free_port(), _free_port()
+    site, devtools = free_port(), free_port()
     rules = ",".join(f"MAP {host}:8000 127.0.0.1:{site}" for host in ("localhost", "127.0.0.1"))
     assets = {
         name: str(folder.write(f"assets/{name}.zip", archive)) for name, archive in parts.assets.items()
@@ -217,13 +217,6 @@ def _plain(base: GuestConfig, parts: Parts, folder: sandbox.PlainFolder) -> tupl
     folder.give_away()
     environment = {"PATH": "/usr/bin:/bin", "HOME": config.home, "LANG": "C.UTF-8", "PYTHONPATH": str(guest)}
     return sandbox.guest_command(config), environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # -- the provider --------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from typing import Self
 from arpo_replica.base import supervisor
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.processes import free_port
 from arpo_replica.base.slurm import Ask, ask
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,6 @@ def allocated_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:
     names = ask("scontrol", "show", "hostnames", listed).split()
     own = environment.get("SLURMD_NODENAME", names[0])
     return [own, *(name for name in names if name != own)]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago, on all interfaces."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def own_address(node: str, asking: Ask = ask) -> str:
@@ -96,7 +90,7 @@ class RayCluster:
             )
         self.gpus, self.cpus, self.scratch, self.log = gpus, cpus, scratch, log
         self.host = own_address(self.names[0])
-        self.port = free_port()
+        self.port = free_port("")
         self._running: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -228,7 +222,7 @@ def main() -> None:
     (Path(options.scratch) / "stacks").mkdir(parents=True, exist_ok=True)
     for name in OTHER_MAKERS:  # srun sets them anew
         os.environ.pop(name, None)
-    command = node_command(options, free_port())
+    command = node_command(options, free_port(""))
     os.execv(command[0], command)  # noqa: S606  # a list, no shell
 
 
