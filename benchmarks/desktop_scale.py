@@ -41,7 +41,6 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers.container import ContainerDesktop, ContainerProvider
-from arpo_replica.suites.osworld.client import stop_server
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.validation.scripted import find_oracles
 from desktop import cpu_seconds, our_step, page_task, steps
@@ -166,8 +165,6 @@ def episodes(options: argparse.Namespace, count: int) -> dict[str, Any] | str:
         return measure(config, ContainerProvider(config.desktop), tasks, scripts, trials)
     except (UserError, DesktopError, SystemExit) as error:
         return f"not run: {error}"
-    finally:
-        stop_server()
 
 
 async def hard_resets(options: argparse.Namespace) -> dict[str, Any]:
