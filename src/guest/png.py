@@ -42,9 +42,9 @@ class PngEncoder:
         parts, adler = [_ZLIB_HEAD], 1
         for top in range(0, self._height, STRIP_ROWS):
             rows = min(STRIP_ROWS, self._height - top)
-            piece = pixels[top * self._stride : (top + rows) * self._stride]
-            strip = self._strips.get(top)
-            if strip is None or strip.pixels != piece:
+            start, strip = top * self._stride, self._strips.get(top)
+            if strip is None or not pixels.startswith(strip.pixels, start):  # compares without a copy
+                piece = pixels[start : start + rows * self._stride]
                 strip = self._strips[top] = self._compress(piece, rows)
             parts.append(strip.compressed)
             adler = _adler_combine(adler, strip.adler, strip.length)

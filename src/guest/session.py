@@ -20,7 +20,7 @@ from .config import GuestConfig
 from .files import BACKGROUND, panel_settings, profile, write_x_authority
 from .input import InputDevice
 from .processes import (
-    any_running,
+    Threads,
     become_reaper,
     below,
     descendants,
@@ -59,6 +59,7 @@ class Session:
         self._core: dict[str, asyncio.subprocess.Process] = {}
         self._browser: asyncio.subprocess.Process | None = None
         self._pids: tuple[float, list[int]] = (0.0, [])
+        self._threads = Threads()
         self.input: InputDevice
         self.framebuffer: Framebuffer
         self.changes: ChangeWatcher
@@ -254,7 +255,7 @@ class Session:
 
     def busy(self) -> bool:
         """True if a program of the desktop is at work right now."""
-        return any_running(self.pids())
+        return self._threads.any_running(self.pids())
 
     def _read_events(self, display: Display) -> None:
         while display.pending_events():

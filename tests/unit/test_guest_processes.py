@@ -1,5 +1,11 @@
 """Who is at work, from /proc."""
 
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
 from guest import processes
@@ -16,4 +22,46 @@ def test_a_thread_that_runs_or_waits_for_the_disk_is_at_work(tmp_path, monkeypat
         folder.mkdir(parents=True)
         (folder / "stat").write_text(f"{thread} (odd ) R name) {state} 1 7 7 0 -1")
     monkeypatch.setattr(processes, "_PROC", str(tmp_path))
-    assert processes.any_running([7]) is busy
+    assert processes.Threads().any_running([7]) is busy
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_files_that_stay_open_tell_of_now(monkeypatch):
+    monkeypatch.setattr(processes, "MOST_FILES", 1)
+    watched, before = processes.Threads(), open_files()
+    sleeper = subprocess.Popen(["sh", "-c", "read go; while :; do :; done"], stdin=subprocess.PIPE)
+    second = subprocess.Popen(["sleep", "60"])
+    pids = [sleeper.pid, second.pid]  # one with its file kept, one beyond the most
+    try:
+        deadline = time.monotonic() + 10
+        while watched.any_running(pids) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert watched.any_running(pids) is False
+        sleeper.stdin.write(b"go\n")
+        sleeper.stdin.flush()
+        while not watched.any_running(pids) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert watched.any_running(pids) is True
+    finally:
+        for process in (sleeper, second):
+            process.kill()
+            process.wait()
+    assert watched.any_running(pids) is False
+    sleeper.stdin.close()
+    assert open_files() == before  # no file of a thread that has ended
+
+
+def test_another_thread_of_the_same_number_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_PROC", str(tmp_path))
+    watched, folder = processes.Threads(), tmp_path / "7/task/7"
+    folder.mkdir(parents=True)
+    (folder / "stat").write_text("7 (x) S 1 7 7 0 -1")
+    assert watched.any_running([7]) is False
+    os.close(next(iter(watched._files.values())))  # reads of an ended thread's file fail, as of a closed one
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "stat").write_text("7 (y) R 1 7 7 0 -1")
+    assert watched.any_running([7]) is True
