@@ -61,6 +61,8 @@ class GuestConfig:
     """Limit on processes and threads of the desktop's user."""
     max_files: int = 4096
     """Limit on open files per process."""
+    start_s: float = 30.0
+    """Longest time that each part of the desktop may take to start."""
     settle_ms: int = 400
     """Longest wait after an action for the screen to change and come to rest."""
     wait_s: float = 0.5

@@ -7,6 +7,7 @@ to nothing before them), so that only strips that changed are compressed again. 
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from dataclasses import dataclass
@@ -37,14 +38,15 @@ class PngEncoder:
         self._stride = stride
         self._strips: dict[int, _Strip] = {}
 
-    def encode(self, pixels: bytes) -> bytes:
-        """The PNG of a whole picture, 8 bits RGB."""
+    def encode(self, pixels: bytes | mmap.mmap, offset: int = 0) -> bytes:
+        """The PNG of a whole picture, 8 bits RGB. ``offset``: of its first byte."""
         parts, adler = [_ZLIB_HEAD], 1
         for top in range(0, self._height, STRIP_ROWS):
             rows = min(STRIP_ROWS, self._height - top)
-            start, strip = top * self._stride, self._strips.get(top)
-            if strip is None or not pixels.startswith(strip.pixels, start):  # compares without a copy
-                piece = pixels[start : start + rows * self._stride]
+            start, strip = offset + top * self._stride, self._strips.get(top)
+            # Copied strip by strip: each is still in the processor's cache when it is compared.
+            piece = pixels[start : start + rows * self._stride]
+            if strip is None or strip.pixels != piece:
                 strip = self._strips[top] = self._compress(piece, rows)
             parts.append(strip.compressed)
             adler = _adler_combine(adler, strip.adler, strip.length)

@@ -46,7 +46,7 @@ class Framebuffer:
 
     def png(self) -> bytes:
         """The screen as it is now, with the pointer, as PNG."""
-        return self._encoder.encode(self._map[self._offset : self._offset + self._stride * self.size[1]])
+        return self._encoder.encode(self._map, self._offset)
 
 
 class ChangeWatcher:

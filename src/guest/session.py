@@ -37,7 +37,6 @@ from .screen import ChangeWatcher, Framebuffer
 from .windows import Windows
 
 AT_SPI = "/usr/libexec/at-spi-bus-launcher"
-START_S = 30.0
 END_S = 3.0
 WATCH_S = 0.25
 MEMORY_EVERY = 4
@@ -69,6 +68,7 @@ class Session:
 
     async def start(self) -> None:
         """Bring everything up. Raises ``SessionError``."""
+        limit = self.config.start_s
         become_reaper()
         self._limit()
         self._prepare_folders()
@@ -79,7 +79,7 @@ class Session:
         )
         if not self.config.fullscreen:
             await self._start_accessibility()
-        events, control = await _connect(number), await _connect(number)
+        events, control = await _connect(number, limit), await _connect(number, limit)
         if not self.config.fullscreen:
             drop_doubled_key(control)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
@@ -88,7 +88,7 @@ class Session:
         self.framebuffer = Framebuffer(self.private / "Xvfb_screen0")
         loop = asyncio.get_running_loop()
         loop.add_reader(events.fileno(), self._read_events, events)
-        await _until(self.windows.manager_ready, "the window manager", START_S)
+        await _until(self.windows.manager_ready, "the window manager", limit)
         self.input.rest(*self._resting_place())
         await self._start_panels()
         if self.config.fullscreen:
@@ -101,7 +101,9 @@ class Session:
             await self.spawn(["xsetroot", "-solid", BACKGROUND])
             for name in panel_settings():
                 await self.spawn(["tint2", "-c", f"{self.config.share}/{name}"])
-            await _until(lambda: len(self.windows.docks()) == len(panel_settings()), "the dock", START_S)
+            await _until(
+                lambda: len(self.windows.docks()) == len(panel_settings()), "the dock", self.config.start_s
+            )
 
     def _limit(self) -> None:
         config = self.config
@@ -144,9 +146,11 @@ class Session:
         os.close(writer)
         try:
             loop = asyncio.get_running_loop()
-            answer = await asyncio.wait_for(loop.run_in_executor(None, _read_line, reader), START_S)
+            answer = await asyncio.wait_for(
+                loop.run_in_executor(None, _read_line, reader), self.config.start_s
+            )
         except TimeoutError as error:
-            raise SessionError(f"Xvfb did not start within {START_S:g} s") from error
+            raise SessionError(f"Xvfb did not start within {self.config.start_s:g} s") from error
         finally:
             os.close(reader)
         if not answer.strip():
@@ -163,7 +167,7 @@ class Session:
         self._core["dbus-daemon"] = await self.spawn(
             ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address={address}"]
         )
-        await _until(bus.exists, "the session bus", START_S)
+        await _until(bus.exists, "the session bus", self.config.start_s)
         self._core["at-spi"] = await self.spawn([AT_SPI, "--launch-immediately"])
 
     def _environment(self, number: str) -> dict[str, str]:
@@ -228,7 +232,7 @@ class Session:
 
     async def wait_for_browser(self) -> None:
         """Return when the browser's DevTools port answers. Raises ``SessionError``."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + self.config.start_s
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.config.devtools_port)
@@ -382,9 +386,9 @@ def _read_line(descriptor: int) -> bytes:
     return line
 
 
-async def _connect(number: str) -> Display:
+async def _connect(number: str, limit_s: float) -> Display:
     """A connection to the X server, which may refuse one in its very first moment."""
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + limit_s
     while True:
         try:
             return Display(f":{number}")

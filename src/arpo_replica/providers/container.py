@@ -141,6 +141,7 @@ def guest_settings(config: DesktopConfig) -> GuestConfig:
         image_config(config.screen, fullscreen=config.screen[0] < NARROW),
         memory_mb=config.memory_mb,
         memory_folders=(*PLACES.values(), "/dev/shm", RUNTIME),  # noqa: S108 - the container's own
+        start_s=config.start_timeout_s,
         settle_ms=config.settle_ms,
         wait_s=config.wait_seconds,
         pause_s=config.pause_seconds,

@@ -104,6 +104,7 @@ async def launch(config: DesktopConfig, number: int, parts: Parts) -> RunningGue
             screen=config.screen,
             fullscreen=config.screen[0] < NARROW,
             memory_mb=config.memory_mb,
+            start_s=config.start_timeout_s,
             settle_ms=config.settle_ms,
             wait_s=config.wait_seconds,
             pause_s=config.pause_seconds,
