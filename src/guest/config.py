@@ -50,7 +50,7 @@ class GuestConfig:
     site_port: int = 8000
     """Port on 127.0.0.1 of the static site; 0: any free one."""
     assets: dict[str, str] = field(default_factory=dict)
-    """First part of the site's paths -> folder or zip file that is served below it."""
+    """First part of the site's paths -> zip file that is served below it."""
     devtools_port: int = 1337
     """DevTools port of the browser on 127.0.0.1; tasks launch Chrome with 1337."""
     memory_folders: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ import mimetypes
 import socket
 import time
 import zipfile
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -17,17 +16,11 @@ CHUNK = 1 << 16
 
 
 class StaticSite:
-    """Read-only files from folders or zip archives. Nothing else: no listing, no upload, no script."""
+    """Read-only files from zip archives. Nothing else: no listing, no upload, no script."""
 
     def __init__(self, assets: dict[str, str]) -> None:
-        """``assets``: first part of the path -> folder or zip file."""
-        self._folders: dict[str, Path] = {}
-        self._archives: dict[str, zipfile.ZipFile] = {}
-        for name, place in assets.items():
-            if Path(place).is_dir():
-                self._folders[name] = Path(place).resolve()
-            else:
-                self._archives[name] = zipfile.ZipFile(place)
+        """``assets``: first part of the path -> zip file."""
+        self._archives = {name: zipfile.ZipFile(place) for name, place in assets.items()}
 
     def routes(self) -> list[web.RouteDef]:
         """Endpoint table."""
@@ -35,12 +28,7 @@ class StaticSite:
 
     def read(self, asset: str, path: str) -> bytes:
         """One file. Raises KeyError if there is none."""
-        if asset in self._archives:
-            return self._archives[asset].read(path)  # KeyError is zipfile's own
-        file = (self._folders[asset] / path).resolve()
-        if not file.is_relative_to(self._folders[asset]) or not file.is_file():
-            raise KeyError(path)
-        return file.read_bytes()
+        return self._archives[asset].read(path)  # KeyError is zipfile's own, too
 
     async def file(self, request: web.Request) -> web.Response:
         """GET one file; its type comes from its name."""

@@ -64,28 +64,20 @@ def site(tmp_path):
     folder = tmp_path / "pages"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.html").write_text("<p>a</p>")
-    (tmp_path / "secret").write_text("secret")
-    (folder / "link").symlink_to(tmp_path / "secret")
     archive = tmp_path / "pages.zip"
     archive.write_bytes(pack_folder(folder))
-    return StaticSite({"folder": str(folder), "zip": str(archive)})
+    return StaticSite({"zip": str(archive)})
 
 
-@pytest.mark.parametrize("asset", ["folder", "zip"])
-def test_the_site_serves_its_files(site, asset):
-    assert site.read(asset, "sub/a.html") == b"<p>a</p>"
+def test_the_site_serves_its_files(site):
+    assert site.read("zip", "sub/a.html") == b"<p>a</p>"
 
 
-@pytest.mark.parametrize("asset", ["folder", "zip", "other"])
+@pytest.mark.parametrize("asset", ["zip", "other"])
 @pytest.mark.parametrize("path", ["none", "sub", "", "../secret", "/etc/passwd", "sub/../../secret"])
 def test_the_site_serves_nothing_else(site, asset, path):
     with pytest.raises(KeyError):
         site.read(asset, path)
-
-
-def test_a_link_does_not_lead_out_of_a_folder(site):
-    with pytest.raises(KeyError):
-        site.read("folder", "link")
 
 
 def test_archives_are_the_same_bytes_each_time(tmp_path):
