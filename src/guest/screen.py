@@ -24,7 +24,7 @@ FIRST_S = 0.025
 QUIET_S = 0.010
 """After a change, at least this long without another one means rest."""
 MOST_QUIET_S = 0.040
-PROBE_S = 0.004
+PROBE_S = 0.005
 """Twice in a row, this far apart, nobody may be at work: one look can miss who is just being woken."""
 LATENESS = 3
 """On a busy machine everything takes longer: waits grow by so many times the delay of our own timers."""
