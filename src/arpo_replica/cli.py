@@ -4,8 +4,6 @@ Each subcommand is a function of the options that returns the exit status. It im
 ``arpo --help`` is quick.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

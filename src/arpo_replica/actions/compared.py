@@ -1,7 +1,5 @@
 """``docs/actions.md``: ways of writing an action, and what this parser and two others make of each."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from pathlib import Path
 

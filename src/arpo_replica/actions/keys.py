@@ -4,8 +4,6 @@ The table that counts is ``NAMED_KEYS``: the guest's (``guest/keymap.py``, which
 ours) has exactly these names, and every provider can press every one of them: tests compare them.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

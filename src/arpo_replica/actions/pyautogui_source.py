@@ -4,8 +4,6 @@ The source is ours: numbers, names from closed lists, and a policy's text as one
 policy is ever code.
 """
 
-from __future__ import annotations
-
 import itertools
 
 from arpo_replica.actions.keys import key_name

@@ -23,8 +23,6 @@ are valid; for each it is enough to look at the nearest valid one, or two (``_Re
 is cut out only for calls that are returned. No expression here backtracks: its loops are possessive (``*+``).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field, replace
 from itertools import islice

@@ -4,8 +4,6 @@ Model output becomes one of these or a ``FormatError``; nothing else ever reache
 Actions of UI-TARS: paper of UI-TARS (arXiv 2501.12326) and the prompt in the package ``ui-tars``.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Which code this is (its commit, and whether files differ from it), and what GPUs are here."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

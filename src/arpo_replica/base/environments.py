@@ -4,8 +4,6 @@ The controller must stay light and the heavy stacks cannot share one environment
 processes, not by imports.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

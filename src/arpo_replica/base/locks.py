@@ -1,7 +1,5 @@
 """Lock files that the kernel drops with their process, on file systems that may not know them."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

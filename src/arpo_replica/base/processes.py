@@ -1,7 +1,5 @@
 """Process trees, and what the kernel says about them."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 from collections.abc import Iterable

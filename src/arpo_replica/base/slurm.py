@@ -1,7 +1,5 @@
 """What Slurm says about itself (its partitions, whether it keeps accounts), and where a job of its ran."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -9,8 +9,6 @@ killed, the kernel kills the command.
 Standard library only, and of that little: it starts in some 30 ms.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import select

@@ -5,8 +5,6 @@ there only if its own identity is the same. Otherwise the folder is moved aside 
 may hold days of work, and the change that it gives way to may be a mistake.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

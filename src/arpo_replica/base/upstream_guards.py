@@ -4,8 +4,6 @@ A work-around that silently no longer applies is worse than a crash, so every mo
 upstream function first calls these.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version

@@ -6,8 +6,6 @@ changed (another tab or window, another size or zoom, a dialog, a page that does
 is disposed of, and if even that leaves a tab behind, the browser is relaunched.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from typing import Any

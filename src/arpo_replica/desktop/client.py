@@ -1,7 +1,5 @@
 """Client of a desktop's guest server. Nothing is ever sent twice: a lost answer is a lost answer."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

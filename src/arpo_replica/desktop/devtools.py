@@ -4,8 +4,6 @@ One WebSocket to the browser carries all pages ("flat" sessions), over TCP or a 
 steps, evaluators and the scripted expert use it; a policy's own actions never do.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

@@ -4,8 +4,6 @@ bubblewrap gives each desktop its own network (loopback only), processes, mounts
 when its first process ends, the kernel ends all others and forgets the files.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

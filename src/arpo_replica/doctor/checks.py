@@ -1,7 +1,5 @@
 """The checks: of the machine, of the study, of Docker and OSWorld, of the cluster."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """What a check is, the list of them all, and what they find; the table of docs/doctor.md."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -3,8 +3,6 @@
 No method raises for what it finds: a missing file is None, a missing program has status 127.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

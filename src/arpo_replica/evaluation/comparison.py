@@ -21,8 +21,6 @@ adjusted by Holm before a word is given. All functions take numpy arrays as well
 ``benchmarks/verdicts.py`` simulates thousands of studies through the very same lines.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ OSWorld's ``show_result.py`` takes the mean over the tasks that have a ``result.
 leaves the mean. So it shows the rate of valid episodes; the index says how many are not valid.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator, Sequence

@@ -11,8 +11,6 @@ How much one training differs from the next is unknown, too: power is given for 
 and 8 points between trainings. (Six trainings of the nano study: 8.1 points, between 5 and 20.)
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

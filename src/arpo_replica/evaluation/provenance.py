@@ -4,8 +4,6 @@ Config, code, packages, models, tasks, hardware. No time of writing: the same st
 and of the results gives the same bytes. No absolute path.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

@@ -4,8 +4,6 @@ All are closed objects. Rates and differences are fractions, never percent. ``do
 of ``tables/`` are made from these models, so their docstrings are what a reader of the files finds.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal

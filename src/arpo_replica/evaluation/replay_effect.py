@@ -4,8 +4,6 @@
 of docs/replay_study.md, to its letter: outcomes, validity gate, numbers of pairs, Holm's family, words.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

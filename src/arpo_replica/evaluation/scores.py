@@ -5,8 +5,6 @@ results/{study}/models/{arm}/seed_{seed}/stage_{stage}/metrics.jsonl   one objec
 results/{study}/models/{arm}/seed_{seed}/stage_{stage}/manifest.json   what the stage made
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

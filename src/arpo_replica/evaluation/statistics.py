@@ -24,8 +24,6 @@ task means do not vary at all, Wilson or Newcombe over the tasks stands in, whic
 Further: E. Miller, "Adding Error Bars to Evals", arXiv 2411.00640; calls: scipy and statsmodels.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Mapping, Sequence

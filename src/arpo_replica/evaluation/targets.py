@@ -4,8 +4,6 @@ A target needs a few arms, splits, curves or counts of desktops; which of the st
 play those parts is said in the config's section ``targets``. What a study lacks is named, by config key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 For speed and memory only. Needs as much main memory as the weights take in bfloat16 (2B: 4.5 GB, 7B: 17 GB).
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -6,8 +6,6 @@ sha256: those of ``data/models``, or those recorded at the first fetch. So is th
 nobody pinned: what was fetched first is held from then on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ The manifest is what the workflow tracks; weights are gigabytes and stay out of 
 weights checks them against the manifest, so a damaged or foreign file is refused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

@@ -21,8 +21,6 @@ UITARS_USR_PROMPT_THOUGHT with UITARS_CALL_USR_ACTION_SPACE of OSWorld (``mm_age
 the spelling mistake of its system line.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

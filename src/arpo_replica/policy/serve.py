@@ -8,8 +8,6 @@ inside. On a GPU ``vllm serve`` is used as it is: a process that has touched CUD
 Only for envs/cpu; nothing else imports this module.
 """
 
-from __future__ import annotations
-
 import os
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))

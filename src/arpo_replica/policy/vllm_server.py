@@ -1,7 +1,5 @@
 """vLLM as a child of the job that needs it: started, awaited, watched, and surely stopped."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -5,8 +5,6 @@ per machine. What stands in for control groups: a limit on processes, counted in
 namespace; the guest's watch over memory; sizes of the memory file systems; and a filter of system calls.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

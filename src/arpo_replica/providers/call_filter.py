@@ -1,7 +1,5 @@
 """Programs for the kernel's filter of system calls (seccomp, classic BPF), for ``bwrap --seccomp``."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable
 

@@ -3,8 +3,6 @@
 Each engine makes the image in its own way (``Engine.build``).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The Docker daemon, as far as desktops need it. Every call blocks: use them in threads."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """What runs container desktops: the calls that every engine answers, and the choice of one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO

@@ -1,7 +1,5 @@
 """A desktop with our guest server in it: what the providers ``process`` and ``container`` share."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib

@@ -5,8 +5,6 @@ through the guest's HTTP API, each action at most once. What this machine must h
 hypervisor) and how leftovers are removed stands below the provider.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

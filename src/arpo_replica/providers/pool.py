@@ -1,7 +1,5 @@
 """From a config to running desktops: the provider that it names, and the one pool over it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib

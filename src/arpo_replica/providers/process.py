@@ -4,8 +4,6 @@ A desktop is one bubblewrap sandbox with Xvfb, openbox, Chromium and the guest s
 guest is started in its sandbox, watched, and ended without a trace.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

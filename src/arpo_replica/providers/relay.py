@@ -5,8 +5,6 @@ at work, and the kernel chooses its ports: nobody else can be given one in betwe
 user reaches loopback, so a connection is carried only if our own user made the socket at its other end.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

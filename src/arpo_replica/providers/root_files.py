@@ -1,7 +1,5 @@
 """The desktop's system as one squashfs: where it lies, how it is made, how a machine gets it as a folder."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import hashlib

@@ -6,8 +6,6 @@ on both are about new trainings; with fewer they are about new tasks for the tra
 says so. Everything else is *open*: that nothing is shown is never told as "no effect".
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

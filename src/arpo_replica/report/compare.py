@@ -1,7 +1,5 @@
 """Two studies side by side: mine against yours. Text for a terminal, HTML for a reader."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from itertools import zip_longest

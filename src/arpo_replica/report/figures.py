@@ -5,8 +5,6 @@ follow the reader's light or dark mode. So matplotlib's SVG loses its prologue a
 become attributes, ids get a prefix, and palette colours become classes (``embed``).
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The same task under several arms, side by side: where they part, and an animation of it."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Sequence

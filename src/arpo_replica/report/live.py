@@ -1,7 +1,5 @@
 """One page that says how a study is doing while it runs, from its files alone. It has no script."""
 
-from __future__ import annotations
-
 import base64
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Make one target: its rows from the study's files, the claims that may be compared, the figure."""
 
-from __future__ import annotations
-
 import io
 import json
 import textwrap

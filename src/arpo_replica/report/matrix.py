@@ -1,7 +1,5 @@
 """Task by task: outcome of every trial of every arm, and which tasks flipped between arms."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal

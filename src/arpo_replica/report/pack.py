@@ -5,8 +5,6 @@ share of the cards, arms, splits and outcomes in turn, is plain HTML for every r
 same HTML, gzipped in chunks, which the page's script unpacks when a reader asks for it.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

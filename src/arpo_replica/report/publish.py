@@ -1,7 +1,5 @@
 """A study as a folder and a zip that can be put on the web or into an archive."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """One self-contained HTML page per study: no network, no time of writing, the same bytes each time."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Where a number on the page comes from (file, rule, hash, commit), and the tables inside the page."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Words and rows for the templates: everything that is more than markup."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

@@ -1,7 +1,5 @@
 """Numbers in words, for the templates and the terminal: units, signs, digits, and what is not run."""
 
-from __future__ import annotations
-
 import math
 
 from arpo_replica.evaluation.records import ClaimResult

@@ -6,8 +6,6 @@ ours. An evaluator has OSWorld's seams: ``func`` is a metric, ``result`` a gette
 ``desktop_env/desktop_env.py``; ``evaluators/getters``, ``evaluators/metrics``).
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable

@@ -5,8 +5,6 @@ were visited before: what a desktop in use has and a clean one has not. Instruct
 own steps are untouched, and a kind of noise that the evaluator could see is not used for that task.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -6,8 +6,6 @@ the screen; a process of its own keeps it there. Needs what OSWorld's guest serv
 and Pillow, Python 3.8.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

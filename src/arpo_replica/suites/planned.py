@@ -1,7 +1,5 @@
 """The tasks of a study's splits: as they are on disk, or, before any rule ran, as they will be."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ The repository holds none of them, only the sha256 of each (``data/osworld/manif
 one commit of a git repository or from a local folder; a file that differs, lacks or is too much is refused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

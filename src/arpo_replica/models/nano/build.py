@@ -1,7 +1,5 @@
 """``python -m arpo_replica.models.nano.build CONFIG_JSON DEMONSTRATIONS OUT``: demonstrations -> a model."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

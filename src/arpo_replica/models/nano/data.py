@@ -5,8 +5,6 @@ replies. An episode with more steps than ``policy.max_images`` becomes one conve
 policy would see it then, with the loss on the last reply.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field

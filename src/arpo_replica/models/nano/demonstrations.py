@@ -9,8 +9,6 @@ first ones of more. What exists of this very recording is kept, so a killed job 
 episodes of another seed, screen or expert are removed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

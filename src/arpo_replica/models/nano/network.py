@@ -6,8 +6,6 @@ the time on a CPU: all screenshots of a batch go through the vision tower in one
 no mask.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

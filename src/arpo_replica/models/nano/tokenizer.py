@@ -10,8 +10,6 @@ in the vocabulary is one token, any other piece becomes its bytes. Saved in the 
 ``tokenizers``; transformers and vLLM load it through ``TokenizersBackend``.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Supervised learning of the nano policy on demonstrations, reproducible to the bit on one machine."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence

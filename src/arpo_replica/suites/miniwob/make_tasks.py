@@ -4,8 +4,6 @@ The instruction of a task is what its page says, so a desktop (DevTools) is need
 and committed; ``drift`` says whether they still are what the pages say.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -5,8 +5,6 @@ page and starts one episode of it with a seed (set-up step ``miniwob_start``); t
 page's own reward of that episode. The package itself is never imported: it pulls gymnasium.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import json

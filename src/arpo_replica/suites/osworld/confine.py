@@ -7,8 +7,6 @@ TCP, and some evaluators ask live sites. The metric that runs a policy's program
 (``upstream``), and without bubblewrap it is refused.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

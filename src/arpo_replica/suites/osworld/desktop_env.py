@@ -15,8 +15,6 @@ speaks to desktops and file hosts, gets a transport adapter of ours:
   runs a program that the policy wrote; it does so without network (``confine``).
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib.metadata

@@ -3,8 +3,6 @@
 ``python -m arpo_replica.suites.osworld.inventory`` in envs/evaluator writes ``data/osworld/evaluators.json``.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

@@ -12,8 +12,6 @@ Messages on a channel are lines of JSON: ``{"op": ..., ...}`` is answered by ``{
 ``{"error": one line}``. What the evaluators print goes to the log, never to the channel.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib
