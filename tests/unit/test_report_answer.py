@@ -8,6 +8,7 @@ import pytest
 from arpo_replica.config.models import ElsewhereConfig, StudyConfig
 from arpo_replica.evaluation.records import Claims, DifferenceRow, Interval, ReplayEffect, Summary
 from arpo_replica.report.answer import answer, changes, forest, main_claims
+from arpo_replica.report.views import arm_words, facts, question
 from synthetic_study import evaluate, make_paper_study, make_study, render
 
 NO_CLAIMS = Claims(study="s", size="nano", claims=[], inputs=[])
@@ -122,6 +123,13 @@ def test_released_weights_are_a_question_of_their_own(
         "No difference between the released weights and the base policy is shown."
     )
     assert nothing.cards[0].answer == "not settled"
+    assert question(config).startswith("Does replay" if trained else "Do released weights")
+    assert ("arpo_released", "as released") in arm_words(config)
+    summary = (
+        made[1] if trained else made[1].model_copy(update={"trainings": [], "curves": [], "offline": []})
+    )
+    labels = [label for label, _, _ in facts(summary, {"git": {"commit": None, "dirty": None}})]
+    assert any(label.startswith("training") for label in labels) is trained
 
 
 def test_many_comparisons_are_adjusted(made: tuple[StudyConfig, Summary]) -> None:

@@ -114,6 +114,7 @@ def _context(
         "effort_words": {effort: words for effort, (words, _) in EFFORT.items()},
         "facts": views.facts(summary, origin),
         "flags": views.flags(summary, origin),
+        "question": views.question(config),
         "arm_words": views.arm_words(config),
         "answer": answer.answer(config, summary, claims),
         "forest": answer.forest(config, summary),

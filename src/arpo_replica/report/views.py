@@ -118,6 +118,7 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     commit = provenance["git"]["commit"]
     dirty = {True: "with uncommitted changes", False: "clean checkout", None: "no git checkout"}
     trials = "1 trial" if summary.trials == 1 else f"{summary.trials} trials"
+    trained = bool(summary.trainings or summary.offline)
     seeds = f"seed {summary.seeds[0]}" if len(summary.seeds) == 1 else f"{len(summary.seeds)} training seeds"
     tasks = sum(split.tasks - split.left_out for split in summary.splits.values())
     out = sum(split.left_out for split in summary.splits.values())
@@ -125,10 +126,10 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     notes = [
         f"of {tasks + out}, {out} left out" if out else "",
         f"{tasks} places in {len(summary.splits)} lists that share tasks" if distinct < tasks else "",
-        f"{trials} each, {seeds}",
+        f"{trials} each" + (f", {seeds}" if trained else ""),
     ]
     planned = "all that were planned" if episodes == expected else f"of {expected} planned"
-    return [
+    known = [
         ("training seed" + "s" * (len(summary.seeds) > 1), str(len(summary.seeds)), ""),
         ("tasks", str(distinct), "; ".join(filter(None, notes))),
         ("episodes", str(episodes), planned),
@@ -136,6 +137,7 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
         ("training updates", str(updates), duration(training) if updates else "no metrics found"),
         ("commit", short_hash(commit)[:9] if commit else "unknown", dirty[provenance["git"]["dirty"]]),
     ]
+    return [fact for fact in known if trained or not fact[0].startswith("training")]
 
 
 def flags(summary: Summary, provenance: dict[str, Any]) -> list[str]:
@@ -155,12 +157,24 @@ def flags(summary: Summary, provenance: dict[str, Any]) -> list[str]:
     return [words for words, said in found if said]
 
 
+def question(config: StudyConfig) -> str:
+    """What a study asks, by the kinds of its arms."""
+    if config.trained_arms:
+        return "Does replay of stored successes help an agent learn to use a desktop?"
+    if config.released_arms:
+        return "Do released weights use a desktop better than the policy that they began from?"
+    return "How often does a policy do what it is asked on a desktop?"
+
+
 def arm_words(config: StudyConfig) -> list[tuple[str, str]]:
-    """Each trained arm and what it was taught by."""
+    """Each arm besides the base policy, and what it was taught by."""
     replay = {name: config.recipe(name).replay.enabled for name in config.online_arms}
     return [
         (name, "trained with replay" if on else "trained without replay") for name, on in replay.items()
-    ] + [(name, "taught from records") for name in config.offline_arms]
+    ] + [
+        *((name, "taught from records") for name in config.offline_arms),
+        *((name, "as released") for name in config.released_arms),
+    ]
 
 
 def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
