@@ -16,7 +16,6 @@ of 1920x1080 and a 2B, in the place of a forward pass.
 import contextlib
 import json
 import os
-import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,8 @@ class FeatureFolder:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.updated = 0.0
+        self.old: set[tuple[str, int]] = set()
+        """Name and inode of the files that were there at the last update."""
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -169,9 +169,8 @@ class FeatureFolder:
         return None
 
     def forget(self) -> None:
-        """Called when new weights arrive: drop what is older than the weights before them."""
-        for path in self.path.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_mtime < self.updated:
-                    path.unlink()
-        self.updated = time.time()
+        """Called when new weights arrive: drop what was there when the weights before them came."""
+        there = {(entry.name, entry.inode()) for entry in os.scandir(self.path)}
+        for name, _ in there & self.old:  # a file that was written again since has another inode
+            (self.path / name).unlink(missing_ok=True)
+        self.old = there - self.old
