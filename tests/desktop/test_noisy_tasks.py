@@ -9,6 +9,7 @@ from PIL import Image, ImageChops
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Click, Finished
+from arpo_replica.base.errors import DesktopError
 from arpo_replica.config import load_config
 from arpo_replica.config.tasks import NoisyTasksConfig
 from arpo_replica.providers.process import ProcessProvider
@@ -116,15 +117,17 @@ async def test_the_oracle_solves_noisy_tasks_and_doing_nothing_does_not(desktop,
     expert = Expert(desktop.devtools, Frame.of(config.policy, config.desktop.screen))
     for page in PAGES:
         task = noisy(page, *kinds)
-        result = await run_episode(task, desktop, expert, parser, LIMITS)
+        try:
+            result = await run_episode(task, desktop, expert, parser, LIMITS)
+        except DesktopError as late:  # a busy machine; who records demonstrations tries again as well
+            assert "older than the page" in str(late)
+            result = await run_episode(task, desktop, expert, parser, LIMITS)
         assert (result.outcome, result.hard_score) == ("success", 1.0), (page, result.steps)
         await desktop.reset(task)
         assert await desktop.evaluate(task, Finished()) == 0.0, page
 
 
 async def test_noise_that_cannot_be_shown_is_a_broken_desktop(desktop):
-    from arpo_replica.base.errors import DesktopError
-
     task = noisy("click-tab-s500", "notification")
     task.config[0]["parameters"]["command"] = ["python3", "-c", "raise SystemExit(1)"]
     with pytest.raises(DesktopError, match="step 0"):
