@@ -275,7 +275,7 @@ def test_a_study_of_an_ordinary_user_on_pools_by_bubblewrap(
     one in rollouts."""
     nobody = pwd.getpwnam("nobody").pw_uid
     for name in ("controller", "cpu"):
-        tried = ["setpriv", f"--reuid={nobody}", str(ROOT / f"envs/{name}/.venv/bin/python"), "-c", ""]
+        tried = ["setpriv", f"--reuid={nobody}", "test", "-x", str(ROOT / f"envs/{name}/.venv/bin/python")]
         if subprocess.run(tried, capture_output=True, check=False).returncode:
             pytest.skip(f"only root can start the Python of envs/{name}: make it with another one (PYTHON=)")
     checkout = trainable(cluster.root / "study", cluster, tiny_model, nobody)  # which any user may enter

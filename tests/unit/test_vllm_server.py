@@ -292,3 +292,10 @@ def test_a_missing_environment_is_the_users_to_install(config, tmp_path, monkeyp
     monkeypatch.setattr("arpo_replica.base.environments.ROOT", tmp_path)
     with pytest.raises(UserError, match="envs/cpu is not installed"):
         vllm_server.serve_command(config, tmp_path, 1)
+    python = tmp_path / "envs/cpu/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/root/of/somebody/else/python3")
+    with pytest.raises(
+        UserError, match="made by /root/of/somebody/else/python3, which this user cannot start"
+    ):
+        vllm_server.serve_command(config, tmp_path, 1)

@@ -52,12 +52,17 @@ def heavy_environment(accelerator: Literal["cpu", "cuda"]) -> Environment:
 
 
 def python_of(environment: Environment) -> Path:
-    """Its interpreter. Raises ``UserError`` if the environment was not prepared."""
+    """Its interpreter. Raises ``UserError`` if there is none that this user may start."""
     python = ROOT / "envs" / environment / ".venv" / "bin" / "python"
-    if not python.exists():
-        prepare = find("envs/prepare.py")
-        raise UserError(f"envs/{environment} is not installed; run 'python3 {prepare} {environment}'.")
-    return python
+    if os.access(python, os.X_OK):
+        return python
+    prepare = find("envs/prepare.py")
+    if python.is_symlink():
+        raise UserError(
+            f"envs/{environment} was made by {os.path.realpath(python)}, which this user cannot start; "
+            f"delete envs/{environment}/.venv and run '/usr/bin/python3 {prepare} {environment}'."
+        )
+    raise UserError(f"envs/{environment} is not installed; run 'python3 {prepare} {environment}'.")
 
 
 def die_with_parent() -> None:
