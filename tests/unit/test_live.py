@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import math
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from PIL import Image
 from arpo_replica.base.errors import UserError
 from arpo_replica.cli import main
 from arpo_replica.report import live
+from arpo_replica.rollout import records
 from arpo_replica.rollout.records import StepRecord, watched
 from arpo_replica.workflow.status import study_status
 from fakes import make_task
@@ -86,7 +88,11 @@ def test_newest_episodes_come_first_and_unfinished_ones_not_at_all(tmp_path: Pat
     assert len(live.newest_episodes(tmp_path, 2)) == 2
 
 
-def test_episodes_in_progress_show_their_newest_screens_first(study: Study) -> None:
+def test_episodes_in_progress_show_their_newest_screens_first(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "GLIMPSE_SHARE", math.inf)
+    monkeypatch.setitem(records._TURN, "next", 0.0)
     folders = [
         study.episodes / "base/seed_0/stage_base/test_in/trial_0",
         study.results / "models/arpo/seed_0/stage_x/episodes/step_000001/rollout_003",

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -21,10 +22,11 @@ from PIL import Image
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
+from arpo_replica.rollout import records
 from arpo_replica.rollout.collect import Labels, OutputRoot, PoolSettings, collect_episodes
 from arpo_replica.rollout.episode import EpisodeLimits
 from arpo_replica.rollout.records import GLIMPSE_WIDTH, RUNNING, Glimpse, finished_episodes, read_episode
-from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
+from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task, png
 
 LABELS = Labels("base", 0, "base", "nano", "fake", "checkpoint", {"temperature": 0.6})
 SETTINGS = PoolSettings(
@@ -87,7 +89,22 @@ async def test_all_episodes_of_all_roots_are_collected(tmp_path):
     assert sum(desktop.resets for desktop in provider.desktops) == 12
 
 
-async def test_an_episode_in_progress_shows_its_newest_screen_and_leaves_no_trace(tmp_path):
+def test_watching_takes_a_small_share_of_a_processor(tmp_path, monkeypatch):
+    monkeypatch.setitem(records._TURN, "next", 0.0)
+    times = iter([100.0, 100.05, 102.4, 102.6, 102.65])  # begun, made; too early; begun, made
+    monkeypatch.setattr(records.time, "monotonic", lambda: next(times))
+    with records.watched(tmp_path, make_task(), "arpo", 0) as show:
+        seen = []
+        for _ in range(3):
+            show(png(), [])
+            seen += [path.stat().st_ino for path in tmp_path.glob(f"{RUNNING}*")]
+    assert seen[0] == seen[1] != seen[2], "not 2.35 s after one that took 0.05 s"
+    assert not list(tmp_path.iterdir())
+
+
+async def test_an_episode_in_progress_shows_its_newest_screen_and_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "GLIMPSE_SHARE", math.inf)
+    monkeypatch.setitem(records._TURN, "next", 0.0)
     [root] = make_roots(tmp_path, tasks=1, trials=1)
     seen: list[Glimpse] = []
 
@@ -111,7 +128,8 @@ async def test_an_episode_in_progress_shows_its_newest_screen_and_leaves_no_trac
 
 async def test_nobody_who_watches_costs_an_episode_anything(tmp_path, monkeypatch):
     [root] = make_roots(tmp_path, tasks=1, trials=1)
-    monkeypatch.setattr("arpo_replica.rollout.records._small_webp", lambda _: 1 / 0)
+    monkeypatch.setattr(records, "_small_webp", lambda _: 1 / 0)
+    monkeypatch.setitem(records._TURN, "next", 0.0)
     progress = await collect([root], FakeProvider())
     assert progress.outcomes["success"] == 1
 

@@ -12,7 +12,9 @@ While an episode runs, ``.running-{domain}.{task_id}.json`` says how far it is (
 import base64
 import io
 import json
+import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,10 @@ RUNNING = ".running-"
 """How the name of the file about an episode in progress begins."""
 GLIMPSE_WIDTH = 480
 """Most pixels that the screen in such a file is wide."""
+GLIMPSE_SHARE = 0.02
+"""Of one processor, at most, for such files of all episodes of a process: one of 1920x1080 takes 50 ms."""
+_TURN = {"next": 0.0}
+"""When the next one may be made (``time.monotonic``)."""
 Outcome = Literal["success", "failure", "truncated", "env_error"]
 
 
@@ -165,7 +171,12 @@ def watched(root: Path, task: Task, arm: str, trial: int) -> Iterator[Show]:
     path = root / f"{RUNNING}{task.domain}.{task.id}.json"
 
     def show(screen: bytes, steps: Sequence[StepRecord]) -> None:
-        # No flush to the disk, and no error: that somebody might watch must not cost an episode anything.
+        # That somebody might watch must cost next to nothing: no error, no flush to the disk, and many
+        # episodes of large screens take turns.
+        began = time.monotonic()
+        if began < _TURN["next"]:
+            return
+        _TURN["next"] = math.inf
         with suppress(Exception):
             seen = Glimpse(
                 arm=arm,
@@ -181,6 +192,8 @@ def watched(root: Path, task: Task, arm: str, trial: int) -> Iterator[Show]:
             temporary = path.with_suffix(".new")
             temporary.write_text(seen.model_dump_json(), encoding="utf-8")
             temporary.replace(path)
+        now = time.monotonic()
+        _TURN["next"] = now + (now - began) / GLIMPSE_SHARE
 
     try:
         yield show
