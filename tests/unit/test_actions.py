@@ -330,10 +330,13 @@ def test_long_replies_and_texts_are_refused():
 )
 def test_hostile_replies_cost_little_time(hostile: str):
     """Ten times the 4 to 12 ms that the worst take; one step of a quadratic rule would take seconds."""
-    began = time.process_time()
-    with contextlib.suppress(FormatError):
-        ALL.actions(f"Action: {hostile}")
-    assert time.process_time() - began < 0.12
+    seconds = []
+    for _ in range(3):  # the best of three: a collection of garbage may fall into one
+        began = time.process_time()
+        with contextlib.suppress(FormatError):
+            ALL.actions(f"Action: {hostile}")
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.12
 
 
 @settings(max_examples=400, deadline=None)
