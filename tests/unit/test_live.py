@@ -1,5 +1,6 @@
 """The page of a running study: what it says, from which files, and who may ask for it."""
 
+import asyncio
 import http.client
 import io
 import json
@@ -106,7 +107,8 @@ def test_episodes_in_progress_show_their_newest_screens_first(
     task = replace(make_task(), instruction=HOSTILE)
     with ExitStack() as open_ones:
         for folder, arm in zip(folders, ("base", "arpo"), strict=True):
-            open_ones.enter_context(watched(folder, task, arm, 3))(screen.getvalue(), [typed, typed])
+            show = open_ones.enter_context(watched(folder, task, arm, 3))
+            asyncio.run(show(screen.getvalue(), [typed, typed]))
         text = page(study)
         assert text.count("running, step 2, ") == 2
         screens = text.partition('id="screens"')[2]

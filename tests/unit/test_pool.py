@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -89,14 +90,14 @@ async def test_all_episodes_of_all_roots_are_collected(tmp_path):
     assert sum(desktop.resets for desktop in provider.desktops) == 12
 
 
-def test_watching_takes_a_small_share_of_a_processor(tmp_path, monkeypatch):
+async def test_watching_takes_a_small_share_of_a_processor(tmp_path, monkeypatch):
     monkeypatch.setitem(records._TURN, "next", 0.0)
     times = iter([100.0, 100.05, 102.4, 102.6, 102.65])  # begun, made; too early; begun, made
-    monkeypatch.setattr(records.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: next(times)))
     with records.watched(tmp_path, make_task(), "arpo", 0) as show:
         seen = []
         for _ in range(3):
-            show(png(), [])
+            await show(png(), [])
             seen += [path.stat().st_ino for path in tmp_path.glob(f"{RUNNING}*")]
     assert seen[0] == seen[1] != seen[2], "not 2.35 s after one that took 0.05 s"
     assert not list(tmp_path.iterdir())
@@ -423,6 +424,7 @@ async def test_progress_and_heartbeat(tmp_path, capsys):
 JOB = """
 import asyncio, sys
 from pathlib import Path
+from types import SimpleNamespace
 from fakes import FakeProvider
 from test_pool import collect, make_roots
 asyncio.run(collect(make_roots(Path(sys.argv[1]), tasks=30, trials=2), FakeProvider(delay_s=0.01)))

@@ -16,7 +16,7 @@ from arpo_replica.base.errors import DesktopError, FormatError, RefusedError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, Score
 from arpo_replica.policy.endpoint import AsksAgain, Conversation, Policy, Reply
-from arpo_replica.rollout.records import EpisodeRecord, Outcome, Show, StepRecord, write_episode
+from arpo_replica.rollout.records import EpisodeRecord, Outcome, Show, StepRecord, unwatched, write_episode
 from arpo_replica.tasks.model import Task
 
 
@@ -144,7 +144,7 @@ async def run_episode(
     parser: ReplyParser,
     limits: EpisodeLimits,
     *,
-    show: Show = lambda *_: None,
+    show: Show = unwatched,
 ) -> EpisodeResult:
     """Run one episode on a desktop that is started but not yet reset. ``show`` is called with every screen.
 
@@ -182,7 +182,7 @@ async def _run(
         index = len(steps)
         name = f"step_{index:03d}.webp"
         screenshots[name] = png
-        await asyncio.to_thread(show, png, steps)
+        await show(png, steps)
         observed = time.monotonic()
         try:
             reply, actions, discarded, problem = await _ask(conversation, png, parser, limits.reasks)

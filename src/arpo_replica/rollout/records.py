@@ -9,6 +9,7 @@
 While an episode runs, ``.running-{domain}.{task_id}.json`` says how far it is (``Glimpse``).
 """
 
+import asyncio
 import base64
 import io
 import json
@@ -16,7 +17,7 @@ import math
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,8 +162,12 @@ class Glimpse(BaseModel):
     """The newest screenshot, made smaller: base64 of a WebP."""
 
 
-Show = Callable[[bytes, Sequence[StepRecord]], None]
+Show = Callable[[bytes, Sequence[StepRecord]], Awaitable[None]]
 """Tells those who watch: the newest screenshot, and the steps before it."""
+
+
+async def unwatched(screen: bytes, steps: Sequence[StepRecord]) -> None:
+    """The ``Show`` of an episode that nobody watches."""
 
 
 @contextmanager
@@ -170,13 +175,8 @@ def watched(root: Path, task: Task, arm: str, trial: int) -> Iterator[Show]:
     """Gives what shows an episode that will be written to ``root``, until it is over."""
     path = root / f"{RUNNING}{task.domain}.{task.id}.json"
 
-    def show(screen: bytes, steps: Sequence[StepRecord]) -> None:
-        # That somebody might watch must cost next to nothing: no error, no flush to the disk, and many
-        # episodes of large screens take turns.
-        began = time.monotonic()
-        if began < _TURN["next"]:
-            return
-        _TURN["next"] = math.inf
+    def write(screen: bytes, steps: Sequence[StepRecord]) -> None:
+        # No error, no flush to the disk: that somebody might watch must cost next to nothing.
         with suppress(Exception):
             seen = Glimpse(
                 arm=arm,
@@ -192,8 +192,18 @@ def watched(root: Path, task: Task, arm: str, trial: int) -> Iterator[Show]:
             temporary = path.with_suffix(".new")
             temporary.write_text(seen.model_dump_json(), encoding="utf-8")
             temporary.replace(path)
-        now = time.monotonic()
-        _TURN["next"] = now + (now - began) / GLIMPSE_SHARE
+
+    async def show(screen: bytes, steps: Sequence[StepRecord]) -> None:
+        # Most calls end here: many episodes of large screens take turns.
+        began = time.monotonic()
+        if began < _TURN["next"]:
+            return
+        _TURN["next"] = math.inf
+        try:
+            await asyncio.to_thread(write, screen, steps)
+        finally:
+            now = time.monotonic()
+            _TURN["next"] = now + (now - began) / GLIMPSE_SHARE
 
     try:
         yield show
