@@ -33,7 +33,7 @@ from arpo_replica.config.load import load_yaml
 from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.job import Job, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
-from arpo_replica.training.process.failures import PORT_TAKEN, explain, kernel_killed
+from arpo_replica.training.process.failures import PORT_TAKEN, explain, kernel_killed, known
 from arpo_replica.training.process.ray_cluster import OTHER_MAKERS
 from arpo_replica.training.recipe import updates_within
 
@@ -231,7 +231,8 @@ class Attempt:
                 raise UserError(self.job.stop_file.read_text())
             log = self.tail(EXPLAINED_LINES)
             if reason := explain(log, self.job, oom_kills() - self._oom_kills):
-                kind = PortTaken if re.search(PORT_TAKEN, log) else UserError
+                fit = known(log)
+                kind = PortTaken if fit is not None and fit[0] == PORT_TAKEN else UserError
                 raise kind(f"{reason} The log is {self.log_path}; a new run goes on where this one was.")
             raise RuntimeError(
                 f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"

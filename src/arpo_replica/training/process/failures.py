@@ -11,7 +11,17 @@ ENV_ERROR = re.compile(r"env_error in [^\n]{1,200}?attempt \d+: ([^\n]{1,300})")
 """A line of the agent loop's."""
 FAILURES: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_suffix(".yaml").read_text())
 """Name -> what a log says (``log``) and what to do (``fix``). The first that fits counts."""
-PORT_TAKEN: str = FAILURES["port_taken"]["log"]
+PORT_TAKEN = "port_taken"
+"""The one failure that the next start may not have."""
+
+
+def known(log: str) -> tuple[str, re.Match[str]] | None:
+    """Name of the failure that a log shows and where it does; None for any other."""
+    for name, failure in FAILURES.items():
+        says = failure["log"]
+        if found := re.search(says if isinstance(says, str) else "|".join(says), log):
+            return name, found
+    return None
 
 
 def explain(log: str, job: Job, killed: int = 0) -> str | None:
@@ -19,18 +29,16 @@ def explain(log: str, job: Job, killed: int = 0) -> str | None:
 
     ``killed``: processes that the kernel ended for lack of memory meanwhile; they leave no line in a log.
     """
-    config, recipe = job.config, job.recipe
-    for failure in FAILURES.values():
-        says = failure["log"]
-        if found := re.search(says if isinstance(says, str) else "|".join(says), log):
-            reasons = ENV_ERROR.findall(log, 0, found.start())
-            last = f" (the last one: {reasons[-1].strip().rstrip('.')})" if reasons else ""
-            cache = f"training.speed.rollout_memory ({recipe.speed.rollout_memory})"
-            if config.accelerator == "cpu":
-                cache = f"serving.cpu_kv_cache_gib ({config.serving.cpu_kv_cache_gib})"
-            fix: str = failure["fix"]
-            return fix.format(config=config, recipe=recipe, out=job.out, found=found, last=last, cache=cache)
-    return kernel_killed(killed) if killed else None
+    if (fit := known(log)) is None:
+        return kernel_killed(killed) if killed else None
+    (name, found), config, recipe = fit, job.config, job.recipe
+    reasons = ENV_ERROR.findall(log, 0, found.start())
+    last = f" (the last one: {reasons[-1].strip().rstrip('.')})" if reasons else ""
+    cache = f"training.speed.rollout_memory ({recipe.speed.rollout_memory})"
+    if config.accelerator == "cpu":
+        cache = f"serving.cpu_kv_cache_gib ({config.serving.cpu_kv_cache_gib})"
+    fix: str = FAILURES[name]["fix"]
+    return fix.format(config=config, recipe=recipe, out=job.out, found=found, last=last, cache=cache)
 
 
 def kernel_killed(number: int) -> str:
