@@ -31,6 +31,7 @@ from arpo_replica.actions.types import Click
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import DesktopConfig
 from arpo_replica.desktop.sandbox import pack_folder
+from arpo_replica.providers.guest_desktop import GuestDesktop
 from arpo_replica.providers.process import ProcessDesktop, ProcessProvider
 from arpo_replica.tasks.model import Task, load_task
 from guest.processes import descendants, private_memory_mb
@@ -55,7 +56,7 @@ xtest.fake_input(display, Xlib.X.ButtonRelease, 1)
 display.sync()
 time.sleep(0.1)
 """
-Step = Callable[[ProcessDesktop, int, int], Awaitable[bytes]]
+Step = Callable[[GuestDesktop, int, int], Awaitable[bytes]]
 
 
 def page_task(page: str = PAGE, func: str = "infeasible") -> Task:
@@ -65,7 +66,7 @@ def page_task(page: str = PAGE, func: str = "infeasible") -> Task:
     return Task("page", "benchmark", "", [launch, tabs], {"func": func}, {}, "")
 
 
-async def our_step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
+async def our_step(desktop: GuestDesktop, x: int, y: int) -> bytes:
     """One step as the episode loop takes it."""
     await desktop.act(Click(x, y), uuid.uuid4().hex)
     return await desktop.screenshot()
@@ -74,7 +75,7 @@ async def our_step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
 def rival_step(action: str) -> Step:
     """One step as OSWorld's server takes it; ``action``: the Python code."""
 
-    async def step(desktop: ProcessDesktop, x: int, y: int) -> bytes:
+    async def step(desktop: GuestDesktop, x: int, y: int) -> bytes:
         code = action.format(x=x, y=y)
         for command in (["python3", "-c", code], ["scrot", "-p", "-o", "/tmp/shot.png"]):
             result = await desktop.guest.execute(command)
@@ -99,11 +100,12 @@ async def prepare_rival(desktops: list[ProcessDesktop], pyautogui: Path | None) 
     return rival_step(PYAUTOGUI_ACTION)
 
 
-async def steps(desktop: ProcessDesktop, step: Step, count: int) -> list[float]:
+async def steps(desktop: GuestDesktop, step: Step, count: int) -> list[float]:
     """Seconds of each step; clicks at alternating places, so that none waits to be no double click."""
     left, top = await desktop.devtools.evaluate("[screenX, screenY + outerHeight - innerHeight]")
     top = max(top, 0)
-    taken, seen = [], set[bytes]()
+    taken: list[float] = []
+    seen = set[bytes]()
     for index in range(count):
         started = time.perf_counter()
         seen.add(await step(desktop, left + 40 + 60 * (index % 2), top + 60 + 60 * (index % 4 // 2)))
@@ -120,8 +122,8 @@ async def seconds(desktops: list[ProcessDesktop], step: Step, count: int) -> flo
     return time.perf_counter() - started
 
 
-def cpu_seconds(root: int) -> Counter[str]:
-    """CPU time that a process and those below it have taken by program, those that have ended included."""
+def cpu_ms(root: int) -> Counter[str]:
+    """CPU time in ms of a process and those below it, the ended ones too, by program."""
     taken = Counter[str]()
     for pid in (root, *descendants(root)):
         try:
@@ -129,7 +131,7 @@ def cpu_seconds(root: int) -> Counter[str]:
         except OSError:
             continue
         ticks = sum(int(value) for value in tail.split()[11:15])
-        taken[head.partition("(")[2]] += ticks / os.sysconf("SC_CLK_TCK")
+        taken[head.partition("(")[2]] += 1000 * ticks // os.sysconf("SC_CLK_TCK")
     return taken
 
 
@@ -158,9 +160,9 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
     desktops = await started(screen, 1)
     try:
         await steps(desktops[0], our_step, 10)
-        before = cpu_seconds(process_of(desktops[0]))
+        before = cpu_ms(process_of(desktops[0]))
         taken = sorted(1000 * second for second in await steps(desktops[0], our_step, 3 * count))
-        cpu = cpu_seconds(process_of(desktops[0])) - before
+        cpu = cpu_ms(process_of(desktops[0])) - before
     finally:
         await close(desktops)
     desktops = await started(screen, 4)
@@ -179,7 +181,7 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
             "median": round(statistics.median(taken), 1),
             "p90": round(taken[int(0.9 * len(taken))], 1),
         },
-        "cpu_ms_per_step": {name: round(1000 * used / len(taken), 1) for name, used in cpu.most_common()},
+        "cpu_ms_per_step": {name: round(used / len(taken), 1) for name, used in cpu.most_common()},
         "four_desktops_steps_per_s": {
             "ours": round(ours_rate, 1),
             "process_per_action": round(rival_rate, 2),
@@ -197,10 +199,10 @@ async def resets(count: int) -> dict[str, Any]:
         await desktop.reset(tasks[0])
         wall, cpu = [], []
         for index in range(count):
-            before, at = cpu_seconds(process_of(desktop)), time.perf_counter()
+            before, at = cpu_ms(process_of(desktop)), time.perf_counter()
             await desktop.reset(tasks[index % len(tasks)])
             wall.append(1000 * (time.perf_counter() - at))
-            cpu.append(1000 * (cpu_seconds(process_of(desktop)) - before).total())
+            cpu.append((cpu_ms(process_of(desktop)) - before).total())
     finally:
         await close(desktops)
     return {"wall_ms": round(statistics.median(wall)), "cpu_ms": round(statistics.mean(cpu))}

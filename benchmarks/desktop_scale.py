@@ -43,7 +43,7 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers.container import ContainerDesktop, ContainerProvider
 from arpo_replica.tasks.splits import load_split
 from arpo_replica.validation.scripted import find_oracles
-from desktop import cpu_seconds, our_step, page_task, steps
+from desktop import cpu_ms, our_step, page_task, steps
 from guest.processes import descendants, private_memory_mb
 from osworld import measure
 
@@ -59,7 +59,7 @@ def study(options: argparse.Namespace, count: int) -> StudyConfig:
     config = load_config(Path("configs/smoke.yaml"), Path("configs/desktops/bubblewrap.yaml"))
     desktop = config.desktop
     desktop.count, desktop.wait_seconds, desktop.pause_seconds = count, 0.0, 0.0
-    desktop.start_timeout_s, desktop.container.spares = 300.0, 0
+    desktop.start_timeout_s, desktop.container.spares = 300, 0
     if options.image:
         desktop.container.image = str(options.image)
     return config
@@ -126,9 +126,9 @@ def at(options: argparse.Namespace, count: int) -> dict[str, Any]:
         row["memory_mib_each"] = round((before - psutil.virtual_memory().available) / count / 2**20)
         row["private_mib_each"] = round(private_memory_mb(list(descendants(os.getpid()))) / count)
         met.wait(PATIENCE_S)
-        used, began = cpu_seconds(os.getpid()), time.monotonic()
+        used, began = cpu_ms(os.getpid()), time.monotonic()
         met.wait(PATIENCE_S)
-        seconds, used = time.monotonic() - began, cpu_seconds(os.getpid()) - used
+        seconds, used = time.monotonic() - began, cpu_ms(os.getpid()) - used
         met.wait(PATIENCE_S)
     except threading.BrokenBarrierError:
         pass
@@ -147,10 +147,8 @@ def at(options: argparse.Namespace, count: int) -> dict[str, Any]:
         "median": round(statistics.median(taken), 1),
         "p90": round(taken[int(0.9 * len(taken))], 1),
     }
-    row["cores_used"] = round(used.total() / seconds, 1)
-    row["cpu_ms_per_step"] = {
-        name: round(1000 * value / len(taken), 1) for name, value in used.most_common(5)
-    }
+    row["cores_used"] = round(used.total() / 1000 / seconds, 1)
+    row["cpu_ms_per_step"] = {name: round(value / len(taken), 1) for name, value in used.most_common(5)}
     return row
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 
@@ -76,9 +77,9 @@ class PlainVllm(VllmServer):
 
     def command(self, scratch: Path) -> tuple[list[str], dict[str, str]]:
         command, environment = super().command(scratch)
-        kept = ("--host", "--port", "--served-model-name", "--max-model-len", "--limit-mm-per-prompt")
-        kept += ("--mm-processor-kwargs", "--gpu-memory-utilization", "--generation-config", "--dtype")
-        kept += ("--tensor-parallel-size",)
+        kept = ["--host", "--port", "--served-model-name", "--max-model-len", "--limit-mm-per-prompt"]
+        kept += ["--mm-processor-kwargs", "--gpu-memory-utilization", "--generation-config", "--dtype"]
+        kept += ["--tensor-parallel-size"]
         options = [part for i, part in enumerate(command) if part in kept or command[i - 1] in kept]
         start = [command[0], "-m", "vllm.entrypoints.cli.main", "serve", str(self.model)]
         if self.config.accelerator == "cpu":  # what the CPU build needs
@@ -231,7 +232,8 @@ def main() -> None:
     config.serving.quantization = options.quantization
     in_files = options.weights or options.quantization is not None
     OurVllm.further = (*(() if in_files else OurVllm.further), *options.vllm)
-    vllm_server.python_of = lambda _: Path(options.python)  # this machine's environment, whatever its name
+    # This machine's environment, whatever its name.
+    python = mock.patch.object(vllm_server, "python_of", lambda _: Path(options.python))
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "shape": options.shape,
@@ -243,7 +245,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "versions": versions(),
     }
-    with tempfile.TemporaryDirectory() as folder, Cards() as monitor:
+    with tempfile.TemporaryDirectory() as folder, Cards() as monitor, python:
         model = build_shape(
             options.shape, Path(folder) / "model", weights=in_files, max_pixels=config.policy.max_pixels
         )

@@ -55,8 +55,9 @@ class Run:
     def start(self, began: float, limit: float) -> None:
         """Begin, or begin again, with what is left of the time."""
         more = self.retry if self.starts else []
-        if more:  # what is there belongs to other keys
-            shutil.rmtree(self.folder / "models" / self.arm / f"seed_{self.seed}", ignore_errors=True)
+        for steps in self.metrics() if more else []:  # what is unfinished belongs to other keys
+            if not (steps.parent / "manifest.json").is_file():
+                shutil.rmtree(steps.parent)
         self.starts += 1
         left = str(round(began + limit - time.time(), 1))
         place = self.folder / f"{self.name}.{self.starts}.log"

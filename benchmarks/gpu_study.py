@@ -22,6 +22,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +34,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 from arpo_replica.base.environments import ROOT  # noqa: E402
-from arpo_replica.base.errors import Stopped, UserError  # noqa: E402
 from arpo_replica.base.files import read_rows  # noqa: E402
 from arpo_replica.config.models import StudyConfig, merge  # noqa: E402
 from arpo_replica.policy.endpoint import Endpoint  # noqa: E402
@@ -41,6 +41,7 @@ from arpo_replica.policy.manifest import read_manifest, register_model  # noqa: 
 from arpo_replica.policy.vllm_server import SERVED_NAME, VllmServer  # noqa: E402
 from arpo_replica.providers.pool import make_provider  # noqa: E402
 from arpo_replica.rollout.run import (  # noqa: E402
+    Copy,
     Serving,
     collect_served,
     make_labels,
@@ -121,7 +122,7 @@ async def served(server: SizedServer, config: StudyConfig) -> AsyncIterator[Serv
             connections=max(2, config.desktop.count),
         ) as endpoint,
     ):
-        yield Serving(endpoint, server)
+        yield Serving([Copy(endpoint, server)])
 
 
 def evaluate(config: StudyConfig, manifest: Path, folder: Path, options: argparse.Namespace) -> int:
@@ -151,15 +152,16 @@ def train(config: StudyConfig, options: argparse.Namespace, models: Path, result
         entry: dict[str, Any] = {"name": stage.name}
         result["stages"].append(entry)
         try:
-            train_stage(
-                config,
-                arm=options.arm,
-                seed=options.seed,
-                stage=stage.name,
-                parent=parent,
-                split=resolve(config, stage.split),
-                out=place,
-            )
+            if not (place / "manifest.json").is_file():  # else its evaluation failed, or a later stage
+                train_stage(
+                    config,
+                    arm=options.arm,
+                    seed=options.seed,
+                    stage=stage.name,
+                    parent=parent,
+                    split=resolve(config, stage.split),
+                    out=place,
+                )
             report = check_stage(
                 config, options.arm, stage.name, place / "manifest.json", place / "stage_report.json"
             )
@@ -185,7 +187,9 @@ def main() -> None:
     )
     if options.limit:
         # As a cluster's warning does: the training ends, its steps are kept.
-        threading.Timer(options.limit, os.kill, (os.getpid(), 15)).start()
+        timer = threading.Timer(options.limit, os.kill, (os.getpid(), 15))
+        timer.daemon = True  # it must not hold a process that fails
+        timer.start()
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "arm": options.arm,
@@ -209,13 +213,14 @@ def main() -> None:
         result["trained_s"] = round(time.time() - began, 1)
         if options.evaluate:
             result["episodes"] = evaluate(config, manifest, options.folder, options)
-    except (RuntimeError, UserError, Stopped, asyncio.CancelledError) as problem:
+    except (Exception, asyncio.CancelledError) as problem:
+        traceback.print_exc()
         result["error"] = str(problem)[-4000:] or repr(problem)
     result["seconds"] = round(time.time() - began, 1)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"seconds": result["seconds"], "error": result.get("error", "")[-1500:]}))
     sys.stdout.flush()
-    os._exit(0 if "error" not in result else 1)  # the timer must not hold the process
+    os._exit(0 if "error" not in result else 1)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def film(results: Path) -> None:
     """The episode that arms ended most differently, side by side."""
     rows = [row for row in csv.DictReader((results / "scores.csv").open()) if row["outcome"] != "env_error"]
     last = max(row["stage"] for row in rows if row["stage"] != "base")
-    by_task = defaultdict(dict)
+    by_task: defaultdict[tuple[str, ...], dict[str, Any]] = defaultdict(dict)
     for row in rows:
         if row["stage"] in ("base", last) and row["arm"] in ARMS:
             by_task[row["task_id"], row["split"], row["trial"]][row["arm"]] = row

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.config.models import StudyConfig
@@ -56,7 +57,7 @@ STEPS = 4
 
 def study(folder: Path, count: int) -> StudyConfig:
     """A study whose tasks lie in the folder."""
-    config = small_study(
+    config: StudyConfig = small_study(
         SCREEN, tasks={"root": str(folder / "tasks"), "splits": {"one": "data/splits/one.json"}}
     )
     config.desktop.count = count
@@ -71,8 +72,8 @@ def lend(folder: Path, count: int) -> None:
         if event == "act":
             log.write(f"{desktop.actions[-1][1]}\n")
 
-    remote_service.make_provider = lambda config: FakeProvider(note, delay_s=0.02)  # type: ignore[assignment]
-    remote_service.serve_desktops(study(folder, count), host="127.0.0.1", announce=folder / "pools")
+    with mock.patch.object(remote_service, "make_provider", lambda _: FakeProvider(note, delay_s=0.02)):
+        remote_service.serve_desktops(study(folder, count), host="127.0.0.1", announce=folder / "pools")
 
 
 class Campaign:

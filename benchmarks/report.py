@@ -19,6 +19,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from playwright.sync_api import Playwright, sync_playwright
 
@@ -44,15 +45,11 @@ TIMES = """() => {
 def write_page(folder: Path, out: Path, plain_bytes: int | None) -> float:
     """Seconds that it takes."""
     config = load_config(folder / "synthetic.yaml")
-    usual = render_module.pack
-    if plain_bytes is not None:
-        render_module.pack = partial(pack, plain_bytes=plain_bytes)  # type: ignore[assignment]
-    began = time.perf_counter()
-    try:
+    used = pack if plain_bytes is None else partial(pack, plain_bytes=plain_bytes)
+    with mock.patch.object(render_module, "pack", used):
+        began = time.perf_counter()
         render_module.render_report(config, page_files(folder / "results" / config.name), out)
-    finally:
-        render_module.pack = usual
-    return time.perf_counter() - began
+        return time.perf_counter() - began
 
 
 def open_page(tools: Playwright, page: Path) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def power_shown(family: Family, design: Design) -> dict[str, float]:
 
 def table(studies: int) -> list[dict[str, Any]]:
     """A row per family, truth and spread."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, family in families(
         *load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
     ).items():
@@ -64,7 +64,7 @@ def table(studies: int) -> list[dict[str, Any]]:
 
 def intervals(studies: int) -> list[dict[str, Any]]:
     """Coverage without any effect; the spread is that of the difference."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     designs = ((32, 3, 6), (128, 3, 5), (369, 1, 5), (369, 3, 5), (369, 3, 10), (32, 1, 6), (128, 1, 5))
     for tasks, trials, trainings in designs:
         for points in SPREADS:
