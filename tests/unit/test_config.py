@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.cli import main
 from arpo_replica.config import load_config, parse_config
 from arpo_replica.config.decides import leaves
-from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.config.section import nested_model
 

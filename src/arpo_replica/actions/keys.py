@@ -5,10 +5,9 @@ ours) has exactly these names, and every provider can press every one of them: t
 """
 
 import re
-from pathlib import Path
 
 from arpo_replica.base.errors import FormatError
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 
 NAMED_KEYS = frozenset(
     [
@@ -24,7 +23,7 @@ NAMED_KEYS = frozenset(
 F13 to F24 are on no keyboard layout of a desktop of ours: nothing could press them.
 """
 
-_OTHERS = load_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_OTHERS = table_of(__file__)
 _OTHERS |= {str(digit): f"num{digit} kp{digit} numpad{digit} digit{digit}" for digit in range(10)}
 _SIDES = {**{key: key for key in ("ctrl", "alt", "shift", "super")}, "win": "super", "meta": "super"}
 ALIASES = {

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import load_yaml, read_yaml
+from arpo_replica.base.tables import load_yaml
+from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.policy.prompt import conversation_length

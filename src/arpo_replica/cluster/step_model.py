@@ -18,8 +18,8 @@ from pydantic import Field
 
 from arpo_replica.actions.coordinates import FACTOR, smart_resize
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.cluster.costs import Arithmetic, Sourced
-from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.training.job import outline

@@ -1,7 +1,6 @@
 """Read a study's YAML into a ``StudyConfig``; every mistake becomes one sentence."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig, merge
 
 UNSHOWN = {"endpoint", "pools", "api_key_variable", "token_variable"}
@@ -26,36 +26,6 @@ FORMS = {
     r"^[/$][A-Za-z0-9_./${}\-]*$": "give a path from '/' or '$' on, of letters, digits, '_', '.' and '-'",
 }
 """Pattern of a key -> what to write, for people."""
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is ten times faster
-    """Safe YAML in which nothing is lost in silence: no key twice; 24:00:00 and 012345 stay text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                raise ValueError(
-                    f"'{key.value}' stands twice, in lines {lines[key.value]} and {line}; keep one"
-                )
-            if isinstance(key.value, str):
-                lines[key.value] = line
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-# YAML 1.1 counts 24:00:00 to the base of 60 and 012345 to that of 8.
-_KEPT_AS_TEXT = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)$")
-_Loader.yaml_implicit_resolvers = {
-    first: [("tag:yaml.org,2002:str", _KEPT_AS_TEXT), *resolvers] if first in "-+0123456789" else resolvers
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-
-
-def load_yaml(text: str | bytes) -> Any:
-    """The content of YAML text, read in one way everywhere. Raises ``ValueError`` or ``yaml.YAMLError``."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
 
 
 def load_config(*paths: Path) -> StudyConfig:

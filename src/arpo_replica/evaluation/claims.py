@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arpo_replica.base.files import file_sha256, write_document
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import RELEASED_STAGE, StudyConfig
 from arpo_replica.evaluation import comparison as c
 from arpo_replica.evaluation import published as p

@@ -14,7 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import describe, load_yaml
+from arpo_replica.base.tables import load_yaml
+from arpo_replica.config.load import describe
 from arpo_replica.evaluation.records import Contradiction, Document, Effort, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]

@@ -5,12 +5,11 @@ play those parts is said in the config's section ``targets``. What a study lacks
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import TargetName
 
@@ -38,10 +37,7 @@ class Target:
         return "README, 128 tasks" if self.name == "readme128" else self.place.partition(",")[0]
 
 
-TARGETS = {
-    name: Target(name, **facts)
-    for name, facts in load_yaml(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
-}
+TARGETS = {name: Target(name, **facts) for name, facts in table_of(__file__).items()}
 
 
 def target_of(config: StudyConfig, name: str) -> Target:

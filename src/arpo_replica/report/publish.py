@@ -17,8 +17,8 @@ from arpo_replica.base.checkout import CHANGED, require_clean
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.base.unfinished import ASIDE
-from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.osworld_export import export_osworld
 from arpo_replica.evaluation.records import Claims, Summary

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import Claims, Summary

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.cluster.costs import rollout_gpus, train_gpus
-from arpo_replica.config.load import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.tasks import NoiseKind, NoisyTasksConfig
 from arpo_replica.suites.miniwob.pages import DOMAIN, to_bytes
 from arpo_replica.tasks.model import Task
 
 Step = dict[str, Any]
 
-_TEXTS = load_yaml(Path(__file__).with_suffix(".yaml").read_text())
+_TEXTS = table_of(__file__)
 _VISITS = 4
 _SUFFIXES = (".txt", ".md", ".log", ".csv", ".rst")
 _FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures", "Public", "Templates")

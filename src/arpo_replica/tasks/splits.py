@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_document
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import ReadPath
 from arpo_replica.tasks.model import Task, load_task

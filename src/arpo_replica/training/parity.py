@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config import StudyConfig, load_config
 from arpo_replica.config.docs import render_markdown
-from arpo_replica.config.load import load_yaml
 from arpo_replica.config.section import Section
 from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.job import outline

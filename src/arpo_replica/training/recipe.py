@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.config.training import SpeedConfig, TrainingConfig
 from arpo_replica.policy.prompt import check_context
@@ -25,7 +25,7 @@ ATTENTION = "arpo_packed"
 ARITHMETIC = f"{PACKAGE}.arithmetic"
 ADVANTAGES, CURRENT_POLICY = "episodes", "current_policy"
 """Names of our advantages and of our loss in verl's registries (``arithmetic``)."""
-FIXED: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("verl.yaml").read_text("utf-8"))
+FIXED: dict[str, dict[str, Any]] = table_of(__file__, "verl.yaml")
 """``all``, ``cpu``, ``cuda`` -> verl's keys that no config decides and no source of ARPO speaks of."""
 AHEAD = 1
 """Batches in work beside the one that the trainer waits for (verl: num_warmup_batches)."""

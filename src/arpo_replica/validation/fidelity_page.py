@@ -9,8 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.docs import render_markdown
-from arpo_replica.config.load import load_yaml
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S
 from arpo_replica.validation.validate import KNOWN_ISSUES, MODES, load_known_issues
 

@@ -29,7 +29,7 @@ from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.job import Job, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
@@ -130,7 +130,7 @@ def listening() -> Iterator[Notice]:
 
 def environment(job: Job) -> dict[str, str]:
     """The environment of a training; what is the same for all stands in ``environment.yaml``."""
-    written: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_name("environment.yaml").read_text())
+    written: dict[str, dict[str, str]] = table_of(__file__, "environment.yaml")
     fixed = written["all"] | written[job.config.accelerator]
     return {
         # Slurm names a job's GPUs for every maker at once, which verl refuses.

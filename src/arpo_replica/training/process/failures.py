@@ -1,15 +1,14 @@
 """What the end of a training's log means to its user: one sentence with the key to change."""
 
 import re
-from pathlib import Path
 from typing import Any
 
-from arpo_replica.config.load import load_yaml
+from arpo_replica.base.tables import table_of
 from arpo_replica.training.job import Job
 
 ENV_ERROR = re.compile(r"env_error in [^\n]{1,200}?attempt \d+: ([^\n]{1,300})")
 """A line of the agent loop's."""
-FAILURES: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_suffix(".yaml").read_text())
+FAILURES: dict[str, dict[str, Any]] = table_of(__file__)
 """Name -> what a log says (``log``) and what to do (``fix``). The first that fits counts."""
 PORT_TAKEN = "port_taken"
 """The one failure that the next start may not have."""
