@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import GuestConfig
-from .files import APPLICATIONS, CHROME_ENTRY, POLICY, static_files
+from .files import APPLICATIONS, POLICY, setting, static_files
 from .processes import forbid_tracing
 
 CONTROL = Path("/run/arpo/control")
@@ -68,7 +68,8 @@ def write_image_files() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}" if place == POLICY else file.text)
             path.chmod(file.mode)
-    (APPLICATIONS / "google-chrome.desktop").write_text(CHROME_ENTRY)
+    # Chromium under the name that tasks know.
+    (APPLICATIONS / "google-chrome.desktop").write_text(setting("google-chrome.desktop"))
     listed = subprocess.run(
         ["dpkg-query", "--show", "--showformat", "${Package} ${Version} ${db:Status-Status}\n", *PACKAGES],
         stdout=subprocess.PIPE,

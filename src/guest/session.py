@@ -17,7 +17,7 @@ from Xlib.display import Display
 from Xlib.error import DisplayConnectionError
 
 from .config import GuestConfig
-from .files import BACKGROUND, panel_settings, profile, write_x_authority
+from .files import BACKGROUND, PANELS, profile, write_x_authority
 from .input import InputDevice
 from .processes import (
     Threads,
@@ -99,11 +99,9 @@ class Session:
         """Bar, dock and background. A policy that kills them has made its own desktop, not broken it."""
         if self.config.panels:
             await self.spawn(["xsetroot", "-solid", BACKGROUND])
-            for name in panel_settings():
+            for name in PANELS:
                 await self.spawn(["tint2", "-c", f"{self.config.share}/{name}"])
-            await _until(
-                lambda: len(self.windows.docks()) == len(panel_settings()), "the dock", self.config.start_s
-            )
+            await _until(lambda: len(self.windows.docks()) == len(PANELS), "the dock", self.config.start_s)
 
     def _limit(self) -> None:
         config = self.config

@@ -28,7 +28,7 @@ from arpo_replica.providers.relay import owner_of, relay
 from arpo_replica.tasks.model import Task
 from arpo_replica.workflow.study import Study
 from guest.container_start import image_config
-from guest.files import panel_settings, static_files, write_x_authority
+from guest.files import BACKGROUND, static_files, write_x_authority
 
 
 def task(config=(), **raw):
@@ -109,10 +109,12 @@ def test_the_guest_looks_where_the_image_has_its_files():
 
 
 def test_bar_and_dock_have_the_size_of_osworlds():
-    settings = panel_settings()
-    assert "panel_size = 100% 27" in settings["bar.tint2rc"]
-    assert "panel_size = 100% 70" in settings["dock.tint2rc"]
-    assert "/usr/share/applications/google-chrome.desktop" in settings["dock.tint2rc"]
+    windowed = image_config((1920, 1080), fullscreen=False)
+    bar, dock = (static_files(windowed)[f"{windowed.share}/{name}.tint2rc"].text for name in ("bar", "dock"))
+    assert "panel_size = 100% 27" in bar
+    assert "panel_size = 100% 70" in dock
+    assert "/usr/share/applications/google-chrome.desktop" in dock
+    assert f"background_color = {BACKGROUND} 100" in bar
 
 
 def test_x_authority_is_read_by_x_programs(tmp_path):

@@ -85,8 +85,8 @@ def test_archives_are_the_same_bytes_each_time(tmp_path):
     (tmp_path / "a").write_text("a")
     assert pack_folder(tmp_path) == pack_folder(tmp_path)
     names = zipfile.ZipFile(__import__("io").BytesIO(pack_guest())).namelist()
-    assert "guest/__main__.py" in names
-    assert all(name.startswith("guest/") and name.endswith(".py") for name in names)
+    assert {"guest/__main__.py", "guest/settings/openbox.xml"} <= set(names)
+    assert all(name.startswith("guest/") and "__pycache__" not in name for name in names)
 
 
 def test_processes_are_found_below_their_parent():

@@ -85,12 +85,12 @@ class DataFiles:
         self.fds.clear()
 
 
-def pack_folder(folder: Path, prefix: str = "", suffixes: tuple[str, ...] = ()) -> bytes:
+def pack_folder(folder: Path, prefix: str = "") -> bytes:
     """A folder as an uncompressed zip archive, the same bytes each time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and (not suffixes or path.suffix in suffixes):
+            if path.is_file() and path.parent.name != "__pycache__":
                 name = prefix + path.relative_to(folder).as_posix()
                 archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
     return buffer.getvalue()
@@ -100,7 +100,7 @@ def pack_guest() -> bytes:
     """The guest's code as a zip archive that Python imports as the package ``guest``."""
     spec = importlib.util.find_spec("guest")
     assert spec is not None and spec.submodule_search_locations
-    return pack_folder(Path(next(iter(spec.submodule_search_locations))), "guest/", (".py",))
+    return pack_folder(Path(next(iter(spec.submodule_search_locations))), "guest/")
 
 
 def guest_command(config: GuestConfig) -> list[str]:

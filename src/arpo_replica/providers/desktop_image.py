@@ -53,7 +53,9 @@ class ImageInputs:
                 sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
             )
             found |= {path.relative_to(self.folder).as_posix(): path for path in inside}
-        return found | {f"guest/{path.name}": path for path in sorted(find(GUEST).glob("*.py"))}
+        code, guest = find(GUEST), ("*.py", "settings/*")
+        inside = [path for pattern in guest for path in sorted(code.glob(pattern))]
+        return found | {f"guest/{path.relative_to(code).as_posix()}": path for path in inside}
 
     def digest(self) -> str:
         """sha256 over names and contents and the build's arguments."""
