@@ -12,6 +12,7 @@ is the sum of an episode's replies in seconds, so desktops have no part in it. `
 what vLLM's own counters make of it: what ``e2e`` has beside ``queue``, ``prefill`` and ``decode`` is work on
 screenshots before the engine has them. Reduced weights (``serving.quantization``) are made from weights
 in files, so ``--quantization`` writes random ones first, as ``--weights`` does without reducing them.
+``by_log``: what vLLM's log says of memory, in GiB.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ COUNTERS = {
 }
 """Parts of a request's time and vLLM's counters of them, in seconds."""
 CACHES = {"prefix": "prefix_cache", "screenshots": "mm_cache"}
+MEMORY = {
+    "weights_gib": r"Model loading took ([\d.]+) GiB",
+    "kv_cache_gib": r"Available KV cache memory: ([\d.]+) GiB",
+    "graphs_gib": r"CUDA graph pool memory: ([\d.]+) GiB \(actual\)",
+}
+"""What a started vLLM's log says."""
 
 
 class OurVllm(VllmServer):
@@ -162,6 +169,11 @@ def by_counters(before: dict[str, float], after: dict[str, float], episodes: int
     }
 
 
+def by_log(text: str) -> dict[str, float]:
+    """Memory of the card in GiB, as vLLM's log has it; the CPU build says little of it."""
+    return {name: float(found[1]) for name, line in MEMORY.items() if (found := re.search(line, text))}
+
+
 async def measure(
     server: VllmServer,
     config: StudyConfig,
@@ -175,7 +187,8 @@ async def measure(
     sampling = Sampling(1.0, 1.0, config.policy.max_new_tokens, {"ignore_eos": True})
     async with server:
         result["ready_s"] = round(await server.ready(), 1)
-        print(f"ready after {result['ready_s']} s", flush=True)
+        result["by_log"] = by_log(server.log.read_text(errors="replace"))
+        print(f"ready after {result['ready_s']} s", result["by_log"], flush=True)
         async with Endpoint(
             server.url, model=SERVED_NAME, api_key=server.api_key, timeout_s=300, connections=64
         ) as endpoint:

@@ -12,6 +12,7 @@ are for dry runs without a GPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from pathlib import Path
@@ -195,11 +196,15 @@ def build_shape(
     shape: str, folder: Path, *, weights: bool, min_pixels: int = 78_400, max_pixels: int = 2_116_800
 ) -> Path:
     """Write the folder in Hugging Face format; returns it."""
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(shape, folder, min_pixels, max_pixels)
     config = model_config(shape)
     if weights:
         build_model(shape).save_pretrained(folder, max_shard_size="5GB")
+        gc.collect()
+        torch.cuda.empty_cache()  # torch would keep the model's room on the card from vLLM's process
     else:
         config.save_pretrained(folder)
     write_json(

@@ -240,7 +240,7 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
     ("gpu", FAIL, CUDA, {"says": {"nvidia-smi": Answer(0, "T4, 570.1, 16000, 15000")}}, "larger card"),
     ("gpu", WARN, ADAPTERS, {"says": {"nvidia-smi": Answer(0, "H, 570.1, 81920, 20000")}}, "nvidia-smi"),
     ("gpu", FAIL, UNTRAINED, {"says": {"nvidia-smi": Answer(0, "A4000, 570.1, 16000, 15900")}}, "larger"),
-    ("gpu", OK, REDUCED, {"says": {"nvidia-smi": Answer(0, "A4000, 570.1, 16000, 15900")}}, "about 14"),
+    ("gpu", OK, REDUCED, {"says": {"nvidia-smi": Answer(0, "A4000, 570.1, 16000, 15900")}}, "about 13"),
     ("gpu", FAIL, CUDA, {"env": {"CUDA_VISIBLE_DEVICES": ""}}, "unset"),
     ("slurm", OK, {}, {}, "gpu (GPUs); states by squeue"),
     ("slurm", OK, {}, {"no_program": ("sinfo",)}, "no Slurm"),

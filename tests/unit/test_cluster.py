@@ -28,6 +28,7 @@ from arpo_replica.cluster.costs import (
     PRICES_FILE,
     JobEstimate,
     Rate,
+    all_costs,
     estimate,
     memory_need,
     read_prices,
@@ -486,7 +487,7 @@ def test_adapters_make_room_and_what_is_not_measured_says_so() -> None:
     ("size", "quantization", "said"),
     [
         ("7b", None, "about 20 GiB at least."),
-        ("7b_fp8", "fp8", "about 14 GiB at least (serving.quantization: fp8)."),
+        ("7b_fp8", "fp8", "about 13 GiB at least (serving.quantization: fp8)."),
         ("7b_4bit", "bitsandbytes", "about 10 GiB at least (serving.quantization: bitsandbytes)."),
     ],
 )
@@ -499,6 +500,18 @@ def test_what_serves_reduced_weights_needs_less_memory(size, quantization, said)
     job = PlannedJob("collect_rollouts", False, {}, JobEstimate(hours=5, gpus=1, disk_gb=0, episodes=200))
     text = render(Plan(reduced, [job], []), read_prices(PRICES_FILE))
     assert f"Memory of each GPU that serves: computed, {said}" in text
+
+
+def test_what_reduced_weights_save_is_what_vllm_said_of_the_7b() -> None:
+    def took(name: str) -> float:
+        ran = json.loads((ROOT / f"benchmarks/results/gpu/serving_7b_{name}.json").read_bytes())
+        return float(ran["ours"]["by_log"]["weights_gib"])
+
+    memory = all_costs()["7b"].memory_gib
+    assert memory is not None and took("weights") < memory.serving
+    assert {name: took("weights") - took(name) for name in memory.saved} == pytest.approx(
+        memory.saved, abs=0.1
+    )
 
 
 def test_money_energy_and_tokens_are_those_of_the_users_prices(tmp_path: Path) -> None:

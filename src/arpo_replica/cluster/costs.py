@@ -91,6 +91,8 @@ class Memory(Section):
     """What such an update needs besides if no layer is computed again (``speed.checkpoint_share: 0``)."""
     serving: float
     """The least that vLLM can answer one conversation in: weights, cache, workspace."""
+    saved: dict[str, float]
+    """What ``serving.quantization`` saves of it, by its value."""
 
 
 class Costs(Section):
@@ -219,16 +221,12 @@ class MemoryNeed:
         return f"{self.update:.0f} GiB in an update, {self.rollouts:.0f} in rollouts, {says}: {cards}"
 
 
-SAVED_GIB = {"fp8": {"2b": 1.5, "7b": 6.5}, "bitsandbytes": {"2b": 2.2, "7b": 9.8}}
-"""What reduced weights save in serving, computed: those of the language model's layers alone are reduced."""
-
-
 def serving_gib(config: StudyConfig) -> float | None:
     """GPU memory in GiB that the study's rollouts need at least; None for a policy that every card holds."""
     memory, reduced = costs_of(config).memory_gib, config.serving.quantization
     if memory is None:
         return None
-    return memory.serving - (SAVED_GIB[reduced][config.plain_size] if reduced else 0.0)
+    return memory.serving - (memory.saved[reduced] if reduced else 0.0)
 
 
 def memory_need(config: StudyConfig, arm: str) -> MemoryNeed | None:
