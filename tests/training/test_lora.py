@@ -29,7 +29,7 @@ from arpo_replica.training.lora import merged_weights  # noqa: E402
 from arpo_replica.training.recipe import (  # noqa: E402
     LANGUAGE_LAYERS,
     TOWER_LAYERS,
-    lora_overrides,
+    adapted_layers,
 )
 from training.stage_process import StageProcess  # noqa: E402
 from training.test_resume import OPTIONS, compare, in_update, scripted_config  # noqa: E402
@@ -66,8 +66,7 @@ def test_whole_weights_answer_as_the_model_with_adapters_does(tmp_path: Path) ->
     build_tiny_model(tmp_path / "model")
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
     names = {name: value.shape for name, value in plain.state_dict().items()}
-    settings = lora_overrides(outline(lora_config(), "arpo", "train_4"))
-    targets = settings["actor_rollout_ref.model.target_modules"]
+    targets = adapted_layers(outline(lora_config(), "arpo", "train_4"))
     adapted = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=targets)).eval()
     ids = torch.arange(5, 25).unsqueeze(0)
     with torch.no_grad():

@@ -1,7 +1,9 @@
 """YAML, read in one way everywhere, and the tables that lie beside the modules which use them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -41,3 +43,17 @@ def table_of(module: str, name: str = "") -> Any:
     """The YAML file beside a module (its ``__file__``), of the same name or of another one."""
     path = Path(module)
     return load_yaml((path.with_name(name) if name else path.with_suffix(".yaml")).read_text("utf-8"))
+
+
+_FIELD = re.compile(r"\{([a-z_.0-9]+)\}")
+
+
+def filled(table: Mapping[str, Any], **names: Any) -> dict[str, Any]:
+    """The table with each ``{name.attribute}`` in its texts filled in; a text that is nothing but one becomes
+    the value itself, a number for one."""
+
+    def value_of(text: str) -> Any:
+        alone = _FIELD.fullmatch(text)
+        return Formatter().get_field(alone[1], (), names)[0] if alone else text.format(**names)
+
+    return {key: value_of(value) if isinstance(value, str) else value for key, value in table.items()}
