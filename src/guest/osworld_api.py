@@ -22,7 +22,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from .server import failure
 from .session import Session
 
 COMMAND_S = 120.0
@@ -31,6 +30,31 @@ OPEN_S = 30.0
 FILM_START_S = 30.0
 FILM = "recording.mp4"
 WALLPAPER_KEY = ["org.gnome.desktop.background", "picture-uri"]
+Answer = web.Response | dict[str, Any] | list[Any] | str
+"""A dict or a list goes out as JSON, a string as text."""
+Handler = Callable[[Any], Awaitable[Answer]]
+"""Of a request's JSON, of its form, or of None."""
+
+
+class Failed(Exception):
+    """What was asked for cannot be done."""
+
+
+def endpoint(handler: Handler, read: Callable[[web.Request], Awaitable[Any]] | None) -> Any:
+    """``handler`` as aiohttp calls it. ``read``: how it wants the body; None: not at all."""
+
+    async def answer(request: web.Request) -> web.Response:
+        body = None if read is None else await read(request)
+        try:
+            made = await handler(body)
+        except (Failed, OSError, aiohttp.ClientError) as problem:
+            message = {"status": "error", "message": str(problem) or repr(problem)}
+            return web.json_response(message, status=500)
+        if isinstance(made, web.Response):
+            return made
+        return web.Response(text=made) if isinstance(made, str) else web.json_response(made)
+
+    return answer
 
 
 class Recorder:
@@ -40,7 +64,7 @@ class Recorder:
         self.session = session
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, request: web.Request) -> web.Response:
+    async def start(self, _: None) -> Answer:
         """Film the screen with ffmpeg until /end_recording."""
         if self._process is not None and self._process.returncode is None:
             return web.json_response({"status": "error", "message": "a recording runs already"}, status=400)
@@ -49,18 +73,15 @@ class Recorder:
         command += ["-framerate", "30", "-i", self.session.environment["DISPLAY"]]
         command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-flush_packets", "1", str(self._film())]
         self._film().unlink(missing_ok=True)
-        try:
-            self._process = await self.session.spawn(command)
-        except OSError as problem:
-            return failure(problem)
+        self._process = await self.session.spawn(command)
         deadline = time.monotonic() + FILM_START_S
         while not self._film().exists() or self._film().stat().st_size == 0:
             if self._process.returncode is not None or time.monotonic() > deadline:
-                return failure(RuntimeError("ffmpeg does not film"))
+                raise Failed("ffmpeg does not film")
             await asyncio.sleep(0.05)
-        return web.json_response({"status": "success", "message": "Started recording"})
+        return {"status": "success", "message": "Started recording"}
 
-    async def end(self, request: web.Request) -> web.Response:
+    async def end(self, _: None) -> Answer:
         """The film as mp4."""
         process, self._process = self._process, None
         if process is None:
@@ -68,10 +89,7 @@ class Recorder:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         await process.wait()
-        try:
-            return web.Response(body=self._film().read_bytes(), content_type="video/mp4")
-        except OSError as problem:
-            return failure(problem)
+        return web.Response(body=self._film().read_bytes(), content_type="video/mp4")
 
     def _film(self) -> Path:
         return self.session.private / FILM
@@ -87,63 +105,61 @@ class OsworldApi:
 
     def routes(self) -> list[web.RouteDef]:
         """Endpoint table."""
-        post: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+        by_json: dict[str, Handler] = {
             "/execute": self.execute,
             "/setup/execute": self.execute,
             "/execute_with_verification": self.execute_with_verification,
             "/setup/execute_with_verification": self.execute_with_verification,
             "/setup/launch": self.launch,
-            "/setup/upload": self.upload,
             "/setup/download_file": self.download_file,
             "/setup/open_file": self.open_file,
             "/setup/activate_window": self.activate_window,
             "/setup/close_window": self.close_window,
             "/setup/change_wallpaper": self.change_wallpaper,
-            "/wallpaper": self.wallpaper,
-            "/file": self.file,
-            "/screen_size": self.screen_size,
-            "/window_size": self.window_size,
-            "/desktop_path": self.desktop_path,
             "/list_directory": self.list_directory,
-            "/start_recording": self._recorder.start,
-            "/end_recording": self._recorder.end,
             "/run_python": self.run_python,
             "/run_bash_script": self.run_bash_script,
         }
-        get: dict[str, Callable[[web.Request], Awaitable[web.Response]]] = {
+        by_form: dict[str, Handler] = {
+            "/setup/upload": self.upload,
+            "/file": self.file,
+            "/window_size": self.window_size,
+        }
+        post: dict[str, Handler] = {
+            "/wallpaper": self.wallpaper,
+            "/screen_size": self.screen_size,
+            "/desktop_path": self.desktop_path,
+            "/start_recording": self._recorder.start,
+            "/end_recording": self._recorder.end,
+        }
+        get: dict[str, Handler] = {
             "/terminal": self.terminal,
             "/accessibility": self.accessibility,
             "/platform": self.platform,
             "/cursor_position": self.cursor_position,
         }
         return [
-            *(web.post(path, handler) for path, handler in post.items()),
-            *(web.get(path, handler) for path, handler in get.items()),
+            *(web.post(path, endpoint(handler, web.Request.json)) for path, handler in by_json.items()),
+            *(web.post(path, endpoint(handler, web.Request.post)) for path, handler in by_form.items()),
+            *(web.post(path, endpoint(handler, None)) for path, handler in post.items()),
+            *(web.get(path, endpoint(handler, None)) for path, handler in get.items()),
         ]
 
     # -- programs ---------------------------------------------------------------------------------
 
-    async def execute(self, request: web.Request) -> web.Response:
+    async def execute(self, body: dict[str, Any]) -> Answer:
         """``{command, shell}`` -> ``{status, output, error, returncode}``."""
-        body = await request.json()
-        return await self._finished(
-            self._command(body.get("command", []), bool(body.get("shell"))), COMMAND_S
-        )
+        return await self._finished(self._command(body), COMMAND_S)
 
-    async def execute_with_verification(self, request: web.Request) -> web.Response:
+    async def execute_with_verification(self, body: dict[str, Any]) -> Answer:
         """As execute; then waits until the window exists and the check command succeeds."""
-        body = await request.json()
-        command = self._command(body.get("command", []), bool(body.get("shell")))
         wanted = body.get("verification") or {}
-        try:
-            code, output, error = await self._run(command, COMMAND_S)
-        except (OSError, ValueError, TimeoutError) as problem:
-            return failure(problem)
+        code, output, error = await self._run(self._command(body), COMMAND_S)
         result = {"output": output, "error": error, "returncode": code}
         deadline = time.monotonic() + float(body.get("max_wait_time", 10))
         while True:
             if await self._verified(wanted):
-                return web.json_response({"status": "success", **result, "verification": "success"})
+                return {"status": "success", **result, "verification": "success"}
             if time.monotonic() > deadline:
                 return web.json_response({"status": "verification_failed", **result}, status=500)
             await asyncio.sleep(min(float(body.get("check_interval", 1)), 1.0))
@@ -158,21 +174,17 @@ class OsworldApi:
         if not check:
             return True
         try:
-            return (await self._run(self._command(check, True), 5.0))[0] == 0
-        except (OSError, TimeoutError):
+            return (await self._run(self._command({"command": check, "shell": True}), 5.0))[0] == 0
+        except OSError:
             return False
 
-    async def launch(self, request: web.Request) -> web.Response:
+    async def launch(self, body: dict[str, Any]) -> Answer:
         """``{command, shell}``: start a program, do not wait for it."""
-        body = await request.json()
-        command = self._command(body.get("command", []), bool(body.get("shell")))
+        command = self._command(body)
         if self._runs_already(command):
-            return web.Response(text=f"{shlex.join(command)} runs already")
-        try:
-            await self.session.spawn(command)
-        except (OSError, ValueError) as problem:
-            return failure(problem)
-        return web.Response(text=f"{shlex.join(command)} launched successfully")
+            return f"{shlex.join(command)} runs already"
+        await self.session.spawn(command)
+        return f"{shlex.join(command)} launched successfully"
 
     def _runs_already(self, command: list[str]) -> bool:
         """A full-screen desktop has its browser and its DevTools relay from the start."""
@@ -183,38 +195,29 @@ class OsworldApi:
             return self.session.browser_alive and all(word.startswith("--") for word in command[1:])
         return program == "socat" and any(word.startswith("tcp-listen:9222") for word in command[1:])
 
-    async def run_python(self, request: web.Request) -> web.Response:
+    async def run_python(self, body: dict[str, Any]) -> Answer:
         """``{code}`` -> ``{status, output, error, return_code}``."""
-        body = await request.json()
-        return await self._finished(
-            ["/usr/bin/python3", "-c", str(body.get("code", ""))], PYTHON_S, code_key="return_code"
-        )
+        answer = await self._finished(["/usr/bin/python3", "-c", str(body.get("code", ""))], PYTHON_S)
+        code = answer.pop("returncode")
+        return {**answer, "return_code": code, "status": "success" if code == 0 else "error"}
 
-    async def run_bash_script(self, request: web.Request) -> web.Response:
+    async def run_bash_script(self, body: dict[str, Any]) -> Answer:
         """``{script, timeout, working_dir}``; stdout and stderr come merged in ``output``."""
-        body = await request.json()
         script = f"exec 2>&1\n{body.get('script', '')}"
-        folder = body.get("working_dir")
         limit = float(body.get("timeout", PYTHON_S))
-        return await self._finished(["/bin/bash", "-c", script], limit, folder)
+        return await self._finished(["/bin/bash", "-c", script], limit, body.get("working_dir"))
 
     async def _finished(
-        self, command: list[str], limit_s: float, folder: str | None = None, code_key: str = "returncode"
-    ) -> web.Response:
-        try:
-            code, output, error = await self._run(command, limit_s, folder)
-        except (OSError, ValueError, TimeoutError) as problem:
-            return failure(problem)
-        answer = {"status": "success", "output": output, "error": error, code_key: code}
-        if code_key != "returncode":
-            answer["status"] = "success" if code == 0 else "error"
-        return web.json_response(answer)
+        self, command: list[str], limit_s: float, folder: str | None = None
+    ) -> dict[str, Any]:
+        code, output, error = await self._run(command, limit_s, folder)
+        return {"status": "success", "output": output, "error": error, "returncode": code}
 
     async def _run(
         self, command: list[str], limit_s: float, folder: str | None = None
     ) -> tuple[int, str, str]:
         if not command:
-            raise ValueError("no command")
+            raise Failed("no command")
         process = await asyncio.create_subprocess_exec(
             *command,
             env=self.session.environment,
@@ -233,8 +236,9 @@ class OsworldApi:
             raise TimeoutError(f"{shlex.join(command)[:200]} took longer than {limit_s:g} s") from None
         return process.returncode or 0, output.decode(errors="replace"), error.decode(errors="replace")
 
-    def _command(self, command: str | list[str], shell: bool) -> list[str]:
-        if shell:
+    def _command(self, body: dict[str, Any]) -> list[str]:
+        command: str | list[str] = body.get("command", [])
+        if body.get("shell"):
             text = command if isinstance(command, str) else " ".join(command)
             return ["/bin/bash", "-c", text]
         words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
@@ -245,162 +249,141 @@ class OsworldApi:
 
     # -- files ------------------------------------------------------------------------------------
 
-    async def upload(self, request: web.Request) -> web.Response:
+    async def upload(self, form: dict[str, Any]) -> Answer:
         """Multipart ``file_path``, ``file_data``: write the file, make its folders."""
-        form = await request.post()
         place, data = form.get("file_path"), form.get("file_data")
         if not isinstance(place, str) or not isinstance(data, web.FileField):
             return web.Response(text="file_path and file_data are wanted", status=400)
-        path = Path(self._expand(place))
-        try:
-            await asyncio.to_thread(_store, path, data.file.read())
-        except OSError as problem:
-            return failure(problem)
-        return web.Response(text="File Uploaded")
+        await asyncio.to_thread(_store, Path(self._expand(place)), data.file.read())
+        return "File Uploaded"
 
-    async def download_file(self, request: web.Request) -> web.Response:
+    async def download_file(self, body: dict[str, Any]) -> Answer:
         """``{url, path}``: load a file from the network, if this desktop has one."""
-        body = await request.json()
         url, path = str(body.get("url", "")), Path(self._expand(str(body.get("path", ""))))
         if not url.startswith(("http://", "https://")) or not path.name:
             return web.Response(text="url and path are wanted", status=400)
         limit = aiohttp.ClientTimeout(total=COMMAND_S)
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=limit, raise_for_status=True) as http,
-                http.get(url) as answer,
-            ):
-                await asyncio.to_thread(_store, path, await answer.read())
-        except (OSError, aiohttp.ClientError, TimeoutError) as problem:
-            return failure(problem)
-        return web.Response(text="File downloaded successfully")
+        async with (
+            aiohttp.ClientSession(timeout=limit, raise_for_status=True) as http,
+            http.get(url) as answer,
+        ):
+            await asyncio.to_thread(_store, path, await answer.read())
+        return "File downloaded successfully"
 
-    async def file(self, request: web.Request) -> web.Response:
+    async def file(self, form: dict[str, Any]) -> Answer:
         """Form ``file_path`` -> bytes; 404 if there is no such file."""
-        form = await request.post()
         path = Path(self._expand(str(form.get("file_path", ""))))
         try:
             body = await asyncio.to_thread(path.read_bytes)
-            return web.Response(body=body, content_type="application/octet-stream")
         except (FileNotFoundError, IsADirectoryError):
             return web.json_response({"error": "File not found"}, status=404)
-        except OSError as problem:
-            return failure(problem)
+        return web.Response(body=body, content_type="application/octet-stream")
 
-    async def desktop_path(self, request: web.Request) -> web.Response:
+    async def desktop_path(self, _: None) -> Answer:
         """``{desktop_path}``."""
-        return web.json_response({"desktop_path": f"{self.session.config.home}/Desktop"})
+        return {"desktop_path": f"{self.session.config.home}/Desktop"}
 
-    async def list_directory(self, request: web.Request) -> web.Response:
+    async def list_directory(self, body: dict[str, Any]) -> Answer:
         """``{path}`` -> ``{directory_tree}``, nested ``{type, name, children}``."""
-        path = Path(self._expand(str((await request.json()).get("path", ""))))
+        path = Path(self._expand(str(body.get("path", ""))))
         tree = await asyncio.to_thread(_tree, path)
         if tree["type"] != "directory":
             return web.json_response({"error": f"{path} is no folder"}, status=400)
-        return web.json_response({"directory_tree": tree})
+        return {"directory_tree": tree}
 
-    async def open_file(self, request: web.Request) -> web.Response:
+    async def open_file(self, body: dict[str, Any]) -> Answer:
         """``{path}``: open a file (or start a program of that name) and wait for its window."""
-        place = str((await request.json()).get("path", ""))
+        place = str(body.get("path", ""))
         path = Path(self._expand(place))
-        try:
-            exists = await asyncio.to_thread(path.exists)
-            await self.session.spawn(["xdg-open", str(path)] if exists else [place])
-        except OSError as problem:
-            return failure(problem)
+        exists = await asyncio.to_thread(path.exists)
+        await self.session.spawn(["xdg-open", str(path)] if exists else [place])
         deadline = time.monotonic() + OPEN_S
         while (window := self.session.windows.find(path.stem, False, False)) is None:
             if time.monotonic() > deadline:
                 return web.Response(text=f"no window shows {path.name}", status=500)
             await asyncio.sleep(0.05)
         self.session.windows.activate(window)
-        return web.Response(text="File opened and window activated successfully")
+        return "File opened and window activated successfully"
 
     # -- windows and screen -----------------------------------------------------------------------
 
-    async def activate_window(self, request: web.Request) -> web.Response:
+    async def activate_window(self, body: dict[str, Any]) -> Answer:
         """``{window_name, strict, by_class}``."""
-        return await self._window(request, self.session.windows.activate)
+        return self._window(body, self.session.windows.activate)
 
-    async def close_window(self, request: web.Request) -> web.Response:
+    async def close_window(self, body: dict[str, Any]) -> Answer:
         """``{window_name, strict, by_class}``."""
-        return await self._window(request, self.session.windows.close)
+        return self._window(body, self.session.windows.close)
 
-    async def _window(self, request: web.Request, act: Callable[[Any], None]) -> web.Response:
-        body = await request.json()
+    def _window(self, body: dict[str, Any], act: Callable[[Any], None]) -> Answer:
         name = str(body.get("window_name", ""))
         window = self.session.windows.find(name, bool(body.get("strict")), bool(body.get("by_class")))
         if not name or window is None:
             return web.Response(text=f"Window {name!r} not found", status=404 if name else 400)
         act(window)
-        return web.Response(text="done")
+        return "done"
 
-    async def screen_size(self, request: web.Request) -> web.Response:
+    async def screen_size(self, _: None) -> Answer:
         """``{width, height}``."""
         width, height = self.session.config.screen
-        return web.json_response({"width": width, "height": height})
+        return {"width": width, "height": height}
 
-    async def window_size(self, request: web.Request) -> web.Response:
+    async def window_size(self, form: dict[str, Any]) -> Answer:
         """Form ``app_class_name`` -> ``{width, height}``."""
-        name = str((await request.post()).get("app_class_name", ""))
+        name = str(form.get("app_class_name", ""))
         window = self.session.windows.find(name, False, True)
         if not name or window is None:
             return web.json_response({"error": f"no window of class {name!r}"}, status=404)
         width, height = self.session.windows.size(window)
-        return web.json_response({"width": width, "height": height})
+        return {"width": width, "height": height}
 
-    async def change_wallpaper(self, request: web.Request) -> web.Response:
+    async def change_wallpaper(self, body: dict[str, Any]) -> Answer:
         """``{path}``."""
-        path = Path(self._expand(str((await request.json()).get("path", ""))))
+        path = Path(self._expand(str(body.get("path", ""))))
         if not await asyncio.to_thread(path.is_file):
             return web.Response(text="File not found", status=404)
-        answer = await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
-        if shutil.which("feh") is not None:  # no GNOME shows what its settings say
-            await self.session.spawn(["feh", "--no-fehbg", "--bg-fill", str(path)])
-        return answer
-
-    async def wallpaper(self, request: web.Request) -> web.Response:
-        """The wallpaper's bytes."""
         try:
-            _, output, _ = await self._run(["gsettings", "get", *WALLPAPER_KEY], PYTHON_S)
-            path = Path(output.strip().strip("'").removeprefix("file://"))
-            return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type="image/png")
-        except (OSError, TimeoutError) as problem:
-            return failure(problem)
+            return await self._finished(["gsettings", "set", *WALLPAPER_KEY, path.as_uri()], PYTHON_S)
+        finally:
+            if shutil.which("feh") is not None:  # no GNOME shows what its settings say
+                await self.session.spawn(["feh", "--no-fehbg", "--bg-fill", str(path)])
 
-    async def terminal(self, request: web.Request) -> web.Response:
+    async def wallpaper(self, _: None) -> Answer:
+        """The wallpaper's bytes."""
+        output = (await self._run(["gsettings", "get", *WALLPAPER_KEY], PYTHON_S))[1]
+        path = Path(output.strip().strip("'").removeprefix("file://"))
+        return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type="image/png")
+
+    async def terminal(self, _: None) -> Answer:
         """Text of the terminal in front; also what OSWorld's client tests the connection with."""
         try:
             output = await self._at_spi("--terminal")
-        except (OSError, TimeoutError, RuntimeError):
+        except (OSError, Failed):
             output = ""  # no accessibility bus, so no terminal that could be read
-        return web.json_response({"output": output, "status": "success"})
+        return {"output": output, "status": "success"}
 
-    async def accessibility(self, request: web.Request) -> web.Response:
+    async def accessibility(self, _: None) -> Answer:
         """``{"AT": xml}``."""
-        try:
-            return web.json_response({"AT": await self._at_spi("--tree")})
-        except (OSError, TimeoutError, RuntimeError) as problem:
-            return failure(problem)
+        return {"AT": await self._at_spi("--tree")}
 
     async def _at_spi(self, what: str) -> str:
         # A process of its own, one at a time: AT-SPI's library crashes when several threads use it.
         if self.session.config.fullscreen:
-            raise RuntimeError("this desktop has no accessibility bus")
+            raise Failed("this desktop has no accessibility bus")
         source = resources.files(__package__).joinpath("accessibility.py").read_text()
         async with self._accessibility:
             code, output, error = await self._run(["/usr/bin/python3", "-c", source, what], COMMAND_S)
         if code != 0:
-            raise RuntimeError(error.strip()[-300:])
+            raise Failed(error.strip()[-300:])
         return output
 
-    async def platform(self, request: web.Request) -> web.Response:
+    async def platform(self, _: None) -> Answer:
         """Name of the system, as text."""
-        return web.Response(text=platform.system())
+        return platform.system()
 
-    async def cursor_position(self, request: web.Request) -> web.Response:
+    async def cursor_position(self, _: None) -> Answer:
         """``[x, y]``."""
-        return web.json_response(list(self.session.input.position()))
+        return list(self.session.input.position())
 
 
 def _store(path: Path, data: bytes) -> None:

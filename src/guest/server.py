@@ -138,11 +138,6 @@ async def tell_errors(request: web.Request, handler: Handler) -> web.StreamRespo
         return web.json_response({"status": "error", "message": repr(error)}, status=500)
 
 
-def failure(problem: Exception) -> web.Response:
-    """OSWorld's answer to what could not be done."""
-    return web.json_response({"status": "error", "message": str(problem) or repr(problem)}, status=500)
-
-
 async def _json(request: web.Request) -> dict[str, Any]:
     try:
         body = await request.json()

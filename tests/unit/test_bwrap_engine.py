@@ -50,15 +50,17 @@ def test_the_filter_refuses_what_attacks_begin_with():
     assert answer(read) == ALLOW
     assert answer(call_filter.CLONE, fork_flags) == ALLOW
     assert answer(call_filter.CLONE, fork_flags | new_user) == EPERM
-    assert {answer(number) for number in call_filter.REFUSED.values()} == {EPERM}
-    assert {answer(number) for number in call_filter.ABSENT.values()} == {ENOSYS}
+    assert {answer(number) for number in call_filter.CALLS["refused"].values()} == {EPERM}
+    assert {answer(number) for number in call_filter.CALLS["absent"].values()} == {ENOSYS}
     assert answer(read, arch=0x40000003) == EPERM  # a program for 32-bit processors
     assert answer(call_filter.X32 | read) == EPERM
 
 
 def test_a_lone_root_is_told_that_owners_were_changed():
     filter_ = call_filter.owners_filter()
-    assert {answer(number, text=filter_) for number in call_filter.OWNERS.values()} == {call_filter.DONE}
+    assert {answer(number, text=filter_) for number in call_filter.CALLS["owners"].values()} == {
+        call_filter.DONE
+    }
     assert answer(0, text=filter_) == ALLOW
     assert answer(92, arch=0x40000003, text=filter_) == ALLOW  # numbers of another processor
 

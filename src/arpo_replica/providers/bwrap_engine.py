@@ -64,20 +64,7 @@ program of this user could, but none to this machine. What runs in it can change
 LINK_LOCAL = "169.254.0.0/16"
 """Where clouds tell a machine its secrets."""
 
-SUDO = b"""#!/bin/sh
-# No second user can be had here: what sudo runs stays the same user's (files of the home folder, no
-# packages).
-while [ $# -gt 0 ]; do
-    case $1 in
-    -u | -p | -g) shift 2 ;;
-    --) shift && break ;;
-    -*) shift ;;
-    *=*) export "$1" && shift ;;
-    *) break ;;
-    esac
-done
-exec "$@"
-"""
+SUDO = Path(__file__).with_name("sudo.sh").read_bytes()
 
 
 @dataclass

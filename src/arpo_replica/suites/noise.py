@@ -28,45 +28,12 @@ _SUFFIXES = (".txt", ".md", ".log", ".csv", ".rst")
 _FOLDERS = ("Desktop", "Documents", "Downloads", "Pictures", "Public", "Templates")
 _HOME = "/home/user"
 
-# What of an evaluator could see a kind of noise: names of its functions and types of its getters.
-_SEES_TABS = re.compile(r"tab|url|page|histor|website|cookie|access|dash", re.IGNORECASE)
-_SEES_HISTORY = re.compile(r"histor", re.IGNORECASE)
-_SEES_WINDOWS = re.compile(r"access|window|screen|terminal|wallpaper|dock", re.IGNORECASE)
-_SEES_FILES = re.compile(r"director|folder", re.IGNORECASE)
-_LOOKS_AT_WINDOWS = re.compile(r"wmctrl|xdotool|xprop|scrot|screenshot", re.IGNORECASE)
-_SEARCHES_HOME = re.compile(r"\bfind\b|\bgrep -r|\bls -R|\btree\b|os\.walk|\*\*|rglob", re.IGNORECASE)
-
 _DEBUGGING_PORT = re.compile(r"--remote-debugging-port=(\d+)")
-_BROWSER = """import sys, time, json, urllib.request as u
-base, page = sys.argv[1:3]
-def ask(path, method="GET"):
-    return json.loads(u.urlopen(u.Request(base + path, method=method), timeout=5).read() or b"null")
-end = time.monotonic() + 60
-while True:
-    try:
-        before = [p["id"] for p in ask("/json/list") if p["type"] == "page"]
-        if before:
-            break
-    except OSError:
-        pass
-    if time.monotonic() > end:
-        sys.exit("the browser does not answer")
-    time.sleep(0.1)
-"""
-_TO_THE_FRONT = 'u.urlopen(base + "/json/activate/" + before[0], timeout=5).read()\n'
-_OPEN_TAB = _BROWSER + 'ask("/json/new?" + page, "PUT")\n' + _TO_THE_FRONT
-# A tab for each page, closed when it has loaded: the browser then remembers the visit.
-_VISIT = (
-    _BROWSER
-    + """for page in sys.argv[2:]:
-    tab = ask("/json/new?" + page, "PUT")["id"]
-    while not any(p["id"] == tab and p["title"] for p in ask("/json/list")) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(0.2)
-    u.urlopen(base + "/json/close/" + tab, timeout=5).read()
-"""
-    + _TO_THE_FRONT
-)
+
+
+def _sees(what: str, text: str) -> bool:
+    """True if the text of an evaluator names something by which it could see that kind of noise."""
+    return re.search(_TEXTS["sees"][what], text, re.IGNORECASE) is not None
 
 
 def make_noisy(task: Task, settings: NoisyTasksConfig) -> Task:
@@ -154,14 +121,14 @@ def _text(task: Task) -> str:
 
 def _window_is_safe(task: Task) -> bool:
     return not (
-        _SEES_WINDOWS.search(_evaluator_names(task)) or _LOOKS_AT_WINDOWS.search(json.dumps(task.evaluator))
+        _sees("windows", _evaluator_names(task)) or _sees("words_windows", json.dumps(task.evaluator))
     )
 
 
 def _file_is_safe(task: Task) -> bool:
     return not (
-        _SEES_FILES.search(_evaluator_names(task))
-        or _SEARCHES_HOME.search(json.dumps(task.evaluator))
+        _sees("files", _evaluator_names(task))
+        or _sees("words_files", json.dumps(task.evaluator))
         or _place_of_file(task) is None
     )
 
@@ -172,7 +139,7 @@ def _tab_is_safe(task: Task) -> bool:
     steps = {str(step.get("type")) for step in task.config}
     # OSWorld's step that opens tabs closes the browser's first one, whichever that is.
     opens = steps & {"chrome_open_tabs", "chrome_close_tabs", "update_browse_history", "googledrive", "login"}
-    return not opens and _browser_step(task) is not None and not _SEES_TABS.search(_evaluator_names(task))
+    return not opens and _browser_step(task) is not None and not _sees("tabs", _evaluator_names(task))
 
 
 def _history_is_safe(task: Task) -> bool:
@@ -181,7 +148,7 @@ def _history_is_safe(task: Task) -> bool:
         task.domain != DOMAIN  # its browser fills the screen and shows no history
         and "update_browse_history" not in steps  # it puts another history in the place of this one
         and _browser_step(task) is not None
-        and not _SEES_HISTORY.search(f"{task.instruction} {json.dumps(task.evaluator)}")
+        and not _sees("history", f"{task.instruction} {json.dumps(task.evaluator)}")
     )
 
 
@@ -239,7 +206,7 @@ def _extra_tab(task: Task, source: random.Random) -> tuple[int, list[Step]]:
     at, port = found
     if task.domain == DOMAIN:
         return at + 1, [{"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}]
-    return at + 1, [_execute(["python3", "-c", _OPEN_TAB, f"http://localhost:{port}", page])]
+    return at + 1, [_in_browser("open_tab", f"http://localhost:{port}", page)]
 
 
 def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]]:
@@ -248,12 +215,17 @@ def _browser_history(task: Task, source: random.Random) -> tuple[int, list[Step]
     found = _browser_step(task)
     assert found is not None
     at, port = found
-    return at + 1, [_execute(["python3", "-c", _VISIT, f"http://127.0.0.1:{port}", *pages])]
+    return at + 1, [_in_browser("visit", f"http://127.0.0.1:{port}", *pages)]
 
 
 def _page(title: str, body: str) -> str:
     """The URL of a page that needs no server."""
     return f"data:text/html,<title>{title}</title><h1>{title}</h1><p>{body}</p>".replace(" ", "%20")
+
+
+def _in_browser(what: str, *arguments: str) -> Step:
+    programs = _TEXTS["browser"]
+    return _execute(["python3", "-c", programs["begin"] + programs[what] + programs["end"], *arguments])
 
 
 def _execute(command: list[str]) -> Step:

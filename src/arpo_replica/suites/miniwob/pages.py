@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.errors import DesktopError, UserError
+from arpo_replica.base.tables import table_of
 from arpo_replica.desktop.devtools import DevTools
 from arpo_replica.tasks.model import Task
 
@@ -25,26 +26,7 @@ AREA = (160, 210)
 END_COLOR = (0xDF, 0xEE, 0xE0)
 """Background of the sheet that covers a page when its episode has ended (``miniwob_start.js``)."""
 
-TRAINED_PAGES = (
-    "click-test-2",
-    "click-dialog",
-    "click-dialog-2",
-    "click-tab",
-    "click-color",
-    "identify-shape",
-    "focus-text",
-    "focus-text-2",
-    "click-widget",
-    "click-button-sequence",
-    "click-collapsible",
-    "enter-text",
-)
-"""Page types of the training splits and ``test_in``, and of the demonstrations (``nano.pages``)."""
-
-HELD_OUT_PAGES = ("click-test", "click-button", "click-option", "enter-text-dynamic")
-"""Page types of ``test_out`` only: like the trained ones, never shown to the policy before."""
-MORE_PAGES = ("enter-password", "login-user", "simple-arithmetic", "click-link", "grid-coordinate")
-"""Page types of no committed split, for plans and demonstrations of one's own."""
+TRAINED_PAGES, HELD_OUT_PAGES, MORE_PAGES = map(tuple[str, ...], table_of(__file__).values())
 KNOWN_PAGES = (*TRAINED_PAGES, *HELD_OUT_PAGES, *MORE_PAGES)
 """Page types that the expert can solve (``miniwob_expert.js``); only these become tasks or demonstrations."""
 
