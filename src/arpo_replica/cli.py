@@ -406,7 +406,7 @@ def run_compare(options: argparse.Namespace) -> int:
     ),
     description=(
         "A and B are folders of results of the two regimes. Differences are fractions. As long as a "
-        "registered pair is unfinished there is no answer and no mean."
+        "registered pair is unfinished there is no answer, and before A's first twelve are finished no mean."
     ),
 )
 def run_replay_study(options: argparse.Namespace) -> int:

@@ -212,9 +212,10 @@ def analyse(
     """The registered analysis from the ``summary.json`` of regime A and, if it was run, of regime B.
 
     ``without``: seeds of pairs that could not be ended; they are left out and named. While any other pair is
-    unfinished there is no answer and no mean: nobody may stop, or go on, because of it. A regime without an
-    answer counts in Holm's family of two with p = 1. Differences are fractions. Raises ``UserError`` for a
-    file that is no summary of such a study.
+    unfinished there is no answer, and before A's first pairs are finished no mean: nobody may stop, or go on,
+    because of it. From then on the number of pairs is settled and ``so_far`` describes those there are. A
+    regime without an answer counts in Holm's family of two with p = 1. Differences are fractions. Raises
+    ``UserError`` for a file that is no summary of such a study.
     """
     # The first twelve alone decide whether there are more, by how much they differ.
     summary = read_summary(steady)
@@ -232,11 +233,13 @@ def analyse(
     ]
     adjusted = st.holm(raw)
     found_a = _facts(a, len(planned)) | {"sd_of_first_pairs": spread, "twelve_more_pairs": more}
+    splits = {f"success on {split}": _numbers(gains) for split, gains in a.gains.items()}
+    (name, primary), *others = splits.items()
     if not a.unfinished:
-        splits = {f"success on {split}": _numbers(gains) for split, gains in a.gains.items()}
-        (name, primary), *others = splits.items()
         found_a["primary"] = {name: primary | {"p_holm": adjusted[0]}}
         found_a["secondary"] = {"area": _numbers(a.effect.area_by_seed), **dict(others)}
+    elif not first.unfinished:  # how many pairs there will be is settled: a look changes nothing any more
+        found_a["so_far"] = {name: primary, "area": _numbers(a.effect.area_by_seed), **dict(others)}
     found_a["answer"] = _no_answer(a) or steady_answer(paired, adjusted[0])
     if b is None:
         return {"A": found_a, "B": {"answer": ["not run"]}}
