@@ -98,11 +98,10 @@ class Study:
         """What a run here and now would lack, a sentence each: a dry run lists it, a run refuses to start."""
         given = {arm: self.config.of_arm(arm).policy for arm in self.config.given_arms}
         needed: list[Callable[[], object]] = [partial(self.check_weights, arm) for arm in given]
-        if any(policy.model != SERVED for policy in given.values()):
-            needed.append(lambda: python_of(heavy_environment(self.config.accelerator)))
-        if (
-            not self.is_collected()
-        ):  # tables and pages need no desktops and no server: a rented one may be gone
+        # Tables and pages need no desktops, no server and no torch: what was rented may be gone.
+        if not self.is_collected():
+            if any(policy.model != SERVED for policy in given.values()):
+                needed.append(lambda: python_of(heavy_environment(self.config.accelerator)))
             if self.config.report.published:
                 needed.append(lambda: require_clean(ROOT))  # before days of work that nobody may publish
             needed.append(lambda: make_provider(self.config.desktop).check())
