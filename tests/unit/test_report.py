@@ -201,8 +201,10 @@ def test_hostile_text_is_only_text(tmp_path: Path) -> None:
         text=lambda i: "\n".join(HOSTILE),
         instruction=HOSTILE[1] + HOSTILE[0],
     )
+    study.config.report.notes = [HOSTILE[0], "Registered before it was run."]
     evaluate(study)
     page = render(study)
+    assert "<li>Registered before it was run.</li>" in page.read_text()
     found = check(page)
     scripts = [a.get("type") for tag, a in found.attributes if tag == "script"]
     assert scripts.count(None) == 1

@@ -154,6 +154,8 @@ class ReportConfig(Section):
     """Wider screenshots are reduced to this width, in pixels."""
     titles: dict[str, str] = Field(default_factory=dict)
     """Split -> what its tasks are, in a reader's words; without it the page says the split's name."""
+    notes: list[str] = Field(default_factory=list)
+    """Sentences of the study's author that a reader should know before believing anything."""
     elsewhere: list[ElsewhereConfig] = Field(default_factory=list)
     """Results that others report, shown beside this study's own."""
     usd_per_gpu_hour: float | None = Field(default=None, gt=0)

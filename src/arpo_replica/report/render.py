@@ -113,7 +113,7 @@ def _context(
         "efforts": views.efforts(claims.claims),
         "effort_words": {effort: words for effort, (words, _) in EFFORT.items()},
         "facts": views.facts(summary, origin),
-        "flags": views.flags(summary, origin),
+        "flags": [*views.flags(summary, origin), *config.report.notes],
         "question": views.question(config),
         "arm_words": views.arm_words(config),
         "answer": answer.answer(config, summary, claims),
