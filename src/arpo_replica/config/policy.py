@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.section import COMMIT, Positive, Section, Url, VariableName
 
 SERVED = "served"
@@ -108,27 +109,5 @@ class WeightsConfig(Section):
         return self
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "uitars_15": {
-        "prompt": "arpo",
-        "coordinates": "absolute",
-        "language": "English",
-        "min_pixels": 3_136,
-        "max_pixels": 2_116_800,
-        "max_images": 15,
-        "max_new_tokens": 512,
-        "max_model_len": 65_536,
-    },
-    "uitars_dpo": {
-        "prompt": "uitars_box",
-        "coordinates": "relative_1000",
-        "language": "English",
-        "min_pixels": 100 * 28 * 28,
-        "max_pixels": 2_116_800,
-        "max_images": 5,
-        "max_new_tokens": 1_000,
-        "max_model_len": 32_768,
-    },
-}
-"""``policy.recipe`` -> what it sets. ``uitars_15`` as ARPO's scripts have it, ``uitars_dpo`` as OSWorld's
-runner for UI-TARS (``mm_agents/uitars_agent.py``); its images are capped like ARPO's."""
+RECIPES: dict[str, dict[str, Any]] = table_of(__file__)
+"""``policy.recipe`` -> what it sets."""

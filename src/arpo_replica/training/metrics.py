@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 from arpo_replica.base.files import read_rows
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.training import TrainingConfig
 from arpo_replica.training.replay import ReplayPlan, is_recorded
 
@@ -242,47 +244,18 @@ def rows_per_update(recipe: TrainingConfig, data_parallel: int, rows: int) -> in
 
 # --- metrics.jsonl ----------------------------------------
 
-MEANS = ("reward_before", "reward_after", "score_before", "score_after", "success", "unparsable", "turns")
-OURS = (
-    *MEANS,
-    *("groups", "rollouts", "all_fail_groups", "all_success_groups", "failed_groups", "varying_groups"),
-    *("redrawn_groups", "sequences", "swapped_groups", "buffer_size", "buffer_tasks", "replay_age"),
-    *("lost_rollouts", "env_errors", "refilled_rollouts", "lone_groups"),
-    *("staleness_mean", "staleness_max", "stale_rollouts"),
-)
+_NAMES = table_of(__file__)
+OURS: list[str] = _NAMES["ours"].split()
 """Metrics of the sampler, ``arpo/...`` in verl's log."""
-COUNTS = {*OURS} - {*MEANS, "replay_age", "staleness_mean"}
-KEYS = {name: f"arpo/{name}" for name in OURS} | {
-    "entropy": "actor/entropy",
-    "loss": "actor/pg_loss",
-    "kl": "actor/ppo_kl",
-    "clip_fraction": "actor/pg_clipfrac",
-    "clip_fraction_lower": "actor/pg_clipfrac_lower",
-    "grad_norm": "actor/grad_norm",
-    "learning_rate": "actor/lr",
-    "kl_loss": "actor/kl_loss",
-    "importance_mean": "rollout_corr/rollout_is_mean",
-    "importance_max": "rollout_corr/rollout_is_max",
-    "probability_difference_mean": "training/rollout_probs_diff_mean",
-    "probability_difference_max": "training/rollout_probs_diff_max",
-    "probability_correlation": "training/rollout_actor_probs_pearson_corr",
-    "prompt_tokens": "prompt_length/mean",
-    "response_tokens": "response_length/mean",
-}
+COUNTS = {*OURS} - {*_NAMES["fractions"].split()}
+KEYS: dict[str, str] = {name: f"arpo/{name}" for name in OURS} | _NAMES["verl"]
 """Our key -> verl's key (0.9.1)."""
 DIFFERENCES = ("probability_difference_mean", "probability_difference_max", "probability_correlation")
 SUMS = "actor/probs_"
 """How the keys of ``arithmetic.Differences`` begin."""
 PARTS = "arpo/seconds/"
 """Before the parts of a rollout's time, means over rollouts (``measure``)."""
-SECONDS = {
-    "rollout": "timing_s/gen",
-    "old_log_probs": "timing_s/old_log_prob",
-    "update": "timing_s/update_actor",
-    "weight_sync": "timing_s/update_weights",
-    "save": "timing_s/save_checkpoint",
-    "total": "timing_s/step",
-}
+SECONDS: dict[str, str] = _NAMES["seconds"]
 
 
 def collect(logs: Path, steps: Path) -> list[dict[str, Any]]:
@@ -325,30 +298,21 @@ def probability_figures(data: dict[str, Any]) -> dict[str, Any]:
     verl averages the sums that ``arithmetic.Differences`` reports, so they are right up to a common factor.
     The entropy's mean takes in rows without effect, as 0.
     """
-    if f"{SUMS}tokens" not in data:
+    sums = {key.removeprefix(SUMS): value for key, value in data.items() if key.startswith(SUMS)}
+    if not sums:
         return {}
-    names = [
-        "tokens",
-        "first",
-        "apart",
-        "x",
-        "y",
-        "xx",
-        "yy",
-        "xy",
-        "weight",
-        "difference_grew",
-        "weight_grew",
-    ]
-    tokens, first, apart, x, y, xx, yy, xy, weight, grew, weight_grew = (data[SUMS + name] for name in names)
-    spread = (tokens * xx - x * x) * (tokens * yy - y * y)
-    weighted, rows = weight > 0, data["arpo/rows"]
+    of = SimpleNamespace(**sums)
+    of.tokens * of.xy - of.x * of.y
+    spread = (of.tokens * of.xx - of.x * of.x) * (of.tokens * of.yy - of.y * of.y)
+    weighted, rows = of.weight > 0, data["arpo/rows"]
     return {
-        "probability_difference_mean": apart / tokens if tokens else None,
-        "probability_difference_max": grew / first if first else None,
-        "probability_correlation": (tokens * xy - x * y) / math.sqrt(spread) if spread > 0 else None,
-        "importance_mean": weight / tokens if weighted else None,
-        "importance_max": weight_grew / first if weighted else None,
+        "probability_difference_mean": of.apart / of.tokens if of.tokens else None,
+        "probability_difference_max": of.difference_grew / of.first if of.first else None,
+        "probability_correlation": (of.tokens * of.xy - of.x * of.y) / math.sqrt(spread)
+        if spread > 0
+        else None,
+        "importance_mean": of.weight / of.tokens if weighted else None,
+        "importance_max": of.weight_grew / of.first if weighted else None,
         "entropy": data["actor/entropy_loss"] * rows / max(1.0, rows - data["arpo/empty_rows"]),
     }
 

@@ -15,55 +15,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-"""Qwen2.5-VL's and UI-TARS's special tokens, in their order."""
+from arpo_replica.base.tables import filled, table_of
 
-# ChatML as Qwen2.5-VL writes it, but without its default system message: six tokens that say nothing.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
-    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-REPLY_PHRASES = (
-    "Thought: ",
-    "\nAction: ",
-    *(f"\nAction: {name}(point='<point>" for name in ("click", "left_double", "right_single", "scroll")),
-    "\nAction: drag(start_point='<point>",
-    "</point>', end_point='<point>",
-    "</point>', direction='",
-    "</point>')",
-    "\nAction: type(content='",
-    "\nAction: hotkey(key='",
-    "\nAction: finished(content='",
-    "\nAction: finished(content='')",
-    "\nAction: wait()",
-    "')",
-)
-"""The constant parts of a reply in the format of COMPUTER_USE_DOUBAO."""
+_TABLE = table_of(__file__)
+SPECIAL_TOKENS: tuple[str, ...] = tuple(_TABLE["special_tokens"])
+REPLY_PHRASES: tuple[str, ...] = tuple(_TABLE["reply_phrases"])
+CHAT_TEMPLATE = "".join(_TABLE["chat_template"])
 
 _MIN_COUNT = 4
 _ROLES = ("user", "assistant", "system")
@@ -141,16 +98,8 @@ def build_tokenizer(pieces: list[str]) -> Any:
 
 def tokenizer_config(model_max_length: int) -> dict[str, Any]:
     """``tokenizer_config.json``."""
-    return {
-        "tokenizer_class": "TokenizersBackend",
-        "model_max_length": model_max_length,
-        "padding_side": "left",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-        "processor_class": "Qwen2_5_VLProcessor",
-    }
+    special = list(SPECIAL_TOKENS[1:])
+    return filled(_TABLE["tokenizer_config"], longest=model_max_length, special=special)
 
 
 def _by_length(pieces: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.base.files import write_atomically
+from arpo_replica.base.tables import table_of
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.process.ray_cluster import RayCluster
@@ -40,35 +41,8 @@ logger = logging.getLogger(__name__)
 
 ENTRY_POINT = "verl.trainer.main_ppo"
 FIRST_RAY_JOB = "01000000"
-# In this order: verl's external modules look for vLLM among what is imported already.
-PRELOADED = (
-    "vllm",
-    "vllm.v1.engine.core",
-    "vllm.entrypoints.openai.api_server",
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
-    "verl",
-    ENTRY_POINT,
-    "verl.trainer.ppo.v1",
-    "verl.workers.engine_workers",
-    "verl.workers.rollout.vllm_rollout.vllm_async_server",
-    "arpo_replica.training.agent_loop",
-    "arpo_replica.training.sampler",
-    "arpo_replica.training.arithmetic",
-    "arpo_replica.training.rollout_server",
-    "arpo_replica.training.patches.weight_socket",
-    "ray._private.workers.default_worker",
-)
-WORKERS = {
-    "cpu": ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner"),
-    "cuda": ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"),
-}
-# vLLM looks at a model class in a process of its own, which imports everything once more, unless the class
-# itself is registered.
-MODEL_CLASSES = {
-    "Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl",
-    "Qwen2VLForConditionalGeneration": "vllm.model_executor.models.qwen2_vl",
-}
+IMPORTS = table_of(__file__)
+"""What all processes of a training import, and vLLM's classes of models."""
 
 
 def write_inputs(job: Job) -> list[str]:
@@ -156,10 +130,10 @@ def preload(accelerator: str) -> None:
     os.environ.update(early)
     ray_ids = importlib.import_module(f"{PACKAGE}.patches.ray_ids")
     with ray_ids.generator_unused(), generation_by_nvml():
-        for name in (*PRELOADED, *WORKERS[accelerator]):
+        for name in (*IMPORTS["preloaded"], *IMPORTS["workers"][accelerator]):
             importlib.import_module(name)
     registry = importlib.import_module("vllm").ModelRegistry
-    for architecture, module in MODEL_CLASSES.items():
+    for architecture, module in IMPORTS["model_classes"].items():
         registry.register_model(architecture, getattr(importlib.import_module(module), architecture))
     for name in early:
         del os.environ[name]
