@@ -302,15 +302,13 @@ def probability_figures(data: dict[str, Any]) -> dict[str, Any]:
     if not sums:
         return {}
     of = SimpleNamespace(**sums)
-    of.tokens * of.xy - of.x * of.y
+    together = of.tokens * of.xy - of.x * of.y
     spread = (of.tokens * of.xx - of.x * of.x) * (of.tokens * of.yy - of.y * of.y)
     weighted, rows = of.weight > 0, data["arpo/rows"]
     return {
         "probability_difference_mean": of.apart / of.tokens if of.tokens else None,
         "probability_difference_max": of.difference_grew / of.first if of.first else None,
-        "probability_correlation": (of.tokens * of.xy - of.x * of.y) / math.sqrt(spread)
-        if spread > 0
-        else None,
+        "probability_correlation": together / math.sqrt(spread) if spread > 0 else None,
         "importance_mean": of.weight / of.tokens if weighted else None,
         "importance_max": of.weight_grew / of.first if weighted else None,
         "entropy": data["actor/entropy_loss"] * rows / max(1.0, rows - data["arpo/empty_rows"]),
