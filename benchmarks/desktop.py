@@ -137,8 +137,8 @@ def cpu_ms(root: int) -> Counter[str]:
 
 def process_of(desktop: ProcessDesktop) -> int:
     """The process that all others of a desktop descend from."""
-    assert desktop.process_id is not None
-    return desktop.process_id
+    assert desktop._running is not None
+    return desktop._running.process.pid
 
 
 async def started(screen: tuple[int, int], count: int) -> list[ProcessDesktop]:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from docker_helpers import IMAGE
+from docker_helpers import IMAGE, owned
 
 from arpo_replica.base.errors import UserError
 
@@ -29,4 +29,4 @@ def engine():
 def nothing_is_left(engine):
     """No test leaves a container of this process behind."""
     yield
-    assert engine.owned() == []
+    assert owned(engine) == []

@@ -39,9 +39,22 @@ async def inside(desktop, command):
     return result["output"].strip()
 
 
+def name_of(desktop):
+    """Name of the desktop's container."""
+    return desktop._running.name
+
+
+def owned(engine):
+    """Names of the containers that belong to this process."""
+    from arpo_replica.providers.docker_engine import OWNER, owner
+
+    found = engine._client.containers.list(all=True, filters={"label": f"{OWNER}={owner()}"})
+    return [container.name for container in found]
+
+
 def facts(engine, desktop):
     """What the daemon says of the desktop's container."""
-    return engine._client.api.inspect_container(desktop.container)
+    return engine._client.api.inspect_container(name_of(desktop))
 
 
 async def until(check, limit_s=10.0):

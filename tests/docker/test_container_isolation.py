@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import pytest_asyncio
-from docker_helpers import IMAGE, facts, inside, provider, task
+from docker_helpers import IMAGE, facts, inside, name_of, provider, task
 
 from arpo_replica.actions.types import Wait
 from arpo_replica.base.errors import DesktopError, UserError
@@ -128,9 +128,9 @@ async def test_sudo_only_for_tasks_that_speak_of_it(engine):
         assert not host["Privileged"]
         assert await inside(desktop, "echo password | sudo -S id -u") == "0"
         assert await inside(desktop, "echo password | sudo -S useradd charles && id -un charles") == "charles"
-        special = desktop.container
+        special = name_of(desktop)
         await desktop.reset(task())
-        assert desktop.container != special
+        assert name_of(desktop) != special
         assert facts(engine, desktop)["HostConfig"]["CapAdd"] is None
     finally:
         await desktop.close()

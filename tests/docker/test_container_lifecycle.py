@@ -13,7 +13,20 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from docker_helpers import IMAGE, LARGE, SMALL, THEIRS, containers, image, inside, provider, task, until
+from docker_helpers import (
+    IMAGE,
+    LARGE,
+    SMALL,
+    THEIRS,
+    containers,
+    image,
+    inside,
+    name_of,
+    owned,
+    provider,
+    task,
+    until,
+)
 
 from arpo_replica.actions.types import Click
 from arpo_replica.base.errors import DesktopError
@@ -85,8 +98,8 @@ async def test_eight_at_once(engine, scratch):
     desktops = await asyncio.gather(*(pool.start(f"test-{n}") for n in range(8)))
     try:
         await asyncio.gather(*(desktop.reset(load_task(MINIWOB)) for desktop in desktops))
-        assert len({desktop.container for desktop in desktops}) == 8
-        assert len(engine.owned()) == 8
+        assert len({name_of(desktop) for desktop in desktops}) == 8
+        assert len(owned(engine)) == 8
         for n, desktop in enumerate(desktops):
             assert image(await desktop.screenshot()).size == SMALL
             assert await inside(desktop, f"echo {n} > ~/mine; sleep 0.1; cat ~/mine") == str(n)
@@ -108,7 +121,7 @@ async def test_eight_at_once(engine, scratch):
                 await http.get(f"http://127.0.0.1:{min(ports[0])}/health")
     finally:
         await asyncio.gather(*(desktop.close() for desktop in desktops))
-    assert engine.owned() == []
+    assert owned(engine) == []
     assert list(scratch.iterdir()) == []
 
 
@@ -117,12 +130,12 @@ async def test_tasks_of_our_own_are_reset_in_place(engine):
     try:
         own = load_task(MINIWOB)
         await desktop.reset(own)
-        first = desktop.container
+        first = name_of(desktop)
         assert len(image(await desktop.screenshot()).getcolors(1 << 16)) > 5
         await inside(desktop, "echo x > ~/left")
         assert await desktop.evaluate(own, None) == 0.0
         await desktop.reset(own)
-        assert desktop.container == first
+        assert name_of(desktop) == first
         assert await inside(desktop, "ls ~/left 2>/dev/null") == ""
     finally:
         await desktop.close()
@@ -136,7 +149,7 @@ async def test_a_hard_reset_is_a_new_container(engine, capsys):
             began = time.monotonic()
             await desktop.reset(task())
             times.append(round(time.monotonic() - began, 2))
-            seen.add(desktop.container)
+            seen.add(name_of(desktop))
             assert await inside(desktop, "ls ~/left 2>/dev/null; echo x > ~/left") == ""
             await asyncio.sleep(2)  # an episode: the next container is started meanwhile
         assert len(seen) == 4
@@ -151,7 +164,7 @@ async def test_a_desktop_killed_in_mid_episode(engine):
     desktop = await provider(screen=SMALL).start("test")
     try:
         await desktop.reset(load_task(MINIWOB))
-        engine._client.api.kill(desktop.container)
+        engine._client.api.kill(name_of(desktop))
         began = time.monotonic()
         with pytest.raises(DesktopError, match="has ended"):
             await desktop.act(Click(10, 10), uuid.uuid4().hex)
@@ -168,7 +181,7 @@ async def test_osworld_tasks_go_to_osworlds_evaluators(engine, worker):
     desktop = await provider().start("test")
     try:
         await desktop.reset(osworld_task())
-        first = desktop.container
+        first = name_of(desktop)
         assert image(await desktop.screenshot()).size == LARGE
         assert desktop._running is not None
         assert "gedit" in await inside(desktop, "ps -eo comm=")  # its window is there when reset returns
@@ -178,7 +191,7 @@ async def test_osworld_tasks_go_to_osworlds_evaluators(engine, worker):
             await desktop.evaluate(osworld_task(), None)
         assert worker.closed == 1
         await desktop.reset(osworld_task())
-        assert desktop.container != first
+        assert name_of(desktop) != first
     finally:
         await desktop.close()
     assert worker.closed == 2
@@ -190,7 +203,7 @@ async def test_a_desktop_killed_while_it_is_set_up(engine, worker):
     try:
         resetting = asyncio.create_task(desktop.reset(osworld_task()))
         await asyncio.sleep(0.5)
-        engine._client.api.kill(desktop.container)
+        engine._client.api.kill(name_of(desktop))
         began = time.monotonic()
         with pytest.raises(DesktopError, match="has ended"):
             await resetting
@@ -203,10 +216,10 @@ async def test_a_desktop_killed_while_it_is_set_up(engine, worker):
 OWNER_PROGRAM = """
 import asyncio, os, sys
 sys.path.insert(0, sys.argv[1])
-from docker_helpers import provider
+from docker_helpers import name_of, provider
 async def main():
     desktop = await provider(container={"spares": 1}).start("test")
-    print(desktop.container, flush=True)
+    print(name_of(desktop), flush=True)
     await asyncio.sleep(600)
 asyncio.run(main())
 """
@@ -265,7 +278,7 @@ async def test_a_cancelled_start_leaves_nothing(engine, scratch):
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await (await starting).close()  # it was there before
-    assert engine.owned() == []
+    assert owned(engine) == []
     assert list(scratch.iterdir()) == []
 
 

@@ -181,12 +181,6 @@ class BwrapEngine:
         finally:
             os.close(found.first)
 
-    def owned(self) -> list[str]:
-        """Names of the desktops of this process that run."""
-        with self._lock:
-            names = list(self._sandboxes)
-        return [name for name in names if self.running(name)]
-
     def reap(self) -> list[str]:
         """Nothing to do: a desktop ends by itself when the connection to its owner closes."""
         return []

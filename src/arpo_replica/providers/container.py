@@ -330,11 +330,6 @@ class ContainerDesktop(GuestDesktop):
         self._worker: OSWorldWorker | None = None
         self._acted: float | None = None
 
-    @property
-    def container(self) -> str | None:
-        """Name of its container; None if it is closed."""
-        return None if self._running is None else self._running.name
-
     async def _launch(self) -> RunningContainer:
         self._past = Past.NOTHING
         running = await self._provider.take(self._kind)

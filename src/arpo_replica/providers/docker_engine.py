@@ -219,11 +219,6 @@ class DockerEngine:
         with contextlib.suppress(DockerException, requests.RequestException):
             self._client.api.wait(name, timeout=CALL_S, condition="removed")
 
-    def owned(self) -> list[str]:
-        """Names of the containers that belong to this process."""
-        found = self._client.containers.list(all=True, filters={"label": f"{OWNER}={owner()}"})
-        return [container.name for container in found]
-
     def reap(self) -> list[str]:
         """Remove what processes that have been killed left behind; no other container is touched."""
         removed = []

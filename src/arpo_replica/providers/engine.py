@@ -59,9 +59,6 @@ class Engine(Protocol):
     def remove(self, name: str) -> None:
         """Kill a container and forget it; none of that name is fine. Raises ``DesktopError``."""
 
-    def owned(self) -> list[str]:
-        """Names of the containers that belong to this process."""
-
     def reap(self) -> list[str]:
         """Remove what processes that have been killed left behind; the names."""
 

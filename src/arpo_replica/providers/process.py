@@ -245,11 +245,6 @@ class ProcessDesktop(GuestDesktop):
         self._parts = parts
         self._number = number
 
-    @property
-    def process_id(self) -> int | None:
-        """Process that all others of the desktop descend from; None if it is closed."""
-        return None if self._running is None else self._running.process.pid
-
     async def _launch(self) -> RunningGuest:
         self.ran_on = self._parts.ran_on
         return await launch(self._config, self._number, self._parts)

@@ -1,19 +1,15 @@
 """What desktop-env has, as committed data: bad tasks are refused before a run, without importing it.
 
-``python -m arpo_replica.suites.osworld.inventory`` in envs/evaluator writes ``data/osworld/evaluators.json``.
+``tests/evaluator/list_evaluators.py`` prints it.
 """
 
 import functools
 import json
-import logging
-from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.tasks.model import Task
-
-logger = logging.getLogger(__name__)
 
 PATH = ROOT / "data" / "osworld" / "evaluators.json"
 ACCOUNT = {"googledrive", "login", "googledrive_file"}
@@ -91,47 +87,3 @@ def _reads_text() -> bool:
     """True if the real easyocr is installed beside desktop-env; its stub is a module, no package."""
     packages = (ROOT / "envs" / "evaluator" / ".venv" / "lib").glob("python3.*/site-packages/easyocr")
     return any(path.is_dir() for path in packages)
-
-
-def make_inventory() -> dict[str, Any]:
-    """Read it from the installed package (envs/evaluator only)."""
-    import inspect
-
-    from desktop_env.controllers.setup import SetupController
-    from desktop_env.evaluators import getters, metrics
-
-    from arpo_replica.suites.osworld.desktop_env import installed_version
-
-    def functions(module: Any, prefix: str = "") -> list[str]:
-        return sorted(
-            name.removeprefix(prefix)
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and name.startswith(prefix) and not name.startswith("_")
-        )
-
-    steps = {
-        name.removeprefix("_").removesuffix("_setup"): value
-        for name, value in vars(SetupController).items()
-        if name.startswith("_") and name.endswith("_setup") and name != "_proxy_setup"
-    }
-    return {
-        "package": "desktop-env",
-        "version": installed_version(),
-        "metrics": functions(metrics),
-        "getters": functions(getters, "get_"),
-        "set_up": sorted(
-            name
-            for name, value in steps.items()
-            if "raise NotImplementedError" not in inspect.getsource(value)
-        ),
-    }
-
-
-def main(path: Path = PATH) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(make_inventory(), indent=1) + "\n")
-    logger.info(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main()

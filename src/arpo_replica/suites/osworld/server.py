@@ -4,9 +4,9 @@ Started as ``python -m arpo_replica.suites.osworld.server SOCKET`` in envs/evalu
 seconds and 240 MB; a fork takes milliseconds and shares them.
 
 A client (``client``) connects and hands over one end of a socket pair: the worker's channel. The connection
-itself is a leash: closed by the client, it ends the worker with everything the worker started; when the
-worker ends by itself, the server says so and closes it. When stdin ends (the client's process is gone) or
-there has been no worker for a minute, everything ends.
+itself is a leash, held by a keeper, a process between server and worker: closed by the client, it ends the
+worker with everything the worker started; when the worker ends by itself, the keeper says so and closes it.
+When stdin ends (the client's process is gone) or there has been no worker for a minute, everything ends.
 
 Messages on a channel are lines of JSON: ``{"op": ..., ...}`` is answered by ``{"result": ...}`` or
 ``{"error": one line}``. What the evaluators print goes to the log, never to the channel.
@@ -19,17 +19,19 @@ import json
 import logging
 import math
 import os
-import selectors
+import select
 import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
@@ -49,122 +51,103 @@ MEMORY_BYTES = 4 << 30
 FILE_BYTES = 2 << 30
 
 
-@dataclass
-class WorkerProcess:
-    pid: int
-    leash: socket.socket
-    folder: Path
-    """Private: its files, log and home. Removed with it."""
+def serve_workers(path: Path) -> None:
+    """Fork a worker for each client of the socket ``path``; end as the module says."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(64)
+    if psutil.Process().num_threads() != 1:
+        raise RuntimeError("the server must have one thread when it forks: a lock could be held")
+    gc.collect()
+    gc.freeze()  # a worker's collector must not touch, and so copy, the shared pages
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    keepers, idle_since = set[int](), time.monotonic()
+    os.write(sys.stdout.fileno(), READY)
+    try:
+        while keepers or time.monotonic() < idle_since + IDLE_S:
+            readable, _, _ = select.select([0, listener.fileno()], [], [], IDLE_S / 10)
+            if 0 in readable and not os.read(0, 4096):
+                break
+            if listener.fileno() in readable:
+                keepers.add(_accept(listener))
+            if ended := {keeper for keeper in keepers if os.waitpid(keeper, os.WNOHANG)[0]}:
+                keepers, idle_since = keepers - ended, time.monotonic()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for keeper in keepers:
+            os.kill(keeper, signal.SIGTERM)
+        for keeper in keepers:
+            os.waitpid(keeper, 0)
 
 
-class EvaluatorServer:
-    """See the module."""
+def _accept(listener: socket.socket) -> int:
+    """Process id of the keeper of a new client's worker."""
+    leash, _ = listener.accept()
 
-    def __init__(self, path: Path) -> None:
-        """``path``: of the socket to listen on."""
-        self.selector = selectors.DefaultSelector()
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(path))
-        self.listener.listen(64)
-        self.children: dict[int, WorkerProcess] = {}
-        self.running = True
-        self.wake, self.bell = socket.socketpair()
-        for end in (self.wake, self.bell):
-            end.setblocking(False)
-        self.idle_since = time.monotonic()
+    def begin() -> None:
+        listener.close()
+        keep(leash)
 
-    def serve(self) -> None:
-        if psutil.Process().num_threads() != 1:
-            raise RuntimeError("the server must have one thread when it forks: a lock could be held")
-        gc.collect()
-        gc.freeze()  # a worker's collector must not touch, and so copy, the shared pages
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.set_wakeup_fd(self.bell.fileno())
-        register = self.selector.register
-        register(sys.stdin.fileno(), selectors.EVENT_READ, self._client_process_gone)
-        register(self.wake, selectors.EVENT_READ, self._signalled)
-        register(self.listener, selectors.EVENT_READ, self._accept)
-        os.write(sys.stdout.fileno(), READY)
-        while self.running and (self.children or time.monotonic() < self.idle_since + IDLE_S):
-            for key, _ in self.selector.select(timeout=IDLE_S / 10):
-                key.data()
-        for child in list(self.children.values()):
-            self._end(child)
+    with leash:
+        return fork(begin)
 
-    def _stop(self, *_: object) -> None:
-        self.running = False
 
-    def _client_process_gone(self) -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            self.running = False
+def fork(work: Callable[[], None]) -> int:
+    """Process id of a child that does ``work`` and then ends: with this process at the latest, on Linux."""
+    parent = os.getpid()
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        with contextlib.suppress(AttributeError):  # a Mac has no such call: there the leash must do
+            die_with_parent()
+        if os.getppid() == parent:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            work()
+            status = 0
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            logger.error(f"worker: {error!r}")
+    os._exit(status)
 
-    def _signalled(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self.wake.recv(4096):
+
+def keep(leash: socket.socket) -> None:
+    """Run a worker; end it and all that it started when the leash closes; tell of an end of its own."""
+    leash.settimeout(5)
+    _, (channel,), _, _ = socket.recv_fds(leash, 1, 1)
+    leash.settimeout(None)
+    folder = Path(tempfile.mkdtemp(prefix="arpo-osworld-"))  # private: its files, log and home
+
+    def begin() -> None:
+        os.setpgid(0, 0)
+        leash.close()
+        enter(folder)
+        serve(socket.socket(fileno=channel), folder)
+
+    worker = fork(begin)
+    with contextlib.suppress(OSError):
+        os.setpgid(worker, worker)  # the child does it too: whoever comes first
+    os.close(channel)
+
+    def end(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker, signal.SIGKILL)
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while leash.recv(4096):
                 pass
-        for child in list(self.children.values()):
-            with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(child.pid, os.WNOHANG)
-                if pid:
-                    self._ended(child, os.waitstatus_to_exitcode(status))
+        end()
 
-    def _accept(self) -> None:
-        leash, _ = self.listener.accept()
-        leash.settimeout(5)
-        files: list[int] = []
-        try:
-            _, files, _, _ = socket.recv_fds(leash, 1, 1)
-        except OSError as error:
-            logger.error(f"bad request: {error}")
-        if len(files) != 1:
-            leash.close()
-            return
-        leash.settimeout(None)
-        child = self._fork(leash, files[0])
-        os.close(files[0])
-        self.children[child.pid] = child
-        self.selector.register(leash, selectors.EVENT_READ, lambda: self._leash_moved(child))
-
-    def _fork(self, leash: socket.socket, channel: int) -> WorkerProcess:
-        folder = Path(tempfile.mkdtemp(prefix="arpo-osworld-"))
-        server = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            leash.close()
-            become_worker(self, server, channel, folder)
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # the child does it too: whoever comes first
-        return WorkerProcess(pid, leash, folder)
-
-    def _leash_moved(self, child: WorkerProcess) -> None:
-        try:
-            gone = not child.leash.recv(4096)
-        except OSError:
-            gone = True
-        if gone:
-            self._end(child)
-
-    def _end(self, child: WorkerProcess) -> None:
-        """Kill the worker with its children and wait for it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            _, status = os.waitpid(child.pid, 0)
-            self._ended(child, os.waitstatus_to_exitcode(status))
-
-    def _ended(self, child: WorkerProcess, status: int) -> None:
-        """After the worker's end: its helpers and files go, then the client is told."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        del self.children[child.pid]
-        words = last_words(child.folder / "log")
-        shutil.rmtree(child.folder, ignore_errors=True)
-        self.selector.unregister(child.leash)
-        with contextlib.suppress(OSError):
-            child.leash.sendall(json.dumps({"status": status, "log": words}).encode() + b"\n")
-        child.leash.close()
-        self.idle_since = time.monotonic()
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=watch, daemon=True).start()
+    _, status = os.waitpid(worker, 0)
+    end()  # what it has started
+    words = last_words(folder / "log")
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        told = {"status": os.waitstatus_to_exitcode(status), "log": words}
+        leash.sendall(json.dumps(told).encode() + b"\n")
 
 
 def last_words(log: Path, size: int = 300) -> str:
@@ -173,30 +156,6 @@ def last_words(log: Path, size: int = 300) -> str:
         file.seek(max(0, log.stat().st_size - size))
         return " ".join(file.read().decode(errors="replace").split())
     return ""
-
-
-def become_worker(server: EvaluatorServer, parent: int, channel: int, folder: Path) -> NoReturn:
-    """In the fork: own group, own files, own home; then serve the channel. Never returns."""
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        with contextlib.suppress(AttributeError):  # a Mac has no such call: there the leash must do
-            die_with_parent()
-        if os.getppid() != parent:
-            os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        server.selector.close()
-        for end in (server.listener, server.wake, server.bell, *(c.leash for c in server.children.values())):
-            end.close()
-        enter(folder)
-        serve(socket.socket(fileno=channel), folder)
-        status = 0
-    except BaseException as error:
-        with contextlib.suppress(BaseException):
-            logger.error(f"worker: {error!r}")
-    os._exit(status)
 
 
 def enter(folder: Path) -> None:
@@ -407,7 +366,7 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     try:
-        EvaluatorServer(path).serve()
+        serve_workers(path)
     finally:
         shutil.rmtree(path.parent, ignore_errors=True)
 
