@@ -107,9 +107,9 @@ async def test_files(desktop, http):
     assert (await post(http, "/file", data={"file_path": "/none"}))[0] == 404
     with pytest.raises(DesktopError, match="404"):
         await desktop.guest.file("~/none")
-    tree = await desktop.guest.list_directory("~/Documents")
+    tree = json.loads((await post(http, "/list_directory", json={"path": "~/Documents"}))[1])
     folder = {"type": "directory", "name": "a", "children": [{"type": "file", "name": "b.bin"}]}
-    assert tree == {"type": "directory", "name": "Documents", "children": [folder]}
+    assert tree["directory_tree"] == {"type": "directory", "name": "Documents", "children": [folder]}
     assert json.loads((await post(http, "/desktop_path"))[1]) == {"desktop_path": "/home/user/Desktop"}
 
 

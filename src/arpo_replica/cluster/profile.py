@@ -22,6 +22,7 @@ from arpo_replica.base import slurm
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError, refuse
 from arpo_replica.base.files import write_atomically
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.load import describe, read_yaml
 from arpo_replica.config.section import Positive, Section
 from arpo_replica.training.process.attempt import GRACE
@@ -29,19 +30,8 @@ from arpo_replica.training.process.attempt import GRACE
 NODE_FOLDER = Path(".snakemake")
 PARTITION_FILE = NODE_FOLDER / "arpo_partitions.yaml"
 """For the executor: which partition takes GPU jobs. Made anew at every start."""
-CACHES = {
-    "HF_HOME": "huggingface",
-    "XDG_CACHE_HOME": "xdg",
-    "TORCH_HOME": "torch",
-    "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "TRITON_CACHE_DIR": "triton",
-    "VLLM_CACHE_ROOT": "vllm",
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "TILELANG_CACHE_DIR": "tilelang",
-    "CUDA_CACHE_PATH": "cuda",
-    "WANDB_DATA_DIR": "wandb",
-}
-"""Variable -> folder below ``CACHE_FOLDER``: none of these may grow in a home with a quota."""
+CACHES: dict[str, str] = table_of(__file__)
+"""Variable -> folder below ``CACHE_FOLDER``."""
 CACHE_FOLDER = Path("results/_cache")
 MODULES = '{ command -v module >/dev/null || . "${MODULESHOME:-/usr/share/modules}/init/sh"; }'
 """A job's shell is ``sh``: where that is dash, it does not inherit the function of the login shell."""

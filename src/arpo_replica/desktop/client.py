@@ -185,12 +185,3 @@ class GuestClient:
     async def _window(self, path: str, name: str, strict: bool, by_class: bool) -> None:
         body = {"window_name": name, "strict": strict, "by_class": by_class}
         await self._call("POST", path, json=body)
-
-    async def accessibility(self) -> str:
-        """The accessibility tree as XML."""
-        return str((await self._json("GET", "/accessibility", COMMAND_S))["AT"])
-
-    async def list_directory(self, path: str) -> dict[str, Any]:
-        """A folder as nested ``{type, name, children}``."""
-        tree: dict[str, Any] = await self._json("POST", "/list_directory", json={"path": path})
-        return dict(tree["directory_tree"])

@@ -142,16 +142,8 @@ def bubblewrap(
     """
     quarter = str(max(disk_mb // 4, 1) << 20)
     half = str(max(disk_mb // 2, 1) << 20)
-    args = [
-        *program,
-        "--info-fd",
-        str(info_fd),
-        "--unshare-all",
-        "--die-with-parent",
-        "--new-session",
-        "--hostname",
-        "desktop",
-    ]
+    args = [*program, "--info-fd", str(info_fd), "--unshare-all", "--die-with-parent", "--new-session"]
+    args += ["--hostname", "desktop"]
     args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv"]
     args += system_files(ETC, root)
     args += ["--ro-bind-try", str(root / "var/cache/fontconfig"), "/var/cache/fontconfig"]

@@ -31,7 +31,7 @@ from arpo_replica.desktop.sandbox import USER_ID, DataFiles
 from arpo_replica.providers.bwrap_engine import why_no_network
 from arpo_replica.providers.desktop_image import VERSIONS
 from arpo_replica.providers.engine import ContainerSpec, Engine, make_engine
-from arpo_replica.providers.guest_desktop import NARROW, GuestDesktop, Running, listen, pack_assets
+from arpo_replica.providers.guest_desktop import NARROW, Ended, GuestDesktop, Running, listen, pack_assets
 from arpo_replica.providers.relay import relay
 from arpo_replica.suites.evaluate import seconds_to_settle, uses_osworld, verdict
 from arpo_replica.tasks.model import Task
@@ -86,10 +86,7 @@ class RunningContainer(Running):
         await asyncio.wait({self.log_reader})
 
     async def end(self) -> None:
-        try:
-            await asyncio.to_thread(self.engine.remove, self.name)
-        except DesktopError as error:
-            logger.warning("%s", error)
+        await _remove(self.engine, self.name)
         self.writer.close()
         self.log_reader.cancel()
         await asyncio.wait({self.log_reader})
@@ -129,6 +126,10 @@ async def _discard(engine: Engine, name: str, creation: asyncio.Future[None] | N
     await asyncio.wait({creation})
     if not creation.cancelled():
         creation.exception()
+    await _remove(engine, name)
+
+
+async def _remove(engine: Engine, name: str) -> None:
     try:
         await asyncio.to_thread(engine.remove, name)
     except DesktopError as error:
@@ -378,21 +379,13 @@ class ContainerDesktop(GuestDesktop):
         worker = self._worker
         try:
             async with relay(running.server_path, running.devtools_path, running.vlc_path) as address:
-                working = asyncio.ensure_future(work(worker, address))
-                ended = asyncio.ensure_future(running.wait())
-                try:
-                    await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
-                    if working.done():
-                        return working.result()
-                finally:
-                    ended.cancel()
-                    working.cancel()
-                    await asyncio.wait({working})
-            raise DesktopError(f"desktop {self.name} has ended: {running.last_words()}")
-        except BaseException:
+                return await running.meanwhile(work(worker, address))
+        except BaseException as error:
             # It may hang on what is gone, or have ended itself: the next task gets a new one.
             self._worker = None
             await asyncio.shield(worker.close())
+            if isinstance(error, Ended):
+                raise DesktopError(f"desktop {self.name} has ended: {running.last_words()}") from None
             raise
 
     async def act(self, action: Action, action_id: str) -> None:

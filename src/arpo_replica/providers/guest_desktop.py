@@ -39,6 +39,10 @@ ENDING_S = 2.0
 """A desktop that does not answer may be about to end; why is known only then."""
 
 
+class Ended(DesktopError):
+    """The guest has ended."""
+
+
 class Running(ABC):
     """A guest that has been started, and what it takes to reach it."""
 
@@ -65,6 +69,19 @@ class Running(ABC):
         fds, self.fds = self.fds, []
         for fd in fds:
             os.close(fd)
+
+    async def meanwhile(self, work: Awaitable[Answer]) -> Answer:
+        """What ``work`` gives. It ends with the guest: raises ``Ended`` then."""
+        working, ended = asyncio.ensure_future(work), asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Ended("its sandbox ended")
+            return working.result()
+        finally:
+            ended.cancel()
+            working.cancel()
+            await asyncio.wait({working})
 
     @property
     @abstractmethod
@@ -149,25 +166,18 @@ class GuestDesktop(ABC):
             self.screen,
             ORIGINS,
         )
-        health = asyncio.create_task(self.guest.health(self._config.start_timeout_s))
-        ended = asyncio.create_task(running.wait())
         try:
-            await asyncio.wait({health, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not health.done():
-                raise DesktopError("its sandbox ended")
-            if health.result()["browser"]:
+            health = await running.meanwhile(self.guest.health(self._config.start_timeout_s))
+            if health["browser"]:
                 await self.devtools.begin()
         except BaseException as error:
             # Also when cancelled: nobody else can close it yet.
-            health.cancel()
             await asyncio.shield(self._stop())
             if isinstance(error, DesktopError):
                 raise DesktopError(
                     f"desktop {self.name} did not start: {error}. {running.last_words()}"
                 ) from error
             raise
-        finally:
-            ended.cancel()
 
     async def _stop(self) -> None:
         running, self._running = self._running, None

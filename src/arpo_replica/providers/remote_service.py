@@ -148,14 +148,6 @@ class Lease:
     running: asyncio.Task[Any] | None = None
 
 
-class Refused(Exception):
-    """A call that is answered with a status other than 200."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 class DesktopService:
     """The desktops behind the HTTP calls."""
 
@@ -313,11 +305,11 @@ class DesktopService:
     async def _lease(self, request: web.Request) -> web.Response:
         asked = await _read(request, LeaseRequest)
         if asked.screen != tuple(self.config.screen):
-            raise Refused(409, f"the desktops here have the screen {list(self.config.screen)}")
+            raise web.HTTPConflict(reason=f"the desktops here have the screen {list(self.config.screen)}")
         if self.draining or self._stopping:
-            raise Refused(410, "it is about to end")
+            raise web.HTTPGone(reason="it is about to end")
         if self._taken >= self.config.count:
-            raise Refused(503, f"all {self.config.count} desktops are taken")
+            raise web.HTTPServiceUnavailable(reason=f"all {self.config.count} desktops are taken")
         self._taken += 1
         try:
             desktop = await (self._stock.pop(0) if self._stock else self._start())
@@ -375,7 +367,7 @@ class DesktopService:
     def _find(self, request: web.Request) -> Lease:
         lease = self.leases.get(request.match_info["lease"])
         if lease is None:
-            raise Refused(404, "no such lease; it ended because nothing was heard of its client")
+            raise web.HTTPNotFound(reason="no such lease; it ended because nothing was heard of its client")
         lease.heard = time.monotonic()
         return lease
 
@@ -383,14 +375,14 @@ class DesktopService:
         """One call of the desktop. It ends with the lease, not with the connection."""
         async with lease.order:
             if lease.id not in self.leases:
-                raise Refused(404, "the lease has ended")
+                raise web.HTTPNotFound(reason="the lease has ended")
             lease.running = asyncio.ensure_future(work())
             try:
                 return await asyncio.shield(lease.running)
             except asyncio.CancelledError:
                 if not lease.running.cancelled():
                     raise
-                raise Refused(404, "the lease ended during the call") from None
+                raise web.HTTPNotFound(reason="the lease ended during the call") from None
             finally:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await asyncio.wait([lease.running])
@@ -406,28 +398,25 @@ class DesktopService:
                 if found.sha256 == name.sha256:
                     return found
         what = "is another version" if found else "is missing"
-        raise Refused(
-            409,
-            f"the file of task {name.domain}/{name.id} {what} on the desktops' machine; give both machines "
-            "the same task files",
+        raise web.HTTPConflict(
+            reason=f"the file of task {name.domain}/{name.id} {what} on the desktops' machine; give both "
+            "machines the same task files"
         )
 
 
 async def _read(request: web.Request, kind: type[Some]) -> Some:
     try:
         return kind.model_validate(json.loads(await request.read()))
-    except web.HTTPException:
-        raise
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else "no JSON"
-        raise Refused(400, f"no such body: {first}") from None
+        raise web.HTTPBadRequest(reason=f"no such body: {first}") from None
 
 
 def _action(data: dict[str, Any]) -> Any:
     try:
         return from_json(data)
     except (ValueError, TypeError):
-        raise Refused(400, "no such action") from None
+        raise web.HTTPBadRequest(reason="no such action") from None
 
 
 def _status_of(error: Exception) -> tuple[int, str]:
@@ -437,8 +426,6 @@ def _status_of(error: Exception) -> tuple[int, str]:
     for kind, status in ((UserError, 409), (NoDesktopFree, 503), (DesktopError, 500)):
         if isinstance(error, kind):
             return status, str(error)
-    if isinstance(error, Refused):
-        return error.status, str(error)
     logger.error("a call failed in an unforeseen way", exc_info=error)
     return 500, f"{type(error).__name__}: {error}"
 
