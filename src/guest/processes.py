@@ -91,6 +91,20 @@ def _read(pid: int) -> Process | None:
     return Process(pid, int(values[1]), name, alive)
 
 
+def is_asleep(pid: int) -> bool:
+    """True if the process's first thread neither runs nor waits for a processor, the disk or memory."""
+    return _start_of(f"{_PROC}/{pid}/stat").rpartition(b")")[2][1:2] == b"S"
+
+
+def processor_clock(pid: int) -> int:
+    """The clock, for ``time.clock_gettime``, of the processor time that a process has taken."""
+    clock = ctypes.c_int()
+    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    if error:
+        raise OSError(error, "clock_getcpuclockid")
+    return clock.value
+
+
 def runs(pid: int, program: str) -> bool:
     """True if the process runs that program file, whatever it calls itself."""
     try:

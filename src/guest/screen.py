@@ -7,6 +7,7 @@ reading it costs no request to the server and no process.
 from __future__ import annotations
 
 import asyncio
+import math
 import mmap
 import struct
 import time
@@ -18,6 +19,7 @@ from Xlib.display import Display
 from Xlib.ext import damage
 
 from .png import PngEncoder
+from .processes import is_asleep, processor_clock
 
 FIRST_S = 0.025
 """No change by then and nobody at work: there will be none. A frame of the browser takes 17 ms."""
@@ -33,7 +35,8 @@ LATENESS = 3
 class Framebuffer:
     """Xvfb's screen as a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, server: int) -> None:
+        """``server``: the process that draws into it."""
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header = struct.unpack(">25I", self._map[:100])
@@ -43,19 +46,28 @@ class Framebuffer:
         if (header[11], header[7]) != (32, 0):
             raise RuntimeError(f"unexpected framebuffer: {header[11]} bits per pixel, byte order {header[7]}")
         self._encoder = PngEncoder(self.size, self._stride)
+        self._server, self._clock = server, processor_clock(server)
+        self._kept: tuple[int, bytes] = (-1, b"")
 
     def png(self) -> bytes:
         """The screen as it is now, with the pointer, as PNG."""
-        return self._encoder.encode(self._map, self._offset)
+        # Who has not run has drawn nothing, the pointer included. The clock leaves out the present turn on a
+        # processor, so a server that is on one, or waits for one, may have drawn since.
+        asleep, worked = is_asleep(self._server), time.clock_gettime_ns(self._clock)
+        if not asleep or self._kept[0] != worked:
+            self._kept = (worked, self._encoder.encode(self._map, self._offset))
+        return self._kept[1]
 
 
 class ChangeWatcher:
     """Knows when the screen last changed, from the X server's DAMAGE events."""
 
-    def __init__(self, display: Display, busy: Callable[[], bool]) -> None:
-        """``busy()``: True while a program of the desktop is at work."""
+    def __init__(self, display: Display, busy: Callable[[], bool], at_rest: Callable[[], object]) -> None:
+        """``busy()``: True while a program of the desktop is at work; ``at_rest()``: what can be done
+        with the screen while a second look has yet to confirm the first."""
         self._display = display
         self._busy = busy
+        self._at_rest = at_rest
         self._changed = asyncio.Event()
         self.last_change = 0.0
         display.damage_query_version()
@@ -82,17 +94,20 @@ class ChangeWatcher:
             # A program that was slow to change the screen once is slow to do it again.
             quiet = max(QUIET_S, min(first / 2, MOST_QUIET_S)) if first else FIRST_S
             calm = seen + quiet + LATENESS * late
-            pause = PROBE_S
-            if now < calm - PROBE_S:
-                pause = calm - PROBE_S - now
-            else:
+            look = calm - PROBE_S
+            if now >= look:
                 idle = 0 if self._busy() else idle + 1
                 if idle >= 2 and now >= calm:
                     return
-            pause = min(pause, deadline - now)
-            planned = time.monotonic() + pause
+                if idle == 1:
+                    self._at_rest()
+                look = now + PROBE_S
+            # The event loop's timers round up to a millisecond; that is no lateness.
+            now = time.monotonic()
+            pause = math.ceil(1000 * max(0.0, min(look, deadline) - now)) / 1000
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
             except TimeoutError:
-                late = max(late, time.monotonic() - planned)
+                late = max(late, time.monotonic() - now - pause)

@@ -83,9 +83,9 @@ class Session:
         if not self.config.fullscreen:
             drop_doubled_key(control)
         self.windows = Windows(control, events, self.config.screen if self.config.fullscreen else None)
-        self.changes = ChangeWatcher(events, self.busy)
+        self.framebuffer = Framebuffer(self.private / "Xvfb_screen0", self._core["Xvfb"].pid)
+        self.changes = ChangeWatcher(events, self.busy, self.framebuffer.png)
         self.input = InputDevice(control, self.busy, self.config.wait_s)
-        self.framebuffer = Framebuffer(self.private / "Xvfb_screen0")
         loop = asyncio.get_running_loop()
         loop.add_reader(events.fileno(), self._read_events, events)
         await _until(self.windows.manager_ready, "the window manager", limit)

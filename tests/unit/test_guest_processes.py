@@ -25,6 +25,34 @@ def test_a_thread_that_runs_or_waits_for_the_disk_is_at_work(tmp_path, monkeypat
     assert processes.Threads().any_running([7]) is busy
 
 
+def test_who_has_worked_shows_it_once_asleep():
+    worker = subprocess.Popen(
+        ["sh", "-c", "while read go; do echo done; done"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    clock = processes.processor_clock(worker.pid)
+
+    def worked():
+        deadline = time.monotonic() + 10
+        while not processes.is_asleep(worker.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return time.clock_gettime_ns(clock)
+
+    try:
+        for _ in range(20):
+            before = worked()
+            time.sleep(0.01)
+            assert worked() == before
+            worker.stdin.write(b"go\n")
+            worker.stdin.flush()
+            assert worker.stdout.readline() == b"done\n"
+            assert worked() > before
+    finally:
+        worker.kill()
+        worker.communicate()
+    with pytest.raises(OSError, match="clock_getcpuclockid"):
+        processes.processor_clock(worker.pid)
+
+
 def open_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
