@@ -49,11 +49,19 @@ _FIELD = re.compile(r"\{([a-z_.0-9]+)\}")
 
 
 def filled(table: Mapping[str, Any], **names: Any) -> dict[str, Any]:
-    """The table with each ``{name.attribute}`` in its texts filled in; a text that is nothing but one becomes
-    the value itself, a number for one."""
+    """The table with each ``{name.attribute}`` in its texts filled in, at any depth.
 
-    def value_of(text: str) -> Any:
-        alone = _FIELD.fullmatch(text)
-        return Formatter().get_field(alone[1], (), names)[0] if alone else text.format(**names)
+    A text that is nothing but one becomes the value itself, a number for one.
+    """
 
-    return {key: value_of(value) if isinstance(value, str) else value for key, value in table.items()}
+    def value_of(value: Any) -> Any:
+        if isinstance(value, list):
+            return [value_of(entry) for entry in value]
+        if isinstance(value, dict):
+            return filled(value, **names)
+        if not isinstance(value, str):
+            return value
+        alone = _FIELD.fullmatch(value)
+        return Formatter().get_field(alone[1], (), names)[0] if alone else value.format(**names)
+
+    return {key: value_of(value) for key, value in table.items()}

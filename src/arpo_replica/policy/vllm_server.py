@@ -21,6 +21,7 @@ from arpo_replica.base import supervisor
 from arpo_replica.base.environments import ROOT, heavy_environment, python_of, short_root
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.processes import free_port
+from arpo_replica.base.tables import filled, table_of
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import read_manifest
 
@@ -31,6 +32,8 @@ POLL_S = 0.2
 LOG_LINES = 20
 """Lines of vLLM's log in an error message."""
 SERVE_MODULE = "arpo_replica.policy.serve"
+STARTED = table_of(__file__)
+"""Options and variables by when they apply."""
 
 
 def serve_command(config: StudyConfig, model: Path, port: int, name: str = SERVED_NAME) -> list[str]:
@@ -42,48 +45,27 @@ def serve_command(config: StudyConfig, model: Path, port: int, name: str = SERVE
     else:
         start = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     policy, serving = config.policy, config.serving
-    pixels = {"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}
-    return [
-        *start,
-        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", name),
-        *("--dtype", serving_dtype(config), "--seed", "0"),
-        # The model folder's own sampling defaults (top_k, repetition penalty) would change the policy.
-        *("--generation-config", "vllm"),
-        *("--max-model-len", str(policy.max_model_len)),
-        *("--max-num-seqs", str(serving.max_num_seqs)),
-        *("--max-num-batched-tokens", str(batched_tokens(config))),
-        *("--gpu-memory-utilization", str(serving.gpu_memory_utilization)),
-        *("--limit-mm-per-prompt", json.dumps({"image": policy.max_images, "video": 0})),
-        *("--mm-processor-kwargs", json.dumps(pixels)),
-        "--skip-mm-profiling",
-        "--enable-prefix-caching",
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
-        *(["--enforce-eager"] if serving.enforce_eager else []),
-        *(["--compilation-config", graph_config(serving.max_num_seqs)] if graphs(config) else []),
-        *("--mm-processor-cache-gb", f"{image_cache_gib(config, serving.max_num_seqs):g}"),
-        *(["--quantization", serving.quantization] if serving.quantization else []),
-        *several_gpus(serving.tensor_parallel),
-        # One process for engine and worker: half the start-up.
-        *(["--distributed-executor-backend", "uni"] if config.accelerator == "cpu" else []),
-    ]
-
-
-def several_gpus(gpus: int) -> list[str]:
-    """vLLM's options for a model on several GPUs: its weights are divided, screenshots are shared out.
-
-    Dividing the vision tower too would cost one exchange per layer and screenshot, for a tower that fits
-    into each GPU. Processed screenshots lie in shared memory: sent to every worker, 50 MB each, they made
-    two GPUs slower than one.
-    """
-    if gpus == 1:
-        return []
-    options = {
-        "tensor-parallel-size": str(gpus),
-        "mm-encoder-tp-mode": "data",
-        "mm-processor-cache-type": "shm",
-    }
-    return [part for name, value in options.items() for part in (f"--{name}", value)]
+    options = filled(
+        {
+            **STARTED["options"],
+            **(STARTED["several_gpus"] if serving.tensor_parallel > 1 else {}),
+            **(STARTED["cpu"] if config.accelerator == "cpu" else {}),
+        },
+        policy=policy,
+        serving=serving,
+        port=port,
+        name=name,
+        dtype=serving_dtype(config),
+        batched_tokens=batched_tokens(config),
+        limits=json.dumps({"image": policy.max_images, "video": 0}),
+        pixels=json.dumps({"min_pixels": policy.min_pixels, "max_pixels": policy.max_pixels}),
+        graphs=graph_config(serving.max_num_seqs) if graphs(config) else None,
+        image_cache=f"{image_cache_gib(config, serving.max_num_seqs):g}",
+    )
+    for option, value in options.items():
+        if value is not None and value is not False:
+            start += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+    return start
 
 
 def serving_dtype(config: StudyConfig, on_gpu: str = "auto") -> str:
@@ -143,27 +125,10 @@ def serve_environment(config: StudyConfig, scratch: Path, api_key: str) -> dict[
 
 
 def quiet_environment(config: StudyConfig, scratch: Path) -> dict[str, str]:
-    """What a server of a rollout and a training ask of vLLM and its libraries alike: no network, no reports,
-    and whatever they write beside results goes to ``scratch``."""
-    variables = {
-        "VLLM_RPC_BASE_PATH": str(scratch),
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TMPDIR": str(scratch),
-        "PYTHONUNBUFFERED": "1",
-    }
-    if config.accelerator == "cpu":
-        variables |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.serving.cpu_kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows the executor "uni" on a CPU
-            "VLLM_PLUGINS": "",
-            # vLLM compiles one sampler function even in eager mode, 20-110 s into the first request.
-            "TORCH_COMPILE_DISABLE": "1",
-        }
-    return variables
+    """Variables of a server of a rollout and of a training alike."""
+    table = STARTED["environment"] | (STARTED["environment_cpu"] if config.accelerator == "cpu" else {})
+    cache = str(config.serving.cpu_kv_cache_gib)
+    return filled(table, scratch=str(scratch), cache=cache)
 
 
 def engine_threads(config: StudyConfig) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.tables import filled, table_of
 from arpo_replica.config.models import NanoConfig, StudyConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.models.nano.tokenizer import (
@@ -34,14 +35,13 @@ if TYPE_CHECKING:
 HEAD_SIZE = 64  # one of those that vLLM's CPU attention knows
 PATCH = 14
 MERGE = 2
-ROPE_THETA = 10.0
-MROPE_SECTION = (8, 12, 12)
-"""Pairs of a head that turn with time, row and column."""
 IMAGE_MEAN, IMAGE_STD = 1.0, 0.5
 EMBEDDING_STD = 0.2
 WAVELENGTHS = (6.0, 600.0)
 """Shortest and longest wave of the number embeddings, in pixels."""
-_TOKEN = {name: index for index, name in enumerate(SPECIAL_TOKENS)}
+FILES = table_of(__file__)
+"""What they say, by file."""
+_IDS = {token.strip("<|>"): index for index, token in enumerate(SPECIAL_TOKENS)}
 
 
 def model_config(config: StudyConfig, vocabulary: int) -> Any:
@@ -50,45 +50,21 @@ def model_config(config: StudyConfig, vocabulary: int) -> Any:
 
     nano = config.nano
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": nano.hidden_size,
-            "intermediate_size": _gate_width(nano.hidden_size),
-            "num_hidden_layers": nano.layers,
-            "num_attention_heads": nano.hidden_size // HEAD_SIZE,
-            "num_key_value_heads": nano.hidden_size // HEAD_SIZE,
-            "max_position_embeddings": config.policy.max_model_len,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": ROPE_THETA,
-                "mrope_section": list(MROPE_SECTION),
-            },
-            "tie_word_embeddings": True,
-            "bos_token_id": _TOKEN["<|endoftext|>"],
-            "eos_token_id": _TOKEN["<|im_end|>"],
-            "pad_token_id": _TOKEN["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": nano.vision_layers,
-            "hidden_size": nano.vision_hidden_size,
-            "intermediate_size": 2 * nano.vision_hidden_size,
-            "num_heads": nano.vision_hidden_size // HEAD_SIZE,
-            "out_hidden_size": nano.hidden_size,
-            "in_channels": 3,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": list(range(nano.vision_layers)),
-        },
-        image_token_id=_TOKEN["<|image_pad|>"],
-        video_token_id=_TOKEN["<|video_pad|>"],
-        vision_start_token_id=_TOKEN["<|vision_start|>"],
-        vision_end_token_id=_TOKEN["<|vision_end|>"],
-        tie_word_embeddings=True,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        dtype="float32",
+        **filled(
+            FILES["config"],
+            **_IDS,
+            nano=nano,
+            policy=config.policy,
+            patch=PATCH,
+            merge=MERGE,
+            vocabulary=vocabulary,
+            # Inside the gated layers four thirds of the model's width, in steps of 64.
+            gate_width=math.ceil(nano.hidden_size * 4 / 3 / 64) * 64,
+            heads=nano.hidden_size // HEAD_SIZE,
+            vision_width=2 * nano.vision_hidden_size,
+            vision_heads=nano.vision_hidden_size // HEAD_SIZE,
+            vision_blocks=list(range(nano.vision_layers)),
+        )
     )
 
 
@@ -130,15 +106,7 @@ def new_model(config: StudyConfig, tokenizer: Any, numbers: int) -> Any:
 
 def write_folder(model: Any, tokenizer: Any, policy: PolicyConfig, out: Path) -> None:
     """Write everything that a model folder needs; ``out`` must exist."""
-    model.generation_config.update(
-        bos_token_id=_TOKEN["<|endoftext|>"],
-        pad_token_id=_TOKEN["<|endoftext|>"],
-        eos_token_id=[_TOKEN["<|im_end|>"], _TOKEN["<|endoftext|>"]],
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
+    model.generation_config.update(**filled(FILES["generation"], **_IDS))
     model.save_pretrained(out)
     for weights in out.glob("*.safetensors"):
         weights.chmod(0o644)  # written for the owner alone; whoever may enter the folder may read it
@@ -150,18 +118,9 @@ def write_processor(tokenizer: Any, policy: PolicyConfig, out: Path) -> None:
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(out / "tokenizer_config.json", tokenizer_config(policy.max_model_len))
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    image = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "patch_size": PATCH,
-        "temporal_patch_size": 2,
-        "merge_size": MERGE,
-        "size": {"shortest_edge": policy.min_pixels, "longest_edge": policy.max_pixels},
-        "min_pixels": policy.min_pixels,
-        "max_pixels": policy.max_pixels,
-        "image_mean": [IMAGE_MEAN] * 3,
-        "image_std": [IMAGE_STD] * 3,
-    }
+    image = filled(
+        FILES["image_processor"], policy=policy, patch=PATCH, merge=MERGE, mean=IMAGE_MEAN, std=IMAGE_STD
+    )
     _write_json(out / "preprocessor_config.json", image)
     _write_json(
         out / "video_preprocessor_config.json", image | {"video_processor_type": "Qwen2VLVideoProcessor"}
@@ -206,11 +165,6 @@ def check_nano(config: StudyConfig) -> None:
         choose_vocabulary((), coordinate_count(config), config.nano.vocabulary, config.policy.language)
     except ValueError as error:
         raise UserError(f"{error}.") from error
-
-
-def _gate_width(hidden: int) -> int:
-    """Width inside the gated feed-forward layers: four thirds of the model's, in steps of 64."""
-    return math.ceil(hidden * 4 / 3 / 64) * 64
 
 
 def _number_waves(count: int, width: int, generator: torch.Generator) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.files import write_atomically
+from arpo_replica.base.tables import filled, table_of
 from arpo_replica.training.job import PREFIX_TRL, OfflineJob, checkpoints, mark_complete
 from arpo_replica.training.offline.data import Sample, Turn, make_samples, read_rollouts
 
@@ -159,30 +160,17 @@ def common_arguments(job: OfflineJob, samples: int) -> dict[str, Any]:
     recipe, training = job.method, job.config.recipe(job.arm)
     gpu = job.config.accelerator == "cuda"
     updates = recipe.epochs * math.ceil(samples / recipe.batch_size)
-    return {
-        "output_dir": str(job.work),
-        "num_train_epochs": recipe.epochs,
-        "per_device_train_batch_size": recipe.micro_batch,
-        "gradient_accumulation_steps": recipe.batch_size // recipe.micro_batch,
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": round(training.lr_warmup_ratio * updates),
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "max_length": None,  # what was served fits; TRL would cut at 1,024
-        "seed": job.seed,
-        "data_seed": job.seed,
-        "use_cpu": not gpu,
-        "bf16": gpu,
-        "gradient_checkpointing": gpu,
-        "save_steps": training.save_every,
-        "save_total_limit": training.keep_checkpoints,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
+    return filled(
+        table_of(__file__),
+        recipe=recipe,
+        training=training,
+        folder=str(job.work),
+        accumulated=recipe.batch_size // recipe.micro_batch,
+        warm_up=round(training.lr_warmup_ratio * updates),
+        seed=job.seed,
+        cpu=not gpu,
+        gpu=gpu,
+    )
 
 
 def kto_arguments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
