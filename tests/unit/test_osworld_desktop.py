@@ -172,13 +172,13 @@ def test_a_machine_of_other_bytes_is_refused(tmp_path, monkeypatch):
     machine = tmp_path / "Ubuntu.qcow2"
     machine.write_bytes(b"one")
     good = hashlib.sha256(b"one").hexdigest()
-    osworld._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+    osworld._check_machine(machine, good)
     assert remembered_sha256(machine) == good  # from the note
     machine.write_bytes(b"another")
     with pytest.raises(UserError, match="vm_sha256 is " + good):
-        osworld._check_machine(OSWorldConfig(vm=machine, vm_sha256=good))
+        osworld._check_machine(machine, good)
     with pytest.raises(UserError, match="does not exist"):
-        osworld._check_machine(OSWorldConfig(vm=tmp_path / "none"))
+        osworld._check_machine(tmp_path / "none", None)
 
 
 def test_an_image_of_another_digest_is_refused(monkeypatch):
@@ -193,12 +193,12 @@ def test_an_image_of_another_digest_is_refused(monkeypatch):
 def test_vmware_needs_vmrun_and_a_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no 'vmrun'"):
-        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"))
+        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"), 1)
     (tmp_path / "vmrun").touch(0o755)
     with pytest.raises(UserError, match=r"\.vmx"):
-        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"))
+        osworld._check_vmware(OSWorldConfig(hypervisor="vmware"), 1)
     own = OSWorldConfig(hypervisor="vmware", vm=tmp_path / "x.vmx")
-    osworld._check_vmware(own)
+    osworld._check_vmware(own, 1)
     with pytest.raises(UserError, match=r"desktop\.count is 2.*set desktop\.count to 1"):
         osworld._check_vmware(own, 2)
 

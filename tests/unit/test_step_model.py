@@ -7,6 +7,7 @@ import pytest
 
 from arpo_replica.cluster.step_model import Step, describe_step, step_costs, step_time
 from arpo_replica.config import load_config
+from arpo_replica.training.recipe import Speed
 
 RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
 OTHER_CODE = {
@@ -36,11 +37,13 @@ def step_of(run: dict) -> Step:
         reset_s=0.0,
         gpus=recipe["gpus"],
         replicas=recipe["gpus"] // recipe["tensor_parallel"],
-        named=speed.get("named_screenshots", False),
-        uni=executor != "mp" or "uni" in recipe["verl"].values(),
-        log_probs="skip_log_probs" not in speed,
-        frozen=speed["freeze_vision"],
-        handed_over=speed.get("vision_from_rollout", False),
+        speed=Speed.model_construct(
+            named_screenshots=speed.get("named_screenshots", False),
+            executor="uni" if executor != "mp" or "uni" in recipe["verl"].values() else "mp",
+            skip_log_probs="skip_log_probs" in speed,
+            freeze_vision=speed["freeze_vision"],
+            vision_from_rollout=speed.get("vision_from_rollout", False),
+        ),
     )
 
 

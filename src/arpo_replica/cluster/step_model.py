@@ -132,16 +132,8 @@ class Step:
     gpus: int
     replicas: int
     """vLLMs."""
-    named: bool = True
-    """``training.speed.named_screenshots``"""
-    uni: bool = True
-    """``training.speed.executor`` is not ``mp``."""
-    log_probs: bool = False
-    """A pass of its own for the old policy's log-probabilities."""
-    frozen: bool = False
-    """``training.speed.freeze_vision``"""
-    handed_over: bool = False
-    """``training.speed.vision_from_rollout``"""
+    speed: Speed
+    """``training.speed``"""
 
     @classmethod
     def of(cls, config: StudyConfig, arm: str, desktop: Desktops) -> Self:
@@ -149,7 +141,6 @@ class Step:
         recipe, policy = config.recipe(arm), config.policy
         width, height = smart_resize(*config.desktop.screen, policy.min_pixels, policy.max_pixels)
         gpus = recipe.gpus * recipe.nodes
-        speed = Speed.of(outline(config, arm, ""))
         return cls(
             trajectories=recipe.tasks_per_step * recipe.rollouts_per_task,
             turns=policy.max_steps,
@@ -160,11 +151,7 @@ class Step:
             reset_s=desktop.reset,
             gpus=gpus,
             replicas=max(1, gpus // recipe.tensor_parallel),
-            named=speed.named_screenshots,
-            uni=speed.executor == "uni",
-            log_probs=not speed.skip_log_probs,
-            frozen=speed.freeze_vision,
-            handed_over=speed.vision_from_rollout,
+            speed=Speed.of(outline(config, arm, "")),
         )
 
 
@@ -193,14 +180,14 @@ def step_time(step: Step, host: Host, machine: GpuSpeed) -> StepTime:
     tokens = step.turns * (step.patches / 4 + REPLY_TOKENS) + PROMPT_TOKENS
     language, tower = machine.petaflops(tokens, step.turns, step.patches)
     share = step.trajectories / step.gpus
-    tower_forward = 0.0 if step.handed_over else tower * machine.tower_forward
+    tower_forward = 0.0 if step.speed.vision_from_rollout else tower * machine.tower_forward
     forward = language * machine.language_forward + tower_forward
     update = language * machine.language_update
-    if not step.frozen:
+    if not step.speed.freeze_vision:
         update += tower * machine.tower_update
-    elif not step.log_probs:  # else its features are there from the pass
+    elif step.speed.skip_log_probs:  # else its features are there from the pass
         update += tower_forward
-    log_probs = share * forward if step.log_probs else 0.0
+    log_probs = 0.0 if step.speed.skip_log_probs else share * forward
     return StepTime(rollout, log_probs, share * update, computing)
 
 
@@ -229,9 +216,9 @@ def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, floa
             new += queue.items
             queue.items.clear()
             work = machine.decode + prefill * len(new)
-            copies = 0.0 if step.uni else scale * host.mp_history * sum(turn for _, turn in new)
+            sent_again = 0 if step.speed.executor == "uni" else sum(turn for _, turn in new)
             computing += work
-            yield world.timeout(work + copies)
+            yield world.timeout(work + scale * host.mp_history * sent_again)
             tokens_left |= {replied: REPLY_TOKENS for replied, _ in new}
             for replied in list(tokens_left):
                 tokens_left[replied] -= 1
@@ -245,7 +232,7 @@ def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, floa
             yield world.timeout(step.reset_s)
             for turn in range(1, step.turns + 1):
                 yield world.timeout(step.turn_s)
-                if step.named:
+                if step.speed.named_screenshots:
                     prepare, accept = host.agent, host.front
                 else:
                     prepare = host.resent_agent + turn * host.resent_agent_history
@@ -255,7 +242,7 @@ def rollout_time(step: Step, host: Host, machine: GpuSpeed) -> tuple[float, floa
                 replied = world.event()
                 queues[replica].put((replied, turn))
                 yield replied
-        if not step.named:
+        if not step.speed.named_screenshots:
             yield from busy(agent, scale * host.resent_tail)
 
     for queue in queues:
@@ -283,7 +270,8 @@ def describe_step(config: StudyConfig, arm: str) -> str | None:
         if asked > most
     ]
     beyond += [f"{recipe.nodes} nodes (measured: 1)"] if recipe.nodes > 1 else []
-    beyond += ["a trained tower of this size"] if not (step.frozen or machine.measured_tower_update) else []
+    known_tower = step.speed.freeze_vision or machine.measured_tower_update
+    beyond += [] if known_tower else ["a trained tower of this size"]
     beyond += ["offload, not counted"] if recipe.offload else []
     beyond += ["vLLM on several GPUs"] if recipe.tensor_parallel > 1 else []
     return (

@@ -78,10 +78,13 @@ class GuestClient:
         except (aiohttp.ClientError, OSError) as error:
             raise DesktopError(f"the guest did not answer {path}: {error!r}") from error
 
-    async def _json(self, method: str, path: str, timeout_s: float | None = None, **body: Any) -> Any:
+    async def _json(
+        self, method: str, path: str, timeout_s: float | None = None, **body: Any
+    ) -> dict[str, Any]:
         data, _ = await self._call(method, path, timeout_s, **body)
         try:
-            return json.loads(data)
+            answer: dict[str, Any] = json.loads(data)
+            return answer
         except ValueError as error:
             raise DesktopError(f"the guest answered {path} with no JSON: {data[:80]!r}") from error
 
@@ -89,8 +92,7 @@ class GuestClient:
 
     async def health(self, timeout_s: float | None = None) -> dict[str, Any]:
         """Facts of a desktop that is up; waits for one that is still starting."""
-        facts: dict[str, Any] = await self._json("GET", "/health", timeout_s)
-        return facts
+        return await self._json("GET", "/health", timeout_s)
 
     async def screenshot(self) -> bytes:
         """The screen with the mouse pointer, PNG."""
@@ -138,14 +140,12 @@ class GuestClient:
     async def execute(self, command: Command, shell: bool = False) -> dict[str, Any]:
         """Run a command to its end; ``{output, error, returncode}``."""
         body = {"command": command, "shell": shell}
-        result: dict[str, Any] = await self._json("POST", "/setup/execute", COMMAND_S, json=body)
-        return result
+        return await self._json("POST", "/setup/execute", COMMAND_S, json=body)
 
     async def execute_source(self, source: str, timeout_s: float) -> dict[str, Any]:
         """Run Python source as OSWorld's client does; ``{output, error, returncode}``."""
         body = {"command": ["python", "-c", source], "shell": False}
-        result: dict[str, Any] = await self._json("POST", "/execute", timeout_s, json=body)
-        return result
+        return await self._json("POST", "/execute", timeout_s, json=body)
 
     async def screen_size(self) -> tuple[int, int]:
         """Width and height of the desktop's screen in pixels, as it is."""
@@ -176,12 +176,10 @@ class GuestClient:
 
     async def activate_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
         """Bring a window to the front."""
-        await self._window("/setup/activate_window", name, strict, by_class)
+        body = {"window_name": name, "strict": strict, "by_class": by_class}
+        await self._call("POST", "/setup/activate_window", json=body)
 
     async def close_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
         """Close a window."""
-        await self._window("/setup/close_window", name, strict, by_class)
-
-    async def _window(self, path: str, name: str, strict: bool, by_class: bool) -> None:
         body = {"window_name": name, "strict": strict, "by_class": by_class}
-        await self._call("POST", path, json=body)
+        await self._call("POST", "/setup/close_window", json=body)

@@ -46,11 +46,6 @@ def has_models(config: StudyConfig) -> bool:
     return any(config.of_arm(arm).policy.model != SERVED for arm in config.given_arms)
 
 
-def is_cuda(config: StudyConfig) -> bool:
-    """True if the study serves or trains on a GPU of this machine."""
-    return config.accelerator == "cuda" and has_models(config)
-
-
 def needs_evaluators(config: StudyConfig) -> bool:
     """True if this machine's desktops may have OSWorld's tasks."""
     return config.desktop.provider in ("container", "osworld")
@@ -120,12 +115,6 @@ def git(config: StudyConfig | None, machine: Machine) -> Finding:
 # --- memory and processors -------------------------------------------------------------------------------
 
 
-def needed_gib(config: StudyConfig) -> float:
-    """Memory that the study takes here, roughly."""
-    desktops = local_desktops(config) * TYPICAL_MB[config.desktop.provider] / 1024
-    return desktops + (1.0 if config.served_elsewhere else STACK_GIB[config.accelerator])
-
-
 def memory_gib(machine: Machine) -> tuple[float, float] | None:
     """Total and available memory."""
     found = re.findall(r"^(\w+):\s*(\d+)", machine.read("/proc/meminfo") or "", re.MULTILINE)
@@ -155,7 +144,9 @@ def cgroup_value(machine: Machine, new: str, old: str) -> str | None:
 def memory(config: StudyConfig, machine: Machine) -> Finding:
     """Desktops that run out of memory die one after another; in a container or a batch job the limit of the
     control group counts, beyond which jobs are killed."""
-    need, limit = needed_gib(config), cgroup_value(machine, "memory.max", "memory.limit_in_bytes")
+    desktops = local_desktops(config) * TYPICAL_MB[config.desktop.provider] / 1024
+    need = desktops + (1.0 if config.served_elsewhere else STACK_GIB[config.accelerator])
+    limit = cgroup_value(machine, "memory.max", "memory.limit_in_bytes")
     if limit is not None and limit.isdigit() and need > int(limit) / GIB:
         words = f"a control group allows {int(limit) / GIB:.1f} GiB; the config takes about {need:.1f}"
         fix = "ask for more memory (docker run --memory, sbatch --mem) or lower desktop.count"
@@ -329,7 +320,10 @@ def _without_gpu(machine: Machine) -> Finding | None:
     return fail("no nvidia-smi", fix)
 
 
-@check("a GPU, its driver, and enough of its memory", is_cuda)
+@check(
+    "a GPU, its driver, and enough of its memory",
+    lambda config: config.accelerator == "cuda" and has_models(config),
+)
 def gpu(config: StudyConfig, machine: Machine) -> Finding:
     """No driver, too old a driver, a container that was not given the card, or a card that is too small or in
     use: weights, KV cache and, for training, the optimiser must fit."""

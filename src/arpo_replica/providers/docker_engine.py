@@ -211,13 +211,10 @@ class DockerEngine:
         except APIError as error:
             if error.status_code != 409:  # its own removal is on the way already
                 raise DesktopError(f"container {name} cannot be removed: {error}") from error
-            self._await_removal(name)
+            with contextlib.suppress(DockerException, requests.RequestException):
+                self._client.api.wait(name, timeout=CALL_S, condition="removed")
         except (DockerException, requests.RequestException) as error:
             raise DesktopError(f"container {name} cannot be removed: {str(error)[:200]}") from error
-
-    def _await_removal(self, name: str) -> None:
-        with contextlib.suppress(DockerException, requests.RequestException):
-            self._client.api.wait(name, timeout=CALL_S, condition="removed")
 
     def reap(self) -> list[str]:
         """Remove what processes that have been killed left behind; no other container is touched."""

@@ -253,16 +253,9 @@ class GuestDesktop(ABC):
             return await work
         except DesktopError as error:
             running = self._running
-            if running is not None and await _ends(running):
-                raise DesktopError(f"desktop {self.name} has ended: {running.last_words()}") from error
             if running is None:
                 raise DesktopError(f"desktop {self.name} is closed") from error
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(running.wait(), ENDING_S)
+                raise DesktopError(f"desktop {self.name} has ended: {running.last_words()}") from error
             raise
-
-
-async def _ends(running: Running) -> bool:
-    """True if it has ended. A moment is given: its server is gone before it is."""
-    ended = asyncio.ensure_future(running.wait())
-    done, _ = await asyncio.wait({ended}, timeout=ENDING_S)
-    ended.cancel()
-    return bool(done)

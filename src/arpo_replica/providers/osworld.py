@@ -63,8 +63,9 @@ class OSWorldDesktop:
         self.ran_on = {"engine": config.osworld.hypervisor}
         self.keeper = keeper
         self.worker = worker
-        self.mark = new_mark() if config.osworld.hypervisor == "docker" else ""
-        """What its containers carry (``osworld.upstream.MARK``). Made of /proc, which a Mac does not have."""
+        self.mark = f"{owner()}#{secrets.token_hex(8)}" if config.osworld.hypervisor == "docker" else ""
+        """What its containers carry (``desktop_env.MARK``): desktop-env gives them neither name nor label.
+        Made of /proc, which a Mac does not have."""
         self._config = config
         self._guest: GuestClient | None = None
         self._address: DesktopAddress | None = None
@@ -292,11 +293,6 @@ async def _close_all(starting: list[asyncio.Task[OSWorldWorker]]) -> None:
 # -- what this machine must have, and its clean-up -------------------------------------------------
 
 
-def new_mark() -> str:
-    """What the containers of one desktop carry: desktop-env gives them neither name nor label."""
-    return f"{owner()}#{secrets.token_hex(8)}"
-
-
 def check(config: OSWorldConfig, count: int = 1) -> None:
     """Raises ``UserError`` for the first thing that is missing or is not what the config pins.
 
@@ -307,7 +303,8 @@ def check(config: OSWorldConfig, count: int = 1) -> None:
         _check_vmware(config, count)
     else:
         _check_image(config)
-    _check_machine(config)
+    if config.vm is not None:
+        _check_machine(config.vm, config.vm_sha256)
 
 
 class OSWorldEngine(DockerEngine):
@@ -340,7 +337,7 @@ class OSWorldEngine(DockerEngine):
         return found
 
 
-def _check_vmware(config: OSWorldConfig, count: int = 1) -> None:
+def _check_vmware(config: OSWorldConfig, count: int) -> None:
     if shutil.which("vmrun") is None:
         raise UserError(
             "desktop.osworld.hypervisor is 'vmware', but there is no 'vmrun' on PATH; add VMware's."
@@ -372,14 +369,12 @@ def _check_image(config: OSWorldConfig) -> None:
         )
 
 
-def _check_machine(config: OSWorldConfig) -> None:
-    if config.vm is None:
-        return
-    if not config.vm.is_file():
-        raise UserError(f"desktop.osworld.vm names {config.vm}, which does not exist; correct the path.")
-    if config.vm_sha256 is not None and (found := remembered_sha256(config.vm)) != config.vm_sha256:
+def _check_machine(vm: Path, sha256: str | None) -> None:
+    if not vm.is_file():
+        raise UserError(f"desktop.osworld.vm names {vm}, which does not exist; correct the path.")
+    if sha256 is not None and (found := remembered_sha256(vm)) != sha256:
         raise UserError(
-            f"{config.vm} has the sha256 {found}, but desktop.osworld.vm_sha256 is {config.vm_sha256}; "
+            f"{vm} has the sha256 {found}, but desktop.osworld.vm_sha256 is {sha256}; "
             "fetch the file again or correct the key."
         )
 

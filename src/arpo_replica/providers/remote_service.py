@@ -318,7 +318,7 @@ class DesktopService:
             raise
         lease = Lease(secrets.token_urlsafe(16), asked.name, desktop, time.monotonic())
         self.leases[lease.id] = lease
-        if self._stopping or _is_gone(request):
+        if self._stopping or request.transport is None or request.transport.is_closing():
             self._end(lease, "the service stops or its client is gone")
         return web.json_response({"lease": lease.id, "lease_s": self.lease_s})
 
@@ -428,10 +428,6 @@ def _status_of(error: Exception) -> tuple[int, str]:
             return status, str(error)
     logger.error("a call failed in an unforeseen way", exc_info=error)
     return 500, f"{type(error).__name__}: {error}"
-
-
-def _is_gone(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
 
 
 def _image(png: bytes) -> web.Response:

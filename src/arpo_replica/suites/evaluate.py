@@ -34,7 +34,9 @@ class _Setup:
 
     async def launch(self, command: Command, shell: bool = False) -> None:
         """A browser that is part of the desktop runs already; a second one would only slow it down."""
-        if self.devtools.context is None or not _is_browser(command):
+        words = command.split() if isinstance(command, str) else command
+        program = PurePosixPath(words[0]).name if words else ""
+        if self.devtools.context is None or program not in _BROWSERS:
             await self.guest.launch(self._fill(command), shell)
 
     async def execute(
@@ -177,11 +179,6 @@ async def run_steps(task: Task, steps: list[dict[str, Any]], guest: GuestClient,
             await run(setup, **step.get("parameters", {}))
         except (DesktopError, OSError, TypeError, KeyError) as error:
             raise DesktopError(f"set-up step {index} ({step['type']}) failed: {error}") from error
-
-
-def _is_browser(command: Command) -> bool:
-    words = command.split() if isinstance(command, str) else command
-    return bool(words) and PurePosixPath(words[0]).name in _BROWSERS
 
 
 def _local_file(kind: str, file: dict[str, str]) -> Path | None:

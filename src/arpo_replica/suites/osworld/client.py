@@ -17,7 +17,6 @@ import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -236,9 +235,11 @@ class OSWorldWorker:
 
     async def _episode(self, task: Task) -> dict[str, Any]:
         """The task and its files, which are here by then."""
-        urls = sorted(urls_of(task.raw))
-        await fetch_missing(self.downloads, urls)
-        return {"task": task.raw, "files": {url: str(path_of(self.downloads, url)) for url in urls}}
+        files = {url: path_of(self.downloads, url) for url in sorted(urls_of(task.raw))}
+        for url, path in files.items():
+            if not path.is_file():
+                await _fetch(url, path)
+        return {"task": task.raw, "files": {url: str(path) for url, path in files.items()}}
 
     async def _call(self, timeout_s: float, operation: str, **values: Any) -> Any:
         """Ask and wait. Whatever goes wrong, also a cancellation, ends the worker: it could be anywhere."""
@@ -335,15 +336,9 @@ def path_of(folder: Path, url: str) -> Path:
     return folder / hashlib.sha256(url.encode()).hexdigest()
 
 
-async def fetch_missing(folder: Path, urls: Iterable[str]) -> None:
-    """Download what is not there yet. Raises ``DesktopError`` that names what cannot be had."""
-    for url in urls:
-        if not path_of(folder, url).is_file():
-            await _fetch(url, path_of(folder, url))
-
-
 async def _fetch(url: str, path: Path) -> None:
-    """The complete file appears in one step; several processes may do it at once."""
+    """The complete file appears in one step; several processes may do it at once. Raises ``DesktopError``
+    that names what cannot be had."""
     problem = ""
     for _ in range(ATTEMPTS):
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
