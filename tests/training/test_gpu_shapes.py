@@ -13,6 +13,7 @@ import yaml
 from arpo_replica.base.environments import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import gpu_serving
 import gpu_training
 from arpo_replica.training.job import outline
 from arpo_replica.training.recipe import verl_overrides
@@ -58,3 +59,15 @@ def test_the_rows_of_the_next_lease_are_commands_that_train(tmp_path):
         assert options.limit <= 540 and predicted[options.out.stem]["seconds"]["step"] > 0
         assert options.out.stem == row["name"]
         assert config.recipe("arpo").gpus == (2 if "x2" in row["name"] else 1)
+
+
+def test_memory_is_read_from_vllms_log():
+    """Lines of vLLM 0.24.0; what a log lacks, as the CPU build's does, is left out."""
+    lines = (
+        "[gpu_model_runner.py:5255] Model loading took 8.95 GiB memory and 3 seconds",
+        "(EngineCore pid=7) INFO 11-30 [gpu_worker.py:508] Available KV cache memory: 108.45 GiB",
+        "CUDA graph pool memory: 0.03 GiB (actual), 0.04 GiB (estimated), difference: 0.0 GiB (15.4%).",
+    )
+    found = {"weights_gib": 8.95, "kv_cache_gib": 108.45, "graphs_gib": 0.03}
+    assert gpu_serving.by_log("\n".join(lines)) == found
+    assert gpu_serving.by_log(lines[1]) == {"kv_cache_gib": 108.45}
