@@ -19,6 +19,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
 from arpo_replica.config.models import StudyConfig  # noqa: E402
 from arpo_replica.rollout.episode import EpisodeResult  # noqa: E402
+from arpo_replica.rollout.records import read_rollout  # noqa: E402
 from arpo_replica.tasks.splits import ResolvedSplit, ResolvedTask  # noqa: E402
 from arpo_replica.training import sampler as sampling  # noqa: E402
 from arpo_replica.training.agent_loop import Attempts, make_outputs  # noqa: E402
@@ -26,7 +27,6 @@ from arpo_replica.training.conversation import TokenConversation  # noqa: E402
 from arpo_replica.training.items import ItemStore, value_of  # noqa: E402
 from arpo_replica.training.job import Job, StartStore  # noqa: E402
 from arpo_replica.training.metrics import Rollout  # noqa: E402
-from arpo_replica.training.offline.data import read_rollout  # noqa: E402
 from arpo_replica.training.playback import Recorded, play  # noqa: E402
 from arpo_replica.training.recipe import image_options  # noqa: E402
 from arpo_replica.training.replay import ReplayBuffer, ReplayPlan, Stored, Swap  # noqa: E402

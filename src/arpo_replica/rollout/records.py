@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -281,6 +282,37 @@ def read_episode(path: Path) -> tuple[EpisodeRecord, list[StepRecord]]:
     # Not splitlines(): model text may hold U+2028 and the like, which end no line of JSON.
     lines = (path / "steps.jsonl").read_text(encoding="utf-8").split("\n")
     return record, [StepRecord.model_validate_json(line) for line in lines if line]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEpisode:
+    """An episode as it was recorded, for learning from it."""
+
+    directory: Path
+    record: EpisodeRecord
+    steps: list[StepRecord]
+
+    @property
+    def task(self) -> str:
+        return f"{self.record.domain}/{self.record.task_id}"
+
+    @property
+    def good(self) -> bool:
+        """A success whose every reply could be parsed."""
+        return self.record.outcome == "success" and not self.record.format_errors
+
+    @property
+    def bad(self) -> bool:
+        """A failure, or cut at the step limit."""
+        return self.record.outcome in ("failure", "truncated")
+
+    def screenshot(self, index: int) -> Path:
+        """What the policy saw before that reply."""
+        return self.directory / self.steps[index].screenshot
+
+
+def read_rollout(directory: Path) -> RecordedEpisode:
+    return RecordedEpisode(directory, *read_episode(directory))
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from verl.utils.tensordict_utils import assign_non_tensor_stack
 
-from arpo_replica.training.offline.data import digest, read_rollout
+from arpo_replica.rollout.records import read_rollout
+from arpo_replica.training.offline.data import digest
 from arpo_replica.training.pixels import Normalisation, carry_bytes
 
 INPUTS = "multi_modal_inputs"

@@ -19,12 +19,13 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from arpo_replica.rollout.episode import EpisodeResult
+from arpo_replica.rollout.records import RecordedEpisode, read_rollout
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.agent_loop import Attempts, make_outputs
 from arpo_replica.training.conversation import TokenConversation
 from arpo_replica.training.items import QueueRow
 from arpo_replica.training.job import Job
-from arpo_replica.training.offline.data import RecordedEpisode, read_rollout, turn_of
+from arpo_replica.training.offline.data import turn_of
 from arpo_replica.training.offline.trainers import completion
 from arpo_replica.training.recipe import image_options
 
@@ -74,7 +75,7 @@ async def _play(job: Job, recorded: RecordedEpisode, task: Task, processor: Any)
     ]
     loop = Recorded(job, processor, replies)
     conversation = TokenConversation(loop, task, sampling={}, seed_parts=(), policy=policy)
-    shown = [recorded.directory / step.screenshot for step in steps]
+    shown = [recorded.screenshot(index) for index in range(len(steps))]
     for path in shown:
         file = path.read_bytes()
         conversation.files[file] = asyncio.Future()  # it is in the form of the record already

@@ -16,10 +16,11 @@ from arpo_replica.base.files import file_sha256
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.training import StageConfig
 from arpo_replica.policy.manifest import Manifest
+from arpo_replica.rollout.records import RecordedEpisode
 from arpo_replica.rollout.run import describe_sampling, sampled_as_in_training
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.job import PREFIX_VERL, REPLAY_FILE, StartStore
-from arpo_replica.training.offline.data import RecordedEpisode, digest, read_rollouts
+from arpo_replica.training.offline.data import digest, read_rollouts
 
 
 def start_store(

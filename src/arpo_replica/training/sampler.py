@@ -34,7 +34,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
 from verl.utils import tensordict_utils
 
 from arpo_replica.base.files import write_atomically
-from arpo_replica.rollout.records import episode_dir
+from arpo_replica.rollout.records import episode_dir, read_rollout
 from arpo_replica.training.items import ItemStore, QueueRow, value_of
 from arpo_replica.training.job import PREFIX_VERL, REPLAY_FILE, Job, current_job, mark_complete
 from arpo_replica.training.metrics import (
@@ -47,7 +47,6 @@ from arpo_replica.training.metrics import (
     rows_per_update,
     too_many_lost,
 )
-from arpo_replica.training.offline.data import read_rollout
 from arpo_replica.training.playback import play
 from arpo_replica.training.recipe import Speed, data_parallel, image_options
 from arpo_replica.training.replay import (

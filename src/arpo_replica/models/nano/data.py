@@ -23,21 +23,12 @@ from arpo_replica.models.nano.model import MERGE, PATCH
 from arpo_replica.models.nano.network import patch_order, rope_positions
 from arpo_replica.models.nano.tokenizer import REPLY_PHRASES, SPECIAL_TOKENS
 from arpo_replica.policy.prompt import build_messages, kept_images
-from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
+from arpo_replica.rollout.records import RecordedEpisode, finished_episodes, read_rollout
 
 IMAGE_TOKEN = SPECIAL_TOKENS.index("<|image_pad|>")
 _START, _END = SPECIAL_TOKENS.index("<|im_start|>"), SPECIAL_TOKENS.index("<|im_end|>")
 OTHER, ABSCISSA, ORDINATE = 0, 1, 2
 """What a token of a reply is: text, or one of the two coordinates of a point."""
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A successful episode of the expert."""
-
-    directory: Path
-    record: EpisodeRecord
-    steps: list[StepRecord]
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ class Batch:
     patches: Tensor
 
 
-def read_demonstrations(root: Path) -> tuple[list[Demonstration], str]:
+def read_demonstrations(root: Path) -> tuple[list[RecordedEpisode], str]:
     """The successful episodes under ``root`` by name, and a hash over all that is learned from them.
 
     Raises ``UserError`` if there is none.
@@ -103,14 +94,15 @@ def read_demonstrations(root: Path) -> tuple[list[Demonstration], str]:
     found = []
     digest = hashlib.sha256()
     for directory in finished_episodes(root).values():
-        record, steps = read_episode(directory)
+        episode = read_rollout(directory)
+        record = episode.record
         if record.outcome != "success":
             continue
-        found.append(Demonstration(directory, record, steps))
+        found.append(episode)
         digest.update(f"{record.task_id}\0{record.instruction}\0".encode())
-        for step in steps:
+        for index, step in enumerate(episode.steps):
             digest.update(f"{step.text}\0".encode())
-            digest.update(hashlib.sha256((directory / step.screenshot).read_bytes()).digest())
+            digest.update(hashlib.sha256(episode.screenshot(index).read_bytes()).digest())
     if not found:
         raise UserError(f"{root} holds no successful demonstration; run record_demonstrations first.")
     return found, digest.hexdigest()
@@ -128,7 +120,7 @@ def read_patches(path: Path, frame: Frame) -> Tensor:
 
 
 def make_conversations(
-    demonstration: Demonstration, tokenizer: Any, policy: PolicyConfig, screenshots: Screenshots
+    demonstration: RecordedEpisode, tokenizer: Any, policy: PolicyConfig, screenshots: Screenshots
 ) -> list[TrainingSequence]:
     """The conversations of one episode. ``tokenizer``: transformers' tokenizer with the chat template."""
     replies = [step.text for step in demonstration.steps]
@@ -141,10 +133,7 @@ def make_conversations(
     for cut in cuts:
         messages = build_messages(demonstration.record.instruction, replies[: cut - 1], policy)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": replies[cut - 1]}]})
-        images = [
-            screenshots.add(demonstration.directory / demonstration.steps[index].screenshot)
-            for index in kept_images(cut, policy)
-        ]
+        images = [screenshots.add(demonstration.screenshot(index)) for index in kept_images(cut, policy)]
         made.append(_conversation(messages, images, tokenizer, screenshots, only_last))
     return made
 

@@ -17,28 +17,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.prompt import Message, build_messages, kept_images
-from arpo_replica.rollout.records import EpisodeRecord, StepRecord, finished_episodes, read_episode
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedEpisode:
-    directory: Path
-    record: EpisodeRecord
-    steps: list[StepRecord]
-
-    @property
-    def task(self) -> str:
-        return f"{self.record.domain}/{self.record.task_id}"
-
-    @property
-    def good(self) -> bool:
-        """A success whose every reply could be parsed."""
-        return self.record.outcome == "success" and not self.record.format_errors
-
-    @property
-    def bad(self) -> bool:
-        """A failure, or cut at the step limit."""
-        return self.record.outcome in ("failure", "truncated")
+from arpo_replica.rollout.records import RecordedEpisode, finished_episodes, read_rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +44,6 @@ class Sample:
     label: bool | None = None
 
 
-def read_rollout(directory: Path) -> RecordedEpisode:
-    return RecordedEpisode(directory, *read_episode(directory))
-
-
 def read_rollouts(indexes: Sequence[Path], checkpoint_sha256: str) -> list[RecordedEpisode]:
     """All episodes beside the indexes, by task and rollout. Raises ``UserError`` for another policy's."""
     found = []
@@ -90,8 +65,8 @@ def digest(rollouts: Sequence[RecordedEpisode]) -> str:
     for rollout in rollouts:
         parts = [rollout.task, rollout.record.instruction, rollout.record.outcome]
         parts += [step.text for step in rollout.steps]
-        for step in rollout.steps:
-            parts.append(hashlib.sha256((rollout.directory / step.screenshot).read_bytes()).hexdigest())
+        for index in range(len(rollout.steps)):
+            parts.append(hashlib.sha256(rollout.screenshot(index).read_bytes()).hexdigest())
         total.update("\0".join(parts).encode() + b"\1")
     return total.hexdigest()
 
@@ -106,13 +81,20 @@ def make_samples(
     recipe = config.recipe(arm).offline
     assert recipe is not None
     source = random.Random(f"{recipe.method}/{seed}")
+
+    def turns(rollout: RecordedEpisode) -> list[Turn]:
+        return [turn_of(rollout, index, config.policy) for index in range(len(rollout.steps))]
+
     match recipe.method:
         case "rejection":
-            samples = _successes(rollouts, config.policy)
+            samples = [Sample(turn) for rollout in rollouts if rollout.good for turn in turns(rollout)]
         case "dpo":
             samples = _pairs(rollouts, config.policy, recipe.pairs_per_task, source)
         case "kto":
-            samples = _labelled(rollouts, config.policy)
+            told = [rollout for rollout in rollouts if rollout.good or rollout.bad]
+            samples = [Sample(turn, label=rollout.good) for rollout in told for turn in turns(rollout)]
+            if len({sample.label for sample in samples}) < 2:
+                samples = []
     if not samples:
         raise UserError(_nothing(config, arm, rollouts))
     source.shuffle(samples)
@@ -128,29 +110,11 @@ def turn_of(rollout: RecordedEpisode, index: int, policy: PolicyConfig) -> Turn:
     step = rollout.steps[index]
     return Turn(
         messages,
-        [rollout.directory / rollout.steps[i].screenshot for i in kept],
+        [rollout.screenshot(i) for i in kept],
         step.text,
         step.prompt_tokens,
         step.completion_tokens,
     )
-
-
-def _turns(rollout: RecordedEpisode, policy: PolicyConfig) -> list[Turn]:
-    return [turn_of(rollout, index, policy) for index in range(len(rollout.steps))]
-
-
-def _successes(rollouts: Sequence[RecordedEpisode], policy: PolicyConfig) -> list[Sample]:
-    return [Sample(turn) for rollout in rollouts if rollout.good for turn in _turns(rollout, policy)]
-
-
-def _labelled(rollouts: Sequence[RecordedEpisode], policy: PolicyConfig) -> list[Sample]:
-    found = [
-        Sample(turn, label=rollout.good)
-        for rollout in rollouts
-        if rollout.good or rollout.bad
-        for turn in _turns(rollout, policy)
-    ]
-    return found if len({sample.label for sample in found}) == 2 else []
 
 
 def _pairs(

@@ -9,7 +9,6 @@ way round. Without a server it becomes a plain interpreter.
 Standard library only, nothing of this package: it is executed by path.
 """
 
-import array
 import ctypes
 import json
 import os
@@ -46,18 +45,14 @@ def send_request(server: socket.socket, files: list[int]) -> None:
     payload = json.dumps(request).encode("utf-8", "surrogateescape")
     server.sendall(LENGTH.pack(len(payload)) + payload)
     for start in range(0, len(files), CHUNK):
-        part = array.array("i", files[start : start + CHUNK])
-        server.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
+        socket.send_fds(server, [b"f"], files[start : start + CHUNK])
 
 
 def receive(server: socket.socket) -> int | None:
     """A signed number from the server; None if it is gone."""
-    data = b""
-    while len(data) < 8:
-        part = server.recv(8 - len(data))
-        if not part:
-            return None
-        data += part
+    data = server.recv(8, socket.MSG_WAITALL)
+    if len(data) < 8:
+        return None
     (status,) = struct.unpack("!q", data)
     return int(status)
 

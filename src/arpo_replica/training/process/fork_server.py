@@ -12,7 +12,6 @@ The server must have one thread when it forks and must not have used a GPU, whic
 not use (``launch.unforkable``); torch asks NVML for GPUs, not CUDA (``PYTORCH_NVML_BASED_CUDA_CHECK``).
 """
 
-import array
 import atexit
 import contextlib
 import fcntl
@@ -240,19 +239,12 @@ def receive_request(connection: socket.socket) -> tuple[dict[str, Any], list[int
     """A request of ``fork_client`` and its files, in order."""
     (length,) = fork_client.LENGTH.unpack(_read(connection, fork_client.LENGTH.size))
     request = json.loads(_read(connection, length).decode("utf-8", "surrogateescape"))
-    wanted = len(request["files"])
     files: list[int] = []
-    while len(files) < wanted:
-        size = array.array("i").itemsize
-        space = socket.CMSG_LEN(fork_client.CHUNK * size)
-        data, ancillary, _, _ = connection.recvmsg(1, space)
+    while len(files) < len(request["files"]):
+        data, received, _, _ = socket.recv_fds(connection, 1, fork_client.CHUNK)
         if not data:
             raise ValueError("the client left")
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                received = array.array("i")
-                received.frombytes(payload[: len(payload) - len(payload) % size])
-                files.extend(received)
+        files += received
     return request, files
 
 
