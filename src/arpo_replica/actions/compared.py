@@ -1,32 +1,21 @@
 """``docs/actions.md``: ways of writing an action, and what this parser and two others make of each."""
 
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-
-from yaml import safe_load
+from typing import Any
 
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import FormatError
+from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.docs import render_markdown
 from arpo_replica.config.section import Section
 
 REPLIES = ROOT / "data" / "actions" / "replies.yaml"
 PARSER = UITarsParser("absolute", (1008, 1008), (1008, 1008), "all")
-WORDS = {
-    "click": "click ({x}, {y})",
-    "double_click": "double click ({x}, {y})",
-    "right_click": "right click ({x}, {y})",
-    "drag": "drag ({x}, {y}) to ({to_x}, {to_y})",
-    "scroll": "scroll {direction} at ({x}, {y})",
-    "hotkey": "keys {keys}",
-    "type_text": "type {text!a}",
-    "finished": "DONE",
-    "wait": "WAIT",
-    "fail": "FAIL",
-}
 
 
 class Spelling(Section):
@@ -40,8 +29,15 @@ class Spelling(Section):
     """Wherever ours differs from one of the two."""
 
 
+@lru_cache(maxsize=1)
+def replies() -> dict[str, Any]:
+    """The file: ``words``, kind of action -> how it is said there, and ``rows``."""
+    found: dict[str, Any] = load_yaml(REPLIES.read_text(encoding="utf-8"))
+    return found
+
+
 def rows() -> list[Spelling]:
-    return [Spelling.model_validate(row) for row in safe_load(REPLIES.read_text(encoding="utf-8"))["rows"]]
+    return [Spelling.model_validate(row) for row in replies()["rows"]]
 
 
 def ours(reply: str) -> str:
@@ -56,7 +52,7 @@ def in_words(action: Action) -> str:
     """An action in the words of the file."""
     values = action.to_json()
     values["keys"] = " ".join(values.get("keys", ()))
-    return WORDS[action.kind].format(**values).removesuffix(" at (None, None)")
+    return str(replies()["words"][action.kind]).format(**values).removesuffix(" at (None, None)")
 
 
 def render_actions() -> str:

@@ -10,22 +10,11 @@ from typing import Any
 
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.models.weights import ModelDescription, read_description
 
-TOKENS = {
-    "bos_token_id": "<|endoftext|>",
-    "eos_token_id": "<|im_end|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "vision_token_id": "<|vision_pad|>",
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-}
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
-)
+FILES = table_of(__file__)
 NUMBERS = 1000
 VOCABULARY = 4096
 NOTE = "RANDOM_WEIGHTS.txt"
@@ -58,7 +47,7 @@ def make_shape(config: StudyConfig, description: ModelDescription, folder: Path)
 def write_tokenizer(config: StudyConfig, folder: Path) -> None:
     """The given tokenizer, or one with a token for each number and each phrase of the prompt."""
     if config.model.tokenizer is not None:
-        for name in TOKENIZER_FILES:
+        for name in FILES["tokenizer_files"]:
             if (config.model.tokenizer / name).is_file():
                 shutil.copy2(config.model.tokenizer / name, folder / name)
         return
@@ -84,9 +73,9 @@ def write_weights(description: ModelDescription, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = architecture(description)
-    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in TOKENS.items()}
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in FILES["tokens"].items()}
     if None in ids.values():
-        lacking = next(TOKENS[key] for key, found in ids.items() if found is None)
+        lacking = next(FILES["tokens"][key] for key, found in ids.items() if found is None)
         raise UserError(f"model.tokenizer has no token {lacking}; give one of the Qwen2-VL family.")
     for key, found in ids.items():
         for part in (config, config.get_text_config()):

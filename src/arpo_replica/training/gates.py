@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import read_rows, read_tensor_header, write_atomically
+from arpo_replica.base.files import read_rows, read_tensor_header, write_document
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Section
 from arpo_replica.config.training import TrainingConfig
@@ -50,7 +50,7 @@ class StageReport(Section):
 def check_stage(config: StudyConfig, arm: str, stage: str, manifest: Path, out: Path) -> StageReport:
     """Judge the stage beside ``manifest`` and write ``out``. A failed gate is a result, not an error."""
     report = judge_stage(config, arm, stage, manifest)
-    write_atomically(out, (report.model_dump_json(indent=1) + "\n").encode())
+    write_document(report, out)
     found = report.reason or "all gates passed"
     logger.info(f"{arm} seed {report.seed} stage {stage}: {found}")
     return report
@@ -63,18 +63,15 @@ def judge_stage(config: StudyConfig, arm: str, stage: str, manifest: Path) -> St
     rows = read_rows(manifest.with_name("metrics.jsonl"))
     work = manifest.parent / "checkpoints"
     gates = [
-        _steps(rows, steps),
+        _gate("steps", "stages", unbroken(rows) >= steps, f"{unbroken(rows)} of {steps} steps are logged"),
         _finite(rows, recipe),
         _checkpoint(work, steps, recipe),
         _buffer(rows, recipe),
         _varying(rows, recipe),
     ]
-    failed = [gate for gate in gates if gate.state == "failed"]
+    failed = "; ".join(f"{gate.says} ({gate.key})" for gate in gates if gate.state == "failed")
     name = f"{arm} seed {facts.seed} stage {stage}"
-    reason = None
-    if failed:
-        found = "; ".join(f"{gate.says} ({gate.key})" for gate in failed)
-        reason = f"The stage '{name}' does not meet its gates: {found}."
+    reason = f"The stage '{name}' does not meet its gates: {failed}." if failed else None
     return StageReport(arm=arm, seed=facts.seed, stage=stage, passed=not failed, reason=reason, gates=gates)
 
 
@@ -94,11 +91,6 @@ def require_passed(config: StudyConfig, arm: str, manifest: Path) -> None:
 def _gate(name: str, key: str, found: bool | None, says: str) -> Gate:
     state: Literal["passed", "failed", "off"] = "off" if found is None else "passed" if found else "failed"
     return Gate(name=name, key=f"training.{key}", state=state, says=says)
-
-
-def _steps(rows: list[dict[str, Any]], steps: int) -> Gate:
-    done = unbroken(rows)
-    return _gate("steps", "stages", done >= steps, f"{done} of {steps} steps are logged")
 
 
 def _finite(rows: list[dict[str, Any]], recipe: TrainingConfig) -> Gate:

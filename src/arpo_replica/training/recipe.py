@@ -42,15 +42,13 @@ class Speed(SpeedConfig):
         """What applies to a job: keys left open are on for a GPU and off for a CPU."""
         values = job.recipe.speed.model_dump()
         on_gpu = job.config.accelerator == "cuda"
-        for key in ("pack", "text_log_probs", "compact_pixels"):
-            values[key] = on_gpu if values[key] is None else values[key]
-        if values["checkpoint_share"] is None:
-            values["checkpoint_share"] = 1.0 if on_gpu else 0.0
-        if values["skip_log_probs"] is None:
-            values["skip_log_probs"] = on_gpu and one_update(job)
-        if values["executor"] is None:
-            values["executor"] = "uni" if job.recipe.tensor_parallel == 1 else "mp"
-        return cls(**values)
+        left_open = {
+            **dict.fromkeys(("pack", "text_log_probs", "compact_pixels"), on_gpu),
+            "checkpoint_share": 1.0 if on_gpu else 0.0,
+            "skip_log_probs": on_gpu and one_update(job),
+            "executor": "uni" if job.recipe.tensor_parallel == 1 else "mp",
+        }
+        return cls(**values | {key: value for key, value in left_open.items() if values[key] is None})
 
     @property
     def changes_model(self) -> bool:

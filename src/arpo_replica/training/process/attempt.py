@@ -29,7 +29,7 @@ from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
-from arpo_replica.base.tables import table_of
+from arpo_replica.base.tables import filled, table_of
 from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.job import Job, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
@@ -129,36 +129,24 @@ def listening() -> Iterator[Notice]:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """The environment of a training; what is the same for all stands in ``environment.yaml``."""
-    written: dict[str, dict[str, str]] = table_of(__file__, "environment.yaml")
-    fixed = written["all"] | written[job.config.accelerator]
+    """The environment of a training: ``environment.yaml`` over that of this process.
+
+    W&B stays offline unless the user's environment says otherwise.
+    """
+    wandb, wanted = job.recipe.wandb, "wandb" in job.recipe.loggers
+    written = table_of(__file__, "environment.yaml")
+    named = filled(
+        written["all"] | written["loggers"] | written[job.config.accelerator],
+        job=job,
+        wandb_mode=os.environ.get("WANDB_MODE", "offline") if wanted else "disabled",
+        wandb_tags=",".join(wandb.tags),
+        wandb_run=run_id(job.work / "wandb_id") if wanted else None,
+    )
     return {
         # Slurm names a job's GPUs for every maker at once, which verl refuses.
         **{name: value for name, value in os.environ.items() if name not in OTHER_MAKERS},
         **quiet_environment(job.config, job.scratch),
-        **loggers(job),
-        **{name: value.format(job=job) for name, value in fixed.items()},
-    }
-
-
-def loggers(job: Job) -> dict[str, str]:
-    """Where verl's further loggers write; W&B stays offline unless the user's environment says otherwise."""
-    wandb, wanted = job.recipe.wandb, "wandb" in job.recipe.loggers
-    named = {
-        "WANDB_ENTITY": wandb.entity,
-        "WANDB_TAGS": ",".join(wandb.tags),
-        "WANDB_NOTES": wandb.notes,
-        "WANDB_RUN_GROUP": f"{job.config.name}/{job.arm}/seed_{job.seed}",
-        "WANDB_JOB_TYPE": job.stage_name,
-        "WANDB_RUN_ID": run_id(job.work / "wandb_id") if wanted else None,
-        "WANDB_RESUME": "allow",
-    }
-    return {
-        "TENSORBOARD_DIR": str(job.work / "tensorboard"),
-        "WANDB_DIR": str(job.work),
-        "WANDB_MODE": os.environ.get("WANDB_MODE", "offline") if wanted else "disabled",
-        "WANDB_SILENT": "true",
-        **{key: value for key, value in named.items() if value},
+        **{name: str(value) for name, value in named.items() if value},
     }
 
 
