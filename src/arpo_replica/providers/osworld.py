@@ -245,8 +245,15 @@ class OSWorldProvider:
         self._reaped: asyncio.Task[list[str]] | None = None
 
     def check(self) -> None:
-        """Raises ``UserError`` for what is missing or is not what the config pins."""
-        check(self._config.osworld, self._config.count)
+        """Raises ``UserError`` for the first thing that is missing or is not what the config pins."""
+        own = self._config.osworld
+        python_of("evaluator")
+        if own.hypervisor == "vmware":
+            _check_vmware(own, self._config.count)
+        else:
+            _check_image(own)
+        if own.vm is not None:
+            _check_machine(own.vm, own.vm_sha256)
 
     async def start(self, name: str) -> OSWorldDesktop:
         """Several may start at once: desktop-env's lock on ports lets them in one by one.
@@ -276,11 +283,23 @@ class OSWorldProvider:
         return desktop
 
     def describe(self) -> dict[str, Any]:
-        return {
+        own = self._config.osworld
+        facts: dict[str, Any] = {
             "provider": self._config.provider,
             "screen": list(self._config.screen),
-            **describe(self._config.osworld),
+            "hypervisor": own.hypervisor,
+            "desktop_env": read_version(),
+            "vm": None if own.vm is None else own.vm.name,
+            "vm_sha256": own.vm_sha256,
         }
+        if own.hypervisor == "docker":
+            engine = OSWorldEngine()
+            image = engine.image_facts()
+            facts |= {"image": image["digests"][0], "image_digests": image["digests"][1:]}
+            facts["docker"] = engine.version()
+            if own.vm is None or "arpo.inputs" in image["labels"]:
+                facts["mark"] = "OSWorld-compatible, container desktop"
+        return facts
 
 
 async def _close_all(starting: list[asyncio.Task[OSWorldWorker]]) -> None:
@@ -291,20 +310,6 @@ async def _close_all(starting: list[asyncio.Task[OSWorldWorker]]) -> None:
 
 
 # -- what this machine must have, and its clean-up -------------------------------------------------
-
-
-def check(config: OSWorldConfig, count: int = 1) -> None:
-    """Raises ``UserError`` for the first thing that is missing or is not what the config pins.
-
-    ``count``: desktops that are to run at once.
-    """
-    python_of("evaluator")
-    if config.hypervisor == "vmware":
-        _check_vmware(config, count)
-    else:
-        _check_image(config)
-    if config.vm is not None:
-        _check_machine(config.vm, config.vm_sha256)
 
 
 class OSWorldEngine(DockerEngine):
@@ -407,21 +412,3 @@ def reap() -> list[str]:
     for container in gone:
         engine.remove(container)
     return gone
-
-
-def describe(config: OSWorldConfig) -> dict[str, Any]:
-    """Facts for provenance."""
-    facts: dict[str, Any] = {
-        "hypervisor": config.hypervisor,
-        "desktop_env": read_version(),
-        "vm": None if config.vm is None else config.vm.name,
-        "vm_sha256": config.vm_sha256,
-    }
-    if config.hypervisor == "docker":
-        engine = OSWorldEngine()
-        image = engine.image_facts()
-        facts |= {"image": image["digests"][0], "image_digests": image["digests"][1:]}
-        facts["docker"] = engine.version()
-        if config.vm is None or "arpo.inputs" in image["labels"]:
-            facts["mark"] = "OSWorld-compatible, container desktop"
-    return facts

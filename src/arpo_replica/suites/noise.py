@@ -119,18 +119,14 @@ def _text(task: Task) -> str:
     return json.dumps([task.instruction, task.config, task.evaluator])
 
 
-def _window_is_safe(task: Task) -> bool:
-    return not (
-        _sees("windows", _evaluator_names(task)) or _sees("words_windows", json.dumps(task.evaluator))
-    )
+def _unseen(what: str, task: Task) -> bool:
+    """True if the evaluator neither looks at that kind of thing by its functions nor by commands."""
+    by_commands = _sees(f"words_{what}", json.dumps(task.evaluator))
+    return not (_sees(what, _evaluator_names(task)) or by_commands)
 
 
 def _file_is_safe(task: Task) -> bool:
-    return not (
-        _sees("files", _evaluator_names(task))
-        or _sees("words_files", json.dumps(task.evaluator))
-        or _place_of_file(task) is None
-    )
+    return _unseen("files", task) and _place_of_file(task) is not None
 
 
 def _tab_is_safe(task: Task) -> bool:
@@ -243,9 +239,9 @@ def _position(place: int, added: set[int]) -> int:
 
 _Steps = Callable[[Task, random.Random], tuple[int, list[Step]]]
 _KINDS: dict[NoiseKind, tuple[Callable[[Task], bool], _Steps]] = {
-    "notification": (_window_is_safe, partial(_window, "notification")),
+    "notification": (partial(_unseen, "windows"), partial(_window, "notification")),
     "extra_tab": (_tab_is_safe, _extra_tab),
-    "background_window": (_window_is_safe, partial(_window, "background_window")),
+    "background_window": (partial(_unseen, "windows"), partial(_window, "background_window")),
     "distractor_file": (_file_is_safe, _distractor_file),
     "browser_history": (_history_is_safe, _browser_history),
 }

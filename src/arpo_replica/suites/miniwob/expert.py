@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import dataclass
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import format_reply
@@ -19,17 +20,17 @@ from arpo_replica.suites.miniwob.pages import END_COLOR, script, task_page
 from arpo_replica.tasks.model import Task
 
 
+@dataclass(frozen=True)
 class Expert:
     """The expert on one desktop (``policy.endpoint.Policy``)."""
 
-    def __init__(self, devtools: DevTools, frame: Frame) -> None:
-        """``frame`` maps its screen pixels to the coordinates that the policy is to write."""
-        self._devtools = devtools
-        self._frame = frame
+    devtools: DevTools
+    frame: Frame
+    """Maps its screen pixels to the coordinates that the policy is to write."""
 
     def start(self, task: Task) -> ExpertConversation:
         """A fresh episode. The same task gives the same clicks again."""
-        return ExpertConversation(task, self._devtools, self._frame)
+        return ExpertConversation(task, self.devtools, self.frame)
 
 
 class ExpertConversation:
