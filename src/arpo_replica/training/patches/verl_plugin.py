@@ -11,8 +11,7 @@ replace functions of verl before any module binds their names:
    [4, 4, ...]". verl's own repair (``maybe_fix_3d_position_ids``) only sets the mark of the ragged
    dimension; ours looks at the values and packs them anew;
 2. TRL 1. Wherever TRL is installed, verl imports ``AutoModelForCausalLMWithValueHead`` from it when a model
-is
-   built. TRL 1 has no such class, so every training fails with "cannot import name
+   is built. TRL 1 has no such class, so every training fails with "cannot import name
    'AutoModelForCausalLMWithValueHead' from 'trl'". verl needs it for a critic only, and GRPO has none; the
    offline arms use TRL in the same environment. So verl is told that there is no TRL.
 """
