@@ -24,6 +24,7 @@ import yaml
 from PIL import Image, ImageDraw
 from scipy import stats
 
+from arpo_replica.base.files import write_document
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import parse_config
 from arpo_replica.config.models import StudyConfig, merge
@@ -35,7 +36,7 @@ from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.scores import as_table, score_episodes
 from arpo_replica.evaluation.summary import summarise_study
 from arpo_replica.evaluation.tables import table_files, write_tables
-from arpo_replica.policy.manifest import Manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest
 from arpo_replica.report.publish import PublishedFiles
 from arpo_replica.report.render import render_report
 from arpo_replica.report.sources import PageFiles
@@ -558,7 +559,7 @@ def _manifest(study: Study, arm: str, seed: int, stage: str, step: int) -> None:
         recipe={"data": {"samples": 12, "inexact_replies": 0}, "synthetic": study.synthetic},
         versions={},
     )
-    write_manifest(manifest, path)
+    write_document(manifest, path)
     study.manifests.append(path)
 
 

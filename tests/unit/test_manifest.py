@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import file_sha256
+from arpo_replica.base.files import file_sha256, write_document
 from arpo_replica.config import load_config
-from arpo_replica.policy.manifest import hash_weights, read_manifest, register_model, write_manifest
+from arpo_replica.policy.manifest import hash_weights, read_manifest, register_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_a_model_that_was_built_here_keeps_its_recipe(folder, config, tmp_path):
     built = register_model(config, folder, tmp_path / "first.json").model_copy(
         update={"model": ".", "recipe": {"nano.seed": 0}, "versions": {"torch": "1"}}
     )
-    write_manifest(built, folder / "manifest.json")
+    write_document(built, folder / "manifest.json")
     base = register_model(config, folder, tmp_path / "base.json")
     assert (base.recipe, base.versions) == (built.recipe, built.versions)
     assert base.sha256 == built.sha256 == hash_weights(folder)[1]

@@ -13,9 +13,10 @@ import pytest
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_document
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest
 from arpo_replica.training.gates import StageReport, check_stage, checkpoint_problem, require_passed
 
 STEPS = 3
@@ -55,7 +56,7 @@ class Finished:
         (items / "item.pt").touch()
         self.mark()
         fields: dict[str, Any] = {"weights": {}, "recipe": {}, "versions": {}}
-        write_manifest(
+        write_document(
             Manifest(
                 **{"arm": "arpo", "seed": 0, "stage": "train_4", "step": STEPS, "size": "nano"},
                 **{"model": "model", "sha256": "0" * 64, "parent": None, **fields},

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import file_sha256, write_atomically
+from arpo_replica.base.files import file_sha256, write_document
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Section
 
@@ -59,10 +59,6 @@ def hash_weights(folder: Path) -> tuple[dict[str, str], str]:
     weights = {path.name: file_sha256(path) for path in files}
     lines = "".join(f"{digest}  {name}\n" for name, digest in weights.items())
     return weights, hashlib.sha256(lines.encode()).hexdigest()
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    write_atomically(path, (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_manifest(path: Path, *, verify: bool = False) -> Manifest:
@@ -114,7 +110,7 @@ def write_base(
         recipe=recipe,
         versions=versions,
     )
-    write_manifest(manifest, out)
+    write_document(manifest, out)
     return manifest
 
 

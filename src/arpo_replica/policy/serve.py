@@ -19,6 +19,7 @@ import asyncio  # noqa: E402
 import signal  # noqa: E402
 import threading  # noqa: E402
 from argparse import Namespace  # noqa: E402
+from functools import partial  # noqa: E402
 
 import torch  # noqa: E402
 import uvloop  # noqa: E402
@@ -36,11 +37,6 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 
-def restore_threads() -> None:
-    """In a forked process: the number of threads that was asked for."""
-    torch.set_num_threads(THREADS)
-
-
 async def serve(arguments: Namespace) -> None:
     """Start the engine and serve until SIGTERM."""
     # As a class, not a name: vLLM would look at a name's class in a process of its own, with all imports.
@@ -54,7 +50,7 @@ async def serve(arguments: Namespace) -> None:
         raise RuntimeError(f"the server must have one thread when it forks: {threading.enumerate()}")
     # vLLM's CPU platform has just set "spawn"; what it guards against (OpenMP, CUDA) is not there.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    os.register_at_fork(after_in_child=restore_threads)
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, THREADS))
     engine = AsyncLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,

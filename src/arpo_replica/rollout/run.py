@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -212,16 +213,16 @@ async def collect_served(
 @asynccontextmanager
 async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> AsyncIterator[Serving]:
     """Serve a checkpoint: by vLLM started here or, for weights that are given, by ``policy.endpoint``."""
-    connections = max(2, config.desktop.count)
-    timeout_s = float(config.rollout.episode_timeout_s)
-    if config.policy.endpoint is not None and labels.arm not in config.trained_arms:
-        async with Endpoint(
-            config.policy.endpoint,
-            model=config.policy.served_model,
-            api_key=None,
-            timeout_s=timeout_s,
-            connections=connections,
-            key_variable=config.policy.api_key_variable,
+    connect = partial(
+        Endpoint,
+        timeout_s=float(config.rollout.episode_timeout_s),
+        connections=max(2, config.desktop.count),
+    )
+    policy = config.policy
+    if policy.endpoint is not None and labels.arm not in config.trained_arms:
+        variable = policy.api_key_variable
+        async with connect(
+            policy.endpoint, model=policy.served_model, api_key=None, key_variable=variable
         ) as endpoint:
             await endpoint.check()  # before any desktop is started
             yield Serving([Copy(endpoint, None)])
@@ -231,12 +232,6 @@ async def serve(config: StudyConfig, model: Path, labels: Labels, log: Path) -> 
         for number, cards in enumerate(cards_of_copies(config)):
             file = log.with_stem(f"{log.stem}_{number + 1}") if number else log
             server = await stack.enter_async_context(VllmServer(config, model, file, cards))
-            endpoint = Endpoint(
-                server.url,
-                model=SERVED_NAME,
-                api_key=server.api_key,
-                timeout_s=timeout_s,
-                connections=connections,
-            )
+            endpoint = connect(server.url, model=SERVED_NAME, api_key=server.api_key)
             serving.copies.append(Copy(await stack.enter_async_context(endpoint), server))
         yield serving

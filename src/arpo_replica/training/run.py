@@ -19,12 +19,12 @@ from typing import Any
 
 from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import read_tensor_header, write_atomically
+from arpo_replica.base.files import read_tensor_header, write_atomically, write_document
 from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest, write_manifest
+from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest
 from arpo_replica.providers.pool import load_named
 from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.training.job import Job, Training, checkpoints
@@ -269,7 +269,7 @@ def publish_model(job: Training, exported: Path, **facts: Any) -> Manifest:
         parent=job.parent_sha256,
         **facts,
     )
-    write_manifest(manifest, job.out / "manifest.json")
+    write_document(manifest, job.out / "manifest.json")
     return manifest
 
 

@@ -10,8 +10,9 @@ from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.files import write_document
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, hash_weights, write_manifest
+from arpo_replica.policy.manifest import Manifest, hash_weights
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         versions={"arpo-replica": code_version()}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
-    write_manifest(manifest, out / "manifest.json")
+    write_document(manifest, out / "manifest.json")
     logger.info(
         f"nano: {count_weights(model):,} weights, {tokenizer.get_vocab_size()} tokens, "
         f"{len(episodes)} demonstrations, model in {out}"
