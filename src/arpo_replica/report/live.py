@@ -24,6 +24,7 @@ from arpo_replica.report.gallery import (
     view_of,
 )
 from arpo_replica.report.render import content_policy, static_file, template_environment
+from arpo_replica.report.words import WORDS
 from arpo_replica.rollout.records import RUNNING, Glimpse, read_episode
 
 SCREENS = 12
@@ -86,7 +87,7 @@ def live_page(
             logs=newest_logs(results / "logs", now),
             written=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)),
             every_s=0 if all(part.state == "done" for part in parts) else max(1, round(every_s)),
-            outcomes={**views.OUTCOMES, RUNS: ("▸", RUNS)},
+            outcomes={**WORDS["outcomes"], RUNS: ("▸", RUNS)},
             banner=views.banner(config, synthetic=False),
             colour=lambda arm: figures.arm_colour(arm, list(config.arms)),
             style=Markup(style),  # noqa: S704 - our own file

@@ -18,7 +18,7 @@ from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.scores import FAILURES
 from arpo_replica.report.film import Film, first_films
 from arpo_replica.report.gallery import PLAIN_BYTES, EpisodeView, Gallery
-from arpo_replica.report.views import OUTCOMES
+from arpo_replica.report.words import WORDS
 
 CHUNK = 64
 """Cards per compressed chunk."""
@@ -127,9 +127,9 @@ def _index(groups: list[CardGroup], places: dict[str, tuple[int, int]]) -> Marku
     tasks = sorted({_words(view) for view in views})
     flips = sorted({view.flip for view in views})
     domain_at, task_at, flip_at = ({name: at for at, name in enumerate(x)} for x in (domains, tasks, flips))
-    outcomes, failures = list(OUTCOMES), ["", *FAILURES]
+    outcomes, failures = list(WORDS["outcomes"]), ["", *FAILURES]
     content: dict[str, Any] = {
-        "outcomes": {name: words for name, (_, words) in OUTCOMES.items()},
+        "outcomes": {name: words for name, (_, words) in WORDS["outcomes"].items()},
         "failures": failures,
         "flips": flips,
         "domains": domains,

@@ -17,7 +17,7 @@ from arpo_replica.base.checkout import CHANGED, require_clean
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
-from arpo_replica.base.tables import load_yaml
+from arpo_replica.base.tables import load_yaml, table_of
 from arpo_replica.base.unfinished import ASIDE
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation.osworld_export import export_osworld
@@ -25,6 +25,8 @@ from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report.render import read_input
 from arpo_replica.report.views import banner
+
+WORDS = table_of(__file__)
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,15 @@ def publish_report(
                 hidden = shutil.ignore_patterns(".*", f"*{ASIDE}")
                 shutil.copytree(files.results / source, folder / target, ignore=hidden, dirs_exist_ok=True)
     mark = banner(config)["tag"]
-    (folder / "README.txt").write_text(_readme(config, mark, origin["git"]["commit"]), encoding="utf-8")
+    commit = origin["git"]["commit"]
+    readme = WORDS["readme"].format(study=config.study, mark=mark, commit=commit or "unknown")
+    (folder / "README.txt").write_text(readme, encoding="utf-8")
     (folder / ".nojekyll").touch()  # static hosts must not skip files that begin with a dot or underscore
     write_crate(
         folder,
         study=config.name,
         mark=mark,
-        commit=origin["git"]["commit"],
+        commit=commit,
         finished=float(scores["started_at"].max()) if len(scores) else 0.0,
         citation=repository / "CITATION.cff",
     )
@@ -150,24 +154,6 @@ def _copy(source: Path, folder: Path, levels: int = 0) -> None:
     shutil.copyfile(source, target)
 
 
-def _readme(config: StudyConfig, mark: str, commit: str | None) -> str:
-    return (
-        f"Study {config.study} ({mark}) of arpo-replica, a pipeline that checks ARPO (arXiv 2505.16282).\n"
-        f"Commit {commit or 'unknown'}.\n\n"
-        "index.html               the report; open it in a browser, no network is needed\n"
-        "data/                    summary, claims, provenance, resolved config, one row per episode\n"
-        "tables/                  every table of the report as CSV and JSON\n"
-        "training/                metrics of every update, gates and manifest of every finished stage\n"
-        "episodes/                index of every set of episodes\n"
-        "offline/                 what offline arms learnt from: indexes (in full like trajectories/)\n"
-        "osworld/                 results in the layout of OSWorld's runner\n"
-        "screenshots/             screenshots that the page's budget left out (if report.full_screenshots)\n"
-        "trajectories/            every episode in full (if report.full_trajectories)\n"
-        "ro-crate-metadata.json   the same list for machines (RO-Crate)\n"
-        "SHA256SUMS               check a download with: sha256sum -c SHA256SUMS\n"
-    )
-
-
 # --- invented data is never published ---
 
 
@@ -208,22 +194,7 @@ def _object(path: Path, data: bytes) -> dict[str, object]:
 # --- what is in the folder, for machines: RO-Crate, hashes, a zip ---
 
 METADATA = "ro-crate-metadata.json"
-KINDS = {
-    ".html": "text/html", ".json": "application/json", ".jsonl": "application/jsonl", ".csv": "text/csv",
-    ".yaml": "application/yaml", ".webp": "image/webp", ".png": "image/png", ".txt": "text/plain",
-    ".parquet": "application/vnd.apache.parquet", ".md": "text/markdown",
-}  # fmt: skip
-DESCRIPTIONS = {
-    "index.html": "The report: verdicts, figures, trajectories, provenance. Opens without a network.",
-    "data/summary.json": "Every rate, difference and curve with its interval.",
-    "data/claims.json": "Verdict on each claim of the paper.",
-    "data/provenance.json": "Commit, config, packages, hardware, hashes of tasks and models.",
-    "data/config.resolved.yaml": "The study's config with every default.",
-    "data/scores.csv": "One row per episode.",
-}
 PAPER = "https://arxiv.org/abs/2505.16282"
-FOLDERS = ("trajectories/", "screenshots/", "osworld/", "offline/")
-"""Listed as folders: they may hold very many files."""
 
 
 def write_crate(
@@ -238,11 +209,7 @@ def write_crate(
     software = load_yaml(citation.read_text(encoding="utf-8")) if citation.is_file() else {}
     crate = ROCrate()
     crate.name = f"ARPO replication: study {study} ({mark})"
-    crate.description = (
-        f"Results of the study “{study}” ({mark}) of a pipeline that checks ARPO, GRPO with experience "
-        "replay for computer-use agents. The mark says how large the model was and what kind of desktop it "
-        "used: a number with another mark than the paper's is no result about the paper."
-    )
+    crate.description = WORDS["about"].format(study=study, mark=mark)
     crate.datePublished = datetime.fromtimestamp(finished, tz=UTC)
     crate.license = str(software.get("license", "Apache-2.0"))
     crate.keywords = list(software.get("keywords", []))
@@ -266,15 +233,9 @@ def write_crate(
     crate.root_dataset["mentions"] = program
     for path in files_of(folder):
         name = path.relative_to(folder).as_posix()
-        if name in (METADATA, "SHA256SUMS") or name.startswith(FOLDERS):
-            continue
-        crate.add_file(path, name, properties=_properties(path, name))
-    for name, text in (
-        ("trajectories", "Every episode: steps, model text, actions, screenshots."),
-        ("screenshots", "Screenshots that the page's budget left out, named by their hash."),
-        ("osworld", "The episodes in the layout of OSWorld's own runner."),
-        ("offline", "Recorded episodes of the base policy that offline arms learnt from; no measurement."),
-    ):
+        if name not in (METADATA, "SHA256SUMS") and name.partition("/")[0] not in WORDS["folders"]:
+            crate.add_file(path, name, properties=_properties(path, name))
+    for name, text in WORDS["folders"].items():
         if (folder / name).is_dir():
             crate.add_dataset(folder / name, f"{name}/", properties={"name": name, "description": text})
     content = json.dumps(_sorted(crate.metadata.generate()), indent=1, ensure_ascii=False)
@@ -289,10 +250,10 @@ def _properties(path: Path, name: str) -> dict[str, Any]:
         "contentSize": str(path.stat().st_size),
         "sha256": file_sha256(path),
     }
-    if path.suffix in KINDS:
-        found["encodingFormat"] = KINDS[path.suffix]
-    if name in DESCRIPTIONS:
-        found["description"] = DESCRIPTIONS[name]
+    if path.suffix in WORDS["kinds"]:
+        found["encodingFormat"] = WORDS["kinds"][path.suffix]
+    if name in WORDS["files"]:
+        found["description"] = WORDS["files"][name]
     return found
 
 

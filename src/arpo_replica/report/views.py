@@ -26,85 +26,23 @@ from arpo_replica.report.figures import (
     phases_by_weight,
 )
 from arpo_replica.report.gallery import EpisodeView
-from arpo_replica.report.words import counted, duration, short_hash
+from arpo_replica.report.words import WORDS, counted, duration, short_hash
 from arpo_replica.training.parity import Fact, Hyperparameters, actual
 
-OUTCOMES = {
-    "success": ("✓", "success"),
-    "failure": ("✕", "failure"),
-    "truncated": ("⋯", "hit the step limit"),
-    "env_error": ("!", "environment failure"),
-}
-"""Outcome -> (sign, words): never colour alone."""
-
-
-DESKTOPS = {
-    "process": "process",
-    "container": "container",
-    "osworld_container": "container",
-    "osworld_unpinned": "VM, not verified",
-    "osworld": "VM",
-}
-"""Kind of desktop -> the mark beside every number of ours: what kind of desktop it was measured on."""
-VERDICT_WORDS: dict[r.Verdict, str] = {
-    "equivalent": "Two one-sided tests put ours within the margin of the published number.",
-    "same direction": "A difference: ours is shown to lie on the published side of zero.",
-    "within prediction interval": (
-        "A rate: the published number lies where a repeat of ours, with the paper's number of tasks, would "
-        "in 95 of 100 cases, and that range is at most two margins wide on either side."
-    ),
-    "contradicted": (
-        "Ours is shown to lie on the other side of zero, or the published number outside of where a repeat "
-        "of ours would (a plotted curve, whose noise is unknown: further off than the margin)."
-    ),
-    "inconclusive": "Nothing of this is shown.",
-    "too few trainings": "Fewer than five trainings: a number, and no verdict.",
-    "not run": (
-        "Another size, desktop, model, recipe, training, task set or step limit than the claim's, or not "
-        "measured."
-    ),
-}
-"""r.Verdict -> when it is given, strongest first."""
-VERDICTS = tuple(VERDICT_WORDS)
+VERDICTS = tuple(WORDS["verdicts"])
+"""Strongest first."""
 
 
 def banner(config: StudyConfig, synthetic: bool = False) -> dict[str, str]:
     """The size mark in words that cannot be misread; ``tag`` stands beside every number of this study."""
-    found = {**_banner(config), "desktop": DESKTOPS.get(config.desktop.kind, config.desktop.kind)}
-    if synthetic:
-        found |= {
-            "mark": "invented",
-            "title": "Invented data",
-            "text": "Nothing on this page was measured: a generator made every episode.",
-            "more": "It shows how the page copes with a study of the full size. It cannot be published.",
-        }
-    return {**found, "tag": f"{found['mark']} · {found['desktop']}"}
-
-
-def _banner(config: StudyConfig) -> dict[str, str]:
-    width, height = config.desktop.screen
-    desktop = "small desktop" if width * height < 1280 * 720 else f"{width} × {height} desktop"
-    if config.size == "nano":
-        return {
-            "mark": "nano",
-            "title": f"Nano model, {desktop}",
-            "text": "Shows that the pipeline works, says nothing about the paper's numbers.",
-            "more": (
-                "The policy has a few million weights and was made here from scripted demonstrations on "
-                "MiniWoB++ pages. No number below may be read beside a number of the paper."
-            ),
-        }
-    papers = config.size == "7b" and config.desktop.kind == "osworld"
-    return {
-        "mark": config.size,
-        "title": f"{config.size.upper()} model, {config.desktop.kind} desktops ({width} × {height})",
-        "text": (
-            "The paper's size and desktops; what else differs stands under deviations."
-            if papers
-            else "Not the paper's set-up: see the deviations before comparing."
-        ),
-        "more": "A claim of the paper is judged only where size, desktops, tasks and step limit are its own.",
-    }
+    kind, (width, height) = config.desktop.kind, config.desktop.screen
+    papers = config.size == "7b" and kind == "osworld"
+    words = "invented" if synthetic else "nano" if config.size == "nano" else "papers" if papers else "other"
+    shown = {"size": config.size, "SIZE": config.size.upper(), "kind": kind, "screen": f"{width} × {height}"}
+    shown["desktop"] = "small" if width * height < 1280 * 720 else shown["screen"]
+    found = {name: text.format(**shown) for name, text in WORDS["banners"][words].items()}
+    desktop = WORDS["desktops"].get(kind, kind)
+    return {**found, "desktop": desktop, "tag": f"{found['mark']} · {desktop}"}
 
 
 def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -179,27 +117,14 @@ def arm_words(config: StudyConfig) -> list[tuple[str, str]]:
 
 def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     """(anchor, words) of the page's sections, in its order."""
-    summary = context["summary"]
-    entries = [
-        ("answer", "What was found", True),
-        ("results", "Success rates", True),
-        ("differences", "Differences", True),
-        ("training", "Training", True),
-        ("gates", "Stage gates", context["stages"]),
-        ("replay", "Replay", context["stages"]),
-        ("matrix", "Task by task", True),
-        ("episodes", "Episodes", True),
-        ("breakdown", "By kind of task", summary.domains or summary.subsets or summary.pass_at_k),
-        ("failures", "Why episodes failed", True),
-        ("claims", "Claims of the paper", True),
-        ("effort", "Time and cost", True),
-        ("limits", "Deviations, not run", True),
-        ("contradictions", "Contradictions", context["claims"].contradictions),
-        ("provenance", "Provenance", True),
-        ("downloads", "Downloads", True),
-        ("glossary", "Glossary", True),
-    ]
-    return [(anchor, words) for anchor, words, there in entries if there]
+    summary, stages = context["summary"], context["stages"]
+    there = {
+        "gates": stages,
+        "replay": stages,
+        "breakdown": summary.domains or summary.subsets or summary.pass_at_k,
+        "contradictions": context["claims"].contradictions,
+    }
+    return [(anchor, words) for anchor, words in WORDS["sections"].items() if there.get(anchor, True)]
 
 
 def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dict[str, Any]]:
@@ -421,30 +346,6 @@ def stage_rows(summary: Summary) -> list[dict[str, Any]]:
     return rows
 
 
-METRICS = {
-    "adjusted": ("success of rollouts, task-adjusted, %", 100),
-    "success": ("success of rollouts, plain, %", 100),
-    "reward_before": ("reward before replay", None),
-    "reward_after": ("reward after replay", None),
-    "loss": ("loss", None),
-    "kl": ("KL", None),
-    "grad_norm": ("gradient norm", None),
-    "entropy": ("entropy", None),
-    "response_tokens": ("length: tokens written by a rollout", None),
-    "turns": ("length: turns of a rollout", None),
-    "rollouts_per_hour": ("throughput: rollouts per hour, by the clock", None),
-    "all_fail_groups": ("all-failed groups", None),
-    "swapped_groups": ("all-failed groups rescued", None),
-    "buffer_size": ("successes in store", None),
-    "unparsable": ("unparsable replies, share", None),
-    "clip_fraction": ("share of tokens clipped", None),
-    "probability_difference_mean": ("vLLM against trainer: difference of token probabilities", None),
-    "staleness_mean": ("updates that rollouts lagged behind", None),
-    "learning_rate": ("learning rate", None),
-}
-"""Metric of the chart -> its words, and the end of its axis where that is known."""
-
-
 def chart_data(summary: Summary, arms: Sequence[str], stages: Sequence[str]) -> dict[str, Any] | None:
     """What the page's script draws: every metric of every training, to four digits. None without a curve."""
     curves = [curve for curve in summary.curves if curve.points]
@@ -452,7 +353,7 @@ def chart_data(summary: Summary, arms: Sequence[str], stages: Sequence[str]) -> 
         return None
     adjusted = adjusted_success(curves)
     phases = list(phases_by_weight(phase_totals(curve) for curve in curves))
-    labels = METRICS | {f"s {phase}": (f"seconds of an update: {phase}", None) for phase in phases}
+    labels = WORDS["metrics"] | {f"s {phase}": (f"seconds of an update: {phase}", None) for phase in phases}
     found, used = [], set()
     for curve in curves:
         rows = [_chart_row(point) for point in curve.points]
@@ -481,7 +382,7 @@ def chart_data(summary: Summary, arms: Sequence[str], stages: Sequence[str]) -> 
 
 
 def _chart_row(point: r.CurvePoint) -> dict[str, float | None]:
-    known = {name: getattr(point, name, None) for name in METRICS} | point.other
+    known = {name: getattr(point, name, None) for name in WORDS["metrics"]} | point.other
     total = sum(point.seconds.get(phase, 0.0) for phase in TOTALS)
     if point.success is not None:
         known["success"] = 100 * point.success

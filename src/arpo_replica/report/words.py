@@ -1,63 +1,14 @@
 """Numbers in words, for the templates and the terminal: units, signs, digits, and what is not run."""
 
 import math
+from typing import Any
 
+from arpo_replica.base.tables import table_of
 from arpo_replica.evaluation.records import ClaimResult
 from arpo_replica.evaluation.statistics import FEWEST_TRAININGS
 
-GLOSSARY = {
-    "arm": "One way to train, or none (base): all arms are measured on the same tasks.",
-    "base": "The policy before reinforcement learning; a nano policy was taught by demonstrations.",
-    "grpo": "Group relative policy optimization: several tries of a task, each judged against their mean.",
-    "arpo": (
-        "GRPO with replay: a stored success takes the place of a failure where all tries of a task failed."
-    ),
-    "replay": "Training again on a stored success of the same task.",
-    "size mark": (
-        "How large the model was and what kind of desktop it used, e.g. nano · process. Numbers with "
-        "different marks must not be compared."
-    ),
-    "hard": "Protocol: the evaluator judges the state as the policy left it.",
-    "standard": (
-        "Protocol: as hard, but an episode that hit the step limit counts as FAIL, which is right on an "
-        "infeasible task and wrong on any other."
-    ),
-    "solved of scored": "Episodes solved, of those that got a score; each task has the same weight.",
-    "solved of planned": (
-        "Episodes solved, of all that were planned: the range between “all without a score failed” and "
-        "“all of them were solved”."
-    ),
-    "environment failures": (
-        "Episodes that the desktop or the evaluator broke: tried again, then counted apart, never as 0."
-    ),
-    "hit the step limit": (
-        "The episode used up its steps, or the model’s context, before the policy ended it."
-    ),
-    "infeasible": "A task that cannot be done; only a final FAIL solves it.",
-    "training tasks": "Tasks that some stage of training used.",
-    "percentage points": "Difference of two percentages: from 20 % to 30 % is +10.",
-    "95 % interval": (
-        "Range of values that the data do not speak against: of 20 such intervals one misses by chance."
-    ),
-    "paired by task": "Both arms are compared on the same tasks, so that easy and hard tasks cancel.",
-    "gained": (
-        "A task that an arm solves in most of its episodes and the other arm does not; lost: the other way."
-    ),
-    "pass@k": "Chance that at least one of k tries solves a task.",
-    "update": "One step of the optimizer on a batch of rollouts.",
-    "rollout": "One try of a task in training.",
-    "group": "All rollouts of one task in one update.",
-    "all-failed groups rescued": "Groups without any success into which replay put a stored one.",
-    "steps since stored": "Updates between the making of a stored success and its replay.",
-    "stage": "Part of a training with its own list of tasks; the next stage goes on from its weights.",
-    "gate": "What a stage must show before the next one starts.",
-    "kl": "How far the policy has moved from the one it is compared with.",
-    "entropy": "How evenly the policy spreads its choices; near 0 it always does the same.",
-    "gradient norm": "Size of one update before it is limited.",
-    "seed": "Number that fixes the chance of one training; several seeds are several trainings.",
-    "trial": "One of several episodes of the same task and policy.",
-}
-"""Term -> what it means, for a reader who does not know the project."""
+WORDS: Any = table_of(__file__)
+"""Section of ``words.yaml`` -> its entries."""
 MINUS = "\N{MINUS SIGN}"
 
 

@@ -369,7 +369,7 @@ class Study:
         return sorted(
             str(path)
             for path in find(TEMPLATES).rglob("*")
-            if path.suffix in {".py", ".j2", ".css", ".js", ".html"}
+            if path.suffix in {".py", ".j2", ".css", ".js", ".html", ".yaml"}
         )
 
     def measured_throughput(self) -> dict[str, str] | None:
