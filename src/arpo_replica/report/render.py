@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -17,9 +18,8 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import Claims, Summary
-from arpo_replica.evaluation.scores import FAILURES, read_scores
+from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
 from arpo_replica.report.film import Film, build_films, first_films
 from arpo_replica.report.gallery import EpisodeView, Gallery, build_gallery
@@ -66,7 +66,6 @@ def render_report(config: StudyConfig, files: PageFiles, out: Path) -> None:
     context["parity"] = views.parity_rows(config, files.hyperparameters)
     context["jobs"] = views.job_rows(files.benchmarks)
     context["cost"] = views.cost_rows(numbers, context["jobs"], config)
-    context["contents"] = views.contents(context)
     context["twins"] = build_twins(files.tables, context, sources)
     context["documents"] = [_document(path) for path in documents]
     write_atomically(out, _page(config, gallery, context).encode())
@@ -87,7 +86,6 @@ def _context(
     tag = banner["tag"]
     parts = matrix.build_matrix(gallery.episodes, arms, config.evaluation.splits)
     films = build_films(parts)
-    swaps = views.swap_rows(summary)
     drawn = {
         "curves": figures.learning_curves(summary.curves, arms, stages, tag),
         "phases": figures.phase_seconds(summary.curves, tag),
@@ -107,44 +105,18 @@ def _context(
         "sources": sources,
         "outcomes": words.WORDS["outcomes"],
         "banner": banner,
-        "verdicts": views.verdict_counts(claims.claims),
-        "verdict_words": words.WORDS["verdicts"],
-        "reasons": views.reasons(claims.claims),
-        "efforts": views.efforts(claims.claims),
-        "effort_words": {effort: words for effort, (words, _) in EFFORT.items()},
-        "facts": views.facts(summary, origin),
-        "flags": [*views.flags(summary, origin), *config.report.notes],
-        "question": views.question(config),
-        "arm_words": views.arm_words(config),
         "answer": answer.answer(config, summary, claims),
         "forest": answer.forest(config, summary),
         "main_claims": answer.main_claims(claims.claims),
         "titles": {name: answer.title(config, summary, name) for name in summary.splits},
         "strips": first_films([film for film in films if film.pictured], STRIPS),
-        "chips": views.chips(summary),
-        "failures": views.failure_parts(summary, gallery.episodes),
-        "failure_words": FAILURES,
         "judged": any(claim.verdict != "not run" for claim in claims.claims),
         "reach": views.reach(summary),
-        "subsets": views.subset_parts(summary),
-        "elsewhere": views.elsewhere_rows(config, summary),
-        "left_out": views.left_out_parts(summary),
-        "by_split": views.by_split,
-        "told_once": views.told_once,
-        "protocols": views.protocols,
-        "glossary": words.WORDS["glossary"],
         "matrix": parts,
         "several_seeds": len(summary.seeds) > 1,
         "stages": views.stage_rows(summary),
         "chart": json_block(views.chart_data(summary, arms, stages)),
-        "offline": views.offline_rows(summary),
-        "swaps": swaps,
-        "swapped_tasks": views.swaps_by_task(swaps),
-        "targets": views.claim_groups(claims.claims),
         "contradictions": {clash.id: clash for clash in claims.contradictions},
-        "assumptions": views.power_words(claims.claims),
-        "domain_parts": views.domain_parts(summary),
-        "phases": views.phase_rows(summary),
         # Our own SVG, in which every text was escaped by the XML writer.
         "figures": {name: svg and Markup(svg) for name, svg in drawn.items()},  # noqa: S704
         "colour": lambda arm: figures.arm_colour(arm, arms),
@@ -180,23 +152,15 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        pct=words.percent,
-        points=words.points,
-        published_value=words.published_value,
-        amount=words.amount,
-        bounds=words.bounds,
-        chances=words.chances,
-        needed=words.needed,
-        p_shown=words.p_shown,
-        p_value=words.p_value,
-        published=words.published,
-        published_gap=words.published_gap,
-        seconds=words.duration,
-        counted=words.counted,
-        short=words.short_hash,
-        mb=words.megabytes,
-    )
+    environment.globals.update(views=views, words=words.WORDS)
+    own = inspect.getmembers(words, inspect.isfunction)
+    short = {
+        "pct": words.percent,
+        "seconds": words.duration,
+        "short": words.short_hash,
+        "mb": words.megabytes,
+    }
+    environment.filters.update(own, **short)
     return environment
 
 

@@ -115,14 +115,13 @@ def arm_words(config: StudyConfig) -> list[tuple[str, str]]:
     ]
 
 
-def contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+def contents(summary: Summary, claims: r.Claims) -> list[tuple[str, str]]:
     """(anchor, words) of the page's sections, in its order."""
-    summary, stages = context["summary"], context["stages"]
     there = {
-        "gates": stages,
-        "replay": stages,
+        "gates": summary.curves,
+        "replay": summary.curves,
         "breakdown": summary.domains or summary.subsets or summary.pass_at_k,
-        "contradictions": context["claims"].contradictions,
+        "contradictions": claims.contradictions,
     }
     return [(anchor, words) for anchor, words in WORDS["sections"].items() if there.get(anchor, True)]
 
