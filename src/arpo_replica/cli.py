@@ -1,7 +1,7 @@
 """``arpo``: the few things that are no rule of the workflow.
 
-Each subcommand is a function of the options that returns the exit status. It imports what it needs itself:
-``arpo --help`` is quick.
+Each subcommand is a function of the options that returns the exit status; ``cli.yaml`` has the options. It
+imports what it needs itself: ``arpo --help`` is quick.
 """
 
 import argparse
@@ -12,63 +12,42 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
+from arpo_replica.base.tables import table_of
 from arpo_replica.config import load_config
 from arpo_replica.workflow.job import TRY_AGAIN
 
 logger = logging.getLogger(__name__)
 DEMO = Path("configs/demo.yaml")
 """The default study's config."""
-Run = Callable[[argparse.Namespace], int]
-Option = Callable[[argparse.ArgumentParser], object]
-COMMANDS: list[Callable[[Any], None]] = []
-"""Each adds one subcommand to argparse's subparsers."""
-
-
-def command(name: str, help: str, *options: Option, description: str | None = None) -> Callable[[Run], Run]:
-    """Make a function the subcommand ``name``."""
-
-    def register(run: Run) -> Run:
-        def add_to(subparsers: Any) -> None:
-            parser = subparsers.add_parser(name, help=help, description=description)
-            parser.set_defaults(run=run)
-            for add in options:
-                add(parser)
-
-        COMMANDS.append(add_to)
-        return run
-
-    return register
-
-
-def option(*names: str, **how: Any) -> Option:
-    """As ``add_argument`` takes it."""
-    return lambda parser: parser.add_argument(*names, **how)
-
-
-def config(more: str = "", **how: Any) -> Option:
-    """The option for a study's files, one or more as with Snakemake's ``--configfile``.
-
-    ``more``: what else its help says. ``how``: for ``add_argument``.
-    """
-    text = f"the study's files, later ones over earlier ones{more}"
-    if not how:
-        how, text = {"default": [find(DEMO)]}, f"{text} (default: {DEMO})"
-    return option("--config", type=find, nargs="+", metavar="FILE", help=text, **how)
+COMMANDS: dict[str, dict[str, Any]] = table_of(__file__)
+TYPES = {"int": int, "float": float, "path": Path}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="arpo", description="Helpers of the arpo-replica workflow.")
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for add_to in COMMANDS:
-        add_to(subparsers)
+    for name, said in COMMANDS.items():
+        one = subparsers.add_parser(name, help=said["help"], description=said.get("description"))
+        one.set_defaults(run=globals()[f"run_{name.replace('-', '_')}"])
+        for option, how in said.get("options", {}).items():
+            kind = {"type": TYPES[how["type"]]} if "type" in how else {}
+            one.add_argument(option, **(files(**how) if option == "--config" else how | kind))
     return parser
+
+
+def files(more: str = "", **how: Any) -> dict[str, Any]:
+    """For ``add_argument``: a study's files, one or more as with Snakemake's ``--configfile``; the demo's if
+    nothing else is said."""
+    text = f"the study's files, later ones over earlier ones{more}"
+    if not how:
+        how, text = {"default": [find(DEMO)]}, f"{text} (default: {DEMO})"
+    return {"type": find, "nargs": "+", "metavar": "FILE", "help": text, **how}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +76,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130 if isinstance(stop, KeyboardInterrupt) else TRY_AGAIN
 
 
-@command("check", "check a config, its tasks, and this machine, without running", config())
 def run_check(options: argparse.Namespace) -> int:
     """Say whether the workflow would take the config, and what a run would lack here; 1 if anything."""
     from arpo_replica.workflow.study import Study
@@ -114,13 +92,6 @@ def run_check(options: argparse.Namespace) -> int:
     return int(bool(lacks))
 
 
-@command(
-    "explain",
-    "say what a key of the config means and decides, and what runs again",
-    option(
-        "key", nargs="?", default="", help="e.g. training.learning_rate, or a section: desktop; none: all"
-    ),
-)
 def run_explain(options: argparse.Namespace) -> int:
     from arpo_replica.config.docs import explain
 
@@ -128,14 +99,6 @@ def run_explain(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "plan",
-    "say how many jobs, GPU-hours and GB a study would take from here, and what money",
-    config("; once more for each further study", action="append"),
-    option("--target", nargs="*", default=[], help="other targets than the whole study, e.g. table1"),
-    option("--prices", type=Path, help="your prices, in the form of data/cluster/prices.yaml"),
-    description="Nothing is started. What is finished is not counted. The numbers are estimates.",
-)
 def run_plan(options: argparse.Namespace) -> int:
     from arpo_replica.cluster.costs import PRICES_FILE, read_prices
     from arpo_replica.workflow.plan import plan_studies, render_studies
@@ -145,15 +108,6 @@ def run_plan(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "status",
-    "say how far a study is, from its files alone",
-    config(),
-    option("--html", type=Path, metavar="FILE", help="write one page with the latest screens instead"),
-    option("--serve", type=int, metavar="PORT", help="serve that page on loopback; 0: any port"),
-    option("--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="again so often (10)"),
-    description="One line per training and evaluation; 'silent' means no sign of life for two minutes.",
-)
 def run_status(options: argparse.Namespace) -> int:
     """Print the screen, or write or serve the page; with ``--watch`` until everything is done."""
     from arpo_replica.base.files import write_atomically
@@ -183,13 +137,6 @@ def run_status(options: argparse.Namespace) -> int:
         time.sleep(options.watch)
 
 
-@command(
-    "copy",
-    "copy a study to another checkout or working folder, where it then goes on",
-    config(),
-    option("--to", type=Path, metavar="FOLDER", required=True, help="the other checkout or folder"),
-    description="With its results go their times and Snakemake's records of them: nothing is run again.",
-)
 def run_copy(options: argparse.Namespace) -> int:
     from arpo_replica.workflow.copy_study import copy_study
 
@@ -198,15 +145,6 @@ def run_copy(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "doctor",
-    "say what this machine lacks for a config, one line each, with the fix",
-    config(),
-    option("--json", action="store_true", help="print one JSON document"),
-    option("--only", default="", metavar="NAMES", help="run these checks only, comma-separated"),
-    option("--list", action="store_true", help="list all checks and what each is for"),
-    description="Exit status 0: nothing fails; 1: something does. All checks: docs/doctor.md.",
-)
 def run_doctor(options: argparse.Namespace) -> int:
     """Print the findings; 1 if any of them is a failure."""
     from arpo_replica.doctor.examine import run
@@ -216,24 +154,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     return status
 
 
-@command(
-    "serve-desktops",
-    "lend this machine's desktops to studies that run elsewhere (desktop.provider: remote)",
-    config("; the section 'desktop' says what is lent", required=True),
-    option("--host", help="address to listen on (default: loopback; with --announce this machine's)"),
-    option("--port", type=int, help="0: any free one (default: 8700; with --announce 0)"),
-    option("--allow-network", action="store_true", help="let --host be another than loopback"),
-    option("--lease-seconds", type=float, default=30.0, help="silence that ends a client's lease"),
-    option("--tasks", type=Path, action="append", default=[], help="further folder of task files"),
-    option(
-        "--announce", type=Path, help="folder that desktop.remote.pools names: say there where it listens"
-    ),
-    option("--idle-minutes", type=float, default=0.0, help="end when nothing was lent for so long; 0: never"),
-    option("--drain-seconds", type=float, default=0.0, help="what is lent may be used so long after SIGTERM"),
-    description="Needs a token in the environment variable that desktop.remote.token_variable names; with "
-    "--announce it is that of the folder.",
-)
-def run_service(options: argparse.Namespace) -> int:
+def run_serve_desktops(options: argparse.Namespace) -> int:
     from arpo_replica.providers.remote_service import serve_desktops
 
     serve_desktops(
@@ -250,35 +171,14 @@ def run_service(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "serve-policy",
-    "serve a finished model of a study to studies that run elsewhere (policy.endpoint)",
-    config("; its sections 'policy' and 'serving' say how", required=True),
-    option("--manifest", type=Path, required=True, help="results/{study}/models/.../manifest.json"),
-    option("--name", default="policy", help="what the other side calls it: policy.served_model"),
-    option("--port", type=int, default=8000, help="on loopback alone; use a tunnel"),
-    description="Needs a key in the environment variable that policy.api_key_variable names.",
-)
-def run_server(options: argparse.Namespace) -> int:
+def run_serve_policy(options: argparse.Namespace) -> int:
     from arpo_replica.policy.vllm_server import serve_policy
 
     asyncio.run(serve_policy(load_config(*options.config), options.manifest, options.port, options.name))
     return 0
 
 
-@command(
-    "validate-tasks",
-    "run a split with no action, with FAIL and with the committed scripts",
-    config("; its desktops are used", required=True),
-    option("--split", default="smoke_4", help="name in tasks.splits (default: smoke_4)"),
-    option("--trials", type=int, default=1, help="times that everything is run"),
-    option("--out", type=Path, help="default: results/{study}/validation/{split}.json"),
-    description=(
-        "Episodes and the result go to results/{study}/validation, as of rule validate_tasks. Exit status 1: "
-        "something that data/osworld/known_issues.yaml does not know."
-    ),
-)
-def run_validation(options: argparse.Namespace) -> int:
+def run_validate_tasks(options: argparse.Namespace) -> int:
     """Run it and say what was found; 1 if something was not expected."""
     from arpo_replica.cluster.pools import prepare
     from arpo_replica.tasks.splits import resolve
@@ -290,15 +190,7 @@ def run_validation(options: argparse.Namespace) -> int:
     return tell(validate_tasks(config, resolve(config, options.split), out, trials=options.trials))
 
 
-@command(
-    "compare-validations",
-    "compare two results of validate-tasks, of two kinds of desktop",
-    option("first", type=Path),
-    option("second", type=Path),
-    option("--out", type=Path, help="write the comparison there, as JSON"),
-    description="Exit status 1: a task that both have scored differently.",
-)
-def run_comparison(options: argparse.Namespace) -> int:
+def run_compare_validations(options: argparse.Namespace) -> int:
     from arpo_replica.validation.validate import compare_validations
 
     document = compare_validations(options.first, options.second)
@@ -311,24 +203,7 @@ def run_comparison(options: argparse.Namespace) -> int:
     return int(bool(document["different"]))
 
 
-@command(
-    "export-osworld",
-    "write a study's episodes in the folder layout of OSWorld's runners",
-    config(required=True),
-    option("--out", type=Path, required=True, help="an empty or new folder"),
-    option(
-        "--protocol",
-        default="standard",
-        choices=("standard", "hard"),
-        help="what result.txt holds; OSWorld's runners score by standard (default)",
-    ),
-    option("--episodes", type=Path, help="default: results/{study}/episodes"),
-    description=(
-        "Each arm, seed, stage, split and trial becomes a 'model' below OUT/pyautogui/screenshot, which "
-        "OSWorld's show_result.py reads; OUT/index.json says what each is and which tasks have no score."
-    ),
-)
-def run_export(options: argparse.Namespace) -> int:
+def run_export_osworld(options: argparse.Namespace) -> int:
     """Write the export; say what it holds and how OSWorld's tool reads it."""
     from arpo_replica.evaluation.osworld_export import ACTION_SPACE, OBSERVATION, export_osworld
 
@@ -345,19 +220,7 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "export-episode",
-    "write episodes of one task as an animation, side by side",
-    option("episodes", nargs="+", type=Path, metavar="FOLDER", help="an episode; several: in this order"),
-    option("--out", type=Path, required=True, help="file to write: .webp or .gif"),
-    option("--seconds", type=float, default=1.2, help="how long each step stays (default: 1.2)"),
-    option("--width", type=int, default=336, help="of each screen in pixels (default: 336)"),
-    description=(
-        "FOLDER: results/STUDY/episodes/ARM/seed_N/stage_S/SPLIT/trial_N/DOMAIN.TASK, as the page names it. "
-        "Each arm's first action unlike the first folder's is marked."
-    ),
-)
-def run_film(options: argparse.Namespace) -> int:
+def run_export_episode(options: argparse.Namespace) -> int:
     from arpo_replica.report.film import export_animation
 
     export_animation(options.episodes, options.out, seconds=options.seconds, width=options.width)
@@ -365,17 +228,6 @@ def run_film(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "compare",
-    "put the results of two studies side by side",
-    option("mine", metavar="A", type=Path),
-    option("yours", metavar="B", type=Path),
-    option("--out", type=Path, help="an HTML file to write"),
-    description=(
-        "Print rates with intervals, settings that differ and verdicts of two studies; with --out also as "
-        "one HTML file. A and B are folders of results, or folders written by publish_report."
-    ),
-)
 def run_compare(options: argparse.Namespace) -> int:
     from arpo_replica.report.compare import as_text, compare_studies, write_comparison
 
@@ -388,27 +240,6 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "replay-study",
-    "print the analysis that docs/replay_study.md registered, as JSON",
-    option("steady", metavar="A", type=Path, help="e.g. results/replay"),
-    option("collapse", metavar="B", type=Path, nargs="?", help="e.g. results/replay_collapse"),
-    *(
-        option(
-            name,
-            type=int,
-            nargs="+",
-            default=[],
-            metavar="SEED",
-            help=f"seeds of pairs of {regime} that could not be ended: left out, and named",
-        )
-        for name, regime in (("--without", "A"), ("--without-collapse", "B"))
-    ),
-    description=(
-        "A and B are folders of results of the two regimes. Differences are fractions. As long as a "
-        "registered pair is unfinished there is no answer, and before A's first twelve are finished no mean."
-    ),
-)
 def run_replay_study(options: argparse.Namespace) -> int:
     from arpo_replica.evaluation.replay_effect import analyse
 
@@ -418,7 +249,6 @@ def run_replay_study(options: argparse.Namespace) -> int:
     return 0
 
 
-@command("docs", "write the generated pages of docs/ anew")
 def run_docs(options: argparse.Namespace) -> int:
     from arpo_replica.actions.compared import render_actions
     from arpo_replica.config.docs import render_reruns
@@ -437,17 +267,6 @@ def run_docs(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
-    "make-tasks",
-    "write the MiniWoB task files and splits anew",
-    option(
-        "--data",
-        type=Path,
-        default=Path("data"),
-        help="folder with the plan splits/miniwob.yaml (docs/tasks.md), where tasks/ and splits/ are written",
-    ),
-    option("--check", action="store_true", help="only say whether the committed files still agree"),
-)
 def run_make_tasks(options: argparse.Namespace) -> int:
     """Read the MiniWoB++ pages in a desktop; write their task files and splits, or compare them."""
     from arpo_replica.config.desktop import DesktopConfig
