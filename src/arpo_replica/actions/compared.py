@@ -11,7 +11,7 @@ from arpo_replica.actions.types import Action
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import FormatError
 from arpo_replica.base.tables import load_yaml
-from arpo_replica.config.docs import render_markdown
+from arpo_replica.config.docs import render_text
 from arpo_replica.config.section import Section
 
 REPLIES = ROOT / "data" / "actions" / "replies.yaml"
@@ -65,7 +65,7 @@ def render_actions() -> str:
             shown = f"**{found}**" if row.why else found
             lines.append([_code(row.reply), shown, _cell(row.arpo), _cell(row.osworld), row.why or ""])
         groups.append((group, lines))
-    return render_markdown(
+    return render_text(
         Path(__file__).with_name("actions.md.j2"),
         groups=groups,
         named=", ".join(f"`{key}`" for key in sorted(NAMED_KEYS)),

@@ -13,9 +13,9 @@ from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import nested_model
 
 
-def render_markdown(template: Path, **facts: Any) -> str:
-    """A page of the documentation from its template, a ``.md.j2`` file."""
-    environment = Environment(  # noqa: S701 - Markdown of our own
+def render_text(template: Path, **facts: Any) -> str:
+    """Markdown or plain text from its template, a ``.md.j2`` or ``.txt.j2`` file."""
+    environment = Environment(  # noqa: S701 - no HTML
         loader=FileSystemLoader(template.parent),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -39,7 +39,7 @@ def render_reruns() -> str:
             sections.setdefault(section, []).append(name)
         by_rule.append((rule, sections))
     template = Path(__file__).with_name("what_reruns.md.j2")
-    return render_markdown(template, classes=classes, by_rule=by_rule)
+    return render_text(template, classes=classes, by_rule=by_rule)
 
 
 def _reruns(row: Row) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from arpo_replica.base.tables import load_yaml
 from arpo_replica.config import StudyConfig, load_config
-from arpo_replica.config.docs import render_markdown
+from arpo_replica.config.docs import render_text
 from arpo_replica.config.section import Section
 from arpo_replica.tasks.splits import split_size
 from arpo_replica.training.job import outline
@@ -117,7 +117,7 @@ def render_parity(root: Path = Path()) -> str:
         rows.append([*cells, f"`{row.verl}`" if row.verl else "ours"])
     # Draws per task in the last stage, from the real lists (``launch.draws``).
     last = {name: (config, config.training.stages[-1]) for name, config in configs.items()}
-    return render_markdown(
+    return render_text(
         Path(__file__).with_name("parity.md.j2"),
         recipes=facts.recipes,
         rows=rows,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.tables import load_yaml
-from arpo_replica.config.docs import render_markdown
+from arpo_replica.config.docs import render_text
 from arpo_replica.suites.evaluate import CHROMIUM_WRITES_S
 from arpo_replica.validation.validate import KNOWN_ISSUES, MODES, load_known_issues
 
@@ -34,7 +34,7 @@ def render_fidelity(root: Path = Path()) -> str:
     reasons = defaultdict(list)
     for task, reason in _read(root / SPLIT)["excluded"].items():
         reasons[reason].append(f"`{task[: task.index('/') + 9]}`")
-    return render_markdown(
+    return render_text(
         Path(__file__).with_name("fidelity.md.j2"),
         validation=validation,
         agreement=agreement,

@@ -17,7 +17,6 @@ from pathlib import Path
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
 from arpo_replica.cluster.costs import (
-    Costs,
     JobEstimate,
     Prices,
     costs_of,
@@ -29,6 +28,7 @@ from arpo_replica.cluster.pools import size
 from arpo_replica.cluster.step_model import REPLY_TOKENS, describe_step
 from arpo_replica.config import load_config
 from arpo_replica.config.decides import ACTING
+from arpo_replica.config.docs import render_text
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.prompt import conversation_length
 from arpo_replica.workflow.study import Study
@@ -109,32 +109,37 @@ def read_jobs(config: StudyConfig, text: str) -> list[PlannedJob]:
 
 
 def render(plan: Plan, prices: Prices) -> str:
+    """The plan as text, by ``plan.txt.j2``."""
     config, jobs = plan.config, plan.jobs
-    lacks = [f"A run here would refuse to start: {sentence}" for sentence in plan.lacks]
-    if not jobs:
-        return "\n".join([f"Study '{config.name}': nothing to do.", *lacks]) + "\n"
     groups: dict[str, list[PlannedJob]] = defaultdict(list)
     for job in jobs:
         groups["(on this machine)" if job.local else job.rule].append(job)
-    lines = [
-        f"Study '{config.name}', size {config.size}, {config.desktop.count} desktops at once",
-        "",
-        f"{'rule':24}{COLUMNS}",
-    ]
-    for name, group in sorted(groups.items(), key=lambda entry: -sum(job.estimate.hours for job in entry[1])):
-        lines.append(_line(name, group, each=name[0] != "("))
-    lines += [_line("total", jobs, each=False), *_pools(config, jobs), "", *_sources(costs_of(config))]
+    episodes = sum(job.estimate.episodes for job in jobs)
+    replies = episodes * config.policy.max_steps
     step = "A training step, by the event model of data/cluster/step_costs.yaml:"
-    lines += _by_arm(config, step, describe_step)
-    lines += _by_arm(config, "Memory of each GPU that trains, data/cluster/costs.yaml:", memory_need)
-    if config.accelerator == "cuda" and (served := serving_gib(config)):
-        reduced = (
-            f" (serving.quantization: {config.serving.quantization})" if config.serving.quantization else ""
-        )
-        lines += ["", f"Memory of each GPU that serves: computed, about {served:.0f} GiB at least{reduced}."]
-    lines += _price(config, jobs, prices)
-    lines += ["", *lacks] if lacks else []
-    return "\n".join(lines) + "\n"
+    memory = "Memory of each GPU that trains, data/cluster/costs.yaml:"
+    acting, pools = ACTING.split(), config.desktop.pool_jobs
+    return render_text(
+        Path(__file__).with_name("plan.txt.j2"),
+        config=config,
+        jobs=jobs,
+        lacks=plan.lacks,
+        prices=prices,
+        head=_head,
+        line=_line,
+        groups=sorted(groups.items(), key=lambda entry: -_hours(entry[1])),
+        pools=pools,
+        place=size(config) if pools else None,
+        # One job after the other, at most.
+        acting=_hours([job for job in jobs if job.rule in acting]),
+        costs=costs_of(config) if jobs else None,
+        trainings=[(step, _by_arm(config, describe_step)), (memory, _by_arm(config, memory_need))],
+        served=serving_gib(config) if config.accelerator == "cuda" else None,
+        episodes=episodes,
+        written=replies * min(REPLY_TOKENS, config.policy.max_new_tokens) / 1e6,
+        tokens=episodes * conversation_length(config).most / 1e6 if episodes else 0,
+        gpu_hours=_gpu_hours(jobs),
+    )
 
 
 def render_studies(plans: Sequence[Plan], prices: Prices) -> str:
@@ -147,82 +152,36 @@ def render_studies(plans: Sequence[Plan], prices: Prices) -> str:
     lines = [
         f"All {len(plans)} studies, {sent} jobs for the cluster",
         "",
-        f"{'study':24}{COLUMNS}",
-        *(_line(plan.config.name, plan.jobs, each=False) for plan in plans),
-        _line("total", jobs, each=False),
+        _head("study"),
+        *(_line(plan.config.name, plan.jobs) for plan in plans),
+        _line("total", jobs),
     ]
     return text + "\n" + "\n".join(lines) + "\n"
 
 
-def _pools(config: StudyConfig, jobs: Sequence[PlannedJob]) -> list[str]:
-    """What the pools of desktops take, if the workflow starts them: one job after the other, at most."""
-    pools, acting = config.desktop.pool_jobs, ACTING.split()
-    hours = sum(job.estimate.hours for job in jobs if job.rule in acting)
-    if pools is None or not hours:
-        return []
-    cores, memory = size(config)
-    return [
-        "",
-        f"Pools of desktops: {pools.nodes} nodes x {pools.per_node} desktops ({cores} processors, "
-        f"{memory / 1000:.0f} GB each) for {hours:.2f} hours: {pools.nodes * hours:.1f} node-hours, fewer "
-        "where jobs run at once",
-    ]
+def _head(what: str) -> str:
+    return f"{what:24}{COLUMNS}"
 
 
-def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool) -> str:
+def _hours(jobs: Sequence[PlannedJob]) -> float:
+    return sum(job.estimate.hours for job in jobs)
+
+
+def _gpu_hours(jobs: Sequence[PlannedJob]) -> float:
+    return sum(job.estimate.hours * job.estimate.gpus for job in jobs)
+
+
+def _line(name: str, jobs: Sequence[PlannedJob], *, each: bool = False) -> str:
     hours = [job.estimate.hours for job in jobs]
-    gpu_hours = sum(job.estimate.hours * job.estimate.gpus for job in jobs)
     spread = "-".join(dict.fromkeys((f"{min(hours):.2f}", f"{max(hours):.2f}"))) if each else ""
     disk = sum(job.estimate.disk_gb for job in jobs)
-    return f"{name:24}{len(jobs):6d}{spread:>12}{sum(hours):9.2f}{gpu_hours:11.1f}{disk:9.1f}"
+    return f"{name:24}{len(jobs):6d}{spread:>12}{sum(hours):9.2f}{_gpu_hours(jobs):11.1f}{disk:9.1f}"
 
 
-def _by_arm(config: StudyConfig, heading: str, say: Callable[[StudyConfig, str], object]) -> list[str]:
-    """What is said of each training, once for arms of which the same is said; nothing if it is None."""
+def _by_arm(config: StudyConfig, say: Callable[[StudyConfig, str], object]) -> dict[str, list[str]]:
+    """What is said of each training, with the arms of which it is said; nothing where it is None."""
     arms: dict[str, list[str]] = defaultdict(list)
     for arm in config.online_arms:
         if (said := say(config, arm)) is not None:
             arms[str(said)].append(arm)
-    lines = [f"  {', '.join(names)}: {words}" for words, names in arms.items()]
-    return ["", heading, *lines] if lines else []
-
-
-def _price(config: StudyConfig, jobs: Sequence[PlannedJob], prices: Prices) -> list[str]:
-    """Money, energy and tokens; nothing for a study that plays no episode."""
-    gpu_hours = sum(job.estimate.hours * job.estimate.gpus for job in jobs)
-    episodes = sum(job.estimate.episodes for job in jobs)
-    if not episodes:
-        return []
-    tokens = episodes * conversation_length(config).most / 1e6
-    written = episodes * config.policy.max_steps * min(REPLY_TOKENS, config.policy.max_new_tokens) / 1e6
-    lines = [
-        "",
-        f"Tokens of {episodes} episodes of {config.policy.max_steps} steps, at most: {written:.1f} million "
-        f"written, {tokens:.0f} million read (each once: prefix cache).",
-    ]
-    if not gpu_hours:
-        return lines
-    low, high = (gpu_hours * price for price in prices.usd_per_gpu_hour)
-    lines.append(
-        f"Money: {gpu_hours:.1f} GPU-hours of an {prices.card} are {low:,.0f} to {high:,.0f} USD "
-        f"({prices.source}); desktops and disks are not in it."
-    )
-    if prices.others:
-        asked = [
-            f"{other.card} {' to '.join(f'{usd:.2f}' for usd in dict.fromkeys(other.usd_per_gpu_hour))}"
-            for other in prices.others
-        ]
-        lines.append(f"An hour of other cards, which may take more of them: {', '.join(asked)} USD.")
-    if prices.watts:
-        energy = gpu_hours * prices.watts / 1000
-        lines.append(f"Energy of the GPUs: {energy:.1f} kWh ({prices.watts:.0f} W, {prices.watts_source}).")
-    return lines
-
-
-def _sources(costs: Costs) -> list[str]:
-    """How far the numbers can be trusted."""
-    lines = ["Estimates, without queues and restarts, from data/cluster/costs.yaml:"]
-    for name in ("episodes_per_hour", "update_gpu_seconds", "start_seconds", "episode_mb"):
-        number = getattr(costs, name)
-        lines.append(f"  {name}: {number.basis} ({number.source})")
-    return lines
+    return arms
