@@ -1,12 +1,15 @@
-"""YAML, read in one way everywhere, and the tables that lie beside the modules which use them."""
+"""YAML, read in one way everywhere, the tables that lie beside the modules which use them; rows by a key."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+
+Row = TypeVar("Row")
+Key = TypeVar("Key", bound=Hashable)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is ten times faster
@@ -65,3 +68,11 @@ def filled(table: Mapping[str, Any], **names: Any) -> dict[str, Any]:
         return Formatter().get_field(alone[1], (), names)[0] if alone else value.format(**names)
 
     return {key: value_of(value) for key, value in table.items()}
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """Rows by what ``key`` says of each; keys and rows in the order in which they come."""
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from scipy import special
 
+from arpo_replica.base.tables import grouped
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation import statistics as st
@@ -84,10 +85,7 @@ class Card:
     @property
     def by_split(self) -> list[tuple[str, list[Change]]]:
         """List of tasks -> its changes."""
-        found: dict[str, list[Change]] = {}
-        for change in self.changes:
-            found.setdefault(change.row.split, []).append(change)
-        return list(found.items())
+        return list(grouped(self.changes, lambda change: change.row.split).items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +257,10 @@ class _Sentences:
         trainings = max(change.row.trainings for change in found)
         if trainings >= st.FEWEST_TRAININGS:
             return "Neither learning nor an effect of replay is shown."
-        updates = max((sum(steps) for steps in self._updates().values()), default=0)
+        trained = grouped(self.summary.curves, lambda curve: (curve.arm, curve.seed)).values()
+        updates = max((sum(len(curve.points) for curve in stages) for stages in trained), default=0)
         of = "one training" if trainings == 1 else f"each of {trainings} trainings"
         return f"{counted(updates, 'update').capitalize()} of {of} are too few to show learning."
-
-    def _updates(self) -> dict[tuple[str, int], list[int]]:
-        steps: dict[tuple[str, int], list[int]] = {}
-        for curve in self.summary.curves:
-            steps.setdefault((curve.arm, curve.seed), []).append(len(curve.points))
-        return steps
 
     def _moved(self, found: Sequence[Change], up: str, down: str) -> list[str]:
         """One sentence for each direction that some change has; the cards have the intervals."""

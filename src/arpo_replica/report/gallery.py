@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from arpo_replica.actions.types import Action, Drag, Scroll, from_json
+from arpo_replica.base.tables import grouped
 from arpo_replica.evaluation.scores import read_steps
 from arpo_replica.rollout.records import StepRecord, read_summary
 
@@ -331,10 +332,8 @@ def natural(domain: str, task_id: str) -> tuple[str, list[str | int]]:
 
 
 def _fair_order(records: list[dict[str, Any]]) -> Iterable[int]:
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for index, row in enumerate(records):
-        groups.setdefault((row["split"], row["arm"], row["outcome"]), []).append(index)
-    for turn in zip_longest(*groups.values()):
+    kinds = [(row["split"], row["arm"], row["outcome"]) for row in records]
+    for turn in zip_longest(*grouped(range(len(kinds)), kinds.__getitem__).values()):
         yield from (index for index in turn if index is not None)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from arpo_replica.base.tables import grouped
 from arpo_replica.evaluation.summary import change_of
 from arpo_replica.report.gallery import EpisodeView, natural
 
@@ -31,10 +32,7 @@ class Cell:
     @property
     def by_seed(self) -> list[list[EpisodeView]]:
         """The episodes of each training seed apart."""
-        found: dict[int, list[EpisodeView]] = {}
-        for episode in self.episodes:
-            found.setdefault(episode.row["seed"], []).append(episode)
-        return list(found.values())
+        return list(grouped(self.episodes, lambda episode: episode.row["seed"]).values())
 
 
 @dataclass(slots=True)
@@ -100,16 +98,13 @@ def build_matrix(
         )
         reference = columns[0] if len(columns) > 1 else None
         part = SplitPart(split, columns, reference)
-        tasks: dict[tuple[str, str], dict[Column, list[EpisodeView]]] = {}
-        for episode in here:
-            cells = tasks.setdefault((episode.row["domain"], episode.row["task_id"]), {})
-            cells.setdefault((episode.row["arm"], episode.row["stage"]), []).append(episode)
-        by_domain: dict[str, list[TaskRow]] = {}
-        for (domain, task_id), found in sorted(tasks.items(), key=lambda item: natural(*item[0])):
-            by_domain.setdefault(domain, []).append(_row(domain, task_id, columns, reference, found))
+        tasks = grouped(here, lambda episode: (str(episode.row["domain"]), str(episode.row["task_id"])))
+        rows = [
+            _row(*name, columns, reference, tasks[name]) for name in sorted(tasks, key=lambda n: natural(*n))
+        ]
         part.domains = [
-            DomainPart(domain, rows, [_total(rows, i) for i in range(len(columns))])
-            for domain, rows in by_domain.items()
+            DomainPart(domain, own, [_total(own, i) for i in range(len(columns))])
+            for domain, own in grouped(rows, lambda row: row.domain).items()
         ]
         parts.append(part)
     return parts
@@ -120,8 +115,9 @@ def _row(
     task_id: str,
     columns: list[Column],
     reference: Column | None,
-    found: dict[Column, list[EpisodeView]],
+    here: list[EpisodeView],
 ) -> TaskRow:
+    found = grouped(here, lambda episode: (str(episode.row["arm"]), str(episode.row["stage"])))
     before = _runs(found.get(reference, [])) if reference else []
     cells = []
     for column in columns:
@@ -130,7 +126,7 @@ def _row(
         for episode in episodes:
             episode.flip = flip
         cells.append(Cell(episodes, flip))
-    row = next(iter(found.values()))[0].row
+    row = here[0].row
     return TaskRow(domain, task_id, str(row["instruction"]), bool(row["infeasible"]), cells)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from arpo_replica.base.tables import grouped
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.scores import FAILURES
 from arpo_replica.report.film import Film, first_films
@@ -60,9 +61,7 @@ class Packed:
 def group_episodes(episodes: Sequence[EpisodeView], config: StudyConfig) -> list[CardGroup]:
     """One group per split, arm and stage, in the config's order."""
     arms, splits = list(config.arms), list(config.evaluation.splits)
-    found: dict[tuple[str, str, str], list[EpisodeView]] = {}
-    for episode in episodes:
-        found.setdefault((episode.row["split"], episode.row["arm"], episode.row["stage"]), []).append(episode)
+    found = grouped(episodes, lambda one: (one.row["split"], one.row["arm"], one.row["stage"]))
 
     def order(key: tuple[str, str, str]) -> tuple[int, str, int, str]:
         split, arm, stage = key

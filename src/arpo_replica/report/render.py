@@ -18,6 +18,7 @@ from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import Claims, Summary
 from arpo_replica.evaluation.scores import read_scores
 from arpo_replica.report import answer, figures, matrix, views, words
@@ -152,7 +153,7 @@ def template_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(views=views, words=words.WORDS)
+    environment.globals.update(views=views, words=words.WORDS, efforts=EFFORT)
     own = inspect.getmembers(words, inspect.isfunction)
     short = {
         "pct": words.percent,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from arpo_replica.base.tables import grouped
 from arpo_replica.evaluation.provenance import rule_of
 from arpo_replica.evaluation.records import InputFile, input_file
 from arpo_replica.evaluation.tables import as_csv
@@ -141,11 +142,8 @@ def build_twins(tables: Sequence[Path], views: Mapping[str, Any], sources: Sourc
 
     ``tables``: what ``write_tables`` wrote; ``views`` holds the rows of the page's own tables.
     """
-    by_name: dict[str, list[Path]] = {}
-    for path in tables:
-        by_name.setdefault(path.stem, []).append(path)
     found = {}
-    for name, paths in by_name.items():
+    for name, paths in grouped(tables, lambda path: path.stem).items():
         files = {path.name: path.read_bytes() for path in paths}
         rows = len(json.loads(files[f"{name}.json"])["rows"])
         if rows:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.base.tables import load_yaml
+from arpo_replica.base.tables import grouped, load_yaml
 from arpo_replica.cluster.costs import rollout_gpus, train_gpus
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.claims import lookup
-from arpo_replica.evaluation.published import EFFORT
 from arpo_replica.evaluation.records import PROTOCOLS, Summary
 from arpo_replica.evaluation.replay_effect import exact_share
 from arpo_replica.evaluation.scores import FAILURES
@@ -78,23 +77,6 @@ def facts(summary: Summary, provenance: dict[str, Any]) -> list[tuple[str, str, 
     return [fact for fact in known if trained or not fact[0].startswith("training")]
 
 
-def flags(summary: Summary, provenance: dict[str, Any]) -> list[str]:
-    """What a reader should know before believing anything; empty if there is nothing of the kind."""
-    rows = [row for row in summary.rates if row.protocol == "hard" and row.seed is not None]
-    lost, missing = sum(row.env_errors for row in rows), sum(row.missing for row in rows)
-    failed = sum(not report.passed for report in summary.gates)
-    dirty = provenance["git"]["dirty"]
-    found = [
-        ("Invented data: nothing on this page was measured", summary.synthetic),
-        (f"{counted(lost, 'episode')} given up after environment failures", lost),
-        (f"{counted(missing, 'planned episode')} not run", missing),
-        (f"{counted(failed, 'training stage')} failed a gate", failed),
-        ("Made with uncommitted changes of the code", dirty),
-        ("Made outside a git checkout: the code behind it is not known", dirty is None),
-    ]
-    return [words for words, said in found if said]
-
-
 def question(config: StudyConfig) -> str:
     """What a study asks, by the kinds of its arms."""
     if config.trained_arms:
@@ -113,17 +95,6 @@ def arm_words(config: StudyConfig) -> list[tuple[str, str]]:
         *((name, "taught from records") for name in config.offline_arms),
         *((name, "as released") for name in config.released_arms),
     ]
-
-
-def contents(summary: Summary, claims: r.Claims) -> list[tuple[str, str]]:
-    """(anchor, words) of the page's sections, in its order."""
-    there = {
-        "gates": summary.curves,
-        "replay": summary.curves,
-        "breakdown": summary.domains or summary.subsets or summary.pass_at_k,
-        "contradictions": claims.contradictions,
-    }
-    return [(anchor, words) for anchor, words in WORDS["sections"].items() if there.get(anchor, True)]
 
 
 def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dict[str, Any]]:
@@ -186,9 +157,6 @@ def elsewhere_rows(config: StudyConfig, summary: Summary) -> list[dict[str, Any]
 
 def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
     """Each split with tasks that are not run: how many are, and why not, most frequent reason first."""
-    found: dict[str, list[r.LeftOutRow]] = {}
-    for row in summary.left_out:
-        found.setdefault(row.split, []).append(row)
     return [
         {
             "split": split,
@@ -197,7 +165,7 @@ def left_out_parts(summary: Summary) -> list[dict[str, Any]]:
             "evaluated": split in summary.splits,
             "reasons": Counter(row.because for row in rows).most_common(),
         }
-        for split, rows in found.items()
+        for split, rows in grouped(summary.left_out, lambda row: row.split).items()
     ]
 
 
@@ -218,9 +186,8 @@ def verdict_counts(claims: Sequence[r.ClaimResult]) -> list[tuple[str, int]]:
 
 def claim_groups(claims: Sequence[r.ClaimResult]) -> list[dict[str, Any]]:
     """Claims by the paper's tables and figures, each with its place in ``claims.json``."""
-    found: dict[str, list[tuple[int, r.ClaimResult]]] = {}
-    for place, claim in enumerate(claims):
-        found.setdefault(TARGETS[claim.target].label if claim.target else "Claims", []).append((place, claim))
+    labels = [TARGETS[claim.target].label if claim.target else "Claims" for claim in claims]
+    found = grouped(enumerate(claims), lambda entry: labels[entry[0]])
     return [
         {
             "title": title,
@@ -236,17 +203,6 @@ def reasons(claims: Sequence[r.ClaimResult]) -> list[tuple[str, int]]:
     """Why claims were not run, the most frequent reason first."""
     counts = Counter(claim.reason for claim in claims if claim.verdict == "not run")
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def efforts(claims: Sequence[r.ClaimResult]) -> list[tuple[str, str, int]]:
-    """(words, command, number of claims) of what claims take at least."""
-    counts = Counter(claim.effort for claim in claims)
-    return [(words, command, counts[effort]) for effort, (words, command) in EFFORT.items() if counts[effort]]
-
-
-def power_words(claims: Sequence[r.ClaimResult]) -> str:
-    """What the column "what this study can show" rests on, once for all claims."""
-    return " ".join(dict.fromkeys(claim.reach.assumption for claim in claims if claim.reach))
 
 
 def domain_parts(summary: Summary) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -294,11 +250,8 @@ def protocols(rows: Sequence[Any]) -> list[tuple[str, str]]:
 
 def by_split(rows: Sequence[Any], protocol: str) -> list[tuple[str, list[tuple[int, Any]]]]:
     """Split -> (place in the summary, row) of one protocol, in the summary's order."""
-    found: dict[str, list[tuple[int, Any]]] = {}
-    for place, row in enumerate(rows):
-        if row.protocol == protocol:
-            found.setdefault(row.split, []).append((place, row))
-    return list(found.items())
+    here = [(place, row) for place, row in enumerate(rows) if row.protocol == protocol]
+    return list(grouped(here, lambda entry: str(entry[1].split)).items())
 
 
 def deviation(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -446,11 +399,8 @@ def swap_rows(summary: Summary) -> list[dict[str, Any]]:
 
 def swaps_by_task(swaps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Arm and task -> how often replay fired there, when, and how old the injected success was (updates)."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in swaps:
-        found.setdefault((row["curve"].arm, row["task"]), []).append(row)
     rows = []
-    for (arm, task), fired in found.items():
+    for (arm, task), fired in grouped(swaps, lambda row: (row["curve"].arm, row["task"])).items():
         steps, ages = [row["step"] for row in fired], [row["age"] for row in fired]
         counts = {"arm": arm, "task": task, "times": len(fired), "first": min(steps), "last": max(steps)}
         rows.append(counts | {"median_age": statistics.median(ages), "oldest": max(ages)})
