@@ -19,7 +19,7 @@ from arpo_replica.providers.pool_folder import SUBMIT, announced, keep_up
 from arpo_replica.providers.remote import RemoteProvider
 from arpo_replica.workflow.job import job
 from arpo_replica.workflow.plan import Plan, PlannedJob, render
-from arpo_replica.workflow.status import pool_lines
+from arpo_replica.workflow.status import render as render_status
 from arpo_replica.workflow.study import Study
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -214,9 +214,10 @@ def test_plan_counts_their_hours_and_status_shows_them(tmp_path, monkeypatch):
     (folder / "pool_8.json").write_text(
         json.dumps({"url": "http://n2:1", "count": 8, "host": "n2", "job": "8", "draining": True})
     )
-    assert pool_lines(config)[1:] == [
+    assert render_status(config, [], []).splitlines()[-4:] == [
+        "",
         "Pools of desktops in results/demo/pools: 2, with 8 desktops",
         "  8 desktops on n1, job 7",
         "  8 desktops on n2, job 8, about to end",
     ]
-    assert pool_lines(load_config(DEMO)) == []
+    assert "Pools" not in render_status(load_config(DEMO), [], [])

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from arpo_replica.base.environments import ROOT
+from arpo_replica.base.tables import table_of
 from arpo_replica.training.gates import StageReport
 
 About = Literal["new tasks", "this task set", "training seeds", "both studies"]
@@ -801,19 +802,7 @@ class TargetDocument(Document):
 # --- scores.parquet ---------------------------------------------------------------------------------------
 
 
-EPISODE_COLUMNS = {
-    "study": "string", "size": "string", "desktop": "string", "desktop_mark": "string", "arm": "string",
-    "stage": "string", "seed": "int64", "split": "string", "trial": "int64", "domain": "string",
-    "task_id": "string", "task_sha256": "string", "instruction": "string", "infeasible": "bool",
-    "checkpoint_sha256": "string", "sampling": "string", "outcome": "string", "valid": "bool",
-    "hard_score": "Float64", "standard_score": "Float64", "success_hard": "boolean",
-    "success_standard": "boolean", "format_errors": "int64", "n_steps": "int64", "attempts": "int64",
-    "failed_attempts": "int64", "model_s": "Float64", "env_s": "Float64", "prompt_tokens": "Int64",
-    "completion_tokens": "Int64", "reset_s": "Float64", "evaluate_s": "Float64", "failure": "string",
-    "started_at": "float64", "duration_s": "float64", "directory": "string",
-    "synthetic": "bool", "errors": "string", "refusal": "string", "ran_on": "string", "index": "string",
-    "index_sha256": "string",
-}  # fmt: skip
+EPISODE_COLUMNS: dict[str, str] = table_of(__file__, "tables.yaml")["columns"]
 """Columns of the table of episodes, in order, with pandas' types. ``directory`` is relative to the study's
 folder of episodes; ``errors`` is a JSON list, one message for each attempt that failed; ``ran_on`` is the
 record's, as JSON; ``index`` is the file that the row was read from."""

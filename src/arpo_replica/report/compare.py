@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
+from arpo_replica.config.docs import render_text
 from arpo_replica.config.models import GIVEN_STAGES
 from arpo_replica.evaluation.claims import trainings_words
 from arpo_replica.evaluation.comparison import square_and_add
@@ -154,20 +155,7 @@ def as_text(found: Comparison) -> str:
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
     ]
-    intro = [
-        f"mine:  {found.mine.summary.study} ({found.mine.mark}), {found.mine.folder}",
-        f"yours: {found.yours.summary.study} ({found.yours.mark}), {found.yours.folder}",
-    ]
-    if not found.comparable:
-        intro.append("The marks differ: the numbers stand side by side, no difference is computed.")
-    settings = [f"  {key}: {mine} | {yours}" for key, mine, yours in found.settings]
-    verdicts = [f"  {name}: {mine} | {yours}" for name, mine, yours in found.verdicts]
-    parts = [
-        *intro, "", *lines, "",
-        f"Settings that differ: {len(settings)}", *settings,
-        f"Claims that either study judged: {len(verdicts)}", *verdicts,
-    ]  # fmt: skip
-    return "\n".join(parts) + "\n"
+    return render_text(Path(__file__).with_name("templates") / "compare.txt.j2", found=found, lines=lines)
 
 
 def write_comparison(found: Comparison, out: Path) -> None:

@@ -145,6 +145,11 @@ def _interval(name: str, record: Interval | None) -> dict[str, Any]:
     return {column: getattr(record, part, None) for column, part in columns.items()}
 
 
+def _of(row: object, *names: str) -> dict[str, Any]:
+    """Some of its fields."""
+    return {name: getattr(row, name) for name in names}
+
+
 def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterator[dict[str, Any]]:
     """Arm x split x protocol, all seeds together, with the paired difference to base."""
     parts = {getattr(config.targets, role): role for role in target.roles}
@@ -160,21 +165,15 @@ def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterato
             continue
         yield {
             "part": parts[row.split],
-            "split": row.split,
-            "protocol": row.protocol,
-            "arm": row.arm,
-            "stage": row.stage,
+            **_of(row, "split", "protocol", "arm", "stage"),
             "seeds": 1 if row.stage in GIVEN_STAGES else len(summary.seeds),
             "tasks": row.tasks,
             "trials": summary.trials,
-            "valid": row.valid,
-            "expected": row.expected,
-            "env_errors": row.env_errors,
+            **_of(row, "valid", "expected", "env_errors"),
             **_interval("success", row.of_valid),
             "success_of_all_low": row.of_all_low,
             "success_of_all_high": row.of_all_high,
-            "infeasible_valid": row.infeasible_valid,
-            "infeasible_successes": row.infeasible_successes,
+            **_of(row, "infeasible_valid", "infeasible_successes"),
             **_interval("gain_over_base", gains.get((row.arm, row.split, row.protocol, row.seed))),
         }
 
@@ -188,10 +187,7 @@ def _curve_rows(config: StudyConfig, target: Target, curves: Sequence[Curve]) ->
             yield {
                 "part": parts.get((curve.arm, curve.stage), ""),
                 **curve.place,
-                "step": point.step,
-                "reward_before": point.reward_before,
-                "reward_after": point.reward_after,
-                "success": point.success,
+                **_of(point, "step", "reward_before", "reward_after", "success"),
                 "group_score_std": point.other.get("group_score_std"),
                 "swapped_groups": point.swapped_groups,
                 "source": curve.source,

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Fail, Finished, Hotkey
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import FormatError, UserError
 from arpo_replica.config.load import read_yaml
+from arpo_replica.config.section import Section
 from arpo_replica.policy.endpoint import Conversation, Reply
 from arpo_replica.tasks.model import Task
 
@@ -44,10 +45,8 @@ DOCK_TERMINAL = (0, 520, 70, 590)
 """Where the dock of the container desktop has the terminal: left, top, right, bottom, in pixels."""
 
 
-class Look(BaseModel):
+class Look(Section):
     """What the screen shows when a step may be taken."""
-
-    model_config = ConfigDict(extra="forbid")
 
     point: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
     color: str = Field(pattern=r"^#[0-9a-f]{6}$")
@@ -59,18 +58,14 @@ class Look(BaseModel):
         return value >> 16, value >> 8 & 255, value & 255
 
 
-class ScriptedStep(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ScriptedStep(Section):
     thought: str = Field(pattern=r"^[^\n]+$")
     action: str
     see: Look | None = None
 
 
-class Oracle(BaseModel):
+class Oracle(Section):
     """The script of one task."""
-
-    model_config = ConfigDict(extra="forbid")
 
     task: str
     task_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
@@ -24,6 +24,7 @@ from arpo_replica.base.files import write_atomically
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.load import read_yaml
 from arpo_replica.config.models import StudyConfig
+from arpo_replica.config.section import Section
 from arpo_replica.desktop.interface import DesktopProvider
 from arpo_replica.policy.endpoint import Policy
 from arpo_replica.providers.pool import make_provider
@@ -63,10 +64,8 @@ Verdict = Literal[
 ]
 
 
-class KnownIssue(BaseModel):
+class KnownIssue(Section):
     """Something about a task that is as it is, and why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     task: str
     """``{domain}/{id}``."""

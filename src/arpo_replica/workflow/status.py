@@ -1,12 +1,14 @@
 """``status``: how far a study is, from files alone; it may run anywhere that sees them, at any time."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arpo_replica.base.files import latest, read_json, read_rows
+from arpo_replica.config.docs import render_text
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers.pool_folder import announced
 from arpo_replica.rollout.collect import clock
@@ -105,41 +107,22 @@ def rollout_line(study: Study, results: Path, key: tuple[str, int, str], now: fl
     )
 
 
-def pool_lines(config: StudyConfig) -> list[str]:
-    """The pools of desktops that have announced themselves, if that is how they are found."""
+def render(config: StudyConfig, lines: Sequence[Line], jobs: Sequence[dict[str, Any]]) -> str:
+    """The screen, by ``status.txt.j2``: the parts, pools that announced themselves, Slurm's jobs."""
     folder = config.desktop.remote.folder if config.desktop.provider == "remote" else None
-    if folder is None:
-        return []
-    pools = announced(folder, draining=True)
-    desktops = sum(int(pool.get("count", 0)) for pool in pools if not pool.get("draining"))
-    lines = ["", f"Pools of desktops in {folder}: {len(pools)}, with {desktops} desktops"]
-    for pool in pools:
-        job = f", job {pool['job']}" if pool.get("job") else ""
-        ending = ", about to end" if pool.get("draining") else ""
-        lines.append(f"  {pool.get('count', '?')} desktops on {pool.get('host', '?')}{job}{ending}")
-    return lines
-
-
-def render(config: StudyConfig, lines: Iterable[Line], jobs: Iterable[dict[str, Any]]) -> str:
-    shown = list(lines)
-    counts = {
-        state: sum(line.state == state for line in shown)
-        for state in ("done", "running", "silent", "waiting")
-    }
-    head = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    text = [f"Study '{config.name}': {head}", ""]
-    width = max((len(line.name) for line in shown), default=0)
-    text += [
-        f"{line.state:8} {line.name:{width}}  {line.progress:>18}  {line.details}".rstrip() for line in shown
-    ]
-    text += pool_lines(config)
-    placed = [
-        f"  {job['rule']}: job {job['job']} on {job['nodes']}, GPUs {job['gpus'] or '-'}" for job in jobs
-    ]
-    if placed:
-        earlier = f" ({len(placed) - SHOWN_JOBS} before these)" if len(placed) > SHOWN_JOBS else ""
-        text += ["", f"Slurm's jobs so far{earlier}:", *placed[-SHOWN_JOBS:]]
-    return "\n".join(text) + "\n"
+    pools = [] if folder is None else announced(folder, draining=True)
+    return render_text(
+        Path(__file__).with_name("status.txt.j2"),
+        config=config,
+        lines=lines,
+        counts=Counter(line.state for line in lines),
+        width=max((len(line.name) for line in lines), default=0),
+        folder=folder,
+        pools=pools,
+        desktops=sum(int(pool.get("count", 0)) for pool in pools if not pool.get("draining")),
+        jobs=jobs[-SHOWN_JOBS:],
+        earlier=len(jobs) - SHOWN_JOBS,
+    )
 
 
 def _state(newest: float, now: float) -> str:
