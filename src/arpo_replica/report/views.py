@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arpo_replica.base.tables import grouped, load_yaml
+from arpo_replica.base.tables import filled, grouped, load_yaml
 from arpo_replica.cluster.costs import rollout_gpus, train_gpus
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
@@ -39,7 +39,7 @@ def banner(config: StudyConfig, synthetic: bool = False) -> dict[str, str]:
     words = "invented" if synthetic else "nano" if config.size == "nano" else "papers" if papers else "other"
     shown = {"size": config.size, "SIZE": config.size.upper(), "kind": kind, "screen": f"{width} × {height}"}
     shown["desktop"] = "small" if width * height < 1280 * 720 else shown["screen"]
-    found = {name: text.format(**shown) for name, text in WORDS["banners"][words].items()}
+    found = filled(WORDS["banners"][words], **shown)
     desktop = WORDS["desktops"].get(kind, kind)
     return {**found, "desktop": desktop, "tag": f"{found['mark']} · {desktop}"}
 
