@@ -14,17 +14,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.tables import load_yaml
+from arpo_replica.base.tables import load_yaml, table_of
 from arpo_replica.config.load import describe
 from arpo_replica.evaluation.records import Contradiction, Document, Effort, Protocol, TargetName
 
 CurveRole = Literal["selected_curve", "full_curve"]
-EFFORT: dict[Effort, tuple[str, str]] = {
-    "base": ("the untrained policy's weights", "snakemake --configfile configs/released.yaml"),
-    "released": ("the authors' weights", "snakemake --configfile configs/released.yaml"),
-    "trained": ("trainings here", "snakemake --configfile configs/paper.yaml configs/recipes/paper.yaml"),
-    "desktops": ("desktops alone", "snakemake fig7 --configfile configs/paper.yaml"),
-}
+EFFORT: dict[Effort, tuple[str, str]] = table_of(__file__, "words.yaml")["efforts"]
 """The least that the check of a claim takes -> its words, and the command."""
 
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from arpo_replica.actions.types import from_json, same_action
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import file_sha256
+from arpo_replica.base.tables import table_of
 from arpo_replica.config.desktop import desktop_mark
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.evaluation import records as r
@@ -178,15 +179,7 @@ SAME_PLACE = 0.05
 """Points closer than this part of the screen's longer side are one place."""
 EXAMPLES = 3
 """Episodes named for each class, arm and list of tasks."""
-FAILURES: dict[r.Failure, str] = {
-    "desktop": "the desktop or the evaluator broke: nothing is known of the policy, and it is no 0",
-    "context full": "the server refused the conversation as too long",
-    "unparsable": "at least half of the replies held no valid action",
-    "missed FAIL": "the task cannot be done, and the policy did not end with FAIL",
-    "repeated action": "the last three replies or more did the same at the same place, without effect",
-    "never finished": "the step limit came first",
-    "wrong target": "it ended by itself, in a state that the evaluator did not accept",
-}
+FAILURES: dict[r.Failure, str] = table_of(__file__, "words.yaml")["failures"]
 """Class of failure -> when an episode belongs to it; it belongs to the first that fits."""
 
 

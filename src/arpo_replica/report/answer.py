@@ -21,24 +21,14 @@ from arpo_replica.evaluation import statistics as st
 from arpo_replica.evaluation.records import Summary
 from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.report.views import VERDICTS
-from arpo_replica.report.words import counted, listed, percent, points
+from arpo_replica.report.words import WORDS, counted, listed, percent, points
 
 Direction = Literal["higher", "lower", "open"]
 LEVEL = 0.05
-MAIN_CLAIMS = (
-    "table1_base_standard", "table1_grpo_standard", "table1_arpo_standard",
-    "table1_gain_over_base", "table1_gain_over_grpo", "readme_gain_128",
-)  # fmt: skip
-"""Drawn on the first screen of a study that is judged, in this order."""
 GAIN = "table1_gain_over_grpo"
 """The claim that the study is about: what replay adds."""
 MOST = 2
 """Changes that one sentence names."""
-NEXT = {
-    "demo": ("snakemake --configfile configs/nano.yaml", "40 minutes on two cores: does it learn?"),
-    "nano": ("snakemake --configfile configs/replay.yaml", "the study that can tell whether replay helps"),
-}
-"""Study -> the command that asks more, and what it asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +295,9 @@ class _Sentences:
 
 def _steps(config: StudyConfig, summary: Summary) -> Iterator[tuple[str, str]]:
     """What to do next, as commands."""
-    if config.study in NEXT:
-        yield NEXT[config.study]
+    if config.study in WORDS["next"]:
+        command, asks = WORDS["next"][config.study]
+        yield command, asks
     if config.online_arms and len(summary.seeds) < st.FEWEST_TRAININGS:
         seeds = ",".join(map(str, range(st.FEWEST_TRAININGS)))
         yield f'snakemake --config "seeds=[{seeds}]"', "five trainings of each arm, for words about training"
@@ -349,7 +340,7 @@ def main_claims(claims: Sequence[r.ClaimResult]) -> list[dict[str, Any]]:
     Rates share one axis from 0, differences one with 0 in its middle, each as long as its numbers need.
     """
     places = {claim.id: (place, claim) for place, claim in enumerate(claims)}
-    shown = [places[name] for name in MAIN_CLAIMS if name in places]
+    shown = [places[name] for name in WORDS["main_claims"] if name in places]
     if not any(claim.measured for _, claim in shown):
         return []
     ends: dict[bool, list[float]] = {True: [], False: []}

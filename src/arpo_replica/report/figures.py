@@ -21,6 +21,7 @@ mpl.use("svg")
 import numpy as np
 from matplotlib.figure import Figure
 
+from arpo_replica.base.tables import filled, table_of
 from arpo_replica.evaluation.records import Curve, DomainRow, OfflineTraining
 
 SVG = "http://www.w3.org/2000/svg"
@@ -28,23 +29,9 @@ XLINK = "{http://www.w3.org/1999/xlink}href"
 DROPPED = {"font", "font-family", "font-style", "font-variant", "font-stretch"}
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
-PALETTE = {
-    "ink": "#1d2433", "muted": "#5b6475", "grid": "#e3dfd6",
-    "base": "#6e6e73", "grpo": "#0072b2", "arpo": "#c44e00",
-    "other1": "#00795a", "other2": "#a8487f", "other3": "#7a6a00",
-    "shade1": "#31587a", "shade2": "#6f93b0", "shade3": "#a9bfd0",
-    "shade4": "#8a7f5c", "shade5": "#b9b08f", "shade6": "#d9d3be",
-}  # fmt: skip
-"""Name -> colour in light mode; report.css has the dark twin under ``--<name>``."""
+TABLES = table_of(__file__)
+PALETTE: dict[str, str] = TABLES["palette"]
 NAMES = {colour: name for name, colour in PALETTE.items()}
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 10.0, "legend.frameon": False,
-    "text.color": PALETTE["ink"], "xtick.color": PALETTE["muted"], "ytick.color": PALETTE["muted"],
-    "xtick.major.size": 3, "ytick.major.size": 0, "grid.color": PALETTE["grid"], "grid.linewidth": 0.8,
-    "axes.labelcolor": PALETTE["muted"], "axes.edgecolor": PALETTE["muted"], "axes.linewidth": 0.8,
-    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-}  # fmt: skip
 MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
 VISITS = 5
 """Groups per task, over all trainings of a stage, from which on its mean says something about the task."""
@@ -70,8 +57,7 @@ def arm_colour(arm: str, arms: Sequence[str]) -> str:
 @contextmanager
 def styled(salt: str) -> Iterator[None]:
     """The page's style; ``salt`` makes the ids of the SVG the same each time."""
-    settings: Any = {**STYLE, "svg.hashsalt": salt}
-    with mpl.rc_context(settings):
+    with mpl.rc_context({**filled(TABLES["style"], **PALETTE), "svg.hashsalt": salt}):
         yield
 
 
@@ -222,7 +208,7 @@ def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: 
     last = max((point.step for curve in curves for point in curve.points), default=1)
     binned = -(-last // MOST_BARS)
     width = 0.8 * binned / count
-    for field, filled in (("all_fail_groups", False), ("swapped_groups", True)):
+    for field, solid in (("all_fail_groups", False), ("swapped_groups", True)):
         per_bin: dict[int, list[float]] = {}
         for curve in curves:
             for point in curve.points:
@@ -233,7 +219,7 @@ def _groups(axes: Any, curves: Sequence[Curve], colour: str, index: int, count: 
         axes.bar(
             [0.5 + binned * (at + 0.1) + width * (index + 0.5) for at in bins],
             [float(np.mean(per_bin[at])) for at in bins],
-            width * 0.86, facecolor=colour if filled else "none", edgecolor=colour, linewidth=1,
+            width * 0.86, facecolor=colour if solid else "none", edgecolor=colour, linewidth=1,
         )  # fmt: skip
 
 
