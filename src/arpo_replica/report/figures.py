@@ -29,9 +29,11 @@ XLINK = "{http://www.w3.org/1999/xlink}href"
 DROPPED = {"font", "font-family", "font-style", "font-variant", "font-stretch"}
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
-TABLES = table_of(__file__)
-PALETTE: dict[str, str] = TABLES["palette"]
+_TABLES = table_of(__file__)
+PALETTE: dict[str, str] = _TABLES["palette"]
 NAMES = {colour: name for name, colour in PALETTE.items()}
+STYLE: Any = filled(_TABLES["style"], **PALETTE)
+TARGET_STYLE: Any = filled(_TABLES["targets"], **PALETTE)
 MARKERS = {"base": "o", "grpo": "s", "arpo": "D"}
 VISITS = 5
 """Groups per task, over all trainings of a stage, from which on its mean says something about the task."""
@@ -57,7 +59,7 @@ def arm_colour(arm: str, arms: Sequence[str]) -> str:
 @contextmanager
 def styled(salt: str) -> Iterator[None]:
     """The page's style; ``salt`` makes the ids of the SVG the same each time."""
-    with mpl.rc_context({**filled(TABLES["style"], **PALETTE), "svg.hashsalt": salt}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
         yield
 
 

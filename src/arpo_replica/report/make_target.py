@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically, write_document
-from arpo_replica.base.tables import filled
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.published import PaperFiles
@@ -34,7 +33,7 @@ from arpo_replica.evaluation.scores import read_episodes
 from arpo_replica.evaluation.summary import summarise
 from arpo_replica.evaluation.tables import as_csv
 from arpo_replica.evaluation.targets import TARGETS, Target, splits_of, target_of
-from arpo_replica.report.figures import PALETTE, TABLES, arm_colour
+from arpo_replica.report.figures import PALETTE, TARGET_STYLE, arm_colour
 from arpo_replica.training.gates import StageReport
 
 
@@ -202,7 +201,7 @@ def _curve_rows(config: StudyConfig, target: Target, curves: Sequence[Curve]) ->
 
 def draw(document: TargetDocument, svg: Path, png: Path) -> None:
     """Write the figure in both forms; the same document gives the same bytes."""
-    with mpl.rc_context(filled(TABLES["targets"], **PALETTE)):
+    with mpl.rc_context(TARGET_STYLE):
         figure = Figure(figsize=(8.0, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         _panels(document)(document, figure)
