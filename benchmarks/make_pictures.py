@@ -3,7 +3,7 @@
 Of the demo, or of the study that is named (``python benchmarks/make_pictures.py ci``).
 
 - ``architecture.svg``: drawn here;
-- ``nano.svg``: the nano study's success rates, from ``reports/nano/summary.json``;
+- ``nano.svg``, ``replay.svg``: success rates of these studies, from ``reports/{study}/summary.json``;
 - ``page-light.webp``, ``page-dark.webp``: the first screen of that study's page in Chromium, and
   ``page-numbered.webp``, the same with the numbers of ``docs/report.md``;
 - ``episode.webp``: one of its tasks under three arms, that on which they ended most differently, the first by
@@ -27,12 +27,12 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
-NANO = ROOT / "reports" / "nano"
 STUDY = sys.argv[1] if len(sys.argv) > 1 else "demo"
 PARTS = [".answer", "#size", ".state", ".forest-box", ".strips", ".chips"]
 """Of the first screen, as docs/report.md numbers them."""
 SCREEN = {"width": 1366, "height": 900}
 ARMS = ["base", "grpo", "arpo"]
+SPLITS = {"train_32": "training tasks", "test_in": "same pages, other seeds", "test_out": "other pages"}
 COLOURS = {"base": "#666666", "grpo": "#0072b2", "arpo": "#d55e00"}
 BLUE, ORANGE, GREY = "#dbe9f6", "#fde3c8", "#eeeeee"
 BOXES = {
@@ -56,7 +56,9 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     plt.rcParams.update({"svg.hashsalt": "arpo", "svg.fonttype": "path"})
     draw_architecture(PICTURES / "architecture.svg")
-    draw_rates(json.loads((NANO / "summary.json").read_text()), PICTURES / "nano.svg")
+    for study in ("nano", "replay"):
+        summary = json.loads((ROOT / "reports" / study / "summary.json").read_text())
+        draw_rates(study, summary, PICTURES / f"{study}.svg")
     page = ROOT / "reports" / STUDY / "index.html"
     if page.is_file():
         photograph(page)
@@ -89,11 +91,12 @@ def draw_architecture(out: Path) -> None:
     figure.savefig(out, bbox_inches="tight", metadata={"Date": None}, facecolor="white")
 
 
-def draw_rates(summary: dict[str, Any], out: Path) -> None:
+def draw_rates(study: str, summary: dict[str, Any], out: Path) -> None:
     """Success of each arm after its last stage: all trainings with a 95 % interval, each as a faint dot."""
-    figure, axes = plt.subplots(figsize=(8, 2.9))
-    splits = ["train_32", "test_in", "test_out"]
-    names = ["training tasks (32)", "same pages, other seeds (20)", "other pages (10)"]
+    found = {row["split"] for row in summary["rates"]}
+    splits = [split for split in SPLITS if split in found]
+    names = [f"{SPLITS[split]} ({summary['splits'][split]['tasks']})" for split in splits]
+    figure, axes = plt.subplots(figsize=(8, 0.4 + 0.83 * len(splits)))
     last = max(row["stage"] for row in summary["rates"] if row["stage"] != "base")
     for row in summary["rates"]:
         if row["protocol"] != "hard" or row["stage"] not in ("base", last):
@@ -106,10 +109,11 @@ def draw_rates(summary: dict[str, Any], out: Path) -> None:
             axes.plot(100 * rate["value"], at, "o", color=colour, markersize=7, label=label)
         else:
             axes.plot(100 * rate["value"], at, "o", color=colour, markersize=4, alpha=0.35)
-    axes.set(xlim=(0, 100), ylim=(2.5, -0.5), yticks=range(3), yticklabels=names)
+    axes.set(xlim=(0, 100), ylim=(len(splits) - 0.5, -0.5), yticks=range(len(splits)), yticklabels=names)
     axes.set_xlabel("success, % of scored episodes, 95 % interval over tasks (faint: one training each)")
     axes.set_title(
-        f"nano study, {summary['size']} · {summary['desktop']}: tests the pipeline, not the paper", fontsize=9
+        f"{study} study, {summary['size']} · {summary['desktop']}: tests the pipeline, not the paper",
+        fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
