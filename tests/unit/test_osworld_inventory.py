@@ -5,6 +5,7 @@ import pytest
 from arpo_replica.actions.types import Fail, Finished
 from arpo_replica.base.errors import UserError
 from arpo_replica.suites.evaluate import check_provider, check_task, uses_osworld, verdict
+from arpo_replica.suites.miniwob.pages import blank_task
 from arpo_replica.suites.osworld import inventory
 from arpo_replica.suites.osworld.inventory import read_inventory, read_version, why_not
 from arpo_replica.tasks.model import Task
@@ -63,6 +64,7 @@ def test_text_recognition_is_an_extra(monkeypatch):
 
 
 def test_tasks_of_our_own_never_go_to_desktop_env():
+    assert not uses_osworld(blank_task()), "demonstrations begin on it, in containers too"
     assert not uses_osworld(make({"func": "miniwob_reward", "result": {"type": "miniwob_episode"}}))
     for evaluator in (GOOD, {"func": "infeasible"}, {"func": ["exact_match"]}):
         assert uses_osworld(make(evaluator))

@@ -114,9 +114,9 @@ def make_task(page: str, seed: int, instruction: str) -> Task:
 
 
 def blank_task() -> Task:
-    """A task that opens a blank page and can only be failed: for reading pages by DevTools."""
+    """A task that opens a blank page and has no evaluator: for reading pages by DevTools."""
     config = [_LAUNCH, {"type": "chrome_open_tabs", "parameters": {"urls_to_open": ["about:blank"]}}]
-    return Task("blank", DOMAIN, "", config, {"func": "infeasible"}, {}, "")
+    return Task("blank", DOMAIN, "", config, {}, {}, "")
 
 
 async def start_page(devtools: DevTools, seed: int, page: str | None = None) -> str:
