@@ -167,6 +167,7 @@ def test_a_study_that_did_not_run_arpo_is_refused(study: Study) -> None:
         ({"arms.arpo": {"replay": {"enabled": False}}}, "The arm arpo has training.replay.enabled = off"),
         ({"training.learning_rate": 1e-12}, "training.learning_rate = 1e-12; the recipe paper has 1e-06"),
         ({"training.format_weight": 0.0}, "training.format_weight = 0.0"),
+        ({"training.lora": {"rank": 8, "alpha": 8}}, "training.lora = rank=8 alpha=8 targets='all'"),
         ({"training.clip_high": 0.2}, "training.clip_high = 0.2"),
         ({"training.replay.capacity_per_task": 2}, "training.replay.capacity_per_task = 2"),
         ({"training.stages.0.steps": 1}, "training.stages.-1.steps = 1; the recipe paper has 60"),

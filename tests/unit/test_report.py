@@ -279,7 +279,10 @@ def test_broken_and_foreign_screenshots_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"trials": 0, "steps": 0}, ["There is no episode in this study yet", "0 valid", "no learning"]),
+        (
+            {"trials": 0, "steps": 0},
+            ["There is no episode in this study yet", "0 valid", "no learning", "No metrics of any stage"],
+        ),
         (
             {"trials": 1, "choose": lambda *_: "env_error"},
             ["no screenshot: environment failure", "every episode ended in an environment", "no score"],
@@ -293,7 +296,7 @@ def test_broken_and_foreign_screenshots_are_left_out(tmp_path: Path) -> None:
             ["Screenshots of 1 of 1 episode are", "A difference needs scored episodes", "were not run"],
         ),
         ({"trials": 1, "screenshots": False}, ["have no screenshot on disk", "screenshot not in this page"]),
-        ({"trials": 1, "arms": ("base",)}, ["No metrics of any stage were found"]),
+        ({"trials": 1, "arms": ("base",)}, ["What was found Success rates Differences Task by task"]),
         (
             {"trials": 1, "seeds": (0, 1)},
             ["2 training seeds", "all", "trials of one training seed stand together", "seed 1, trial 0"],

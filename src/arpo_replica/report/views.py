@@ -261,6 +261,10 @@ def deviation(entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
     if isinstance(value, list):
         if not value:
             return "none"

@@ -136,6 +136,8 @@ def _fact(fact: Fact | None) -> str:
 
 
 def _shown(value: Value) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
