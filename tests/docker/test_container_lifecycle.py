@@ -282,6 +282,22 @@ async def test_a_cancelled_start_leaves_nothing(engine, scratch):
     assert list(scratch.iterdir()) == []
 
 
+async def test_a_start_cancelled_while_the_engine_is_asked_leaves_nothing(engine, scratch, monkeypatch):
+    pool, asked = provider(), asyncio.Event()
+
+    async def never_answers():
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(pool, "ran_on", never_answers)
+    starting = asyncio.create_task(pool.start("test"))
+    await asked.wait()
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert owned(engine) == []
+    assert list(scratch.iterdir()) == []
+
+
 async def test_an_image_without_our_guest_is_a_desktop_error(engine):
     own = engine._client.containers.create(IMAGE, command=["true"])
     name = f"arpo-test-{uuid.uuid4().hex[:8]}"

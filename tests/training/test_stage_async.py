@@ -30,7 +30,7 @@ def async_stage(folder: Path) -> StageProcess:
     }
     stage = StageProcess(folder / "study", config, **options)
     (folder / "state").mkdir()
-    stage.variables = {"FAKE_STATE": str(folder / "state"), "FAKE_SLOW": f"{stage.tasks[0].id}:1.5"}
+    stage.variables = {"FAKE_STATE": str(folder / "state"), "FAKE_SLOW": f"{stage.tasks[0].id}:2.5"}
     return stage
 
 

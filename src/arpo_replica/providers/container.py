@@ -334,7 +334,11 @@ class ContainerDesktop(GuestDesktop):
     async def _launch(self) -> RunningContainer:
         self._past = Past.NOTHING
         running = await self._provider.take(self._kind)
-        self.ran_on = await self._provider.ran_on()
+        try:
+            self.ran_on = await self._provider.ran_on()
+        except BaseException:  # also when cancelled: nobody else can end it yet
+            await asyncio.shield(running.end())
+            raise
         return running
 
     async def reset(self, task: Task) -> None:
