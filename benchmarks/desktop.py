@@ -27,14 +27,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import psutil
 
 from arpo_replica.actions.types import Click
 from arpo_replica.base.errors import UserError
 from arpo_replica.config.desktop import DesktopConfig
-from arpo_replica.desktop.sandbox import pack_folder
+from arpo_replica.desktop import sandbox
 from arpo_replica.providers.guest_desktop import GuestDesktop
 from arpo_replica.providers.process import ProcessDesktop, ProcessProvider
 from arpo_replica.tasks.model import Task, load_task
@@ -63,6 +65,8 @@ time.sleep(0.1)
 GUESTS: dict[str, Path | None] = {"ours": None}
 """Name -> checkout with its guest; None: this one."""
 HOW = {"real_time": False}
+ROOTS: dict[ProcessDesktop, int] = {}
+"""Desktop -> the process that all its others descend from."""
 Step = Callable[[GuestDesktop, int, int], Awaitable[bytes]]
 
 
@@ -97,7 +101,7 @@ async def prepare_rival(desktops: list[ProcessDesktop], pyautogui: Path | None) 
     """Put pyautogui into the desktops, if there is one."""
     if pyautogui is None:
         return rival_step(STAND_IN_ACTION)
-    archive = pack_folder(pyautogui)
+    archive = sandbox.pack_folder(pyautogui)
     for desktop in desktops:
         await desktop.guest.upload("/tmp/pyautogui.zip", archive)
         await desktop.guest.execute(
@@ -142,10 +146,9 @@ def cpu_ms(root: int) -> Counter[str]:
     return taken
 
 
-def process_of(desktop: ProcessDesktop) -> int:
-    """The process that all others of a desktop descend from."""
-    assert desktop._running is not None
-    return desktop._running.process.pid
+def children() -> set[int]:
+    """The processes that this one has started and that still run."""
+    return {child.pid for child in psutil.Process().children()}
 
 
 @contextlib.contextmanager
@@ -153,7 +156,7 @@ def undisturbed(desktops: list[ProcessDesktop]) -> Iterator[None]:
     """This process and the desktops' run before all others of the machine, if asked for."""
 
     def schedule(policy: int, priority: int) -> None:
-        roots = [process_of(desktop) for desktop in desktops]
+        roots = [ROOTS[desktop] for desktop in desktops]
         pids = [os.getpid(), *roots, *(pid for root in roots for pid in descendants(root))]
         for thread in (task for pid in pids for task in Path(f"/proc/{pid}/task").glob("*")):
             with contextlib.suppress(ProcessLookupError):
@@ -168,16 +171,27 @@ def undisturbed(desktops: list[ProcessDesktop]) -> Iterator[None]:
             schedule(os.SCHED_OTHER, 0)
 
 
-async def started(screen: tuple[int, int], count: int, checkout: Path | None = None) -> list[ProcessDesktop]:
-    """Desktops that show the page, with the guest of a checkout."""
+def provider_of(screen: tuple[int, int], checkout: Path | None = None) -> ProcessProvider:
+    """Makes desktops with the guest of a checkout; None: of this one."""
     provider = ProcessProvider(DesktopConfig(screen=screen))
-    if checkout is not None:
-        archive = pack_folder(checkout / "src/guest", "guest/")
-        provider._parts = replace(provider._parts, guest=archive)
-    provider.check()
-    desktops = await asyncio.gather(*(provider.start(f"benchmark {n}") for n in range(count)))
-    await asyncio.gather(*(desktop.reset(page_task()) for desktop in desktops))
-    return list(desktops)
+    archive = (
+        sandbox.pack_guest() if checkout is None else sandbox.pack_folder(checkout / "src/guest", "guest/")
+    )
+    with patch.object(sandbox, "pack_guest", lambda: archive):
+        provider.check()
+    return provider
+
+
+async def started(screen: tuple[int, int], count: int, checkout: Path | None = None) -> list[ProcessDesktop]:
+    """Desktops that show the page. One after another: so it is known which process is whose."""
+    provider, desktops = provider_of(screen, checkout), []
+    for number in range(count):
+        before = children()
+        desktop = await provider.start(f"benchmark {number}")
+        (ROOTS[desktop],) = children() - before
+        await desktop.reset(page_task())
+        desktops.append(desktop)
+    return desktops
 
 
 async def close(desktops: list[ProcessDesktop]) -> None:
@@ -199,10 +213,10 @@ async def at_size(screen: tuple[int, int], count: int, pyautogui: Path | None) -
         for desktops in guests.values():
             await seconds(desktops, our_step, 10)
         for name, desktops in list(guests.items()) * ROUNDS:
-            before = cpu_ms(process_of(desktops[0]))
+            before = cpu_ms(ROOTS[desktops[0]])
             with undisturbed(desktops[:1]):
                 taken[name] += [1000 * second for second in await steps(desktops[0], our_step, count)]
-            cpu[name] += cpu_ms(process_of(desktops[0])) - before
+            cpu[name] += cpu_ms(ROOTS[desktops[0]]) - before
         for name, desktops, step, number in works * ROUNDS:
             with undisturbed(desktops):
                 spent[name] += await seconds(desktops, step, number)
@@ -236,10 +250,10 @@ async def resets(count: int) -> dict[str, Any]:
         await desktop.reset(tasks[0])
         wall, cpu = [], []
         for index in range(count):
-            before, at = cpu_ms(process_of(desktop)), time.perf_counter()
+            before, at = cpu_ms(ROOTS[desktop]), time.perf_counter()
             await desktop.reset(tasks[index % len(tasks)])
             wall.append(1000 * (time.perf_counter() - at))
-            cpu.append((cpu_ms(process_of(desktop)) - before).total())
+            cpu.append((cpu_ms(ROOTS[desktop]) - before).total())
     finally:
         await close(desktops)
     return {"wall_ms": round(statistics.median(wall)), "cpu_ms": round(statistics.mean(cpu))}
@@ -247,13 +261,13 @@ async def resets(count: int) -> dict[str, Any]:
 
 async def eight(count: int) -> dict[str, Any]:
     """Eight small desktops at once: start, steps, memory."""
-    at = time.perf_counter()
-    desktops = await started(SMALL, 8)
+    provider, at = provider_of(SMALL), time.perf_counter()
+    desktops = await asyncio.gather(*(provider.start(f"benchmark {number}") for number in range(8)))
     try:
+        await asyncio.gather(*(desktop.reset(page_task()) for desktop in desktops))
         start_s = time.perf_counter() - at
         speed = 8 * count / await seconds(desktops, our_step, count)
-        pids = [pid for desktop in desktops for pid in descendants(process_of(desktop))]
-        memory = private_memory_mb(pids) / len(desktops)
+        memory = private_memory_mb(list(descendants(os.getpid()))) / len(desktops)
     finally:
         await close(desktops)
     return {"start_s": round(start_s, 1), "steps_per_s": round(speed, 1), "private_mib_each": round(memory)}

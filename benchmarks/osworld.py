@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from arpo_replica.actions.types import Action
 from arpo_replica.config import load_config
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.desktop.interface import Desktop, DesktopProvider
+from arpo_replica.policy.endpoint import Policy
 from arpo_replica.providers.pool import make_provider
 from arpo_replica.rollout.collect import OutputRoot, PoolSettings, collect_episodes
-from arpo_replica.rollout.episode import EpisodeLimits
+from arpo_replica.rollout.episode import EpisodeLimits, Labels
 from arpo_replica.rollout.records import episode_dir, read_summary
 from arpo_replica.tasks.model import Task
 from arpo_replica.tasks.splits import load_split
@@ -85,29 +87,35 @@ class WaitingProvider:
         return self._provider.describe()
 
 
-def measure(
-    config: StudyConfig, provider: DesktopProvider, tasks: list[Task], scripts: dict[str, Oracle], trials: int
-) -> dict[str, Any]:
-    """Collect the scripts' episodes; how many an hour, and the time of their parts."""
+async def collect(
+    config: StudyConfig,
+    provider: DesktopProvider,
+    tasks: list[Task],
+    trials: int,
+    *,
+    policy: Callable[[OutputRoot, Any], Policy],
+    labels: Labels,
+) -> list[dict[str, Any]]:
+    """Records of the episodes that scripts play, each task ``trials`` times and no attempt twice."""
     limits = EpisodeLimits(MAX_STEPS, config.evaluation.success_above, config.rollout.episode_timeout_s)
     settings = replace(PoolSettings.of(config, limits), retries=0)
     with tempfile.TemporaryDirectory() as folder:
         roots = [OutputRoot(Path(folder) / f"trial_{n}", "benchmark", n, tasks) for n in range(trials)]
-        began = time.monotonic()
-        asyncio.run(
-            collect_episodes(
-                roots,
-                provider=provider,
-                policy=lambda *_: ScriptedOracle(scripts),
-                parser=screen_parser(config.desktop.screen),
-                labels=make_labels(config, "oracle", scripts),
-                settings=settings,
-            )
+        await collect_episodes(
+            roots,
+            provider=provider,
+            policy=policy,
+            parser=screen_parser(config.desktop.screen),
+            labels=labels,
+            settings=settings,
         )
-        seconds = time.monotonic() - began
-        records = [
+        return [
             read_summary(episode_dir(root.path, task.domain, task.id)) for root in roots for task in tasks
         ]
+
+
+def summary(records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """How many episodes an hour, and the time of their parts. Ends the program unless all scored 1."""
     failed = [f"{record['domain']}/{record['task_id']}" for record in records if record["hard_score"] != 1]
     if failed:
         sys.exit(f"no result: not solved by their scripts: {', '.join(failed)}")
@@ -121,6 +129,17 @@ def measure(
             for key in ("duration_s", "reset_s", "evaluate_s", "n_steps")
         },
     }
+
+
+def measure(
+    config: StudyConfig, provider: DesktopProvider, tasks: list[Task], scripts: dict[str, Oracle], trials: int
+) -> dict[str, Any]:
+    """Collect the scripts' episodes; see ``summary``."""
+    began = time.monotonic()
+    labels = make_labels(config, "oracle", scripts)
+    policy = ScriptedOracle(scripts)
+    records = asyncio.run(collect(config, provider, tasks, trials, policy=lambda *_: policy, labels=labels))
+    return summary(records, time.monotonic() - began)
 
 
 def main() -> None:
