@@ -55,8 +55,10 @@ def test_verl_asks_for_the_gpus_generation_without_starting_cuda(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_lazy_init", start)
     monkeypatch.setattr(type(current_platform), "get_device_capability", lambda self: (9, 0))
-    with launch.generation_by_nvml():
+    with launch.cuda_unused():
         assert PlatformCUDA().get_device_capability(0) == (9, 0)
+        with pytest.raises(RuntimeError, match="not started while"):  # what vLLM catches (fla/ops/utils.py)
+            torch.cuda.current_device()
     with pytest.raises(AssertionError, match="CUDA was started"):
         PlatformCUDA().get_device_capability(0)
 

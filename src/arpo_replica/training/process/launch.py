@@ -106,18 +106,26 @@ def row(index: int, task: Task) -> dict[str, object]:
 
 
 @contextmanager
-def generation_by_nvml() -> Iterator[None]:
-    """While entered, what asks for the GPU's generation learns it from NVML: torch would start CUDA for it,
-    and no process could be forked any more. verl 0.9.1 asks while it is imported (``constants_ppo``)."""
+def cuda_unused() -> Iterator[None]:
+    """While entered, nothing starts CUDA, after which no process could be forked any more.
+
+    NVML says of which generation the GPU is: verl 0.9.1 asks while it is imported (``constants_ppo``). Whatever
+    else would start CUDA is told that it cannot, as on a machine without a GPU: vLLM 0.24.0's kernels of linear
+    attention ask triton for the GPU (``fla/ops/utils.py``) and then do without; no policy here has that.
+    """
     import torch
     from vllm.platforms import current_platform
 
-    original = torch.cuda.get_device_capability
+    def refuse() -> None:
+        raise RuntimeError("CUDA is not started while a training's packages are imported")
+
+    originals = torch.cuda.get_device_capability, torch.cuda._lazy_init
     torch.cuda.get_device_capability = lambda device=None: current_platform.get_device_capability()
+    torch.cuda._lazy_init = refuse
     try:
         yield
     finally:
-        torch.cuda.get_device_capability = original
+        torch.cuda.get_device_capability, torch.cuda._lazy_init = originals
 
 
 def preload(accelerator: str) -> None:
@@ -129,7 +137,7 @@ def preload(accelerator: str) -> None:
     early = {"RAY_JOB_ID": FIRST_RAY_JOB, "RAY_RAYLET_PID": str(os.getpid())}
     os.environ.update(early)
     ray_ids = importlib.import_module(f"{PACKAGE}.patches.ray_ids")
-    with ray_ids.generator_unused(), generation_by_nvml():
+    with ray_ids.generator_unused(), cuda_unused():
         for name in (*IMPORTS["preloaded"], *IMPORTS["workers"][accelerator]):
             importlib.import_module(name)
     registry = importlib.import_module("vllm").ModelRegistry
@@ -159,7 +167,7 @@ def run_forked(job: Job, arguments: list[str]) -> int | None:
 
     preload(job.config.accelerator)
     if reason := unforkable():
-        logger.info(f"the training's processes import everything themselves: {reason}")
+        logger.warning(f"The training's processes import everything themselves: {reason}.")
         return None
     client = job.scratch / "python"
     source = Path(fork_client.__file__).read_text().splitlines(keepends=True)
