@@ -140,14 +140,18 @@ async def test_windows(desktop, http):
     await post(http, "/setup/execute_with_verification", json=waiting | {"check_interval": 0.05})
     body = json.loads((await post(http, "/window_size", data={"app_class_name": "editor"}))[1])
     assert body == {"width": 90, "height": 80}
-    await desktop.guest.activate_window("report")
-    await desktop.guest.activate_window("report.txt - editor", strict=True)
-    await desktop.guest.activate_window("Editor", by_class=True)
-    with pytest.raises(DesktopError, match="404"):
-        await desktop.guest.activate_window("report", strict=True)
+    for body, status in (
+        ({"window_name": "report"}, 200),
+        ({"window_name": "report.txt - editor", "strict": True}, 200),
+        ({"window_name": "Editor", "by_class": True}, 200),
+        ({"window_name": "report", "strict": True}, 404),
+    ):
+        assert (await post(http, "/setup/activate_window", json=body))[0] == status, body
     await desktop.guest.upload("~/report.txt", b"")
-    await desktop.guest.open_file("~/report.txt")  # its window is there
-    await desktop.guest.close_window("report")
+    assert (await post(http, "/setup/open_file", json={"path": "~/report.txt"}))[
+        0
+    ] == 200  # its window is there
+    assert (await post(http, "/setup/close_window", json={"window_name": "report"}))[0] == 200
     for _ in range(100):
         if "window.py" not in await inside(desktop, "ps -eo args="):
             return

@@ -169,17 +169,3 @@ class GuestClient:
     async def file(self, path: str) -> bytes:
         """A file of the desktop. There being none is an error too."""
         return (await self._call("POST", "/file", COMMAND_S, data={"file_path": path}))[0]
-
-    async def open_file(self, path: str) -> None:
-        """Open a file with its program and wait for the window."""
-        await self._call("POST", "/setup/open_file", COMMAND_S, json={"path": path})
-
-    async def activate_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
-        """Bring a window to the front."""
-        body = {"window_name": name, "strict": strict, "by_class": by_class}
-        await self._call("POST", "/setup/activate_window", json=body)
-
-    async def close_window(self, name: str, strict: bool = False, by_class: bool = False) -> None:
-        """Close a window."""
-        body = {"window_name": name, "strict": strict, "by_class": by_class}
-        await self._call("POST", "/setup/close_window", json=body)

@@ -32,10 +32,6 @@ class Page:
     title: str
 
 
-class _PageGone(DesktopError):
-    """The page's session ended (tab closed or crashed)."""
-
-
 class DevTools:
     """The DevTools connection of one browser. Every method raises ``DesktopError`` when it fails.
 
@@ -63,7 +59,6 @@ class DevTools:
         self._sessions: dict[str, str] = {}
         self._loaded: dict[str, set[str]] = {}
         self._load_waiters: dict[tuple[str, str], asyncio.Future[None]] = {}
-        self._close_waiters: dict[str, asyncio.Future[None]] = {}
         self._http: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -115,11 +110,9 @@ class DevTools:
         for future, _ in self._pending.values():
             _fail(future, DesktopError(f"DevTools connection lost: {reason}"))
         self._pending.clear()
-        for waiters in (self._load_waiters, self._close_waiters):
-            for waiter in waiters.values():
-                _fail(waiter, DesktopError(f"DevTools connection lost: {reason}"))
+        for waiter in self._load_waiters.values():
+            _fail(waiter, DesktopError(f"DevTools connection lost: {reason}"))
         self._load_waiters.clear()
-        self._close_waiters.clear()
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for message in socket:
@@ -150,10 +143,7 @@ class DevTools:
         for target in [t for t, s in self._sessions.items() if s == session]:
             del self._sessions[target]
         self._loaded.pop(session, None)
-        closing = self._close_waiters.pop(session, None)
-        if closing is not None and not closing.done():
-            closing.set_result(None)
-        gone = _PageGone("the page was closed or crashed")
+        gone = DesktopError("the page was closed or crashed")
         for number in [n for n, (_, owner) in self._pending.items() if owner == session]:
             _fail(self._pending.pop(number)[0], gone)
         for key in [k for k in self._load_waiters if k[0] == session]:
@@ -259,24 +249,6 @@ class DevTools:
             raise DesktopError(f"{url} did not load within {limit:g} s") from error
         finally:
             self._load_waiters.pop((session, loader), None)
-
-    async def close_page(self, page: str) -> None:
-        """Close a tab and wait until it is gone.
-
-        Closing the last one ends most browsers: open another one first.
-        """
-        await self.connect()
-        session = await self._session(page)
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._close_waiters[session] = gone
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send("Target.closeTarget", {"targetId": page}, None, None)
-                await gone
-        except TimeoutError as error:
-            raise DesktopError(f"a page did not close within {self._timeout_s:g} s") from error
-        finally:
-            self._close_waiters.pop(session, None)
 
     async def evaluate(
         self,

@@ -246,7 +246,7 @@ class GuestDesktop(ABC):
         self._seen = (time.monotonic(), png)
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:
-        return await self._alive(evaluate_task(task, last_action, self.guest, self.devtools))
+        return await self._alive(evaluate_task(task, last_action, self.devtools))
 
     async def _alive(self, work: Awaitable[Answer]) -> Answer:
         try:
