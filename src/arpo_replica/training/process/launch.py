@@ -109,9 +109,10 @@ def row(index: int, task: Task) -> dict[str, object]:
 def cuda_unused() -> Iterator[None]:
     """While entered, nothing starts CUDA, after which no process could be forked any more.
 
-    NVML says of which generation the GPU is: verl 0.9.1 asks while it is imported (``constants_ppo``). Whatever
-    else would start CUDA is told that it cannot, as on a machine without a GPU: vLLM 0.24.0's kernels of linear
-    attention ask triton for the GPU (``fla/ops/utils.py``) and then do without; no policy here has that.
+    NVML says of which generation the GPU is: verl 0.9.1 asks while it is imported (``constants_ppo``).
+    Whatever else would start CUDA is told that it cannot, as on a machine without a GPU: vLLM 0.24.0's
+    kernels of linear attention ask triton for the GPU (``fla/ops/utils.py``) and then do without; no policy
+    here has that.
     """
     import torch
     from vllm.platforms import current_platform
