@@ -113,7 +113,7 @@ class Study:
         if cluster:
             self.options += ["--profile", str(ROOT / "slurm")]
             (folder / "slurm").mkdir(exist_ok=True)
-            (folder / "slurm/site.yaml").write_text("first_check_seconds: 2\njobs: 1\n")
+            (folder / "slurm/site.yaml").write_text("check_seconds: 2\njobs: 1\n")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -24,7 +24,7 @@ from slurm.cluster import Cluster, missing, search_path
 
 HERE = Path(__file__).parent
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-SITE = "first_check_seconds: 2\nwarn_seconds: 120\n"
+SITE = "check_seconds: 2\nwarn_seconds: 120\n"
 STUB = """
 import os
 from pathlib import Path

@@ -62,9 +62,9 @@ def test_a_checkout_under_a_path_with_a_space_is_refused(cluster, monkeypatch):
 def test_a_cluster_that_forgets_jobs_at_once_is_asked_sooner(cluster, monkeypatch):
     forgets = {"AccountingStorageType": "accounting_storage/none", "MinJobAge": "60 sec"}
     monkeypatch.setattr(slurm, "settings", lambda ask: forgets)
-    with pytest.raises(UserError, match=r"first_check_seconds is 40, .* set it to 20\."):
+    with pytest.raises(UserError, match=r"check_seconds is 40, .* set it to 20\."):
         make_profile(Site())
-    assert make_profile(Site(first_check_seconds=20)).status_command == "squeue"
+    assert make_profile(Site(check_seconds=20)).status_command == "squeue"
 
 
 def ask_executor(*answers: str) -> list[dict[str, str]]:
@@ -100,6 +100,22 @@ def test_a_job_that_squeue_has_forgotten_has_ended(echoes):
         "7": "UNKNOWN", "8": "RUNNING"
     }  # fmt: skip
     assert ask_executor("sacct '7|RUNNING'", "sacct '8|RUNNING'")[1] == {"8": "RUNNING"}
+
+
+async def test_slurm_is_asked_at_a_steady_pace(echoes, monkeypatch):
+    taught.teach_executor()
+    settings = SimpleNamespace(init_seconds_before_status_checks=40)
+    asks = object.__new__(executor.Executor)
+    asks.workflow = SimpleNamespace(executor_settings=settings)
+    asks.next_seconds_between_status_checks = 150  # as after some looks at which no job had ended
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await asks.sleep()
+    assert slept == [40]
 
 
 def test_another_executor_is_refused(echoes, monkeypatch):

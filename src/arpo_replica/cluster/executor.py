@@ -8,6 +8,9 @@ numbers, which name no task: the state of one would then count for all.
 It looks for an account, or checks the one it is given, with programs that some sites do not have (``sacct``,
 ``sacctmgr``); then every submission fails. ``profile`` has checked the account already, and without one Slurm
 takes the user's own.
+
+After each look that finds no ended job it waits 10 seconds longer, up to three minutes. What follows a long
+training or evaluation would then start minutes late. One look asks for all jobs at once, so it may be steady.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -48,6 +51,10 @@ def teach_executor() -> None:
         executor.query_job_status_sacct = _by_task(executor.query_job_status_sacct)
         executor.validate_account = lambda account, logger: account
         executor.get_account = lambda logger: None
+        executor.Executor.next_seconds_between_status_checks = property(
+            lambda self: self.workflow.executor_settings.init_seconds_before_status_checks,
+            lambda self, longer: None,
+        )
 
 
 def _translated(query: Query) -> Query:

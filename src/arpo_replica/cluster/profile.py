@@ -96,8 +96,8 @@ class Site(Section):
     """Times that a job is submitted again after a time limit, a pre-emption or a failure."""
     warn_seconds: Annotated[int, Field(ge=0)] = 300
     """Seconds before the time limit at which Slurm warns a job; a training then saves and ends. 0: never."""
-    first_check_seconds: Positive = 40
-    """Seconds from a submission to the first look at its state; small on small clusters only."""
+    check_seconds: Positive = 40
+    """Seconds from one look at the states of all jobs to the next; small on small clusters only."""
     status_command: Literal["auto", "squeue", "sacct"] = "auto"
     """How states are asked for; ``auto``: ``sacct`` where the cluster has accounting, else ``squeue``."""
     arrays: list[Literal["collect_rollouts"]] = Field(default_factory=list)
@@ -305,10 +305,10 @@ def choose_status_command(site: Site, ask: slurm.Ask) -> str:
     if chosen == "auto":
         chosen = "sacct" if accounting else "squeue"
     kept = re.match(r"\d+", settings.get("MinJobAge", ""))
-    if chosen == "squeue" and not accounting and kept and int(kept[0]) < 3 * site.first_check_seconds:
+    if chosen == "squeue" and not accounting and kept and int(kept[0]) < 3 * site.check_seconds:
         # The executor would then ask sacct, without a word, and never see a job end.
         raise UserError(
-            f"{SITE_FILE}: first_check_seconds is {site.first_check_seconds}, but this cluster forgets jobs "
+            f"{SITE_FILE}: check_seconds is {site.check_seconds}, but this cluster forgets jobs "
             f"{kept[0]} s after their end (MinJobAge); set it to {max(1, int(kept[0]) // 3)}."
         )
     return chosen
