@@ -7,12 +7,14 @@ Starts the keeper of the desktops, writes verl's inputs, then runs verl's own en
 (``training.speed.preload``), or plainly started.
 """
 
+import ctypes
 import importlib
 import importlib.util
 import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -149,16 +151,24 @@ def preload(accelerator: str) -> None:
     logger.info(f"preloaded {len(sys.modules)} modules in {time.perf_counter() - started:.1f} s")
 
 
-def unforkable() -> str | None:
+def unforkable(accelerator: str) -> str | None:
     """Why no process may be forked from this one: a lock or a GPU's context could be half alive in it."""
-    import torch
-
     threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
-    if len(threads) > 1:
-        return f"what was imported has started threads ({', '.join(sorted(threads))})"
-    if torch.cuda.is_initialized():
-        return "what was imported has used a GPU"
+    # NVML's (driver 580) only waits for events. CUDA's own have such names too: a forked process tries.
+    if len(others := [name for name in threads if not name.startswith("cuda")]) > 1:
+        return f"what was imported has started threads ({', '.join(sorted(others))})"
+    if accelerator == "cuda" and (status := status_of_cuda_when_forked()):
+        return f"what was imported has used a GPU (a forked process gets CUDA's error {status})"
     return None
+
+
+def status_of_cuda_when_forked() -> int:
+    """What CUDA says to a process forked from this one; 0: it can be used there."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)  # ends it: a lock of the driver may be held for ever
+        os._exit(min(ctypes.CDLL("libcuda.so.1").cuInit(0), 255))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run_forked(job: Job, arguments: list[str]) -> int | None:
@@ -167,7 +177,7 @@ def run_forked(job: Job, arguments: list[str]) -> int | None:
     from arpo_replica.training.process.fork_server import ForkServer, Program, run_program
 
     preload(job.config.accelerator)
-    if reason := unforkable():
+    if reason := unforkable(job.config.accelerator):
         logger.warning(f"The training's processes import everything themselves: {reason}.")
         return None
     client = job.scratch / "python"
