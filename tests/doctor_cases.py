@@ -165,7 +165,6 @@ CASES: list[tuple[str, Level, dict[str, Any], dict[str, Any], str]] = [
         "prepare.py evaluator",
     ),
     ("changing_tasks", WARN, {}, {"kinds": "live"}, "live web pages"),
-    ("changing_tasks", WARN, {}, {"kinds": "google"}, "Google account"),
     ("changing_tasks", OK, {}, {"kinds": "few infeasible"}, "scores 25 %"),
     ("changing_tasks", WARN, {}, {"kinds": "infeasible"}, "apart"),
     ("step_limit", OK, LARGE, {}, "15"),

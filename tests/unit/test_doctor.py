@@ -55,8 +55,6 @@ def special(monkeypatch, ill: dict[str, Any]) -> dict[str, Any]:
         tasks = [make_task(number) for number in range(4)]
         if kinds == "live":
             tasks[0].raw["proxy"] = True
-        elif kinds == "google":
-            tasks[0].config.append({"type": "googledrive"})
         else:
             for task in tasks[: 1 if "few" in kinds else 4]:
                 task.evaluator["func"] = "infeasible"

@@ -12,6 +12,7 @@ from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig, merge
+from arpo_replica.config.section import nested_model
 
 UNSHOWN = {"endpoint", "pools", "api_key_variable", "token_variable"}
 """Keys whose values no message repeats: somebody may have pasted a secret there."""
@@ -132,9 +133,7 @@ def known_keys(location: list[str | int], model: Any = StudyConfig) -> list[str]
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        model = nested_model(model.model_fields[part].annotation) if part in model.model_fields else None
         if model is None:
             return []
     return list(model.model_fields)

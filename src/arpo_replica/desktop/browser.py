@@ -11,30 +11,11 @@ import time
 from typing import Any
 
 from arpo_replica.base.errors import DesktopError
+from arpo_replica.base.tables import table_of
 from arpo_replica.desktop.devtools import ConnectorFactory, DevTools, Page
 
-_READY = """new Promise((done) => {
-  const check = () => {
-    if (document.readyState !== "complete" || innerWidth !== %d) return;
-    removeEventListener("load", check);
-    removeEventListener("resize", check);
-    done(location.href);
-  };
-  addEventListener("load", check);
-  addEventListener("resize", check);
-  check();
-})"""
-# The second frame's start means that the first has been drawn. A tab in the background has no frames.
-_PAINTED = """new Promise((done) => {
-  setTimeout(done, document.hidden ? 0 : 1000);
-  requestAnimationFrame(() => requestAnimationFrame(() => done()));
-})"""
+_READY, _PAINTED, _LEAVE = table_of(__file__).values()
 _NOT_YET_S = 0.005
-_LEAVE = """(() => {
-  if (location.protocol === "http:") sessionStorage.clear();
-  return [innerWidth, innerHeight, outerHeight, devicePixelRatio, visualViewport.scale,
-          document.fullscreenElement === null];
-})()"""
 FIRST_TAB_S = 5.0
 CLEAN_S = 3.0
 """A tab that takes longer to clean is disposed of."""

@@ -21,16 +21,7 @@ import psutil
 
 from arpo_replica.base.errors import DesktopError, UserError
 from arpo_replica.config.desktop import Apps
-from arpo_replica.desktop.sandbox import (
-    USER_ID,
-    DataFiles,
-    below,
-    bwrap_version,
-    first_process,
-    unprivileged,
-    unprivileged_id,
-    why_no_sandbox,
-)
+from arpo_replica.desktop import sandbox
 from arpo_replica.providers.call_filter import desktop_filter
 from arpo_replica.providers.engine import ContainerSpec
 from arpo_replica.providers.root_files import OLDEST, RootFileSystem, build_rootfs
@@ -51,7 +42,7 @@ RESOLVER = "10.0.2.3"
 PASTA = (
     # A user namespace whose one id is the desktop's already: in one that pasta makes there is but root, which
     # bubblewrap could not map.
-    "unshare", "--user", f"--map-user={USER_ID}", f"--map-group={USER_ID}", "--keep-caps",
+    "unshare", "--user", f"--map-user={sandbox.USER_ID}", f"--map-group={sandbox.USER_ID}", "--keep-caps",
     "pasta", "--quiet", "--ipv4-only", "--netns-only", "--config-net", "--no-map-gw",
     "--dns-forward", RESOLVER, "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--",
     "unshare", "--mount", "sh", "-c",
@@ -87,11 +78,11 @@ class BwrapEngine:
         """Raises ``UserError`` naming what is missing: a program, or what keeps bubblewrap from working."""
         self._root.check()
         # An image that is not there yet brings a bubblewrap that cannot be tried yet.
-        if self._root.image.exists() or bwrap_version() >= OLDEST:
-            data = DataFiles()
+        if self._root.image.exists() or sandbox.bwrap_version() >= OLDEST:
+            data = sandbox.DataFiles()
             command = [*FIRST_TO_GO, *self._root.bubblewrap(), *_closed_in(self._root.tried(), data)]
             command += ["--perms", "0700", "--size", str(1 << 20), "--tmpfs", "/tmp"]  # noqa: S108 - its own
-            problem = why_no_sandbox([*command, "--", *_limited(64), "true"], data.fds)
+            problem = sandbox.why_no_sandbox([*command, "--", *_limited(64), "true"], data.fds)
             data.close()
             if problem:
                 raise UserError(problem)
@@ -107,24 +98,24 @@ class BwrapEngine:
 
     def describe(self) -> dict[str, Any]:
         """What records say of the engine."""
-        version = ".".join(map(str, bwrap_version(self._root.bubblewrap())))
+        version = ".".join(map(str, sandbox.bwrap_version(self._root.bubblewrap())))
         return {"engine": "bwrap", "bubblewrap": version, "root": self._root.way, "sudo": "stand-in"}
 
     def read(self, image: str, path: str) -> bytes:
         """A file of the image."""
-        return below(self._root.folder(), path).read_bytes()
+        return sandbox.below(self._root.folder(), path).read_bytes()
 
     def run(self, spec: ContainerSpec) -> None:
         """Start a desktop. Raises ``DesktopError``."""
         reader, writer = os.pipe()
-        data = DataFiles()
+        data = sandbox.DataFiles()
         number = next(self._number)
-        user = unprivileged_id(number)
+        user = sandbox.unprivileged_id(number)
         try:
             if user is not None:  # what the owner alone may enter is to be mounted by that user
                 os.chown(spec.control.parent, user, user)
             command = [
-                *unprivileged(number),
+                *sandbox.unprivileged(number),
                 *FIRST_TO_GO,
                 *(outside() if spec.network else []),
                 *self._root.bubblewrap(),
@@ -146,7 +137,7 @@ class BwrapEngine:
             os.close(writer)
             data.close()
         try:
-            child = first_process(reader)
+            child = sandbox.first_process(reader)
             # With pasta that number is one of its process namespace, whose first process is its child.
             if spec.network:
                 child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
@@ -186,7 +177,7 @@ class BwrapEngine:
         return []
 
 
-def sandbox_options(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: int = -1) -> list[str]:
+def sandbox_options(root: Path, spec: ContainerSpec, data: sandbox.DataFiles, info_fd: int = -1) -> list[str]:
     """bubblewrap's options for one desktop. Its first process is the guest, which then limits the rest."""
     args = _closed_in(root, data)
     if info_fd >= 0:
@@ -215,13 +206,13 @@ def sandbox_options(root: Path, spec: ContainerSpec, data: DataFiles, info_fd: i
     return [*args, "/usr/bin/python3", "-m", "guest"]
 
 
-def _closed_in(root: Path, data: DataFiles) -> list[str]:
+def _closed_in(root: Path, data: sandbox.DataFiles) -> list[str]:
     """bubblewrap's options for a root file system and for all that keeps a desktop in."""
     # --unshare-user by name: else --disable-userns is refused. No --die-with-parent: it follows the thread
     # that started the sandbox; the guest ends when the connection to its owner closes.
     args = ["--seccomp", data.add(desktop_filter()), "--unshare-user", "--unshare-all"]
     args += ["--disable-userns", "--as-pid-1", "--new-session", "--hostname", "desktop"]
-    args += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--clearenv", "--cap-drop", "ALL"]
+    args += ["--uid", str(sandbox.USER_ID), "--gid", str(sandbox.USER_ID), "--clearenv", "--cap-drop", "ALL"]
     return [*args, "--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"]
 
 
@@ -241,7 +232,7 @@ def why_no_network() -> str:
     if shutil.which("pasta") is None:
         return "pasta is missing: apt-get install passt"
     done = subprocess.run(
-        [*unprivileged(0), *outside(), "true"], capture_output=True, text=True, check=False, cwd="/"
+        [*sandbox.unprivileged(0), *outside(), "true"], capture_output=True, text=True, check=False, cwd="/"
     )
     if done.returncode == 0:
         return ""

@@ -213,12 +213,7 @@ async def _accept(control: socket.socket, engine: Engine, name: str, limit_s: fl
 
 
 async def _hand_over(
-    connection: socket.socket,
-    settings: GuestConfig,
-    assets: dict[str, bytes],
-    *,
-    name: str,
-    engine: Engine,
+    connection: socket.socket, settings: GuestConfig, assets: dict[str, bytes], *, name: str, engine: Engine
 ) -> RunningContainer:
     """Give the guest its settings and its listening sockets."""
     data = DataFiles()

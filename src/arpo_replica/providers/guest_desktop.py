@@ -154,17 +154,10 @@ class GuestDesktop(ABC):
         """Start it and wait until it answers. Raises ``DesktopError``."""
         running = self._running = await self._launch()
         self.guest = GuestClient(
-            unix(running.server_path),
-            self.screen,
-            self._config.act_timeout_s,
-            act_s=self._config.act_limit_s,
+            unix(running.server_path), self.screen, self._config.act_timeout_s, act_s=self._config.act_limit_s
         )
         self.devtools = EpisodeDevTools(
-            unix(running.devtools_path),
-            "http://localhost",
-            self._config.act_timeout_s,
-            self.screen,
-            ORIGINS,
+            unix(running.devtools_path), "http://localhost", self._config.act_timeout_s, self.screen, ORIGINS
         )
         try:
             health = await running.meanwhile(self.guest.health(self._config.start_timeout_s))
@@ -215,9 +208,7 @@ class GuestDesktop(ABC):
         cleaned = await self.devtools.clean()
         disposed = not cleaned and await self._dispose()
         browser = await self.guest.reset(
-            relaunch=not (cleaned or disposed),
-            windows=int(cleaned),
-            timeout_s=self._config.start_timeout_s,
+            relaunch=not (cleaned or disposed), windows=int(cleaned), timeout_s=self._config.start_timeout_s
         )
         if browser != "kept":
             await self.devtools.disconnect()

@@ -56,11 +56,7 @@ def build_rootfs(apps: Apps, output: TextIO) -> dict[str, Any]:
                 if platform.machine() == "x86_64":
                     Path(context, "owners.bpf").write_bytes(owners_filter())
                 run(["bash", str(inputs.folder / "rootfs.sh"), context, str(path), apps], output)
-            about = {
-                "inputs_sha256": digest,
-                "sha256": file_sha256(path),
-                "size_bytes": path.stat().st_size,
-            }
+            about = {"inputs_sha256": digest, "sha256": file_sha256(path), "size_bytes": path.stat().st_size}
             write_atomically(record_of(path), (json.dumps(about, indent=1) + "\n").encode())
     return {"tag": path.name, "base": SUITE, **json.loads(record_of(path).read_bytes())}
 

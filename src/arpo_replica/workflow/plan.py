@@ -16,14 +16,7 @@ from pathlib import Path
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import UserError
-from arpo_replica.cluster.costs import (
-    JobEstimate,
-    Prices,
-    costs_of,
-    estimate,
-    memory_need,
-    serving_gib,
-)
+from arpo_replica.cluster.costs import JobEstimate, Prices, costs_of, estimate, memory_need, serving_gib
 from arpo_replica.cluster.pools import size
 from arpo_replica.cluster.step_model import REPLY_TOKENS, describe_step
 from arpo_replica.config import load_config

@@ -16,15 +16,8 @@ from arpo_replica.config.desktop import BUILT_IMAGE
 from arpo_replica.config.models import BASE_STAGE
 from arpo_replica.config.policy import SERVED
 from arpo_replica.evaluation.targets import episodes_of, target_of, trainings_of
+from arpo_replica.models import weights
 from arpo_replica.models.nano.model import check_nano
-from arpo_replica.models.weights import (
-    check_alike,
-    check_folder,
-    check_named_model,
-    check_obtainable,
-    names_of_others,
-    read_description,
-)
 from arpo_replica.policy.endpoint import check_endpoint
 from arpo_replica.policy.prompt import check_context
 from arpo_replica.providers.pool import make_provider
@@ -131,7 +124,7 @@ class Study:
 
     def check_training(self) -> None:
         """Refuse stages that verl could not train. Raises ``UserError``."""
-        folder, named = Path(self.config.policy.model), read_description(self.config.policy.model)
+        folder, named = Path(self.config.policy.model), weights.read_description(self.config.policy.model)
         preloads = bool(self.config.preloading_arms)
         recorded = planned_tasks(self.config, self.config.offline_split) if preloads else None
         for arm in self.config.offline_arms:
@@ -212,16 +205,16 @@ class Study:
                 )
             check_nano(config)
             return f"<results>/nano/model{of}/manifest.json"
-        named = read_description(model)
+        named = weights.read_description(model)
         if named is not None:
-            check_named_model(config, named, key)
+            weights.check_named_model(config, named, key)
             return f"<results>/model{of}/manifest.json"
         if config.model.shape_only:
             raise UserError(f"model.shape_only needs a name in data/models, but {key} is '{model}'.")
         folder = Path(model)
         if not is_model_folder(folder):
             return []  # a dry run goes on without it; ``check_weights`` ends a run
-        check_folder(folder)
+        weights.check_folder(folder)
         return str(folder / "config.json")
 
     def check_weights(self, arm: str) -> None:
@@ -231,9 +224,9 @@ class Study:
         """
         config, key = self.config.of_arm(arm), model_key(arm)
         model = config.policy.model
-        named = read_description(model)
+        named = weights.read_description(model)
         if named is not None and not config.model.shape_only:
-            check_obtainable(config, named, key)
+            weights.check_obtainable(config, named, key)
         folder = Path(model)
         if model not in {SERVED, "nano"} and named is None and not is_model_folder(folder):
             of_a_study = folder.parts[:1] == ("results",) and len(folder.parts) > 2
@@ -243,13 +236,13 @@ class Study:
                 "'nano', a name in data/models, or a folder in Hugging Face format."
             )
         if arm != "base":
-            check_alike(self.config.policy.model, model, key)
+            weights.check_alike(self.config.policy.model, model, key)
 
     def check_server(self, arm: str) -> None:
         """Refuse an endpoint that does not answer or serves another model. Raises ``UserError``."""
         policy = self.config.of_arm(arm).policy
         if policy.endpoint is not None:
-            others = names_of_others(policy.model)
+            others = weights.names_of_others(policy.model)
             section = "policy" if arm == "base" else model_key(arm)
             check_endpoint(policy.endpoint, policy.served_model, policy.api_key_variable, others, section)
 

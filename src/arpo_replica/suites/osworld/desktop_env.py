@@ -303,14 +303,7 @@ def attach(desktop: DesktopAddress, screen: tuple[int, int], password: str, cach
 
 
 def start(
-    hypervisor: str,
-    vm: str,
-    *,
-    snapshot: str,
-    mark: str,
-    screen: tuple[int, int],
-    password: str,
-    cache: Path,
+    hypervisor: str, vm: str, *, snapshot: str, mark: str, screen: tuple[int, int], password: str, cache: Path
 ) -> Any:
     """A ``DesktopEnv`` that starts its own desktop by desktop-env's ``docker`` or ``vmware`` provider."""
     _mark[:] = [mark]
