@@ -175,7 +175,7 @@ def test_the_server_does_not_outlive_a_killed_guard(tmp_path):
     owner = start_owner(tmp_path)
     known = json.loads((tmp_path / "notes.json").read_text())
     watcher = psutil.Process(known["server"]).parent()
-    assert "supervisor.py" in " ".join(watcher.cmdline())
+    assert supervisor.__name__ in " ".join(watcher.cmdline())
     family = watcher.children(recursive=True)
     watcher.kill()
     assert wait_for(lambda: not alive(known["server"]))
@@ -205,7 +205,7 @@ def test_a_server_started_in_a_thread_outlives_that_thread(tmp_path):
 def test_the_guard_passes_the_exit_status_on():
     for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
         with subprocess.Popen(
-            [sys.executable, "-I", supervisor.__file__, "--grace", "1", "--", sys.executable, "-c", code],
+            [sys.executable, "-P", "-m", supervisor.__name__, "--grace", "1", "--", sys.executable, "-c", code],
             stdin=subprocess.PIPE,
         ) as watcher:
             assert watcher.wait(20) == expected

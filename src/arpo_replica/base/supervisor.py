@@ -1,4 +1,4 @@
-"""Runs a command so that nothing of it outlives its starter: ``python -I supervisor.py OPTIONS -- COMMAND``.
+"""Runs a command so that nothing of it outlives its starter: ``python -P -m MODULE OPTIONS -- COMMAND``.
 
 A parent-death signal alone reaches one process, is lost when the *thread* that forked ends, and leaves
 grandchildren (vLLM's engine and workers) behind. So this small process stands between: it adopts every

@@ -199,7 +199,7 @@ class VllmServer:
         with self.log.open("wb") as log:
             self._guard = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", supervisor.__file__),
+                    *(sys.executable, "-P", "-m", supervisor.__name__),
                     *("--grace", str(GRACE_S), "--remove", str(self._scratch), "--", *command),
                 ],
                 env=environment,

@@ -173,7 +173,7 @@ class Attempt:
         write_atomically(job_file, job.model_dump_json(indent=1).encode())
         python = python or python_of(heavy_environment(job.config.accelerator))
         command = [
-            *(sys.executable, "-I", supervisor.__file__),
+            *(sys.executable, "-P", "-m", supervisor.__name__),
             *("--grace", str(GRACE_S), "--remove", str(job.scratch), "--"),
             *(str(python), "-m", "arpo_replica.training.process.launch", str(job_file)),
         ]

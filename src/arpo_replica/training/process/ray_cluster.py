@@ -138,7 +138,7 @@ class RayCluster:
 
     def _guarded(self, *options: str) -> list[str]:
         return [
-            *(sys.executable, "-I", supervisor.__file__, "--grace", str(GRACE_S), "--"),
+            *(sys.executable, "-P", "-m", supervisor.__name__, "--grace", str(GRACE_S), "--"),
             *(sys.executable, "-m", MODULE, "--address", self.address, "--scratch", str(self.scratch)),
             *("--gpus", str(self.gpus), "--cpus", str(self.cpus), *options),
         ]
