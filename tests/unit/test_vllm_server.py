@@ -205,7 +205,10 @@ def test_a_server_started_in_a_thread_outlives_that_thread(tmp_path):
 def test_the_guard_passes_the_exit_status_on():
     for code, expected in (("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
         with subprocess.Popen(
-            [sys.executable, "-P", "-m", supervisor.__name__, "--grace", "1", "--", sys.executable, "-c", code],
+            [
+                *(sys.executable, "-P", "-m", supervisor.__name__, "--grace", "1", "--"),
+                *(sys.executable, "-c", code),
+            ],
             stdin=subprocess.PIPE,
         ) as watcher:
             assert watcher.wait(20) == expected
