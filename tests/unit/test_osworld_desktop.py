@@ -183,7 +183,8 @@ def test_a_machine_of_other_bytes_is_refused(tmp_path, monkeypatch):
 
 def test_an_image_of_another_digest_is_refused(monkeypatch):
     have, want = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-    monkeypatch.setattr(osworld.OSWorldEngine, "image_facts", lambda _: {"digests": [have], "labels": {}})
+    image = {"id": have, "digests": [], "labels": {}}
+    monkeypatch.setattr(osworld.OSWorldEngine, "image", lambda *_: image)
     osworld._check_image(OSWorldConfig())
     osworld._check_image(OSWorldConfig(image_digest=have))
     with pytest.raises(UserError, match=f"has the digest {have}, but desktop.osworld.image_digest is {want}"):

@@ -62,13 +62,6 @@ def abandoned(label: str) -> bool:
         return True
 
 
-def _no_image(name: str) -> UserError:
-    return UserError(
-        f"The Docker daemon has no image {name}; build it (snakemake build_desktop_image) or correct "
-        "desktop.container.image."
-    )
-
-
 def answers() -> bool:
     """True if a daemon does."""
     try:
@@ -80,6 +73,13 @@ def answers() -> bool:
 
 class DockerEngine:
     """A connection to the daemon that ``DOCKER_HOST`` names (or the system's)."""
+
+    def no_image(self, name: str) -> UserError:
+        """What to do if the daemon has no image of that name."""
+        return UserError(
+            f"The Docker daemon has no image {name}; build it (snakemake build_desktop_image) or correct "
+            "desktop.container.image."
+        )
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -123,12 +123,16 @@ class DockerEngine:
         return {"tag": tag, "inputs_sha256": digest, "base": inputs.base, "size_bytes": size}
 
     def image(self, name: str) -> dict[str, Any]:
-        """``{id, labels}`` of an image. Raises ``UserError`` if the daemon has none of that name."""
+        """``{id, labels, digests}`` of an image; the last are those by which a registry knows it.
+
+        Raises ``UserError`` if the daemon has none of that name.
+        """
         try:
             image = self._client.images.get(name)
         except ImageNotFound:
-            raise _no_image(name) from None
-        return {"id": image.id, "labels": image.labels}
+            raise self.no_image(name) from None
+        digests = [known.partition("@")[2] for known in image.attrs.get("RepoDigests") or []]
+        return {"id": image.id, "labels": image.labels, "digests": digests}
 
     def version(self) -> str:
         """Version of the daemon."""
@@ -182,7 +186,7 @@ class DockerEngine:
                 log_config=LogConfig(type="none"),
             ).start()
         except ImageNotFound:
-            raise _no_image(spec.image) from None
+            raise self.no_image(spec.image) from None
         except (DockerException, requests.RequestException) as error:
             raise DesktopError(f"the container did not start: {str(error)[:300]}") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 import requests
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException
 
 from arpo_replica.actions.pyautogui_source import source_of
 from arpo_replica.actions.types import Action, Fail
@@ -67,8 +67,7 @@ class OSWorldDesktop:
         """What its containers carry (``desktop_env.MARK``): desktop-env gives them neither name nor label.
         Made of /proc, which a Mac does not have."""
         self._config = config
-        self._guest: GuestClient | None = None
-        self._address: DesktopAddress | None = None
+        self._there: tuple[GuestClient, DesktopAddress] | None = None
         self._seen: bytes | None = None
         self._done: set[str] = set()
         self._acted: float | None = None
@@ -93,29 +92,26 @@ class OSWorldDesktop:
 
     async def _move(self, address: DesktopAddress) -> None:
         """The desktop listens there now: a reset gives it other ports."""
-        if self._guest is not None:
-            await self._guest.close()
-        self._address = address
-        self._guest = GuestClient(
-            aiohttp.TCPConnector,
-            self.screen,
-            self._config.act_timeout_s,
-            f"http://{address.host}:{address.server}",
-        )
+        if self._there is not None:
+            await self.guest.close()
+        url = f"http://{address.host}:{address.server}"
+        guest = GuestClient(aiohttp.TCPConnector, self.screen, self._config.act_timeout_s, url)
+        self._there = guest, address
+
+    def _reached(self) -> tuple[GuestClient, DesktopAddress]:
+        if self._there is None:
+            raise DesktopError(f"desktop {self.name} is closed")
+        return self._there
 
     @property
     def guest(self) -> GuestClient:
         """Client of its guest server. Raises ``DesktopError`` if it is closed."""
-        if self._guest is None:
-            raise DesktopError(f"desktop {self.name} is closed")
-        return self._guest
+        return self._reached()[0]
 
     @property
     def address(self) -> DesktopAddress:
         """Where it listens. Raises ``DesktopError`` if it is closed."""
-        if self._address is None:
-            raise DesktopError(f"desktop {self.name} is closed")
-        return self._address
+        return self._reached()[1]
 
     async def reset(self, task: Task) -> None:
         """Always the hard way: ``DesktopEnv.reset`` reverts the machine."""
@@ -211,10 +207,9 @@ class OSWorldDesktop:
         return await self.worker.evaluate(task, self.address, self.screen, failed, password)
 
     async def close(self) -> None:
-        guest, self._guest = self._guest, None
-        self._address = None
-        if guest is not None:
-            await guest.close()
+        there, self._there = self._there, None
+        if there is not None:
+            await there[0].close()
         if self._config.osworld.hypervisor == "vmware":
             await self._stop_machine()
         await self.worker.close()
@@ -294,8 +289,8 @@ class OSWorldProvider:
         }
         if own.hypervisor == "docker":
             engine = OSWorldEngine()
-            image = engine.image_facts()
-            facts |= {"image": image["digests"][0], "image_digests": image["digests"][1:]}
+            image = engine.image(IMAGE)
+            facts |= {"image": image["id"], "image_digests": image["digests"]}
             facts["docker"] = engine.version()
             if own.vm is None or "arpo.inputs" in image["labels"]:
                 facts["mark"] = "OSWorld-compatible, container desktop"
@@ -315,17 +310,11 @@ async def _close_all(starting: list[asyncio.Task[OSWorldWorker]]) -> None:
 class OSWorldEngine(DockerEngine):
     """The Docker daemon, as far as desktop-env's containers need it."""
 
-    def image_facts(self) -> dict[str, Any]:
-        """``{digests, labels}`` of the local image; its id is the first digest. Raises ``UserError``."""
-        try:
-            image = self._client.images.get(IMAGE)
-        except ImageNotFound:
-            raise UserError(
-                f"The Docker daemon has no image {IMAGE}; pull it, or give our image that name: "
-                f"docker tag arpo-desktop:latest {IMAGE}."
-            ) from None
-        digests = [name.partition("@")[2] for name in image.attrs.get("RepoDigests") or []]
-        return {"digests": [image.id, *digests], "labels": image.labels}
+    def no_image(self, name: str) -> UserError:
+        return UserError(
+            f"The Docker daemon has no image {name}; pull it, or give our image that name: "
+            f"docker tag arpo-desktop:latest {name}."
+        )
 
     def marked(self) -> dict[str, str]:
         """Id -> mark of desktop-env's containers that we started. Raises ``DesktopError``."""
@@ -365,7 +354,8 @@ def stop_machine(config: OSWorldConfig) -> None:
 
 
 def _check_image(config: OSWorldConfig) -> None:
-    digests = OSWorldEngine().image_facts()["digests"]
+    image = OSWorldEngine().image(IMAGE)
+    digests = [image["id"], *image["digests"]]
     wanted = config.image_digest
     if wanted is not None and wanted not in digests:
         raise UserError(

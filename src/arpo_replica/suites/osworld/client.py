@@ -193,9 +193,8 @@ class OSWorldWorker:
         Returns what steps said that may fail (activating and closing windows). Raises ``DesktopError`` if any
         other step failed, which upstream often only logs, or if the desktop does not answer.
         """
-        episode = await self._episode(task)
-        place = _place(address, screen, password)
-        warnings: list[str] = await self._call(SET_UP_S, "set_up", **episode, **place)
+        episode = await self._episode(task, address, screen, password)
+        warnings: list[str] = await self._call(SET_UP_S, "set_up", **episode)
         return warnings
 
     async def evaluate(
@@ -211,13 +210,10 @@ class OSWorldWorker:
         FAIL and infeasible tasks are decided without a look (``suites.evaluate.verdict``). The address may be
         another one than that of ``set_up``. Raises ``DesktopError`` for anything else than a score.
         """
-        failed = last_action_failed
-        known = verdict(task, Fail() if failed else None)
-        if known is not None:
+        if (known := verdict(task, Fail() if last_action_failed else None)) is not None:
             return known
-        episode = await self._episode(task)
-        place = _place(address, screen, password)
-        answer = await self._call(EVALUATE_S, "evaluate", failed=failed, **episode, **place)
+        episode = await self._episode(task, address, screen, password)
+        answer = await self._call(EVALUATE_S, "evaluate", failed=last_action_failed, **episode)
         return Score.of(float(answer["score"]), answer["expected"], answer["found"])
 
     async def start_desktop(self, timeout_s: float, **options: Any) -> DesktopAddress:
@@ -233,13 +229,16 @@ class OSWorldWorker:
         """Stop that desktop as its provider does."""
         await self._call(timeout_s, "stop")
 
-    async def _episode(self, task: Task) -> dict[str, Any]:
-        """The task and its files, which are here by then."""
+    async def _episode(
+        self, task: Task, address: DesktopAddress, screen: tuple[int, int], password: str
+    ) -> dict[str, Any]:
+        """The task, its files, which are here by then, and the desktop."""
         files = {url: path_of(self.downloads, url) for url in sorted(urls_of(task.raw))}
         for url, path in files.items():
             if not path.is_file():
                 await _fetch(url, path)
-        return {"task": task.raw, "files": {url: str(path) for url, path in files.items()}}
+        place = {"address": asdict(address), "screen": list(screen), "password": password}
+        return {"task": task.raw, "files": {url: str(path) for url, path in files.items()}, **place}
 
     async def _call(self, timeout_s: float, operation: str, **values: Any) -> Any:
         """Ask and wait. Whatever goes wrong, also a cancellation, ends the worker: it could be anywhere."""
@@ -291,10 +290,6 @@ class OSWorldWorker:
                     writer.write_eof()
                 await reader.read()  # the server closes it when the worker is gone
         writer.close()
-
-
-def _place(address: DesktopAddress, screen: tuple[int, int], password: str) -> dict[str, Any]:
-    return {"address": asdict(address), "screen": list(screen), "password": password}
 
 
 # --- files that tasks download (start files, gold files): fetched once, whole ---------------------------
