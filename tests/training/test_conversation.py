@@ -26,7 +26,7 @@ from arpo_replica.training.conversation import (  # noqa: E402
     FORGOTTEN,
     TokenConversation,
     TokenSequence,
-    with_images,
+    with_pictures,
 )
 from fakes import make_task  # noqa: E402
 from training.tiny_model import build_tiny_model  # noqa: E402
@@ -161,7 +161,7 @@ def test_sampled_tokens_are_never_tokenised_again(processor: Any) -> None:
 def rendered(processor: Any, texts: list[str], shots: list[int], **history: Any) -> list[int]:
     """The prompt of a history as the processor renders it in one go; ``shots``: its screenshots."""
     images = [Image.open(io.BytesIO(screenshot(40 * turn))) for turn in shots]
-    messages = with_images(build_messages(make_task(1).instruction, texts, PolicyConfig(**history)), images)
+    messages = with_pictures(build_messages(make_task(1).instruction, texts, PolicyConfig(**history)), images)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return list(processor(text=[text], images=images)["input_ids"][0])
 

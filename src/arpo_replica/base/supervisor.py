@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -25,6 +26,47 @@ from arpo_replica.base.processes import descendants, is_alive
 
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.2
+
+
+def guarded(command: Sequence[str], grace_s: float, *options: str) -> list[str]:
+    """The command below a guard, this module: when the standard input of that ends, all processes do."""
+    return [sys.executable, "-P", "-m", __name__, "--grace", str(grace_s), *options, "--", *command]
+
+
+def start_guarded(
+    command: Sequence[str], grace_s: float, *, log: Path, scratch: Path, cwd: Path, env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a command below a guard, which then removes ``scratch``. ``log`` takes what they say.
+
+    It has a session of its own, so that Ctrl-C goes to us alone: we stop it in order.
+    """
+    command = guarded(command, grace_s, "--remove", str(scratch))
+    pipe = subprocess.PIPE  # its end tells the guard that we are gone
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=pipe,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop_guarded(guard: subprocess.Popen[bytes], patience_s: float) -> None:
+    """End a guard and everything below it; returns when it has ended."""
+    assert guard.stdin is not None
+    guard.stdin.close()
+    guard.terminate()
+    try:
+        guard.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        guard.kill()
+        guard.wait()
+
+
+# --- the guard itself ----------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,14 +12,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import aiohttp
 
 from arpo_replica.base.errors import PolicyError, RefusedError, UserError, brief
 from arpo_replica.config.policy import PolicyConfig
-from arpo_replica.policy.prompt import Message, build_messages, kept_images
+from arpo_replica.policy.prompt import Message, build_messages, kept_images, with_images
 from arpo_replica.tasks.model import Task
 
 API_KEY_VARIABLE = "ARPO_API_KEY"
@@ -98,6 +97,9 @@ class Sampling:
 class Endpoint:
     """One server and one model on it. Use as an async context manager."""
 
+    _session: aiohttp.ClientSession
+    """While it is entered."""
+
     def __init__(
         self,
         url: str,
@@ -120,7 +122,6 @@ class Endpoint:
         self.roots: set[str] = set()
         """What the server says of the model: its name and, by vLLM, where its weights come from."""
         self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         if not (self._key.isascii() and self._key.isprintable()):
@@ -134,11 +135,8 @@ class Endpoint:
         )
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def check(self, section: str = "policy") -> None:
         """Find the model. Raises ``UserError`` if the endpoint does not answer or does not serve it.
@@ -148,7 +146,9 @@ class Endpoint:
         fix = f"start the server or correct {section}.endpoint"
         limit = aiohttp.ClientTimeout(total=20)
         try:
-            async with self._open().get(f"{self.url}/models", timeout=limit, allow_redirects=False) as answer:
+            async with self._session.get(
+                f"{self.url}/models", timeout=limit, allow_redirects=False
+            ) as answer:
                 status = answer.status
                 body = await _read_json(answer) if status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
@@ -185,7 +185,7 @@ class Endpoint:
         while True:
             answered = False
             try:
-                async with self._open().post(
+                async with self._session.post(
                     f"{self.url}/chat/completions", json=body, allow_redirects=False
                 ) as answer:
                     answered = True
@@ -214,11 +214,6 @@ class Endpoint:
     def hide(self, text: str) -> str:
         """The text without the key, should a server have written it back."""
         return text.replace(self._key, HIDDEN) if len(self._key) >= 8 else text
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("Endpoint is used outside of its context")
-        return self._session
 
 
 def check_endpoint(
@@ -249,25 +244,6 @@ def check_endpoint(
     return asyncio.run(ask())
 
 
-class EndpointPolicy:
-    """A ``Policy`` over an ``Endpoint``. Cheap: made anew for each trial."""
-
-    def __init__(
-        self, endpoint: Endpoint, policy: PolicyConfig, sampling: Sampling, seed_parts: tuple[object, ...]
-    ) -> None:
-        """``seed_parts``: (seed, stage, trial). With task and step they decide each request's seed.
-
-        The arm is left out on purpose: all arms draw the same numbers, which narrows their differences.
-        """
-        self.endpoint = endpoint
-        self.policy = policy
-        self.sampling = sampling
-        self.seed_parts = seed_parts
-
-    def start(self, task: Task) -> EndpointConversation:
-        return EndpointConversation(self, task)
-
-
 class EndpointConversation:
     """One episode's exchange; the whole history is sent each time, which servers with a prefix cache
     answer quickly."""
@@ -286,15 +262,12 @@ class EndpointConversation:
     def messages(self) -> list[Message]:
         """The conversation so far, in the format of the chat API."""
         policy = self.parent.policy
-        messages = build_messages(self.task.instruction, self.replies, policy)
-        kept = kept_images(len(self.images), policy)
-        urls = iter(self.images[i] for i in kept)
-        for message in messages:
-            message["content"] = [
-                {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
-                for part in message["content"]
-            ]
-        return messages
+        shown = (self.shown(self.images[index]) for index in kept_images(len(self.images), policy))
+        return with_images(build_messages(self.task.instruction, self.replies, policy), shown)
+
+    def shown(self, url: str) -> dict[str, Any]:
+        """A screenshot as a part of a message."""
+        return {"type": "image_url", "image_url": {"url": url}}
 
     async def reply(self, screenshot: bytes) -> Reply:
         self.images.append("data:image/png;base64," + base64.b64encode(screenshot).decode())
@@ -325,13 +298,6 @@ class EndpointConversation:
         return await self.reply(self.screenshot)
 
 
-class NamedImagePolicy(EndpointPolicy):
-    """``EndpointPolicy`` for a vLLM that nobody else restarts."""
-
-    def start(self, task: Task) -> NamedImageConversation:
-        return NamedImageConversation(self, task)
-
-
 class NamedImageConversation(EndpointConversation):
     """A conversation with a vLLM of our own, which sends each screenshot once.
 
@@ -349,12 +315,10 @@ class NamedImageConversation(EndpointConversation):
         self.refused = 0
         """Times that the server had forgotten a name."""
 
-    def messages(self) -> list[Message]:
-        """The conversation so far; screenshots that the server knows by name only."""
-        messages = super().messages()
-        for message in messages:
-            message["content"] = [self._named(part) for part in message["content"]]
-        return messages
+    def shown(self, url: str) -> dict[str, Any]:
+        """The screenshot with its name; the name alone if the server knows it."""
+        own = name(url)
+        return {"type": "image_url", "image_url": None if own in self.sent else {"url": url}, "uuid": own}
 
     async def reply(self, screenshot: bytes) -> Reply:
         try:
@@ -369,12 +333,29 @@ class NamedImageConversation(EndpointConversation):
         self.sent.update(name(url) for url in self.images)
         return reply
 
-    def _named(self, part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] != "image_url":
-            return part
-        url = part["image_url"]["url"]
-        own = name(url)
-        return {"type": "image_url", "image_url": None if own in self.sent else {"url": url}, "uuid": own}
+
+@dataclass(eq=False)
+class EndpointPolicy:
+    """A ``Policy`` over an ``Endpoint``. Cheap: made anew for each trial."""
+
+    endpoint: Endpoint
+    policy: PolicyConfig
+    sampling: Sampling
+    seed_parts: tuple[object, ...]
+    """(seed, stage, trial). With task and step they decide each request's seed.
+
+    The arm is left out on purpose: all arms draw the same numbers, which narrows their differences.
+    """
+    conversation: ClassVar[type[EndpointConversation]] = EndpointConversation
+
+    def start(self, task: Task) -> EndpointConversation:
+        return self.conversation(self, task)
+
+
+class NamedImagePolicy(EndpointPolicy):
+    """``EndpointPolicy`` for a vLLM that nobody else restarts."""
+
+    conversation = NamedImageConversation
 
 
 def name(url: str) -> str:

@@ -18,7 +18,7 @@ The prompts and their sources stand in ``prompt.yaml``.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,16 @@ def build_messages(instruction: str, replies: Sequence[str], policy: PolicyConfi
 def screenshot_message() -> Message:
     """The user turn that follows a reply."""
     return {"role": "user", "content": [{"type": "image"}]}
+
+
+def with_images(messages: Sequence[Message], images: Iterable[dict[str, Any]]) -> list[Message]:
+    """Copies of messages in which ``images`` stand, in order, in the place of their image parts."""
+    rest = iter(images)
+    contents = (
+        [next(rest) if part["type"] == "image" else part for part in message["content"]]
+        for message in messages
+    )
+    return [{**m, "content": content} for m, content in zip(messages, contents, strict=True)]
 
 
 def kept_images(screenshots: int, policy: PolicyConfig) -> range:

@@ -5,22 +5,19 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import aiohttp
 
 from arpo_replica.actions.coordinates import FACTOR
-from arpo_replica.base import supervisor
 from arpo_replica.base.environments import ROOT, heavy_environment, python_of, short_root
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.processes import free_port
+from arpo_replica.base.supervisor import start_guarded, stop_guarded
 from arpo_replica.base.tables import filled, table_of
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.policy.manifest import read_manifest
@@ -195,36 +192,13 @@ class VllmServer:
         # A short path: UNIX sockets go below it, and their paths end at 107 bytes.
         self._scratch = Path(tempfile.mkdtemp(prefix="arpo-", dir=short_root()))
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command, environment = self.command(self._scratch)
-        with self.log.open("wb") as log:
-            self._guard = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", supervisor.__name__),
-                    *("--grace", str(GRACE_S), "--remove", str(self._scratch), "--", *command),
-                ],
-                env=environment,
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C goes to us alone; we stop it in order
-            )
+        command, env = self.command(self._scratch)
+        self._guard = start_guarded(command, GRACE_S, log=self.log, scratch=self._scratch, cwd=ROOT, env=env)
         self.started_at = time.monotonic()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        guarded = self._guard
-        if guarded is None:
-            return
-        assert guarded.stdin is not None
-        guarded.stdin.close()
-        guarded.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.shield(asyncio.to_thread(guarded.wait, GRACE_S + 10))
-        except subprocess.TimeoutExpired:
-            guarded.kill()
-            guarded.wait()
+    async def __aexit__(self, *_: object) -> None:
+        if self._guard is not None:
+            await asyncio.shield(asyncio.to_thread(stop_guarded, self._guard, GRACE_S + 10))
 
     def check_alive(self) -> None:
         """Raises ``UserError`` with the end of the log if the server has died."""

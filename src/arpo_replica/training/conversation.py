@@ -10,7 +10,6 @@ then saw it, its response the reply. So every reply is trained on once, under th
 """
 
 import asyncio
-import copy
 import hashlib
 import io
 import time
@@ -26,7 +25,7 @@ from ray.exceptions import RayError
 from arpo_replica.base.errors import PolicyError, RefusedError
 from arpo_replica.config.policy import PolicyConfig
 from arpo_replica.policy.endpoint import Reply, request_seed
-from arpo_replica.policy.prompt import Message, build_messages
+from arpo_replica.policy.prompt import Message, build_messages, with_images
 from arpo_replica.rollout.records import encode_webp
 from arpo_replica.tasks.model import Task
 from arpo_replica.training.pixels import FeatureFolder
@@ -40,25 +39,14 @@ def decode(file: bytes) -> Image.Image:
     return Image.open(io.BytesIO(file)).convert("RGB")
 
 
-def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[Message]:
-    """Copies of messages whose image parts carry the images, in order."""
-    rest = iter(images)
-    filled = []
-    for message in messages:
-        copied = copy.copy(message)
-        if not isinstance(message["content"], str):
-            copied["content"] = [
-                {**part, "image": next(rest)} if part["type"] == "image" else part
-                for part in message["content"]
-            ]
-        filled.append(copied)
-    return filled
+def with_pictures(messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[Message]:
+    """Copies of messages whose image parts carry the pictures, in order."""
+    return with_images(messages, ({"type": "image", "image": picture} for picture in pictures))
 
 
 def image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The image parts, in order."""
-    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return [part for content in contents for part in content if part["type"] == "image"]
+    return [part for message in messages for part in message["content"] if part["type"] == "image"]
 
 
 @dataclass
@@ -232,9 +220,8 @@ class TokenConversation:
             latest = [{"type": "text", "text": str(turn - 1)}]
             seen = [*last.messages, {"role": "assistant", "content": latest}]
             if history[: len(seen)] == seen:
-                new = with_images(
-                    history[len(seen) :], self.images[len(self.images) - images + last.images :]
-                )
+                first_new = len(self.images) - images + last.images
+                new = with_pictures(history[len(seen) :], self.images[first_new:])
                 ids = self._append(last.ids, new)
                 added = len(ids) - len(last.ids)
                 last.mask += [0] * added
@@ -242,7 +229,7 @@ class TokenConversation:
                 last.ids, last.messages, last.images = ids, history, images
                 return last
         first = len(self.images) - images
-        ids = self._render(with_images(history, self.images[first:]))
+        ids = self._render(with_pictures(history, self.images[first:]))
         self.sequences.append(TokenSequence(history, first, images, ids))
         return self.sequences[-1]
 

@@ -9,8 +9,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -24,11 +22,11 @@ from typing import Any
 
 import psutil
 
-from arpo_replica.base import supervisor
 from arpo_replica.base.environments import heavy_environment, python_of
 from arpo_replica.base.errors import Stopped, UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.processes import command_of, descendants, is_alive, memory_mb, oom_kills
+from arpo_replica.base.supervisor import start_guarded, stop_guarded
 from arpo_replica.base.tables import filled, table_of
 from arpo_replica.policy.vllm_server import quiet_environment
 from arpo_replica.training.job import Job, checkpoints
@@ -172,11 +170,7 @@ class Attempt:
         job_file = job.work / "job.json"
         write_atomically(job_file, job.model_dump_json(indent=1).encode())
         python = python or python_of(heavy_environment(job.config.accelerator))
-        command = [
-            *(sys.executable, "-P", "-m", supervisor.__name__),
-            *("--grace", str(GRACE_S), "--remove", str(job.scratch), "--"),
-            *(str(python), "-m", "arpo_replica.training.process.launch", str(job_file)),
-        ]
+        command = [str(python), "-m", "arpo_replica.training.process.launch", str(job_file)]
         self.started = time.monotonic()
         self.rows: list[dict[str, Any]] = []
         self.peak_mb = 0.0
@@ -187,16 +181,9 @@ class Attempt:
         self._essential: dict[int, str] = {}
         """pid -> command of the processes that live as long as the training."""
         self._gone_since: float | None = None
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=job.work,
-                env=environment(job),
-                stdin=subprocess.PIPE,  # its end tells the guard that we are gone
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = start_guarded(
+            command, GRACE_S, log=self.log_path, scratch=job.scratch, cwd=job.work, env=environment(job)
+        )
 
     def wait(self) -> None:
         """Until it ends well. Prints a line per step.
@@ -211,7 +198,7 @@ class Attempt:
                 time.sleep(POLL_S)
             self._read()
         finally:
-            self.stop()
+            stop_guarded(self.process, GRACE_S + 30)
         if status != 0 and self.notice.came:
             self._leave(now=True)
         if status != 0:
@@ -225,18 +212,6 @@ class Attempt:
             raise RuntimeError(
                 f"the training ended with status {status}; its log is {self.log_path}\n{self.tail()}"
             )
-
-    def stop(self) -> None:
-        """End it, and everything below it, if it still runs."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=GRACE_S + 30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
 
     def _leave(self, *, now: bool = False) -> None:
         """Ask for a checkpoint; raise ``Stopped`` once it is there, or no time is left to wait for it.

@@ -24,11 +24,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-from arpo_replica.base import supervisor
 from arpo_replica.base.environments import die_with_parent
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.processes import free_port
 from arpo_replica.base.slurm import Ask, ask
+from arpo_replica.base.supervisor import guarded
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,8 @@ class RayCluster:
         self._running.clear()
 
     def _guarded(self, *options: str) -> list[str]:
-        return [
-            *(sys.executable, "-P", "-m", supervisor.__name__, "--grace", str(GRACE_S), "--"),
-            *(sys.executable, "-m", MODULE, "--address", self.address, "--scratch", str(self.scratch)),
-            *("--gpus", str(self.gpus), "--cpus", str(self.cpus), *options),
-        ]
+        command = [sys.executable, "-m", MODULE, "--address", self.address, "--scratch", str(self.scratch)]
+        return guarded([*command, "--gpus", str(self.gpus), "--cpus", str(self.cpus), *options], GRACE_S)
 
     def _start(self, command: list[str]) -> None:
         # What this step was given (tasks, processors, bindings) srun would take for what the next one wants.
