@@ -33,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import ACTIONS, Action, Fail, Finished, Wait, from_json
 from arpo_replica.base.errors import DesktopError, FormatError
@@ -222,7 +223,7 @@ def parse_many(job: tuple[int, int]) -> dict[str, Any]:
     # What this program itself has made is not collected on the time of a reply.
     gc.collect()
     gc.freeze()
-    parser = UITarsParser("absolute", SCREEN, SCREEN, "all")
+    parser = UITarsParser(Frame("absolute", SCREEN, SCREEN), "all")
     kinds: Counter[str] = Counter()
     crashes: list[list[str]] = []
     slowest: list[tuple[float, int, str]] = []
@@ -253,7 +254,7 @@ def parse_many(job: tuple[int, int]) -> dict[str, Any]:
 async def drive(count: int, seed: int) -> dict[str, Any]:
     """Apply the actions of so many replies to a desktop; a fresh page after every 200 of them."""
     replies, dice = corpus(), random.Random(seed)
-    parser = UITarsParser("absolute", SCREEN, SCREEN, "all")
+    parser = UITarsParser(Frame("absolute", SCREEN, SCREEN), "all")
     page = "data:text/html,<textarea style='position:fixed;inset:0' autofocus></textarea>"
     opened = {"type": "chrome_open_tabs", "parameters": {"urls_to_open": [page]}}
     launch = {"type": "launch", "parameters": {"command": ["google-chrome", "--remote-debugging-port=1337"]}}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.providers import remote_service
@@ -139,7 +140,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             roots,
             provider=provider,
             policy=lambda *_: policy,
-            parser=UITarsParser("absolute", SCREEN, SCREEN),
+            parser=UITarsParser(Frame("absolute", SCREEN, SCREEN)),
             labels=Labels("base", 0, "base", "nano", "process", "checkpoint", {}),
             settings=PoolSettings(
                 desktops=options.desktops,

@@ -29,6 +29,7 @@ from desktop_helpers import (
     short_folder,
 )
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.keys import NAMED_KEYS
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import (
@@ -102,7 +103,7 @@ async def test_typed_text_arrives_exactly(desktop, text):
 async def test_all_actions_of_a_reply_reach_the_desktop(desktop):
     reply = "Action: click(start_box='(80,80)')\n\ntype(content='print('hi')')\n\nhotkey(key='shift + num5')"
     policy = ScriptedPolicy(reply, "Action: finished()")
-    parser = UITarsParser("absolute", (168, 224), (168, 224), "all")
+    parser = UITarsParser(Frame("absolute", (168, 224), (168, 224)), "all")
     result = await run_episode(page_task(), desktop, policy, parser, EpisodeLimits(15, 0.5, 60))
     assert (result.taken, len(result.steps)) == (4, 2)
     assert await desktop.devtools.evaluate("document.getElementById('text').value") == "print('hi')%"

@@ -169,7 +169,7 @@ def test_frozen_tower_runs_once_per_screenshot(patched: None) -> None:
     put_in_place(model)
     expected = packed_log_probs(model, samples, "bytes").detach()
     qwen_vl.SETTINGS.cache = qwen_vl.FeatureCache(2**24)
-    qwen_vl.freeze_tower(model)
+    model.model.visual.requires_grad_(False)
     seen: list[int] = []
     model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0]))
     first = packed_log_probs(model, samples, "bytes")
@@ -192,7 +192,7 @@ def test_features_of_vllm_take_the_place_of_the_tower(
     transformers.AttentionInterface.register(ATTENTION, qwen_vl.vision_attention)
     model = small_model(name, ATTENTION)
     put_in_place(model)
-    qwen_vl.freeze_tower(model)
+    model.model.visual.requires_grad_(False)
     qwen_vl.SETTINGS.cache = qwen_vl.FeatureCache(2**24)
     expected = packed_log_probs(model, samples, "bytes")
     expected.sum().backward()

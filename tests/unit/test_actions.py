@@ -43,9 +43,9 @@ from arpo_replica.base.environments import ROOT
 from arpo_replica.base.errors import FormatError
 
 SCREEN, IMAGE = (1920, 1080), (1932, 1092)
-PARSER = UITarsParser("absolute", SCREEN, IMAGE)
-SAME = UITarsParser("absolute", (168, 224), (168, 224))
-ALL = UITarsParser("absolute", (168, 224), (168, 224), "all")
+PARSER = UITarsParser(Frame("absolute", SCREEN, IMAGE))
+SAME = UITarsParser(Frame("absolute", (168, 224), (168, 224)))
+ALL = UITarsParser(Frame("absolute", (168, 224), (168, 224)), "all")
 
 
 def parse(call: str, parser: UITarsParser = SAME) -> Action:

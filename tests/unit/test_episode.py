@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError
 from arpo_replica.desktop.interface import WORDS, Score
@@ -13,8 +14,8 @@ from arpo_replica.rollout.episode import EpisodeLimits, EpisodeResult, Labels, m
 from fakes import CLICK, FINISHED, SCREEN, FakeProvider, ScriptedPolicy, broken, make_task
 
 LIMITS = EpisodeLimits(max_steps=3, success_above=0.5, timeout_s=5)
-PARSER = UITarsParser("absolute", SCREEN, SCREEN)
-ALL = UITarsParser("absolute", SCREEN, SCREEN, "all")
+PARSER = UITarsParser(Frame("absolute", SCREEN, SCREEN))
+ALL = UITarsParser(Frame("absolute", SCREEN, SCREEN), "all")
 BAD = "Action: os.system('ls')"
 
 

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.base.errors import DesktopError, PolicyError, RefusedError, UserError
 from arpo_replica.rollout import records
@@ -49,7 +50,7 @@ async def collect(roots, provider, policy=None, settings=SETTINGS, labels=LABELS
         roots,
         provider=provider,
         policy=lambda *_: policy,
-        parser=UITarsParser("absolute", SCREEN, SCREEN),
+        parser=UITarsParser(Frame("absolute", SCREEN, SCREEN)),
         labels=labels,
         settings=settings,
         **options,
@@ -171,7 +172,7 @@ async def test_outcomes_are_recorded_as_they_are(tmp_path):
         roots,
         provider=FakeProvider(score=0.0),
         policy=lambda root, _: policies[root.trial],
-        parser=UITarsParser("absolute", SCREEN, SCREEN),
+        parser=UITarsParser(Frame("absolute", SCREEN, SCREEN)),
         labels=LABELS,
         settings=SETTINGS,
     )

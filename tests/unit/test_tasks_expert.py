@@ -25,7 +25,7 @@ from fakes import episode_record
 
 TASK = make_task("click-tab", 1_000_001, "Click on Tab #1.")
 FRAME = Frame("absolute", (1920, 1080), (1932, 1092))
-PARSER = UITarsParser("absolute", (1920, 1080), (1932, 1092))
+PARSER = UITarsParser(Frame("absolute", (1920, 1080), (1932, 1092)))
 
 
 class Page:

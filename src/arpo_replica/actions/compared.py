@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.keys import ALIASES, NAMED_KEYS
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Action
@@ -15,7 +16,7 @@ from arpo_replica.config.docs import render_text
 from arpo_replica.config.section import Section
 
 REPLIES = ROOT / "data" / "actions" / "replies.yaml"
-PARSER = UITarsParser("absolute", (1008, 1008), (1008, 1008), "all")
+PARSER = UITarsParser(Frame("absolute", (1008, 1008), (1008, 1008)), "all")
 
 
 class Spelling(Section):

@@ -28,10 +28,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from arpo_replica.actions import types as t
-from arpo_replica.actions.coordinates import Coordinates, Frame
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.keys import read_keys
 from arpo_replica.actions.syntax import Call, read_calls
 from arpo_replica.actions.types import Action, Direction
@@ -62,25 +63,17 @@ _LENIENT = frozenset({"wait", "finished", "scroll", "call_user", "error_env"})
 """Calls whose unknown arguments, and those without a name, are passed over."""
 
 
+@dataclass(frozen=True, slots=True)
 class UITarsParser:
     """Reads replies of UI-TARS (a ``ReplyParser``)."""
 
-    def __init__(
-        self,
-        coordinates: Coordinates,
-        screen: tuple[int, int],
-        image_size: tuple[int, int],
-        per_reply: Literal["first", "all"] = "first",
-    ) -> None:
-        """``screen``, ``image_size``: (width, height) in pixels, the latter after ``smart_resize``."""
-        self.frame = Frame(coordinates, screen, image_size)
-        self.per_reply = per_reply
+    frame: Frame
+    per_reply: Literal["first", "all"] = "first"
 
     @classmethod
     def of(cls, policy: PolicyConfig, screen: tuple[int, int]) -> UITarsParser:
         """The parser for a policy that looks at screens of this size."""
-        frame = Frame.of(policy, screen)
-        return cls(frame.coordinates, frame.screen, frame.image, policy.actions_per_reply)
+        return cls(Frame.of(policy, screen), policy.actions_per_reply)
 
     def parse(self, text: str) -> Action:
         """The first action of ``actions``."""

@@ -14,6 +14,15 @@ class UpstreamChanged(RuntimeError):
     """An upstream package is not what a work-around was written for."""
 
 
+VERL_VERSION = "0.9.1"
+"""What the work-arounds for verl were written for, and what trainings run on."""
+
+
+def require_verl(module: str) -> None:
+    """``require_version`` of a module that replaces functions of verl."""
+    require_version("verl", (VERL_VERSION,), module)
+
+
 def require_version(package: str, expected: tuple[str, ...], module: str) -> None:
     """Raise ``UpstreamChanged`` unless the installed version (without local part) is an expected one."""
     try:

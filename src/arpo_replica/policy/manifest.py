@@ -81,6 +81,15 @@ def read_manifest(path: Path, *, verify: bool = False) -> Manifest:
     return manifest
 
 
+def write_manifest(path: Path, folder: Path, **facts: Any) -> Manifest:
+    """Hash the weights in ``folder`` and write the manifest of which ``facts`` are the rest."""
+    weights, identity = hash_weights(folder)
+    model = os.path.relpath(folder, path.parent)
+    manifest = Manifest(model=model, weights=weights, sha256=identity, **facts)
+    write_document(manifest, path)
+    return manifest
+
+
 def write_base(
     config: StudyConfig,
     folder: Path | None,
@@ -92,24 +101,12 @@ def write_base(
     arm: str = "base",
 ) -> Manifest:
     """Write the manifest of given weights. ``folder`` holds them; None: nobody here can hash them."""
-    weights: dict[str, str] = {}
-    if folder is None:
-        identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
-    else:
-        weights, identity = hash_weights(folder)
-    manifest = Manifest(
-        arm=arm,
-        seed=0,
-        stage=stage,
-        step=0,
-        size=config.size,
-        model="." if folder is None else os.path.relpath(folder, out.parent),
-        weights=weights,
-        sha256=identity,
-        parent=None,
-        recipe=recipe,
-        versions=versions,
-    )
+    facts: dict[str, Any] = {"arm": arm, "seed": 0, "stage": stage, "step": 0, "size": config.size}
+    facts |= {"parent": None, "recipe": recipe, "versions": versions}
+    if folder is not None:
+        return write_manifest(out, folder, **facts)
+    identity = hashlib.sha256(recipe["source"].encode()).hexdigest()
+    manifest = Manifest(model=".", weights={}, sha256=identity, **facts)
     write_document(manifest, out)
     return manifest
 

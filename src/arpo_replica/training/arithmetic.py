@@ -27,7 +27,7 @@ from verl.utils.metric import Metric
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_verl
 from arpo_replica.training.job import VARIABLE, current_job
 from arpo_replica.training.recipe import ADVANTAGES, CURRENT_POLICY, PACKAGE, Speed
 
@@ -193,7 +193,7 @@ def install_kl() -> None:
     """Let verl's trainers take ``loss_with_kl``. Raises ``UpstreamChanged`` on any other verl."""
     from verl.workers import engine_workers
 
-    require_version("verl", ("0.9.1",), __name__)
+    require_verl(__name__)
     require_function(engine_workers, "ppo_loss", ("config", "model_output", "data", "dp_group"), __name__)
     engine_workers.ppo_loss = loss_with_kl
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from verl.utils.checkpoint import fsdp_checkpoint_manager
 from verl.utils.model import convert_weight_keys
 
-from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_verl
 from arpo_replica.training.job import VARIABLE, Job, current_job
 
 BASE, A, B = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -55,7 +55,7 @@ def install(job: Job) -> None:
     from verl.workers.engine.fsdp import transformer_impl
 
     engine = transformer_impl.FSDPEngine
-    require_version("verl", ("0.9.1",), __name__)
+    require_verl(__name__)
     build = require_function(engine, "_build_lora_module", ("self", "module"), __name__)
     require_function(engine, "_merged_lora_per_tensor_param", ("self",), __name__)
     require_function(fsdp_checkpoint_manager, "get_fsdp_full_state_dict", ("model",), __name__)

@@ -39,14 +39,13 @@ from verl.utils.ulysses import (
     get_ulysses_sequence_parallel_world_size,
 )
 
-from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_verl
 from arpo_replica.training import pixels
 from arpo_replica.training.job import VARIABLE, Job, current_job
 from arpo_replica.training.recipe import ATTENTION, Speed
 
 logger = logging.getLogger(__name__)
 
-VERL_VERSIONS = ("0.9.1",)
 LOGIT_ROWS = 1024
 """Rows of logits that exist at once: 0.6 GB over a vocabulary of 152,000."""
 ROUND = 256
@@ -319,11 +318,6 @@ def input_embeds(  # noqa: PLR0917 - verl's signature
     return embeds.masked_scatter(places.unsqueeze(-1).expand_as(embeds), features), attention_mask
 
 
-def freeze_tower(model: Any) -> None:
-    """Take the vision tower's weights out of the training."""
-    model.model.visual.requires_grad_(False)
-
-
 def keep_some_activations(model: Any, share: float) -> None:
     """When checkpointing is switched on later, let it be for the first ``share`` of the language layers."""
     original = model.gradient_checkpointing_enable
@@ -355,7 +349,7 @@ SETTINGS = Settings()
 def install(job: Job) -> None:
     """Put in place what the job's ``training.speed`` asks for. Raises ``UpstreamChanged``."""
     speed = Speed.of(job)
-    require_version("verl", VERL_VERSIONS, __name__)
+    require_verl(__name__)
     SETTINGS.kernel = speed.attention
     if speed.compact_pixels:
         SETTINGS.normalisation = pixels.Normalisation.of(job.parent_model)
@@ -390,7 +384,7 @@ def _prepare_when_built(speed: Speed) -> None:
     def patch_and_prepare(model: Any, *args: Any, **kwargs: Any) -> None:
         original(model, *args, **kwargs)
         if speed.freeze_vision:
-            freeze_tower(model)
+            model.model.visual.requires_grad_(False)
         if 0 < speed.checkpoint_share < 1:
             keep_some_activations(model, speed.checkpoint_share)
         if speed.compile_layers:

@@ -15,7 +15,6 @@ from arpo_replica.training.job import Job
 
 AGENT = "desktop"
 PACKAGE = "arpo_replica.training"
-VERL_VERSION = "0.9.1"
 ATTENTION = "arpo_packed"
 """Name of our attention in transformers' registry (``qwen_vl``)."""
 ARITHMETIC = f"{PACKAGE}.arithmetic"

@@ -20,7 +20,7 @@ import random
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from arpo_replica.config.training import ReplayConfig
@@ -151,10 +151,7 @@ class ReplayBuffer:
         return {
             "schema_version": SCHEMA_VERSION,
             "random": [version, list(numbers), gauss],
-            "tasks": {
-                task: [{"name": stored.name, "step": stored.step} for stored in queue]
-                for task, queue in self.tasks.items()
-            },
+            "tasks": {task: [asdict(stored) for stored in queue] for task, queue in self.tasks.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -164,6 +161,5 @@ class ReplayBuffer:
         version, numbers, gauss = state["random"]
         self.random.setstate((version, tuple(numbers), gauss))
         self.tasks = {
-            task: deque(Stored(entry["name"], entry["step"]) for entry in queue)
-            for task, queue in state["tasks"].items()
+            task: deque(Stored(**entry) for entry in queue) for task, queue in state["tasks"].items()
         }

@@ -22,12 +22,10 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm.distributed.ec_transfer.ec_connector.example_connector import ECExampleConnector
 
-from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_verl
 from arpo_replica.training.conversation import FORGOTTEN, decode
 from arpo_replica.training.job import current_job
 from arpo_replica.training.pixels import FeatureFolder
-
-VERL_VERSIONS = ("0.9.1",)
 
 
 class NamingEngine:
@@ -94,7 +92,7 @@ class NamedReplica(vLLMReplica):
     """verl's replica with that server."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        require_version("verl", VERL_VERSIONS, __name__)
+        require_verl(__name__)
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(vLLMNamedServer)
 

@@ -19,19 +19,20 @@ from typing import Any
 
 from arpo_replica.base.environments import short_root
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import read_tensor_header, write_atomically, write_document
+from arpo_replica.base.files import read_tensor_header, write_atomically
 from arpo_replica.base.locks import locked
 from arpo_replica.base.unfinished import claim_folder
+from arpo_replica.base.upstream_guards import VERL_VERSION
 from arpo_replica.config.decides import decided
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, hash_weights, read_manifest
+from arpo_replica.policy.manifest import Manifest, read_manifest, write_manifest
 from arpo_replica.providers.pool import load_named
 from arpo_replica.tasks.splits import ResolvedSplit
 from arpo_replica.training.job import Job, Training, checkpoints
 from arpo_replica.training.metrics import collect, to_jsonl, unbroken
 from arpo_replica.training.preload import start_store
 from arpo_replica.training.process.attempt import Attempt, Notice, PortTaken, listening
-from arpo_replica.training.recipe import VERL_VERSION, check_recipe, check_window
+from arpo_replica.training.recipe import check_recipe, check_window
 
 logger = logging.getLogger(__name__)
 
@@ -256,21 +257,10 @@ def publish_model(job: Training, exported: Path, **facts: Any) -> Manifest:
     for path in [*exported.glob("*.safetensors"), *exported.glob("*.safetensors.index.json")]:
         shutil.copy2(path, temporary / path.name)
     check_tensors(temporary, job.parent_model)
-    hashes, identity = hash_weights(temporary)
     shutil.rmtree(model, ignore_errors=True)
     temporary.rename(model)
-    manifest = Manifest(
-        arm=job.arm,
-        seed=job.seed,
-        size=job.config.size,
-        model=model.name,
-        weights=hashes,
-        sha256=identity,
-        parent=job.parent_sha256,
-        **facts,
-    )
-    write_document(manifest, job.out / "manifest.json")
-    return manifest
+    labels = {"arm": job.arm, "seed": job.seed, "size": job.config.size, "parent": job.parent_sha256}
+    return write_manifest(job.out / "manifest.json", model, **labels, **facts)
 
 
 def publish(job: Job) -> Manifest:

@@ -24,6 +24,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
+from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Fail, Finished, Hotkey
 from arpo_replica.base.environments import find
@@ -130,7 +131,7 @@ def find_oracles(tasks: Iterable[Task], screen: tuple[int, int], folder: Path = 
 
 def screen_parser(screen: tuple[int, int]) -> UITarsParser:
     """The parser of scripted replies: their points are pixels of the screen."""
-    return UITarsParser("absolute", screen, screen)
+    return UITarsParser(Frame("absolute", screen, screen))
 
 
 def reply_of(thought: str, action: str) -> Reply:

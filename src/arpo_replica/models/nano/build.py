@@ -10,9 +10,8 @@ from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.checkout import code_version
 from arpo_replica.base.environments import as_module
 from arpo_replica.base.errors import UserError
-from arpo_replica.base.files import write_document
 from arpo_replica.config.models import StudyConfig
-from arpo_replica.policy.manifest import Manifest, hash_weights
+from arpo_replica.policy.manifest import Manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -76,16 +75,14 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
     learned = train.train(model, conversations, screenshots, tokens, nano, progress=logger.info)
     write_folder(model, tokenizer, policy, partial)
     partial.rename(out)
-    weights, identity = hash_weights(out)
-    manifest = Manifest(
+    manifest = write_manifest(
+        out / "manifest.json",
+        out,
         arm="nano",
         seed=nano.seed,
         stage="supervised",
         step=learned["conversations_seen"] // nano.batch_size,
         size=config.size,
-        model=".",
-        weights=weights,
-        sha256=identity,
         parent=None,
         recipe={
             "nano": nano.model_dump(mode="json"),
@@ -99,7 +96,6 @@ def build_nano_model(config: StudyConfig, demonstrations: Path, out: Path) -> Ma
         versions={"arpo-replica": code_version()}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
-    write_document(manifest, out / "manifest.json")
     logger.info(
         f"nano: {count_weights(model):,} weights, {tokenizer.get_vocab_size()} tokens, "
         f"{len(episodes)} demonstrations, model in {out}"

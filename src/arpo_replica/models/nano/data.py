@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.base.errors import UserError
@@ -188,17 +189,10 @@ def _kinds(ids: list[int], learned: list[bool], tokenizer: Any) -> list[int]:
 
 def make_batch(conversations: Sequence[TrainingSequence], screenshots: Screenshots) -> Batch:
     """Pad conversations to the longest of them and gather their screenshots."""
-    length = max(len(conversation.ids) for conversation in conversations)
-
-    def padded(values: Sequence[Tensor]) -> Tensor:
-        return torch.stack(
-            [torch.nn.functional.pad(value, (0, length - value.shape[-1])) for value in values], -2
-        )
-
     return Batch(
-        padded([torch.tensor(c.ids) for c in conversations]),
-        padded([torch.tensor(c.learned) for c in conversations]),
-        padded([torch.tensor(c.kinds) for c in conversations]),
-        padded([c.positions for c in conversations]),
+        pad_sequence([torch.tensor(c.ids) for c in conversations], batch_first=True),
+        pad_sequence([torch.tensor(c.learned) for c in conversations], batch_first=True),
+        pad_sequence([torch.tensor(c.kinds) for c in conversations], batch_first=True),
+        pad_sequence([c.positions.T for c in conversations], batch_first=True).movedim(-1, 0).contiguous(),
         torch.stack([screenshots.patches[index] for c in conversations for index in c.screenshots]),
     )

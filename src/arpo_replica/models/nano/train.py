@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from arpo_replica.config.models import NanoConfig
 from arpo_replica.models.nano.data import OTHER, Batch, Screenshots, TrainingSequence, make_batch
@@ -54,23 +55,20 @@ def train(
     order = _order(len(conversations), nano)
     updates = max(1, len(order) // nano.batch_size)
     optimizers = _optimizers(model, nano.learning_rate)
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    rates = [LambdaLR(optimizer, lambda update: _schedule(update / updates)) for optimizer in optimizers]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     tail: list[tuple[float, float]] = []  # losses of the last tenth of the updates
     began = said = time.monotonic()
     for update in range(updates):
-        rate = _schedule(update / updates)
-        for optimizer, rates in zip(optimizers, base_rates, strict=True):
-            for group, base in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = base * rate
         chosen = order[update * nano.batch_size : (update + 1) * nano.batch_size]
         text, coordinates = _accumulate(
             model, [conversations[index] for index in chosen], screenshots, tokens
         )
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in optimizers:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            rate.step()
         if update >= updates * 0.9 or update == updates - 1:
             tail.append((text, coordinates))
         now = time.monotonic()

@@ -26,9 +26,8 @@ import torch.distributed
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from arpo_replica.base.upstream_guards import require_function, require_version
+from arpo_replica.base.upstream_guards import require_function, require_verl, require_version
 
-VERL_VERSIONS = ("0.9.1",)
 VLLM_VERSIONS = ("0.27.1",)
 
 
@@ -111,7 +110,7 @@ def _use_plain_gloo() -> None:
 
 def install() -> None:
     """Put parts 2 and 3 in place (part 1 registers at import). Raises ``UpstreamChanged``."""
-    require_version("verl", VERL_VERSIONS, __name__)
+    require_verl(__name__)
     _use_plain_gloo()
     if "vllm" in sys.modules:  # true in vLLM's processes; the others need not pay for the import
         import vllm.model_executor.layers.utils as layer_utils

@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from verl.utils import import_utils, tensordict_utils
 
-from arpo_replica.base.upstream_guards import UpstreamChanged, require_function, require_version
+from arpo_replica.base.upstream_guards import UpstreamChanged, require_function, require_verl
 
-VERL_VERSIONS = ("0.9.1",)
 TRL_USERS = ("verl.models.transformers.monkey_patch", "verl.utils.model")
 
 
@@ -68,7 +67,7 @@ def no_trl() -> bool:
 
 def install() -> None:
     """Put both in place. Raises ``UpstreamChanged`` on any other verl, or if it is too late."""
-    require_version("verl", VERL_VERSIONS, __name__)
+    require_verl(__name__)
     require_function(tensordict_utils, "maybe_fix_3d_position_ids", ("data",), __name__)
     require_function(tensordict_utils, "nested_tensor_from_tensor_list", ("tensors", "ragged_idx"), __name__)
     tensordict_utils.maybe_fix_3d_position_ids = repair_position_ids

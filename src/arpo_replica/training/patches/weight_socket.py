@@ -17,9 +17,8 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from vllm.distributed.ec_transfer import get_ec_transfer, has_ec_transfer
 
-from arpo_replica.base.upstream_guards import UpstreamChanged, require_function, require_version
+from arpo_replica.base.upstream_guards import UpstreamChanged, require_function, require_verl
 
-VERL_VERSIONS = ("0.9.1",)
 SHARED = "ipc:///tmp/rl-colocate-zmq-"
 
 
@@ -34,7 +33,7 @@ class PrivateServerAdapter(ServerAdapter):
     """The sender, in the trainer's process."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        require_version("verl", VERL_VERSIONS, __name__)
+        require_verl(__name__)
         super().__init__(*args, **kwargs)
         shared: str = self.zmq_handle
         self.zmq_handle: str = private_handle(shared, os.environ["ARPO_SCRATCH"])
