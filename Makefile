@@ -63,7 +63,7 @@ unit: setup evaluator ## Unit tests and tests on real desktops
 
 workflow: setup ## What runs again after which change, bad input, and a whole small study
 	$(BIN)/python -m pytest tests/workflow -m "not slow and not study" -n 2
-	$(BIN)/python -m pytest tests/workflow -m "study and not slow"
+	$(BIN)/python -m pytest tests/workflow -m "study and not slow" -n 2 --dist loadfile
 
 docker: setup evaluator ## Desktops in containers, with the Docker daemon at hand or, as root, one of our own
 	@sh envs/debian.sh envs/desktop/apt-docker.txt
