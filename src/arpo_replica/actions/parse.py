@@ -182,7 +182,7 @@ def _scroll(arguments: _Arguments, frame: Frame) -> Action:
     return t.Scroll(direction, *_point(point, frame)) if point and point.strip() else t.Scroll(direction)
 
 
-def _hotkey(arguments: _Arguments, _: Frame) -> Action:
+def _hotkey(arguments: _Arguments, _: Frame) -> t.Hotkey:
     keys = read_keys(arguments.need("key", "hotkey", "press"))
     if not 1 <= len(keys) <= MAX_KEYS:
         raise FormatError(f"a hotkey has 1 to {MAX_KEYS} keys, not {len(keys)}")
@@ -191,7 +191,7 @@ def _hotkey(arguments: _Arguments, _: Frame) -> Action:
 
 def _press(arguments: _Arguments, frame: Frame) -> Action:
     action = _hotkey(arguments, frame)
-    if isinstance(action, t.Hotkey) and len(action.keys) > 1:
+    if len(action.keys) > 1:
         raise FormatError("press takes one key")
     return action
 

@@ -348,10 +348,7 @@ class AsyncReplaySampler(ReplaySampler, ReplayBufferAsync):
         if partition_id == TRAIN and not self.resumed:
             self.resumed = True
             self._drop_trained()
-        reasons: tuple[set[str], set[str], set[str], Counter[str]] = super()._terminal_eviction_reasons(
-            global_steps, partition_id
-        )
-        return reasons
+        return super()._terminal_eviction_reasons(global_steps, partition_id)  # type: ignore[no-any-return]
 
     def _drop_trained(self) -> None:
         """A checkpoint holds the batch of its own step too: trajectories whose prompts are gone."""
