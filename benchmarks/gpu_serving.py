@@ -205,8 +205,8 @@ async def measure(
                 save()
 
 
-def main() -> None:
-    """Measure both servers."""
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -227,7 +227,12 @@ def main() -> None:
     parser.add_argument("--weights", action="store_true", help="our server loads them from files")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--keep-log", action="store_true", help="vLLM's log beside OUT")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure both servers."""
+    options = options_of()
     os.chdir(ROOT)
     screen = "nano" if options.shape.startswith("nano") else "full"
     config = study(

@@ -15,6 +15,7 @@ from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.policy.vllm_server import graph_config, image_cache_gib
 from arpo_replica.training.job import Job
 from arpo_replica.training.recipe import ARITHMETIC, ATTENTION, CURRENT_POLICY, Speed, verl_overrides
+from arpo_replica.training.run import forkable
 
 
 def keys(tmp_path: Path, **changes: Any) -> tuple[Job, dict[str, Any]]:
@@ -89,6 +90,26 @@ def test_features_come_from_vllm_where_nothing_is_missing_for_it(tmp_path: Path)
     for missing in ("freeze_vision", "named_screenshots", "compact_pixels"):
         with pytest.raises(UserError, match=rf"vision_from_rollout .* training\.speed\.{missing};"):
             keys(tmp_path, accelerator="cuda", training={"speed": {**speed, missing: False}})
+
+
+def test_they_do_by_themselves_on_a_gpu_where_the_tower_is_frozen(tmp_path: Path) -> None:
+    def handed(accelerator: str = "cuda", **training: Any) -> bool:
+        job, _ = keys(tmp_path, accelerator=accelerator, training={"micro_batch": 4, **training})
+        return Speed.of(job).vision_from_rollout
+
+    frozen = {"freeze_vision": True}
+    assert handed(speed=frozen) and not handed(accelerator="cpu", speed=frozen) and not handed()
+    for also in ("named_screenshots", "compact_pixels", "vision_from_rollout"):
+        assert not handed(speed={**frozen, also: False})
+    assert not handed(speed=frozen, gpus=2, tensor_parallel=2)
+
+
+def test_processes_are_forked_on_one_node(tmp_path: Path) -> None:
+    for accelerator in ("cpu", "cuda"):
+        job, _ = keys(tmp_path, accelerator=accelerator)
+        assert forkable(job.config, "arpo")
+    job, _ = keys(tmp_path, accelerator="cuda", training={"speed": {"preload": False}})
+    assert not forkable(job.config, "arpo")
 
 
 def test_vllm_over_two_gpus_has_a_process_for_each(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ async def test_a_server_that_dies_early_is_reported_with_the_end_of_its_log(tmp_
 
 async def test_a_server_that_is_never_ready_is_the_users_to_correct(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_server, "GRACE_S", 0.5)
-    server = StandIn(tmp_path, "hang", start_timeout_s=1.5)
+    server = StandIn(tmp_path, "hang", start_timeout_s=3.0)
     async with server:
         with pytest.raises(UserError, match=r"serving\.start_timeout_s"):
             await server.ready()

@@ -92,10 +92,11 @@ class SpeedConfig(Section):
     once per step, and backward passes end at the language model."""
     vision_cache_mib: Positive = 4096
     """With `freeze_vision`: memory for the features of screenshots between log-probabilities and update."""
-    vision_from_rollout: bool = False
+    vision_from_rollout: bool | None = None
     """With `freeze_vision`: take what vLLM's vision tower made of a screenshot for the rollout instead of a
     pass of the trainer's own, by files in the scratch folder (8 MB for 1920x1080 and a 2B). Replayed
-    trajectories still pass it. The same up to rounding; needs `compact_pixels` and `named_screenshots`."""
+    trajectories still pass it. The same up to rounding; needs `compact_pixels` and `named_screenshots`.
+    Without it: on a GPU, on one node with `tensor_parallel` 1."""
     compact_pixels: bool | None = None
     """Carry screenshots between processes as bytes instead of floats: an eighth of the size, and the same
     numbers on arrival. Without it: on a GPU."""
@@ -111,8 +112,8 @@ class SpeedConfig(Section):
     alone. Without it the history's pictures travel and are hashed again at every turn, as in verl."""
     preload: bool | None = None
     """Import the heavy packages once and fork the training's processes from there, instead of importing them
-    in each; on one node alone. Without it: on a CPU. On a GPU not yet timed; if an import has started CUDA
-    there, the processes import everything themselves, 27 s later."""
+    in each: 100 s of a start. Without it: on one node. If a forked process cannot use the GPU, the processes
+    import everything themselves."""
     rollout_memory: float = Field(default=0.4, gt=0, lt=1)
     """Share of a GPU's memory for vLLM during rollouts (verl: rollout.gpu_memory_utilization)."""
 

@@ -34,18 +34,23 @@ class Speed(SpeedConfig):
     checkpoint_share: float
     compact_pixels: bool
     skip_log_probs: bool
+    vision_from_rollout: bool
     executor: Literal["uni", "mp"]
 
     @classmethod
     def of(cls, job: Job) -> Self:
         """What applies to a job: keys left open are on for a GPU and off for a CPU."""
-        values = job.recipe.speed.model_dump()
+        recipe, values = job.recipe, job.recipe.speed.model_dump()
         on_gpu = job.config.accelerator == "cuda"
+        # Features are files: of the machine on which they were made, and by one process of vLLM.
+        handed = on_gpu and recipe.nodes == recipe.tensor_parallel == 1
+        handed = handed and values["freeze_vision"] and values["named_screenshots"]
         left_open = {
             **dict.fromkeys(("pack", "text_log_probs", "compact_pixels"), on_gpu),
             "checkpoint_share": 1.0 if on_gpu else 0.0,
             "skip_log_probs": on_gpu and one_update(job),
-            "executor": "uni" if job.recipe.tensor_parallel == 1 else "mp",
+            "vision_from_rollout": handed and values["compact_pixels"] is not False,
+            "executor": "uni" if recipe.tensor_parallel == 1 else "mp",
         }
         return cls(**values | {key: value for key, value in left_open.items() if values[key] is None})
 

@@ -112,8 +112,7 @@ def go_on(job: Job, notice: Notice) -> None:
 def forkable(config: StudyConfig, arm: str) -> bool:
     """True if all processes of a training may come from one that imported everything (``fork_server``)."""
     recipe = config.recipe(arm)
-    wanted = recipe.speed.preload
-    return recipe.nodes == 1 and (config.accelerator == "cpu" if wanted is None else wanted)
+    return recipe.nodes == 1 and recipe.speed.preload is not False
 
 
 def few_desktops(job: Job) -> str | None:
