@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
@@ -14,6 +14,7 @@ from arpo_replica.base.tables import load_yaml
 from arpo_replica.config.models import StudyConfig, merge
 from arpo_replica.config.section import nested_model
 
+Checked = TypeVar("Checked")
 UNSHOWN = {"endpoint", "pools", "api_key_variable", "token_variable"}
 """Keys whose values no message repeats: somebody may have pasted a secret there."""
 
@@ -77,6 +78,16 @@ def read_yaml(path: Path, what: str) -> Any:
         raise UserError(f"{what} is no text in UTF-8 (byte {error.start}); save it as UTF-8.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{what} is no valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def read_checked(path: Path, what: str, kind: type[Checked]) -> Checked:
+    """The same, checked as ``kind``."""
+    try:
+        return TypeAdapter(kind).validate_python(read_yaml(path, what))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{what} has a fault at '{where}': {first['msg']}.") from error
 
 
 def parse_config(raw: Any, source: str) -> StudyConfig:

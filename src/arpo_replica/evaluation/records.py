@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.tables import table_of
+from arpo_replica.config.models import GIVEN_STAGES
 from arpo_replica.training.gates import StageReport
 
 About = Literal["new tasks", "this task set", "training seeds", "both studies"]
@@ -663,6 +664,10 @@ class Summary(Document):
     """True if files of the checkout differed from that commit."""
     files: list[SourceFile] = Field(default_factory=list)
     """Every file that a number rests on, with the rule that makes it."""
+
+    def all_seeds(self, row: RateRow | DifferenceRow) -> bool:
+        """Whether a row is about all training seeds together: there is one, or the weights have none."""
+        return row.seed is None or row.stage in GIVEN_STAGES or len(self.seeds) == 1
 
 
 # --- claims.json and the targets -------------------------------------------------------------------------

@@ -27,7 +27,7 @@ Further: E. Miller, "Adding Error Bars to Evals", arXiv 2411.00640; calls: scipy
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ from scipy import stats
 from statsmodels.stats import proportion as smp
 
 from arpo_replica.evaluation.comparison import published_noise
-from arpo_replica.evaluation.records import Interval
+from arpo_replica.evaluation.records import About, Interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -78,9 +78,17 @@ def clustered_t(task_means: Sequence[float]) -> Interval:
     if means.size < 2:
         raise ValueError("a clustered interval needs at least two tasks")
     error = means.std(ddof=1) / math.sqrt(means.size)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, means.size - 1) * error)
-    centre = float(means.mean())
-    return Interval(centre, centre - half, centre + half, "Student's t over tasks")
+    return _student(float(means.mean()), error, means.size - 1, "Student's t over tasks")
+
+
+def _student(mean: float, error: float, degrees: float, method: str, about: About = "new tasks") -> Interval:
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * float(error)
+    return Interval(mean, mean - half, mean + half, method, about)
+
+
+def clipped(found: Interval, lowest: float = 0.0) -> Interval:
+    """The same within what a rate can be; ``lowest`` -1: a difference of two."""
+    return replace(found, low=max(lowest, found.low), high=min(1.0, found.high))
 
 
 def bootstrap_mean(values: Sequence[float]) -> Interval:
@@ -108,19 +116,21 @@ def success_rate(runs: Mapping[str, Sequence[bool]]) -> Interval:
     if all(len(outcomes) == 1 for outcomes in runs.values()):
         return wilson(round(sum(means)), len(means))
     centre = float(np.mean(means))
+    method = "Wilson with the effective number of runs, clustered by task"
     if max(means) - min(means) < EQUAL:
-        low, high = _wilson_of_rate(centre, len(means))
-        return Interval(centre, low, high, "Wilson over tasks (task means do not vary)")
-    low, high = _wilson_of_rate(centre, effective_runs(runs))
-    return Interval(centre, low, high, "Wilson with the effective number of runs, clustered by task")
+        method = "Wilson over tasks (task means do not vary)"
+    return Interval(centre, *_wilson_of_rate(centre, effective_runs(runs)), method)
 
 
 def effective_runs(runs: Mapping[str, Sequence[bool]]) -> float:
     """Independent runs that would give the clustered standard error; at most the runs there are.
 
-    n = p (1 - p) / SE^2 x (z / t)^2, with t of T - 1 degrees of freedom. Task means must vary.
+    n = p (1 - p) / SE^2 x (z / t)^2, with t of T - 1 degrees of freedom. With one run per task, and where
+    task means do not vary, as many as there are tasks.
     """
     means = np.array([np.mean(outcomes) for outcomes in runs.values()])
+    if all(len(outcomes) == 1 for outcomes in runs.values()) or np.ptp(means) < EQUAL:
+        return float(len(runs))
     rate = float(means.mean())
     variance = float(means.var(ddof=1)) / means.size
     few = stats.norm.ppf(0.5 + CONFIDENCE / 2) / stats.t.ppf(0.5 + CONFIDENCE / 2, means.size - 1)
@@ -154,10 +164,8 @@ def conditional_interval(runs: Mapping[str, Sequence[bool]]) -> Interval | None:
     if not error:
         return None
     degrees = sum(len(outcomes) - 1 for outcomes in runs.values())
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * error
     centre = float(np.mean([np.mean(outcomes) for outcomes in runs.values()]))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Interval(centre, low, high, "Student's t over runs within tasks", "this task set")
+    return clipped(_student(centre, error, degrees, "Student's t over runs within tasks", "this task set"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +190,9 @@ def over_trainings(values: Sequence[float], shared: float = 0.0) -> Trainings | 
     own = float(sample.std(ddof=1)) / math.sqrt(sample.size)
     error = math.hypot(own, shared)
     degrees = (error / own) ** 4 * (sample.size - 1)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * error
-    centre = float(sample.mean())
     method = f"Student's t over {sample.size} trainings"
-    return Trainings(Interval(centre, centre - half, centre + half, method, "training seeds"), error, degrees)
+    interval = _student(float(sample.mean()), error, degrees, method, "training seeds")
+    return Trainings(interval, error, degrees)
 
 
 def shared_noise(reference: Any, trained: Any) -> Any:
@@ -223,8 +230,7 @@ def pass_at_k(runs: Mapping[str, Sequence[bool]], k: int) -> Interval | None:
     if max(values) - min(values) < EQUAL:
         low, high = _wilson_of_rate(values[0], len(values))
         return Interval(values[0], low, high, "Wilson over tasks (tasks do not vary)")
-    found = clustered_t(values)
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.method)
+    return clipped(clustered_t(values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -260,11 +266,8 @@ def paired_difference(
         method = "Newcombe over tasks, unpaired (differences do not vary)"
         interval = Interval(float(change.mean()), low, high, method)
     else:
-        found = clustered_t(change.tolist())
         error = float(change.std(ddof=1)) / math.sqrt(n)
-        interval = Interval(
-            found.value, max(-1.0, found.low), min(1.0, found.high), "paired by task, Student's t"
-        )
+        interval = replace(clipped(clustered_t(change.tolist()), -1.0), method="paired by task, Student's t")
         with contextlib.suppress(ValueError):
             bootstrap = bootstrap_mean(change.tolist())
     noise = [conditional_se({task: side[task] for task in shared}) for side in (arm, reference)]

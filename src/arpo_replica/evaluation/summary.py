@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -199,7 +199,7 @@ def _rates(
                     conditional_se=st.conditional_se(runs),
                     infeasible_valid=len(infeasible),
                     infeasible_successes=int(infeasible[column].sum()),
-                    effective_runs=_effective(runs),
+                    effective_runs=st.effective_runs(runs) if runs else None,
                     conditional=st.conditional_interval(runs),
                     mean_score=_mean_score(valid, protocol),
                     **_over_trainings(checkpoint, seed, _rate_per_seed(episodes, protocol)),
@@ -291,17 +291,7 @@ def _mean_score(valid: pd.DataFrame, protocol: r.Protocol) -> r.Interval | None:
     value = statistics.fmean(means)
     if len(means) < 2 or max(means) - min(means) < st.EQUAL:
         return r.Interval(value, value, value, "no interval (tasks do not vary)")
-    found = st.clustered_t(means)
-    return r.Interval(value, max(0.0, found.low), min(1.0, found.high), found.method)
-
-
-def _effective(runs: Runs) -> float | None:
-    """Independent runs that the interval of the rate stands for."""
-    if not runs:
-        return None
-    means = [statistics.fmean(outcomes) for outcomes in runs.values()]
-    single = all(len(outcomes) == 1 for outcomes in runs.values())
-    return float(len(runs)) if single or max(means) - min(means) < st.EQUAL else st.effective_runs(runs)
+    return replace(st.clipped(st.clustered_t(means)), value=value)
 
 
 def _split_facts(config: StudyConfig, name: str, tasks: list[Task], trained: set[str]) -> r.SplitFacts:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically
 from arpo_replica.base.tables import table_of
+from arpo_replica.config.docs import render_text
 from arpo_replica.evaluation import records as r
 from arpo_replica.evaluation.published import EFFORT, load_claims
 from arpo_replica.evaluation.targets import TARGETS
@@ -31,8 +32,7 @@ MARK = ("study", "size", "desktop", "synthetic")
 SCHEMAS: dict[str, type[BaseModel]] = {"summary": r.Summary, "claims": r.Claims, "target": r.TargetDocument}
 TEXTS = table_of(__file__)
 COMMON = TEXTS["common"]
-PAGE = Path(__file__).with_name("results_page.md")
-"""The page's text; what follows from the models is put in its two places."""
+PAGE = Path(__file__).with_name("results_page.md.j2")
 
 
 @dataclass(frozen=True)
@@ -232,26 +232,8 @@ def _cell(value: Any) -> Any:
 
 def render_results() -> str:
     """The page ``docs/results.md``."""
-    rows = []
-    for target in TARGETS.values():
-        roles = [*target.roles, *target.curves, *(["environments"] if target.throughput else [])]
-        rows.append(f"| `{target.name}` | {target.place} | {', '.join(target.arms)} | {', '.join(roles)} |\n")
-    text = PAGE.read_text(encoding="utf-8").replace("<!-- targets -->\n", "".join(rows))
     claims, _ = load_claims(ROOT / "data/paper/claims.yaml", ROOT / "data/paper/results.yaml")
-    efforts = []
-    for effort, (words, command) in EFFORT.items():
-        names = ", ".join(f"`{claim.id}`" for claim in claims if claim.effort() == effort)
-        efforts.append(f"| {words} | `{command}` | {names} |\n")
-    text = text.replace("<!-- efforts -->\n", "".join(efforts))
-    return text.replace("<!-- tables -->\n", "".join(map(_described, TABLES)))
-
-
-def _described(table: Table) -> str:
-    lines = [f"\n### {table.name}\n\n{table.about}\n\n| column | type | meaning |\n| --- | --- | --- |\n"]
-    for column in table.own:
-        meaning = column.meaning.replace("|", "\\|")
-        lines.append(f"| `{column.name}` | {column.kind} | {meaning} |\n")
-    return "".join(lines)
+    return render_text(PAGE, efforts=EFFORT, claims=claims, targets=TARGETS.values(), tables=TABLES)
 
 
 def render_schema(name: str) -> str:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from scipy import special
 
@@ -23,6 +23,7 @@ from arpo_replica.evaluation.replay_effect import no_test
 from arpo_replica.report.views import VERDICTS
 from arpo_replica.report.words import WORDS, counted, listed, percent, points
 
+Row = TypeVar("Row", r.RateRow, r.DifferenceRow)
 Direction = Literal["higher", "lower", "open"]
 LEVEL = 0.05
 GAIN = "table1_gain_over_grpo"
@@ -105,14 +106,7 @@ def trained_on(facts: r.SplitFacts) -> bool:
 
 def changes(config: StudyConfig, summary: Summary) -> list[Change]:
     """Every difference (hard protocol, all seeds together, after the last stage), with its direction."""
-    earlier = {stage.name for stage in config.training.stages[:-1]}
-    rows = [
-        (place, row)
-        for place, row in enumerate(summary.differences)
-        if row.protocol == "hard"
-        and row.stage not in earlier
-        and (row.seed is None or row.stage in GIVEN_STAGES or len(summary.seeds) == 1)
-    ]
+    rows = [(place, row) for place, row in _last(config, summary.differences) if summary.all_seeds(row)]
     adjusted = st.holm([_p_value(row) for _, row in rows])
     found = []
     for (place, row), p_holm in zip(rows, adjusted, strict=True):
@@ -121,6 +115,13 @@ def changes(config: StudyConfig, summary: Summary) -> list[Change]:
         direction: Direction = "open" if not away else "higher" if shown.value > 0 else "lower"
         found.append(Change(place, row, shown, p_holm, direction))
     return found
+
+
+def _last(config: StudyConfig, rows: Sequence[Row]) -> list[tuple[int, Row]]:
+    """(place, row) of the hard protocol, without those of a stage before the last."""
+    earlier = {stage.name for stage in config.training.stages[:-1]}
+    hard = [(place, row) for place, row in enumerate(rows) if row.protocol == "hard"]
+    return [(place, row) for place, row in hard if row.stage not in earlier]
 
 
 def _p_value(row: r.DifferenceRow) -> float:
@@ -135,11 +136,9 @@ def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScre
     """The sentences, cards and next steps of a study."""
     found = changes(config, summary)
     given = [change for change in found if change.row.stage in GIVEN_STAGES]
-    own = [change for change in found if change not in given]
-    trained = [change for change in own if _trained(summary, change)]
-    others = [change for change in own if not _trained(summary, change)]
-    learnt = [change for change in trained if change.row.reference == "base"]
-    carried = [change for change in others if change.row.reference == "base"]
+    own = [change for change in found if change not in given and change.row.reference == "base"]
+    learnt = [change for change in own if trained_on(summary.splits[change.row.split])]
+    carried = [change for change in own if change not in learnt]
     pairs = {(effect.arm, effect.reference): effect for effect in summary.replay_effects}
     added = [change for change in found if (change.row.arm, change.row.reference) in pairs]
     gates = [words for effect in summary.replay_effects if (words := no_test(effect))]
@@ -160,10 +159,6 @@ def answer(config: StudyConfig, summary: Summary, claims: r.Claims) -> FirstScre
         )
         cards = [asked, *(cards if config.trained_arms else [])]
     return FirstScreen(sentences, say.scope(found), cards, list(_steps(config, summary)))
-
-
-def _trained(summary: Summary, change: Change) -> bool:
-    return trained_on(summary.splits[change.row.split])
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,16 +276,10 @@ class _Sentences:
         return f"{row.arm} ({' → '.join(percent(rate, 0) for rate in rates)} %)"
 
     def _rate(self, arm: str, stage: str, split: str) -> float | None:
-        return next(
-            (
-                row.of_valid.value
-                for row in self.summary.rates
-                if (row.arm, row.stage, row.split, row.protocol) == (arm, stage, split, "hard")
-                and row.of_valid is not None
-                and (row.seed is None or stage in GIVEN_STAGES or len(self.summary.seeds) == 1)
-            ),
-            None,
-        )
+        rates = (row for row in self.summary.rates if row.of_valid and self.summary.all_seeds(row))
+        place = (arm, stage, split, "hard")
+        found = (row for row in rates if (row.arm, row.stage, row.split, row.protocol) == place)
+        return next((row.of_valid.value for row in found if row.of_valid), None)
 
 
 def _steps(config: StudyConfig, summary: Summary) -> Iterator[tuple[str, str]]:
@@ -309,17 +298,10 @@ def _steps(config: StudyConfig, summary: Summary) -> Iterator[tuple[str, str]]:
 
 def forest(config: StudyConfig, summary: Summary) -> list[dict[str, Any]]:
     """Each list of tasks with one line per arm (hard protocol): its rate, and those of the seeds as dots."""
-    earlier = {stage.name for stage in config.training.stages[:-1]}
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for place, row in enumerate(summary.rates):
-        if row.protocol != "hard" or row.stage in earlier:
-            continue
-        lines = parts.setdefault(row.split, [])
-        line = next((line for line in lines if line["arm"] == row.arm), None)
-        if line is None:
-            line = {"arm": row.arm, "dots": []}
-            lines.append(line)
-        if row.seed is None or row.stage in GIVEN_STAGES or len(summary.seeds) == 1:
+    parts: dict[str, dict[str, dict[str, Any]]] = {}
+    for place, row in _last(config, summary.rates):
+        line = parts.setdefault(row.split, {}).setdefault(row.arm, {"arm": row.arm, "dots": []})
+        if summary.all_seeds(row):
             line |= {"row": row, "place": place}
         elif row.of_valid is not None:
             line["dots"].append(row.of_valid.value)
@@ -328,7 +310,7 @@ def forest(config: StudyConfig, summary: Summary) -> list[dict[str, Any]]:
             "split": split,
             "title": title(config, summary, split),
             "size": summary.splits[split].size,
-            "lines": [line for line in lines if "row" in line],
+            "lines": [line for line in lines.values() if "row" in line],
         }
         for split, lines in parts.items()
     ]

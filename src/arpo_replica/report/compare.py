@@ -1,6 +1,7 @@
 """Two studies side by side: mine against yours. Text for a terminal, HTML for a reader."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -11,7 +12,6 @@ from markupsafe import Markup
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.docs import render_text
-from arpo_replica.config.models import GIVEN_STAGES
 from arpo_replica.evaluation.claims import trainings_words
 from arpo_replica.evaluation.comparison import square_and_add
 from arpo_replica.evaluation.records import Claims, Interval, RateRow, Summary
@@ -95,29 +95,27 @@ def compare_studies(mine: Path, yours: Path) -> Comparison:
     found = [_pair(key, rates_a.get(key), rates_b.get(key), a, b) for key in keys]
     once = told_once(found, lambda pair: (pair.split, pair.arm, pair.mine, pair.yours))
     pairs = [replace(pair, protocol=protocol) for _, pair, protocol in once]
-    flat_a, flat_b = _flat(a.provenance["config"]), _flat(b.provenance["config"])
-    settings = [
-        (key, flat_a.get(key, "not set"), flat_b.get(key, "not set"))
-        for key in dict.fromkeys([*flat_a, *flat_b])
-        if flat_a.get(key) != flat_b.get(key) and key != "study"
-    ]
-    words_a = {claim.id: claim.verdict for claim in a.claims.claims}
-    words_b = {claim.id: claim.verdict for claim in b.claims.claims}
-    verdicts = [
-        (name, str(words_a.get(name, "no such claim")), str(words_b.get(name, "no such claim")))
-        for name in dict.fromkeys([*words_a, *words_b])
-        if {words_a.get(name), words_b.get(name)} - {"not run", None}
-    ]
-    return Comparison(a, b, pairs, settings, verdicts)
+    settings = _beside([_flat(side.provenance["config"]) for side in (a, b)], "not set")
+    words = [{claim.id: str(claim.verdict) for claim in side.claims.claims} for side in (a, b)]
+    verdicts = _beside(words, "no such claim")
+    return Comparison(
+        a,
+        b,
+        pairs,
+        settings=[row for row in settings if row[1] != row[2] and row[0] != "study"],
+        verdicts=[row for row in verdicts if {*row[1:]} - {"not run", "no such claim"}],
+    )
+
+
+def _beside(sides: Sequence[dict[str, str]], none: str) -> list[tuple[str, str, str]]:
+    """(key, mine, yours) of every key; ``none`` where a side has no value."""
+    mine, yours = sides
+    return [(key, mine.get(key, none), yours.get(key, none)) for key in dict.fromkeys([*mine, *yours])]
 
 
 def _rates(summary: Summary) -> dict[Key, RateRow]:
     """Split, arm, protocol -> the row of the last stage, all seeds together where there are several."""
-    found: dict[Key, RateRow] = {}
-    for row in summary.rates:
-        if row.seed is None or len(summary.seeds) == 1 or row.stage in GIVEN_STAGES:
-            found[row.split, row.arm, row.protocol] = row
-    return found
+    return {(row.split, row.arm, row.protocol): row for row in summary.rates if summary.all_seeds(row)}
 
 
 def _pair(key: Key, mine: RateRow | None, yours: RateRow | None, a: Side, b: Side) -> Pair:

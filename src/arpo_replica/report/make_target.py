@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from arpo_replica.base.checkout import git_state
 from arpo_replica.base.environments import ROOT
 from arpo_replica.base.files import write_atomically, write_document
+from arpo_replica.base.tables import grouped
 from arpo_replica.config.models import GIVEN_STAGES, StudyConfig
 from arpo_replica.evaluation.claims import compare, mark_of
 from arpo_replica.evaluation.published import PaperFiles
@@ -153,7 +154,6 @@ def _of(row: object, *names: str) -> dict[str, Any]:
 def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterator[dict[str, Any]]:
     """Arm x split x protocol, all seeds together, with the paired difference to base."""
     parts = {getattr(config.targets, role): role for role in target.roles}
-    pooled = len(summary.seeds) > 1
     gains = {
         (row.arm, row.split, row.protocol, row.seed): row.difference
         for row in reversed(summary.differences)  # of several stages the first one counts
@@ -161,7 +161,7 @@ def _rate_rows(config: StudyConfig, target: Target, summary: Summary) -> Iterato
     }
     order = [(protocol, split) for protocol in PROTOCOLS for split in parts]
     for row in sorted(summary.rates, key=lambda r: order.index((r.protocol, r.split))):
-        if pooled and row.stage not in GIVEN_STAGES and row.seed is not None:
+        if not summary.all_seeds(row):
             continue
         yield {
             "part": parts[row.split],
@@ -208,12 +208,11 @@ def draw(document: TargetDocument, svg: Path, png: Path) -> None:
         heading = f"{document.title} (this study's own {document.target}, not the paper's)"
         mark = textwrap.fill(f"[{document.mark}]", 110)
         figure.suptitle(f"{heading}\n{mark}", fontsize=9)
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Title": document.mark})
-        write_atomically(svg, out.getvalue())
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=150, metadata={"Software": None, "Description": document.mark})
-        write_atomically(png, out.getvalue())
+        no_time: Any = {"Date": None, "Creator": None, "Title": document.mark}
+        for path, metadata in ((svg, no_time), (png, {"Software": None, "Description": document.mark})):
+            out = io.BytesIO()
+            figure.savefig(out, format=path.suffix[1:], dpi=150, metadata=metadata)
+            write_atomically(path, out.getvalue())
 
 
 def _panels(document: TargetDocument) -> Callable[[TargetDocument, Figure], None]:
@@ -238,11 +237,8 @@ def _empty(document: TargetDocument, figure: Figure) -> None:
 def rate_panels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """(protocol, its rows) for each part of a target; where the protocols agree, one panel for both."""
     panels: list[tuple[str, list[dict[str, Any]]]] = []
-    for part in dict.fromkeys(row["part"] for row in rows):
-        here: dict[str, list[dict[str, Any]]] = {protocol: [] for protocol in PROTOCOLS}
-        for row in rows:
-            if row["part"] == part:
-                here[row["protocol"]].append(row)
+    for part in grouped(rows, lambda row: row["part"]).values():
+        here = {name: [row for row in part if row["protocol"] == name] for name in map(str, PROTOCOLS)}
         hard, standard = ([{**row, "protocol": ""} for row in own] for own in here.values())
         if hard == standard:
             here = {" and ".join(PROTOCOLS): here[PROTOCOLS[0]]}
@@ -285,18 +281,15 @@ def _curves(document: TargetDocument, figure: Figure) -> None:
     two = any(row["part"] for row in document.rows)
     panels = figure.subplots(1, 2 if two else 1, squeeze=False)[0]
     quantities = ["reward_before", "group_score_std"] if two else ["reward_before"]
-    keys = list(dict.fromkeys((row["part"], row["arm"], row["seed"]) for row in document.rows))
+    trainings = grouped(document.rows, lambda row: (row["part"], row["arm"], row["seed"]))
     for axes, quantity in zip(panels, quantities, strict=True):
-        for place, key in enumerate(keys):
-            rows = [row for row in document.rows if (row["part"], row["arm"], row["seed"]) == key]
-            part, arm, seed = key
+        for place, ((part, arm, seed), rows) in enumerate(trainings.items()):
             label = f"{part.replace('_', ' ') or arm}, seed {seed}"
             # Stages follow each other: updates are counted through.
             values = [row[quantity] for row in rows]
             axes.plot(
                 range(1, len(values) + 1), [float("nan") if v is None else v for v in values],
-                color=_colour(arm), linestyle="-" if place % 2 == 0 else "--", marker=".",
-                label=label,
+                color=_colour(arm), linestyle="-" if place % 2 == 0 else "--", marker=".", label=label,
             )  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("update (stages one after the other)" if not two else "update")

@@ -89,9 +89,9 @@ def build_matrix(
     the first arm. ``splits``: their order.
     """
     parts = []
-    met = dict.fromkeys(str(episode.row["split"]) for episode in episodes)
-    for split in [*(name for name in splits if name in met), *(name for name in met if name not in splits)]:
-        here = [episode for episode in episodes if episode.row["split"] == split]
+    by_split = grouped(episodes, lambda episode: str(episode.row["split"]))
+    for split in sorted(by_split, key=lambda name: splits.index(name) if name in splits else len(splits)):
+        here = by_split[split]
         columns = sorted(
             {(str(e.row["arm"]), str(e.row["stage"])) for e in here},
             key=lambda c: (c[0] != "base", arms.index(c[0]), c[1]),

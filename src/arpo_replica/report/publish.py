@@ -238,7 +238,10 @@ def write_crate(
     for name, text in WORDS["folders"].items():
         if (folder / name).is_dir():
             crate.add_dataset(folder / name, f"{name}/", properties={"name": name, "description": text})
-    content = json.dumps(_sorted(crate.metadata.generate()), indent=1, ensure_ascii=False)
+    described = crate.metadata.generate()
+    first = {METADATA: 0, "./": 1}  # these two must come first
+    described["@graph"].sort(key=lambda entity: (first.get(entity["@id"], 2), entity["@id"]))
+    content = json.dumps(described, indent=1, ensure_ascii=False, sort_keys=True)
     out = folder / METADATA
     out.write_text(content + "\n", encoding="utf-8")
     return out
@@ -257,19 +260,8 @@ def _properties(path: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _sorted(document: dict[str, Any]) -> dict[str, Any]:
-    """Entities by id, the two that must come first first; keys by name."""
-    first = {METADATA: 0, "./": 1}
-    graph = sorted(document["@graph"], key=lambda entity: (first.get(entity["@id"], 2), entity["@id"]))
-    return {
-        "@context": document["@context"],
-        "@graph": [{key: entity[key] for key in sorted(entity)} for entity in graph],
-    }
-
-
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The first time that a zip can hold."""
-CHUNK = 2**20
 
 
 def files_of(folder: Path) -> Iterator[Path]:
@@ -299,8 +291,5 @@ def write_zip(folder: Path, out: Path) -> None:
             info.external_attr = 0o100644 << 16
             info.create_system = 3
             info.compress_type = zipfile.ZIP_DEFLATED
-            info.file_size = path.stat().st_size
-            with path.open("rb") as source, archive.open(info, "w") as target:
-                while block := source.read(CHUNK):
-                    target.write(block)
+            archive.writestr(info, path.read_bytes(), compresslevel=6)
     temporary.replace(out)

@@ -35,13 +35,9 @@ class PageFiles:
     """Both of ``data/paper``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(InputFile):
     """A file that numbers were computed from, as the page names it."""
 
-    path: str
-    sha256: str
-    bytes: int
     made_by: str
 
     @property
@@ -102,7 +98,7 @@ def collect_sources(
     unique = {entry.path: entry for entry in reversed(entries)}
     return Sources(
         tuple(
-            Source(entry.path, entry.sha256, entry.bytes, made_by(entry.path, rules))
+            Source(**entry.model_dump(), made_by=made_by(entry.path, rules))
             for entry in sorted(unique.values(), key=lambda entry: entry.path)
         ),
         commit or "unknown",
@@ -177,13 +173,10 @@ def _own(views: Mapping[str, Any], sources: Sources) -> Sequence[tuple[str, str,
         | {name: value for name, value in row.items() if name != "curve"}
         for row in views["stages"]
     ]
-    files = [
-        {"path": s.path, "sha256": s.sha256, "bytes": s.bytes, "made_by": s.made_by} for s in sources.files
-    ]
     return (
         ("training_stages", "Training by stage", stages),
         ("jobs", "Jobs of the workflow", list(views["jobs"])),
         ("deviations", "Deviations from the paper", list(views["deviations"])),
         ("parity", "Parity, setting by setting", list(views["parity"])),
-        ("inputs", "Files behind the page", files),
+        ("inputs", "Files behind the page", [source.model_dump() for source in sources.files]),
     )

@@ -101,8 +101,7 @@ def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dic
     """Per list of tasks: arms as columns, classes of failure as rows, cells with links to their examples."""
     ids = {episode.row["directory"]: (episode.id, str(episode.row["task_id"])) for episode in episodes}
     parts = []
-    for split in dict.fromkeys(row.split for row in summary.failures):
-        here = [(place, row) for place, row in enumerate(summary.failures) if row.split == split]
+    for split, here in grouped(enumerate(summary.failures), lambda entry: entry[1].split).items():
         columns = list(dict.fromkeys((row.arm, row.stage) for _, row in here))
         cells = {
             (row.failure, (row.arm, row.stage)): {
@@ -120,13 +119,11 @@ def failure_parts(summary: Summary, episodes: Sequence[EpisodeView]) -> list[dic
 
 def chips(summary: Summary) -> list[tuple[str, str, int, int]]:
     """(arm, reference, tasks gained, tasks lost) over all lists, hard protocol."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for row in summary.flips:
-        if row.protocol == "hard":
-            counts = found.setdefault((row.arm, row.reference), [0, 0])
-            counts[0] += len(row.gained)
-            counts[1] += len(row.lost)
-    return [(*pair, gained, lost) for pair, (gained, lost) in found.items()]
+    hard = [row for row in summary.flips if row.protocol == "hard"]
+    return [
+        (*pair, sum(len(row.gained) for row in rows), sum(len(row.lost) for row in rows))
+        for pair, rows in grouped(hard, lambda row: (row.arm, row.reference)).items()
+    ]
 
 
 def reach(summary: Summary) -> float:
@@ -347,7 +344,7 @@ def _chart_row(point: r.CurvePoint) -> dict[str, float | None]:
     return known | {f"s {phase}": seconds for phase, seconds in point.seconds.items()}
 
 
-def first_and_last(updates: Sequence[r.CurvePoint], name: str) -> list[float | None]:
+def first_and_last(updates: Sequence[Any], name: str) -> list[float | None]:
     """Means of the first and of the last three updates, of fewer where these would be the same updates."""
     ends = max(1, min(3, len(updates) // 2))
     return [_mean(updates[:ends], name), _mean(updates[-ends:], name)]
@@ -382,13 +379,9 @@ def _sum(updates: Sequence[Any], name: str) -> float | None:
 
 def offline_rows(summary: Summary) -> list[dict[str, Any]]:
     """Training of each offline arm and seed, with its loss at both ends."""
-    rows = []
-    for training in summary.offline:
-        known = [point.loss for point in training.points if point.loss is not None]
-        ends = max(1, min(3, len(known) // 2))
-        loss = [statistics.fmean(part) for part in (known[:ends], known[-ends:])] if known else [None, None]
-        rows.append({"training": training, "loss": loss})
-    return rows
+    known = [[point for point in training.points if point.loss is not None] for training in summary.offline]
+    losses = [first_and_last(points, "loss") for points in known]
+    return [{"training": one, "loss": loss} for one, loss in zip(summary.offline, losses, strict=True)]
 
 
 def swap_rows(summary: Summary) -> list[dict[str, Any]]:

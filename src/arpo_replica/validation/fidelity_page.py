@@ -28,7 +28,6 @@ def render_fidelity(root: Path = Path()) -> str:
     genuine = load_yaml((root / GENUINE).read_text())
     tasks = validation["tasks"]
     by_name = {row["task"]: row for row in tasks}
-    infeasible = [row for row in tasks if row["infeasible"]]
     feasible = [row for row in tasks if not row["infeasible"]]
     solved = [row for row in feasible if row["verdict"] == "ok"]
     reasons = defaultdict(list)
@@ -41,37 +40,19 @@ def render_fidelity(root: Path = Path()) -> str:
         windows=windows,
         genuine=genuine,
         chromium_writes_s=CHROMIUM_WRITES_S,
-        programs=[
-            (f"`{name}`", version, genuine["packages"].get(name, "not known"))
-            for name, version in validation["desktop"]["packages"].items()
-        ],
-        places=[
-            (name, window["title"], ", ".join(map(str, window["box"])))
-            for name, found in windows["windows"].items()
-            for window in found
-        ],
-        infeasible=infeasible,
         feasible=feasible,
         solved=solved,
-        right=sum(row["verdict"] == "infeasible_ok" for row in infeasible),
         zero=sum(all(one["score"] == 0 for one in row["noop"]) for row in feasible),
         domains=sorted({row["task"].partition("/")[0] for row in solved}),
         reset_s=_median(tasks, "reset_s"),
         evaluate_s=_median(tasks, "evaluate_s"),
         odd=[
-            (
-                f"`{issue.task}`",
-                issue.verdict.replace("_", " "),
-                "/".join(str(one["score"]) for one in by_name[issue.task]["noop"]),
-                issue.reason,
-            )
+            (issue, by_name[issue.task]["noop"])
             for issue in load_known_issues(root / KNOWN_ISSUES)
             if issue.task in by_name and validation["kind"] in issue.desktops
         ],
-        excluded=[(len(names), reason, ", ".join(names)) for reason, names in reasons.items()],
-        agreed=[
-            (f"`{row['task']}`", *(_both(row.get(mode)) for mode in MODES)) for row in agreement["tasks"]
-        ],
+        excluded=reasons,
+        modes=MODES,
     )
 
 
@@ -87,13 +68,3 @@ def _median(tasks: list[dict[str, Any]], key: str) -> float:
     """Of the attempts without an action; of two in the middle the later one."""
     seconds = sorted(float(one[key]) for row in tasks for one in row["noop"])
     return seconds[len(seconds) // 2]
-
-
-def _both(scores: dict[str, list[float | None]] | None) -> str:
-    """Scores of both sides; empty where a mode was not run."""
-    if scores is None:
-        return ""
-    return " and ".join(
-        "/".join("env_error" if score is None else f"{score:g}" for score in scores[side])
-        for side in ("first", "second")
-    )

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from arpo_replica.actions.coordinates import Frame
 from arpo_replica.actions.parse import UITarsParser
 from arpo_replica.actions.types import Fail, Finished, Hotkey
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import FormatError, UserError
-from arpo_replica.config.load import read_yaml
+from arpo_replica.config.load import read_checked
 from arpo_replica.config.section import Section
 from arpo_replica.policy.endpoint import Conversation, Reply
 from arpo_replica.tasks.model import Task
@@ -95,12 +95,7 @@ class Oracle(Section):
 
 def load_oracle(path: Path) -> Oracle:
     """Read one script. Raises ``UserError`` that names the file and the fault."""
-    try:
-        return Oracle.model_validate(read_yaml(path, f"The script {path}"))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"The script {path} has a fault at '{where}': {first['msg']}.") from error
+    return read_checked(path, f"The script {path}", Oracle)
 
 
 def find_oracles(tasks: Iterable[Task], screen: tuple[int, int], folder: Path = FOLDER) -> dict[str, Oracle]:

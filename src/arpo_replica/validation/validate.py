@@ -16,13 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from arpo_replica.base.environments import find
 from arpo_replica.base.errors import UserError
 from arpo_replica.base.files import write_atomically
 from arpo_replica.config.desktop import desktop_mark
-from arpo_replica.config.load import read_yaml
+from arpo_replica.config.load import read_checked
 from arpo_replica.config.models import StudyConfig
 from arpo_replica.config.section import Section
 from arpo_replica.desktop.interface import DesktopProvider
@@ -99,14 +97,7 @@ def judge(infeasible: bool, attempts: Mapping[str, list[Attempt]]) -> Verdict:
 
 def load_known_issues(path: Path) -> list[KnownIssue]:
     """Read the list. Raises ``UserError`` for a file that is none."""
-    try:
-        return TypeAdapter(list[KnownIssue]).validate_python(read_yaml(path, f"The list {path}"))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"The list of known issues {path} has a fault at '{where}': {first['msg']}."
-        ) from error
+    return read_checked(path, f"The list of known issues {path}", list[KnownIssue])
 
 
 def validate_tasks(
