@@ -4,7 +4,7 @@ Every task succeeds in the first episode that is ever evaluated (``FAKE_STATE`` 
 it over processes) and fails in all later ones. ``FAKE_BREAK`` names tasks whose every attempt breaks,
 ``FAKE_HOPELESS`` tasks that never succeed; both are separated by commas. ``FAKE_BREAK_FIRST`` (``task:n``)
 breaks the first n attempts at a task, ``FAKE_BREAK_AFTER`` all but these. ``FAKE_SLOW`` (``task:seconds``) is
-a task whose every action takes so long.
+a task whose first action lasts until another update is over, or so long where none can be.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import io
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from PIL import Image, ImageDraw
 
 from arpo_replica.actions.types import Action
 from arpo_replica.base.errors import DesktopError
+from arpo_replica.base.files import read_rows
 from arpo_replica.desktop.interface import Desktop
 from arpo_replica.tasks.model import Task
+from arpo_replica.training.job import current_job
 
 
 def setting(name: str, task: str) -> float | None:
@@ -72,7 +75,11 @@ class FakeDesktop:
         return out.getvalue()
 
     async def act(self, action: Action, action_id: str) -> None:
-        await asyncio.sleep(setting("FAKE_SLOW", self.task) or 0)
+        if self.turn == 0 and (longest := setting("FAKE_SLOW", self.task)):
+            path = current_job().verl_metrics
+            before, until = len(read_rows(path)), time.monotonic() + longest
+            while len(read_rows(path)) == before and time.monotonic() < until:  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.1)
         self.turn += 1
 
     async def evaluate(self, task: Task, last_action: Action | None) -> float:

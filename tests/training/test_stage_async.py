@@ -1,4 +1,4 @@
-"""A stage whose rollouts outlast updates: one task's actions are slow. One start; with a kill two."""
+"""A stage whose rollouts outlast updates: one task waits for them. One start; with a kill two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def async_stage(folder: Path) -> StageProcess:
     }
     stage = StageProcess(folder / "study", config, **options)
     (folder / "state").mkdir()
-    stage.variables = {"FAKE_STATE": str(folder / "state"), "FAKE_SLOW": f"{stage.tasks[0].id}:2.5"}
+    stage.variables = {"FAKE_STATE": str(folder / "state"), "FAKE_SLOW": f"{stage.tasks[0].id}:20"}
     return stage
 
 
