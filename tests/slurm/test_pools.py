@@ -147,16 +147,15 @@ class Pools:
         for pool in announced(self.folder) if self.folder.is_dir() else ():
             headers = {"Authorization": f"Bearer {read_secret(self.folder)}"}
             try:
-                status = requests.get(f"{pool['url']}/v1/status", headers=headers, timeout=5).json()
+                status = requests.get(f"{pool['url']}/v1/status", headers=headers, timeout=1).json()
             except requests.RequestException:
                 continue
             if status["leased"] and not status["draining"]:
                 found.append(pool)
         return found
 
-    def lose(self) -> None:
+    def lose(self, node: str) -> None:
         """The node of a pool that lends a desktop loses power; then it is back."""
-        node = self.leased()[0]["host"]
         self.checkout.cluster.lose_node(node)
         self.checkout.cluster.heal_node(node)
 
@@ -170,10 +169,10 @@ class Pools:
         process = start(self.checkout, "--", str(MANIFEST), overlays=overlays)
         steps = self.checkout.root / STAGE / "metrics.jsonl"
         try:
-            self.until(
+            pool, *_ = self.until(
                 process, lambda: steps.is_file() and steps.read_text().count("\n") >= 1 and self.leased()
             )
-            self.lose()
+            self.lose(pool["host"])
             assert process.wait(600) == 0, self.checkout.said()[-4000:]
         finally:
             end(process)
@@ -183,24 +182,23 @@ class Pools:
         """All that is left; one pool is told to end, the node of another is lost."""
         process = start(self.checkout, overlays=overlays)
         try:
-            self.until(process, lambda: self.finished() >= 2 and self.leased())
-            job = self.leased()[0]["job"]
-            self.checkout.cluster.command(
-                "scancel", "--batch", "--signal=TERM", job
-            )  # as before a time limit
+            pool, *_ = self.until(process, lambda: self.finished() >= 2 and self.leased())
+            # As before a time limit.
+            self.checkout.cluster.command("scancel", "--batch", "--signal=TERM", pool["job"])
             known = self.finished()
-            self.until(process, lambda: self.finished() >= known + 2 and self.leased())
-            self.lose()
+            pool, *_ = self.until(process, lambda: self.finished() >= known + 2 and self.leased())
+            self.lose(pool["host"])
             assert process.wait(600) == 0, self.checkout.said()[-4000:]
         finally:
             end(process)
 
-    def until(self, process: subprocess.Popen[bytes], condition: Callable[[], object]) -> None:
-        """Poll until true, as long as Snakemake runs."""
+    def until(self, process: subprocess.Popen[bytes], condition: Callable[[], Any]) -> Any:
+        """Poll until it finds something, which is returned, as long as Snakemake runs."""
         deadline = time.monotonic() + 600
-        while not condition():
+        while not (found := condition()):
             assert process.poll() is None and time.monotonic() < deadline, self.checkout.said()[-4000:]
             time.sleep(0.2)
+        return found
 
 
 @pytest.fixture(scope="module")
