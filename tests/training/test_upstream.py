@@ -63,6 +63,20 @@ def test_verl_asks_for_the_gpus_generation_without_starting_cuda(monkeypatch: py
         PlatformCUDA().get_device_capability(0)
 
 
+def test_a_forked_process_tries_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never comes back into the test, also where there is no CUDA."""
+    for answer in (0, 3):
+        library = types.SimpleNamespace(cuInit=lambda flags, answer=answer: answer)
+        monkeypatch.setattr(launch.ctypes, "CDLL", lambda name, library=library: library)
+        assert launch.status_of_cuda_when_forked() == answer
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(launch.ctypes, "CDLL", missing)
+    assert launch.status_of_cuda_when_forked() == 255
+
+
 def test_an_unknown_layout_is_refused() -> None:
     ids = torch.nested.as_nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)], layout=torch.jagged)
     with pytest.raises(RuntimeError, match="7899"):

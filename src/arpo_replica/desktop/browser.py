@@ -14,7 +14,7 @@ from arpo_replica.base.errors import DesktopError
 from arpo_replica.base.tables import table_of
 from arpo_replica.desktop.devtools import ConnectorFactory, DevTools, Page
 
-_READY, _PAINTED, _LEAVE = table_of(__file__).values()
+SCRIPTS = table_of(__file__)
 _NOT_YET_S = 0.005
 FIRST_TAB_S = 5.0
 CLEAN_S = 3.0
@@ -67,7 +67,7 @@ class EpisodeDevTools(DevTools):
             return False
         page = pages[0].id
         width, height = self._screen
-        if await self.evaluate(_LEAVE, page) != [width, height, height, 1, 1, True]:
+        if await self.evaluate(SCRIPTS["LEAVE"], page) != [width, height, height, 1, 1, True]:
             return False
         await self.navigate("about:blank", page)
         context = {"browserContextId": self.context}
@@ -125,7 +125,7 @@ class EpisodeDevTools(DevTools):
             return
         if self.context is not None:
             await self.call("Page.resetNavigationHistory", page=pages[0].id)
-        await self.evaluate(_PAINTED, pages[0].id)
+        await self.evaluate(SCRIPTS["PAINTED"], pages[0].id)
 
     async def open(self, url: str, timeout_s: float | None = None) -> str:
         """Open a tab (the first one in a window that fills the screen), wait until it has loaded."""
@@ -142,7 +142,7 @@ class EpisodeDevTools(DevTools):
             if left <= 0:
                 raise DesktopError(f"{url} did not load within {limit:g} s")
             try:
-                shown = await self.evaluate(_READY % self._screen[0], page, timeout_s=left)
+                shown = await self.evaluate(SCRIPTS["READY"] % self._screen[0], page, timeout_s=left)
             except DesktopError:
                 # The script ran in the empty page that is there before the first one and went with it.
                 if not any(known.id == page for known in await self.pages()):

@@ -26,6 +26,10 @@ AHEAD = 1
 """Batches in work beside the one that the trainer waits for (verl: num_warmup_batches)."""
 
 
+HANDED_OVER = ("freeze_vision", "compact_pixels", "named_screenshots")
+"""Keys of ``training.speed`` without which vLLM's features of a screenshot cannot reach the trainer."""
+
+
 class Speed(SpeedConfig):
     """``training.speed`` with its defaults filled in."""
 
@@ -42,17 +46,18 @@ class Speed(SpeedConfig):
         """What applies to a job: keys left open are on for a GPU and off for a CPU."""
         recipe, values = job.recipe, job.recipe.speed.model_dump()
         on_gpu = job.config.accelerator == "cuda"
-        # Features are files: of the machine on which they were made, and by one process of vLLM.
-        handed = on_gpu and recipe.nodes == recipe.tensor_parallel == 1
-        handed = handed and values["freeze_vision"] and values["named_screenshots"]
         left_open = {
             **dict.fromkeys(("pack", "text_log_probs", "compact_pixels"), on_gpu),
             "checkpoint_share": 1.0 if on_gpu else 0.0,
             "skip_log_probs": on_gpu and one_update(job),
-            "vision_from_rollout": handed and values["compact_pixels"] is not False,
             "executor": "uni" if recipe.tensor_parallel == 1 else "mp",
         }
-        return cls(**values | {key: value for key, value in left_open.items() if values[key] is None})
+        filled_in = values | {key: value for key, value in left_open.items() if values[key] is None}
+        if values["vision_from_rollout"] is None:
+            # Features are files: of the machine on which they were made, and by one process of vLLM.
+            handed = on_gpu and recipe.nodes == recipe.tensor_parallel == 1
+            filled_in["vision_from_rollout"] = handed and all(filled_in[key] for key in HANDED_OVER)
+        return cls(**filled_in)
 
     @property
     def changes_model(self) -> bool:
@@ -78,8 +83,7 @@ def check_speed(job: Job) -> None:
         )
     if speed.vision_from_rollout:
         filled = Speed.of(job)
-        needed = ("freeze_vision", "compact_pixels", "named_screenshots")
-        if off := [key for key in needed if not getattr(filled, key)]:
+        if off := [key for key in HANDED_OVER if not getattr(filled, key)]:
             raise UserError(
                 "training.speed.vision_from_rollout hands over what vLLM's vision tower made, which needs "
                 f"training.speed.{off[0]}; set that to true, or drop the key."

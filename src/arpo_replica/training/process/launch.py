@@ -166,8 +166,12 @@ def status_of_cuda_when_forked() -> int:
     """What CUDA says to a process forked from this one; 0: it can be used there."""
     pid = os.fork()
     if pid == 0:
-        signal.alarm(30)  # ends it: a lock of the driver may be held for ever
-        os._exit(min(ctypes.CDLL("libcuda.so.1").cuInit(0), 255))
+        status = 255
+        try:
+            signal.alarm(30)  # ends it: a lock of the driver may be held for ever
+            status = min(ctypes.CDLL("libcuda.so.1").cuInit(0), 255)
+        finally:  # whatever happens, this process must not go on as its parent would
+            os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
